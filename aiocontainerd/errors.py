@@ -1,0 +1,169 @@
+"""Errors with a class: one exception per errdefs kind, and the one table of their wire codes (facts/core 15).
+
+The message of an error travels as `<context>: <class text>`. Clients strip the class text and raise their own
+error of that class, so it stays last; `status_message` appends it where the context does not end in it already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+
+class ContainerdError(Exception):
+    """An error that travels to clients with a status code. Raised as one of its subclasses."""
+
+    code: ClassVar[int] = 2
+    text: ClassVar[str] = ""
+
+    @property
+    def message(self) -> str:
+        """The context, without the class text unless the context itself ends in it."""
+        return str(self.args[0]) if self.args else self.text
+
+
+class Unknown(ContainerdError):
+    """A failure of no class. The message travels as it is."""
+
+
+class Cancelled(ContainerdError):
+    """The caller gave up."""
+
+    code, text = 1, "context canceled"
+
+
+class InvalidArgument(ContainerdError):
+    """The request can never work, whatever the state of the daemon."""
+
+    code, text = 3, "invalid argument"
+
+
+class DeadlineExceeded(ContainerdError):
+    """A named deadline passed before the answer came."""
+
+    code, text = 4, "context deadline exceeded"
+
+
+class NotFound(ContainerdError):
+    """The named object does not exist."""
+
+    code, text = 5, "not found"
+
+
+class AlreadyExists(ContainerdError):
+    """An object of that name exists."""
+
+    code, text = 6, "already exists"
+
+
+class PermissionDenied(ContainerdError):
+    """The caller or the daemon may not do this."""
+
+    code, text = 7, "permission denied"
+
+
+class ResourceExhausted(ContainerdError):
+    """A limit was reached, such as the size of a message."""
+
+    code, text = 8, "resource exhausted"
+
+
+class FailedPrecondition(ContainerdError):
+    """The state of the object does not allow this now."""
+
+    code, text = 9, "failed precondition"
+
+
+class Conflict(FailedPrecondition):
+    """Another change of the same object came first."""
+
+    text = "conflict"
+
+
+class NotModified(FailedPrecondition):
+    """The object is already as requested."""
+
+    text = "not modified"
+
+
+class Aborted(ContainerdError):
+    """The operation was given up by the daemon and may be tried again."""
+
+    code, text = 10, "aborted"
+
+
+class OutOfRange(ContainerdError):
+    """An offset past the end of its object."""
+
+    code, text = 11, "out of range"
+
+
+class Unimplemented(ContainerdError):
+    """The daemon or the plugin concerned has no such function (status UNIMPLEMENTED)."""
+
+    code, text = 12, "not implemented"
+
+
+class Internal(ContainerdError):
+    """The daemon's own state is broken."""
+
+    code, text = 13, "internal"
+
+
+class Unavailable(ContainerdError):
+    """Not now; the same request may work later."""
+
+    code, text = 14, "unavailable"
+
+
+class DataLoss(ContainerdError):
+    """Bytes are missing or damaged."""
+
+    code, text = 15, "data loss"
+
+
+class Unauthenticated(ContainerdError):
+    """No valid credentials."""
+
+    code, text = 16, "unauthorized"
+
+
+_BY_CODE: dict[int, type[ContainerdError]] = {
+    c.code: c
+    for c in (
+        Unknown, Cancelled, InvalidArgument, DeadlineExceeded, NotFound, AlreadyExists, PermissionDenied,
+        ResourceExhausted, FailedPrecondition, Aborted, OutOfRange, Unimplemented, Internal,
+        Unavailable, DataLoss, Unauthenticated,
+    )
+}  # fmt: skip
+
+
+def from_status(code: int, message: str) -> ContainerdError:
+    """The error a peer answered with; its message loses the trailing class text, as containerd's clients do."""
+    kind = _BY_CODE.get(code, Unknown)
+    if kind is FailedPrecondition:
+        for special in (Conflict, NotModified):
+            if message == special.text or message.endswith(f": {special.text}"):
+                kind = special
+    if kind.text and message.endswith(f": {kind.text}"):
+        message = message[: -len(kind.text) - 2]
+    return kind(message)
+
+
+def to_status(error: BaseException) -> tuple[int, str]:
+    """Code and message that `error` travels with. An exception of no class is UNKNOWN with its own text."""
+    if isinstance(error, ContainerdError):
+        return error.code, _with_class_text(error.message, error.text)
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded.code, DeadlineExceeded.text
+    if isinstance(error, asyncio.CancelledError):
+        return Cancelled.code, Cancelled.text
+    if isinstance(error, NotImplementedError):
+        return Unimplemented.code, _with_class_text(str(error), Unimplemented.text)
+    return Unknown.code, str(error) or type(error).__name__
+
+
+def _with_class_text(message: str, text: str) -> str:
+    if not text or message == text or message.endswith(f": {text}"):
+        return message
+    return f"{message}: {text}" if message else text

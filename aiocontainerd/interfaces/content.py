@@ -1,0 +1,133 @@
+"""Content stores (kind `io.containerd.content.v1`): immutable blobs by digest, and the ingests that become blobs.
+
+Vocabulary. A *blob* is found by its digest and never changes; its labels may. An *ingest* is a blob being written:
+it is named by its *ref*, which whoever writes chooses, survives the writer and the daemon, and ends by commit
+(it is a blob now) or abort (it is gone).
+
+Life cycle. `writer(ref)` opens the ingest and takes its lock, which is held until `close`; a second `writer` for the
+same ref raises Unavailable naming the ref. Data already there counts: `offset` says where to go on. `commit` checks
+size and digest, makes the blob durable (file synced, renamed, directory synced) and only then returns; it ends the
+ingest. A failed check raises FailedPrecondition and keeps the ingest. `commit` of a blob that exists raises
+AlreadyExists and removes the ingest. `close` without commit keeps the ingest for later.
+
+A backend store knows no namespaces; the metadata plugin gives each namespace its own view of the same Protocol
+(facts/core 4). Digests and sizes are checked by the store, never trusted.
+
+Errors: NotFound `content digest <digest>: not found` / `reference <ref>: not found`, AlreadyExists
+`content <digest>: already exists`, Unavailable `ref <ref> locked for <duration> (since <time>)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol, Self
+
+import msgspec
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class Info(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a blob. A backend's labels are empty where it keeps none."""
+
+    digest: str
+    size: int
+    created_at_ns: int
+    updated_at_ns: int
+    labels: Mapping[str, str] = _NONE
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of an ingest: bytes on disk, total if it was told (0 unknown), times."""
+
+    ref: str
+    offset: int
+    total: int
+    started_at_ns: int
+    updated_at_ns: int
+    expected: str = ""
+
+
+class Reader(Protocol):
+    """An open blob. Reading is done off the event loop."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in the blob."""
+        ...
+
+    async def read(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset`; fewer only at the end."""
+        ...
+
+    def fileno(self) -> int:
+        """A file descriptor to hand to C code or a child process; valid until `close`."""
+        ...
+
+    async def close(self) -> None: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+class Writer(Protocol):
+    """An open ingest, locked by its holder."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far; the next byte goes here."""
+        ...
+
+    def digest(self) -> str:
+        """sha256 digest of the bytes so far."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Append `data`, whole or with an error. Hashing and writing are done off the event loop when large."""
+        ...
+
+    async def truncate(self) -> None:
+        """Start again at offset 0."""
+        ...
+
+    async def status(self) -> Status: ...
+
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
+        """Make the bytes a blob. `size` 0 and `expected` "" are not checked. See the life cycle above."""
+        ...
+
+    async def close(self) -> None:
+        """Release the ingest's lock; keeps its bytes unless it was committed. May be called twice."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+
+class ContentStore(Protocol):
+    """Blobs and ingests, of one backend or of one namespace."""
+
+    async def info(self, digest: str) -> Info: ...
+
+    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+        """Change labels: all of them, or those that `paths` name (`labels`, `labels.<key>`)."""
+        ...
+
+    def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+        """Every blob that a filter matches, sorted by digest."""
+        ...
+
+    async def delete(self, digest: str) -> None: ...
+
+    async def reader(self, digest: str) -> Reader: ...
+
+    async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> Writer: ...
+
+    async def status(self, ref: str) -> Status: ...
+
+    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]: ...
+
+    async def abort(self, ref: str) -> None: ...

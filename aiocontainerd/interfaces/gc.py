@@ -1,0 +1,15 @@
+"""The garbage collection scheduler (kind `io.containerd.gc.v1`, id `scheduler`; facts/core 10)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from aiocontainerd.interfaces.metadata import Collected
+
+
+class GCScheduler(Protocol):
+    """Decides when to collect."""
+
+    async def schedule_and_wait(self) -> Collected:
+        """Collect soon and return when that collection is done; what `sync` deletes wait for."""
+        ...

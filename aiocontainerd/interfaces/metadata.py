@@ -1,0 +1,192 @@
+"""The metadata store (kind `io.containerd.metadata.v1`, id `bolt`): every record of every namespace.
+
+All methods work in the namespace of the current call (`aiocontainerd.context`) unless they say otherwise, and add what
+they create to the lease of the current call. A method that changes something returns when the change is on disk.
+Records are immutable; `update` takes a record and the field paths to take from it (none = the default set of the
+resource) and returns the record as stored. Codes and texts of every failure are in facts/core 1, 3, 5, 6, 9.
+
+Events: the store publishes `/images/*`, `/content/create`, `/snapshot/*` after the commit; the services publish
+`/namespaces/*`, `/containers/*` and `/content/delete`.
+
+Garbage collection: `collect` marks from the roots over labels and built-in edges (facts/core 10) and sweeps what it did
+not reach, in batches outside any lock, re-checking each; then it asks every dirty backend to drop what no namespace
+knows. `on_mutation` tells a scheduler of every committed change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Protocol
+
+import msgspec
+
+from aiocontainerd.interfaces.content import ContentStore
+from aiocontainerd.interfaces.snapshotter import Snapshotter
+from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.typeurl import Any
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+_NO_ANYS: Mapping[str, Any] = MappingProxyType({})
+
+
+class Namespace(msgspec.Struct, frozen=True):
+    """A namespace and its labels."""
+
+    name: str
+    labels: Mapping[str, str] = _NONE
+
+
+class Container(msgspec.Struct, frozen=True, kw_only=True):
+    """A container record. `spec`, `runtime_options` and `extensions` are opaque and come back byte for byte."""
+
+    id: str
+    labels: Mapping[str, str] = _NONE
+    image: str = ""
+    runtime_name: str = ""
+    runtime_options: Any | None = None
+    spec: Any | None = None
+    snapshotter: str = ""
+    snapshot_key: str = ""
+    created_at_ns: int = 0
+    updated_at_ns: int = 0
+    extensions: Mapping[str, Any] = _NO_ANYS
+    sandbox_id: str = ""
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """An image record: a name for a target descriptor."""
+
+    name: str
+    target: Descriptor
+    labels: Mapping[str, str] = _NONE
+    created_at_ns: int = 0
+    updated_at_ns: int = 0
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease."""
+
+    id: str
+    created_at_ns: int = 0
+    labels: Mapping[str, str] = _NONE
+
+
+class Resource(msgspec.Struct, frozen=True):
+    """Something a lease holds. `type` is `content`, `ingests`, `images` or `snapshots/<snapshotter>`."""
+
+    id: str
+    type: str
+
+
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """What a collection removed, by kind (`content`, `images`, `ingests`, `leases`, `snapshots/<snapshotter>`)."""
+
+    removed: Mapping[str, int]
+    duration_s: float
+
+
+class NamespaceStore(Protocol):
+    """Namespaces. These methods need no namespace in the context."""
+
+    async def create(self, name: str, labels: Mapping[str, str]) -> None: ...
+
+    async def get(self, name: str) -> Namespace:
+        """The namespace; one that is unknown has no labels, and that is no error."""
+        ...
+
+    async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
+        """Create or change: all labels, or those that `paths` name."""
+        ...
+
+    async def list(self) -> list[Namespace]:
+        """All, sorted by name."""
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Raises FailedPrecondition naming the kinds of objects that are left in it."""
+        ...
+
+
+class ContainerStore(Protocol):
+    """Container records."""
+
+    async def get(self, container_id: str) -> Container: ...
+
+    async def list(self, filters: Sequence[str] = ()) -> list[Container]: ...
+
+    async def create(self, container: Container) -> Container: ...
+
+    async def update(self, container: Container, paths: Sequence[str] = ()) -> Container: ...
+
+    async def delete(self, container_id: str) -> None: ...
+
+
+class ImageStore(Protocol):
+    """Image records. `epoch_ns` replaces the current time."""
+
+    async def get(self, name: str) -> Image: ...
+
+    async def list(self, filters: Sequence[str] = ()) -> list[Image]: ...
+
+    async def create(self, image: Image, *, epoch_ns: int | None = None) -> Image: ...
+
+    async def update(self, image: Image, paths: Sequence[str] = (), *, epoch_ns: int | None = None) -> Image: ...
+
+    async def delete(self, name: str, *, target: Descriptor | None = None) -> None:
+        """Raises NotFound where `target` is given and the image has another one."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """Leases and what they hold."""
+
+    async def create(self, lease_id: str, labels: Mapping[str, str]) -> Lease:
+        """`lease_id` "" makes one up."""
+        ...
+
+    async def delete(self, lease_id: str) -> None: ...
+
+    async def list(self, filters: Sequence[str] = ()) -> list[Lease]: ...
+
+    async def add_resource(self, lease_id: str, resource: Resource) -> None: ...
+
+    async def delete_resource(self, lease_id: str, resource: Resource) -> None: ...
+
+    async def resources(self, lease_id: str) -> Sequence[Resource]: ...
+
+
+class MetadataStore(Protocol):
+    """The whole store."""
+
+    @property
+    def namespaces(self) -> NamespaceStore: ...
+
+    @property
+    def containers(self) -> ContainerStore: ...
+
+    @property
+    def images(self) -> ImageStore: ...
+
+    @property
+    def leases(self) -> LeaseStore: ...
+
+    @property
+    def content(self) -> ContentStore:
+        """The content of the current namespace."""
+        ...
+
+    def snapshotter(self, name: str) -> Snapshotter:
+        """The snapshots of the current namespace in one backend. Raises InvalidArgument for an unknown backend."""
+        ...
+
+    @property
+    def snapshotters(self) -> Sequence[str]:
+        """Names of the loaded backends, sorted."""
+        ...
+
+    def on_mutation(self, callback: Callable[[bool], None]) -> None:
+        """Call `callback(deletion)` on the event loop after every committed change."""
+        ...
+
+    async def collect(self) -> Collected: ...

@@ -1,0 +1,1 @@
+"""OCI image, runtime specification, references and platforms: records and pure functions."""

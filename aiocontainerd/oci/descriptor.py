@@ -1,0 +1,41 @@
+"""Content descriptors (OCI image specification, descriptor.md) and digests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from aiocontainerd.errors import InvalidArgument
+
+_ALGORITHM_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
+_DIGEST = re.compile(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):([a-zA-Z0-9=_-]+)\Z")
+_HEX = re.compile(r"[a-f0-9]+\Z")
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class Descriptor(msgspec.Struct, frozen=True):
+    """What a blob is and where to find it: media type, digest, size in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = _NONE
+
+
+def split_digest(digest: str) -> tuple[str, str]:
+    """Algorithm and hex of a digest. Raises InvalidArgument with go-digest's words."""
+    found = _DIGEST.match(digest)
+    if not found:
+        raise InvalidArgument("invalid checksum digest format")
+    algorithm, encoded = found.groups()
+    length = _ALGORITHM_LENGTH.get(algorithm)
+    if length is None:
+        raise InvalidArgument("unsupported digest algorithm")
+    if len(encoded) != length:
+        raise InvalidArgument("invalid checksum digest length")
+    if not _HEX.match(encoded):
+        raise InvalidArgument("invalid checksum digest format")
+    return algorithm, encoded

@@ -1,0 +1,80 @@
+"""Typed values whose type the daemon need not know: `Any`, and the way between it and generated messages.
+
+containerd's type URLs of protocol buffer messages are bare full names (`containerd.events.TaskExit`); a prefix
+ending in a slash, as other stacks write it, is accepted when reading (facts/core 11, facts/runtime 4.1).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aiocontainerd.errors import NotFound
+
+if TYPE_CHECKING:
+    import betterproto2
+
+    from aiocontainerd import api
+
+SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+LINUX_RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+_POOL_PREFIX = "type.googleapis.com/"
+
+
+class Any(msgspec.Struct, frozen=True):
+    """A value with the URL of its type. The daemon keeps and returns the bytes as they came."""
+
+    type_url: str
+    value: bytes
+
+
+def message_name(message: betterproto2.Message) -> str:
+    """The full protocol buffer name of a generated message, such as `containerd.events.TaskExit`."""
+    from aiocontainerd.api.gen.message_pool import default_message_pool
+
+    return default_message_pool.type_to_url[type(message)].removeprefix(_POOL_PREFIX)
+
+
+def message_class(full_name: str) -> type[betterproto2.Message]:
+    """The generated class of a message by its full name, importing its package. Raises NotFound."""
+    from aiocontainerd.api.gen.message_pool import default_message_pool
+
+    url = _POOL_PREFIX + full_name
+    package = full_name
+    while url not in default_message_pool.url_to_type and "." in package:
+        package = package.rpartition(".")[0]
+        try:
+            importlib.import_module(f"aiocontainerd.api.gen.{package}")
+        except ModuleNotFoundError:
+            continue
+    try:
+        return default_message_pool.url_to_type[url]
+    except KeyError:
+        raise NotFound(f"type with url {full_name}") from None
+
+
+def marshal(message: betterproto2.Message) -> Any:
+    """Wrap a generated message."""
+    return Any(message_name(message), bytes(message))
+
+
+def unmarshal(value: Any) -> betterproto2.Message:
+    """Decode a wrapped message. Raises NotFound where the type is not one of the API's."""
+    return message_class(value.type_url.rpartition("/")[2]).parse(value.value)
+
+
+def from_wire(value: api.protobuf.Any | None) -> Any | None:
+    """The domain value of an `Any` field of a message; None where the field is absent."""
+    return None if value is None else Any(value.type_url, value.value)
+
+
+def to_wire(value: Any | None) -> api.protobuf.Any | None:
+    """The field value of an `Any`; None leaves the field out."""
+    from aiocontainerd import api
+
+    return None if value is None else api.protobuf.Any(type_url=value.type_url, value=value.value)
