@@ -1,0 +1,103 @@
+"""Trees into records, strictly: every unknown key and wrong type is found, with its line and the likeliest key."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+import typing
+from typing import Any, TypeVar
+
+import msgspec
+
+from aiocontainerd.config.migrate import Origins
+from aiocontainerd.config.source import KeyPath, Origin, Tree
+
+RecordT = TypeVar("RecordT", bound=msgspec.Struct)
+
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<path>.*?)`)?\Z")
+_AT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*?)`)?\Z", re.DOTALL)
+_STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\.\.\.|\d+)\]")
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Something in a config file that the records do not allow. An unknown key may be tolerated, a type never."""
+
+    text: str
+    unknown_key: bool
+
+
+def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tuple[RecordT | None, list[Problem]]:
+    """The record of `tree`, which stands at key `at` of the config, and every problem found.
+
+    Unknown keys are left out of the record; a wrong type leaves no record at all.
+    """
+    problems: list[Problem] = []
+    rest = copy.deepcopy(tree)
+    while True:
+        try:
+            return msgspec.convert(rest, kind), problems
+        except msgspec.ValidationError as error:
+            unknown = _UNKNOWN_FIELD.match(str(error))
+            if unknown is None:
+                problems.append(Problem(_wrong_type(str(error), at, origins), False))
+                return None, problems
+            steps = _steps(unknown["path"])
+            _remove(rest, steps, unknown["field"])
+            problems.append(Problem(_unknown_key(kind, steps, unknown["field"], at, origins), True))
+
+
+def origin_of(key: KeyPath, origins: Origins) -> Origin:
+    """Where a key, or the nearest table above it, is written."""
+    while key and key not in origins:
+        key = key[:-1]
+    return origins.get(key, Origin("default"))
+
+
+def _wrong_type(error: str, at: KeyPath, origins: Origins) -> str:
+    found = _AT.match(error)
+    steps = _steps(found["path"] if found else None)
+    what = found["what"] if found else error
+    key = (*at, *steps)
+    return f"{origin_of(key, origins)}: {_dotted(key)}: {what[:1].lower()}{what[1:]}"
+
+
+def _unknown_key(kind: type, steps: KeyPath, field: str, at: KeyPath, origins: Origins) -> str:
+    key = (*at, *steps, field)
+    near = difflib.get_close_matches(field, _fields_at(kind, steps), n=1, cutoff=0.5)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    return f"{origin_of(key, origins)}: unknown key {_dotted(key)}{hint}"
+
+
+def _fields_at(kind: Any, steps: KeyPath) -> tuple[str, ...]:
+    """Names of the fields that a record has at a path below `kind`."""
+    for step in steps:
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            kind = typing.get_type_hints(kind).get(step)
+        else:
+            arguments = [a for a in typing.get_args(kind) if a is not Ellipsis]
+            kind = arguments[-1] if arguments else None
+    return tuple(kind.__struct_fields__) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else ()
+
+
+def _steps(path: str | None) -> KeyPath:
+    return tuple(name or index for name, index in _STEP.findall(path or ""))
+
+
+def _remove(tree: Any, steps: KeyPath, field: str) -> None:
+    """Delete `field` from every table that `steps` leads to; `...` stands for any key of a table."""
+    if not steps:
+        if isinstance(tree, dict):
+            tree.pop(field, None)
+        return
+    if isinstance(tree, list):
+        children = tree if steps[0] == "..." else tree[int(steps[0]) : int(steps[0]) + 1]
+    else:
+        children = list(tree.values()) if steps[0] == "..." else [tree.get(steps[0])]
+    for child in children:
+        _remove(child, steps[1:], field)
+
+
+def _dotted(key: KeyPath) -> str:
+    bare = re.compile(r"[A-Za-z0-9_-]+\Z")
+    return ".".join(part if bare.match(part) else f'"{part}"' for part in key)

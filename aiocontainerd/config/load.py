@@ -1,0 +1,155 @@
+"""`load`: a config file with its imports, migrated, merged and decoded, and what the daemon asks of it."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aiocontainerd import durations
+from aiocontainerd.config import merge as merging
+from aiocontainerd.config import migrate as migration
+from aiocontainerd.config import source
+from aiocontainerd.config.decode import Problem, decode, origin_of
+from aiocontainerd.config.migrate import Origins
+from aiocontainerd.config.records import TIMEOUTS, UNKNOWN_TIMEOUT_S, ConfigError, Settings
+from aiocontainerd.config.source import KeyPath, Origin, Tree
+
+if TYPE_CHECKING:
+    from aiocontainerd.registry import PluginConfig, Registration
+
+
+class Config:
+    """A loaded config: the settings, the plugins' tables, and where every value came from."""
+
+    def __init__(self, tree: Tree, origins: Origins, *, warn_only: bool = False) -> None:
+        self.warnings: list[str] = []
+        self._origins = origins
+        self._warn_only = warn_only
+        self._plugins: Tree = tree.get("plugins", {})
+        settings, problems = decode({k: v for k, v in tree.items() if k != "plugins"}, Settings, (), origins)
+        self._settle(problems)
+        if settings is None:
+            raise ConfigError("the config could not be decoded")
+        self.settings = settings
+        self._check_settings()
+
+    def __repr__(self) -> str:
+        return f"<Config root={self.settings.root} plugins={len(self._plugins)} warnings={len(self.warnings)}>"
+
+    def origin(self, *key: str) -> Origin:
+        """Where the value of a key came from: file and line, a flag, or `default`."""
+        return origin_of(key, self._origins)
+
+    @property
+    def plugin_tables(self) -> Mapping[str, Any]:
+        """The tables of `[plugins]` as written, by plugin URI."""
+        return self._plugins
+
+    def plugin_config(self, registration: Registration) -> PluginConfig:
+        """The decoded config of a plugin. Raises ConfigError naming every unknown key and wrong type."""
+        uri = registration.uri
+        record, problems = decode(self._plugins.get(uri, {}), registration.config, ("plugins", uri), self._origins)
+        self._settle(problems)
+        if record is None:
+            raise ConfigError(f"the config of plugin {uri} could not be decoded")
+        return record
+
+    def check_plugins(self, registrations: Iterable[Registration]) -> None:
+        """Decode the table of every plugin once, so that a mistake stops the start and not one plugin.
+
+        Tables and lists that name plugins which are not installed here get one warning.
+        """
+        known = {registration.uri: registration for registration in registrations}
+        for uri in self._plugins:
+            if uri in known:
+                self.plugin_config(known[uri])
+        absent = sorted(uri for uri in self._plugins if uri not in known)
+        absent += [uri for uri in self.settings.disabled_plugins if uri not in known and uri not in absent]
+        if absent:
+            self.warnings.append(f"config names plugins that are not installed here; ignored: {', '.join(absent)}")
+
+    def timeout_s(self, key: str) -> float:
+        """The deadline of a key of `[timeouts]` in seconds; 0 means none."""
+        text = self.settings.timeouts.get(key, TIMEOUTS.get(key))
+        return UNKNOWN_TIMEOUT_S if text is None else durations.parse(text)
+
+    def _settle(self, problems: list[Problem]) -> None:
+        """Raise for problems, or keep unknown keys as warnings where the file is shared with containerd."""
+        fatal = [p.text for p in problems if not (self._warn_only and p.unknown_key)]
+        if fatal:
+            raise ConfigError("\n".join(fatal))
+        self.warnings += [p.text for p in problems if p.text not in self.warnings]
+
+    def _check_settings(self) -> None:
+        settings = self.settings
+        for name in ("disabled_plugins", "required_plugins"):
+            for uri in getattr(settings, name):
+                if "." not in uri:
+                    raise ConfigError(
+                        f'{self.origin(name)}: invalid {name[:-9]} plugin URI "{uri}" expect io.containerd.x.vx'
+                    )
+        if not (settings.root and settings.state):
+            raise ConfigError(f"{self.origin('root')}: root and state must not be empty")
+        if os.path.realpath(settings.root) == os.path.realpath(settings.state):
+            raise ConfigError(f"root and state must be different directories, both are {settings.root}")
+        for key, text in settings.timeouts.items():
+            try:
+                durations.parse(text)
+            except ValueError as bad:
+                raise ConfigError(f"{self.origin('timeouts', key)}: timeouts.{key}: {bad}") from bad
+
+
+def load(
+    path: Path,
+    *,
+    explicit: bool = True,
+    warn_only: bool = False,
+    flags: Mapping[KeyPath, tuple[str, Any]] | None = None,
+) -> Config:
+    """Load `path`, or the defaults where it is missing and not `explicit`.
+
+    `flags` maps key paths to the flag that sets them and its value; a flag wins over every file.
+    Raises ConfigError naming file, line and key.
+    """
+    tree: Tree = {}
+    origins: Origins = {}
+    if explicit or path.exists():
+        _load_file(path, tree, origins, seen=set(), inherited_version=1)
+    for key, (flag, value) in (flags or {}).items():
+        _set(tree, key, value)
+        origins[key] = Origin(flag)
+    return Config(tree, origins, warn_only=warn_only)
+
+
+def _load_file(path: Path, into: Tree, origins: Origins, *, seen: set[Path], inherited_version: int) -> None:
+    """Merge a file into the tree, then everything it imports; a file met twice is read once."""
+    if path.resolve() in seen:
+        return
+    seen.add(path.resolve())
+    file = source.read(path)
+    own = {key: Origin(str(path), line) for key, line in file.lines.items()}
+    try:
+        version = migration.version_of(file.tree, inherited_version)
+    except ConfigError as error:
+        raise ConfigError(f"{file.origin(('version',))}: {error}") from error
+    tree = file.tree
+    migration.migrate(tree, own, version)
+    merging.merge(into, origins, tree, own)
+    for pattern in tree.get("imports", []):
+        for imported in _matches(pattern, path.parent):
+            _load_file(imported, into, origins, seen=seen, inherited_version=version)
+
+
+def _matches(pattern: str, base: Path) -> list[Path]:
+    """Files of an import pattern, relative to the file that names it; a plain name must exist."""
+    absolute = str(base / pattern)
+    return [Path(p) for p in sorted(glob.glob(absolute))] if glob.has_magic(pattern) else [Path(absolute)]
+
+
+def _set(tree: Tree, key: KeyPath, value: Any) -> None:
+    for part in key[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[key[-1]] = value

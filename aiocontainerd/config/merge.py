@@ -1,0 +1,55 @@
+"""A file and its imports into one tree (facts/core 16).
+
+Later files win: a top-level scalar that is empty or zero says nothing; top-level lists append what is new; entries of
+`[timeouts]`, `[stream_processors]` and `[proxy_plugins]` are replaced whole; `[plugins]` merges key by key at every
+depth, where an explicit `false` or `0` does override and a list replaces a list.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiocontainerd.config.migrate import Origins
+from aiocontainerd.config.source import KeyPath, Tree
+
+_ENTRY_TABLES = ("timeouts", "stream_processors", "proxy_plugins", "python_plugins")
+
+
+def merge(base: Tree, base_origins: Origins, later: Tree, later_origins: Origins) -> None:
+    """Merge `later` into `base` in place, and its origins where its values were taken."""
+    for key, value in later.items():
+        if key == "plugins":
+            _merge_deep(base.setdefault(key, {}), value, (key,), base_origins, later_origins)
+        elif key in _ENTRY_TABLES:
+            base.setdefault(key, {}).update(value)
+            _take_origins((key,), base_origins, later_origins)
+        elif isinstance(value, dict):
+            table = base.setdefault(key, {})
+            merge(table, _sub(base_origins, key), value, _sub(later_origins, key))
+            _take_origins((key,), base_origins, later_origins)
+        elif isinstance(value, list):
+            present = base.setdefault(key, [])
+            present += [item for item in value if item not in present]
+            _take_origins((key,), base_origins, later_origins)
+        elif value or key not in base:
+            base[key] = value
+            _take_origins((key,), base_origins, later_origins)
+
+
+def _merge_deep(base: Tree, later: Tree, path: KeyPath, base_origins: Origins, later_origins: Origins) -> None:
+    for key, value in later.items():
+        here = (*path, key)
+        present: Any = base.get(key)
+        if isinstance(value, dict) and isinstance(present, dict):
+            _merge_deep(present, value, here, base_origins, later_origins)
+        elif value != [] or key not in base:
+            base[key] = value
+            _take_origins(here, base_origins, later_origins)
+
+
+def _take_origins(path: KeyPath, base: Origins, later: Origins) -> None:
+    base.update({key: origin for key, origin in later.items() if key[: len(path)] == path})
+
+
+def _sub(origins: Origins, key: str) -> Origins:
+    return {path[1:]: origin for path, origin in origins.items() if path[:1] == (key,)}

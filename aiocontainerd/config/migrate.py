@@ -1,0 +1,162 @@
+"""Older config versions into version 4: which key moves where (facts/core 16). Pure: trees in, trees out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from aiocontainerd import kinds
+from aiocontainerd.config.records import CURRENT_VERSION, ConfigError
+from aiocontainerd.config.source import KeyPath, Origin, Tree
+
+GRPC = f"{kinds.SERVER}.grpc"
+GRPC_TCP = f"{kinds.SERVER}.grpc-tcp"
+TTRPC = f"{kinds.SERVER}.ttrpc"
+DEBUG = f"{kinds.SERVER}.debug"
+METRICS = f"{kinds.SERVER}.metrics"
+TASK_RUNTIME = f"{kinds.RUNTIME}.task"
+SHIM_MANAGER = f"{kinds.SHIM}.manager"
+
+_SHORT_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "aufs": f"{kinds.SNAPSHOTTER}.aufs",
+        "bolt": f"{kinds.METADATA}.bolt",
+        "btrfs": f"{kinds.SNAPSHOTTER}.btrfs",
+        "cgroups": "io.containerd.monitor.v1.cgroups",
+        "content": f"{kinds.CONTENT}.content",
+        "cri": f"{kinds.GRPC}.cri",
+        "devmapper": f"{kinds.SNAPSHOTTER}.devmapper",
+        "diff-service": f"{kinds.SERVICE}.diff-service",
+        "native": f"{kinds.SNAPSHOTTER}.native",
+        "opt": f"{kinds.INTERNAL}.opt",
+        "overlayfs": f"{kinds.SNAPSHOTTER}.overlayfs",
+        "restart": f"{kinds.INTERNAL}.restart",
+        "scheduler": f"{kinds.GC}.scheduler",
+        "task": TASK_RUNTIME,
+        "walking": f"{kinds.DIFFER}.walking",
+        "zfs": f"{kinds.SNAPSHOTTER}.zfs",
+    }
+)
+"""Version 1 named plugins by their id alone."""
+
+_SECTIONS: Mapping[KeyPath, tuple[str, str]] = MappingProxyType(
+    {
+        ("grpc", "address"): (GRPC, "address"),
+        ("grpc", "uid"): (GRPC, "uid"),
+        ("grpc", "gid"): (GRPC, "gid"),
+        ("grpc", "max_recv_message_size"): (GRPC, "max_recv_message_size"),
+        ("grpc", "max_send_message_size"): (GRPC, "max_send_message_size"),
+        ("grpc", "tcp_address"): (GRPC_TCP, "address"),
+        ("grpc", "tcp_tls_ca"): (GRPC_TCP, "tls_ca"),
+        ("grpc", "tcp_tls_cert"): (GRPC_TCP, "tls_cert"),
+        ("grpc", "tcp_tls_key"): (GRPC_TCP, "tls_key"),
+        ("grpc", "tcp_tls_common_name"): (GRPC_TCP, "tls_common_name"),
+        ("ttrpc", "address"): (TTRPC, "address"),
+        ("ttrpc", "uid"): (TTRPC, "uid"),
+        ("ttrpc", "gid"): (TTRPC, "gid"),
+        ("debug", "address"): (DEBUG, "address"),
+        ("debug", "uid"): (DEBUG, "uid"),
+        ("debug", "gid"): (DEBUG, "gid"),
+        ("metrics", "address"): (METRICS, "address"),
+        ("metrics", "grpc_histogram"): (f"{kinds.METRICS}.grpc-prometheus", "grpc_histogram"),
+    }
+)
+"""Server sections of version 3 and older, and the plugin keys they are now."""
+
+_RENAMED_PLUGINS: Mapping[str, str] = MappingProxyType(
+    {
+        "io.containerd.internal.v1.restart": f"{kinds.CONTAINER_MONITOR}.restart",
+        "io.containerd.monitor.v1.cgroups": f"{kinds.TASK_MONITOR}.cgroups",
+    }
+)
+
+_GONE = ("plugin_dir",)
+_NEEDS_ADDRESS = (GRPC_TCP, DEBUG, METRICS)
+
+Origins = dict[KeyPath, Origin]
+
+
+def version_of(tree: Tree, default: int) -> int:
+    """The version a file declares. Raises ConfigError for one that is newer than this program or no number."""
+    version = tree.get("version", default)
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise ConfigError(f"version must be a number, got {version!r}")
+    if version > CURRENT_VERSION:
+        raise ConfigError(
+            f"expected containerd config version equal to or less than `{CURRENT_VERSION}`, got `{version}`"
+        )
+    return version
+
+
+def migrate(tree: Tree, origins: Origins, version: int) -> None:
+    """Bring `tree` from `version` to the current one in place; `origins` moves along."""
+    if version <= 1:
+        _rename_tables(tree, origins, _SHORT_NAMES)
+    for name in _GONE:
+        tree.pop(name, None)
+    if version < CURRENT_VERSION:
+        _move_sections(tree, origins)
+        _rename_tables(tree, origins, _RENAMED_PLUGINS)
+        _move_sched_core(tree, origins)
+    tree["version"] = CURRENT_VERSION
+
+
+def _rename_tables(tree: Tree, origins: Origins, names: Mapping[str, str]) -> None:
+    plugins = tree.get("plugins", {})
+    for old, new in names.items():
+        if old in plugins:
+            plugins[new] = plugins.pop(old)
+            _move_origins(origins, ("plugins", old), ("plugins", new))
+    for key in ("disabled_plugins", "required_plugins"):
+        if isinstance(tree.get(key), list):
+            tree[key] = [names.get(uri, uri) for uri in tree[key]]
+
+
+def _move_sections(tree: Tree, origins: Origins) -> None:
+    for (section, key), (uri, new_key) in _SECTIONS.items():
+        table = tree.get(section)
+        if isinstance(table, dict) and key in table:
+            _set_plugin_key(tree, uri, new_key, table.pop(key))
+            _move_origins(origins, (section, key), ("plugins", uri, new_key))
+    for section in ("grpc", "ttrpc", "metrics"):
+        if tree.get(section) == {}:
+            del tree[section]
+    plugins = tree.get("plugins", {})
+    for uri in _NEEDS_ADDRESS:
+        if uri in plugins and not plugins[uri].get("address"):
+            del plugins[uri]
+    _derive_ttrpc(tree, origins)
+
+
+def _derive_ttrpc(tree: Tree, origins: Origins) -> None:
+    """Before version 4 an unset ttrpc address was the gRPC address with `.ttrpc`, and had its owner."""
+    grpc = tree.get("plugins", {}).get(GRPC, {})
+    ttrpc = tree.get("plugins", {}).get(TTRPC, {})
+    if grpc.get("address") and not ttrpc.get("address"):
+        _set_plugin_key(tree, TTRPC, "address", grpc["address"] + ".ttrpc")
+        for key in ("uid", "gid"):
+            if key in grpc:
+                _set_plugin_key(tree, TTRPC, key, grpc[key])
+        origin = origins.get(("plugins", GRPC, "address"))
+        if origin is not None:
+            origins[("plugins", TTRPC, "address")] = origin
+
+
+def _move_sched_core(tree: Tree, origins: Origins) -> None:
+    runtime = tree.get("plugins", {}).get(TASK_RUNTIME, {})
+    if not isinstance(runtime, dict) or "sched_core" not in runtime:
+        return
+    if runtime.pop("sched_core"):
+        env = tree["plugins"].setdefault(SHIM_MANAGER, {}).setdefault("env", [])
+        env.append("SCHED_CORE=1")
+        _move_origins(origins, ("plugins", TASK_RUNTIME, "sched_core"), ("plugins", SHIM_MANAGER, "env"))
+
+
+def _set_plugin_key(tree: Tree, uri: str, key: str, value: Any) -> None:
+    tree.setdefault("plugins", {}).setdefault(uri, {}).setdefault(key, value)
+
+
+def _move_origins(origins: Origins, old: KeyPath, new: KeyPath) -> None:
+    for key in [k for k in origins if k[: len(old)] == old]:
+        origins[new + key[len(old) :]] = origins.pop(key)

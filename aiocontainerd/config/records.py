@@ -1,0 +1,107 @@
+"""Top-level records of a config file, version 4, with their defaults (facts/core 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
+
+CURRENT_VERSION = 4
+DEFAULT_PATH = "/etc/containerd/config.toml"
+DEFAULT_ROOT = "/var/lib/containerd"
+DEFAULT_STATE = "/run/containerd"
+DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
+MESSAGE_SIZE = 16 << 20
+
+TIMEOUTS: Mapping[str, str] = MappingProxyType(
+    {
+        "io.containerd.timeout.bolt.open": "0s",
+        "io.containerd.timeout.cri.defercleanup": "1m0s",
+        "io.containerd.timeout.metrics.shimstats": "2s",
+        "io.containerd.timeout.shim.cleanup": "5s",
+        "io.containerd.timeout.shim.create": "2m0s",
+        "io.containerd.timeout.shim.load": "5s",
+        "io.containerd.timeout.shim.shutdown": "3s",
+        "io.containerd.timeout.shim.start": "30s",
+        "io.containerd.timeout.task.state": "2s",
+    }
+)
+"""Deadlines of calls that leave the process. `shim.create` and `shim.start` are ours: containerd waits without end."""
+
+UNKNOWN_TIMEOUT_S = 1.0
+"""A deadline that nobody named has one second, as in containerd (facts/runtime 9)."""
+
+
+class ConfigError(Exception):
+    """A config file that cannot be used. The text names file, line, key and, where there is one, the likely key."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the top-level records."""
+
+
+class Debug(Record, frozen=True):
+    """`level` is trace, debug, info, warn, error, fatal or panic ("" is info); `format` is text or json."""
+
+    level: str = ""
+    format: str = ""
+    log_trace_id: bool = False
+
+
+class Cgroup(Record, frozen=True):
+    """`path`: the cgroup that the daemon joins; "" leaves it where it was started."""
+
+    path: str = ""
+
+
+class StreamProcessor(Record, frozen=True):
+    """A program that turns one layer media type into another."""
+
+    accepts: tuple[str, ...] = ()
+    returns: str = ""
+    path: str = ""
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+
+
+class ProxyPlugin(Record, frozen=True):
+    """A plugin that runs in a process of its own, behind a gRPC socket."""
+
+    type: str = ""
+    address: str = ""
+    platform: str = ""
+    exports: dict[str, str] = {}
+    capabilities: tuple[str, ...] = ()
+
+
+class PythonPlugin(Record, frozen=True):
+    """A plugin that is loaded by its module path, such as `acme.plugin` or `acme.plugin:Plugin`."""
+
+    module: str
+
+
+class PluginPolicy(Record, frozen=True):
+    """Which distributions may bring plugins. An empty list allows every installed one."""
+
+    allow: tuple[str, ...] = ()
+
+
+class Settings(Record, frozen=True):
+    """Everything outside of `[plugins]`."""
+
+    version: int = CURRENT_VERSION
+    root: str = DEFAULT_ROOT
+    state: str = DEFAULT_STATE
+    temp: str = ""
+    disabled_plugins: tuple[str, ...] = ()
+    required_plugins: tuple[str, ...] = ()
+    oom_score: int = 0
+    imports: tuple[str, ...] = ()
+    debug: Debug = Debug()
+    cgroup: Cgroup = Cgroup()
+    timeouts: dict[str, str] = {}
+    stream_processors: dict[str, StreamProcessor] = {}
+    proxy_plugins: dict[str, ProxyPlugin] = {}
+    python_plugins: dict[str, PythonPlugin] = {}
+    plugin_policy: PluginPolicy = PluginPolicy()

@@ -1,0 +1,77 @@
+"""A config as TOML: what `config default`, `config dump` and `config.example.toml` print."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import tomli_w
+
+from aiocontainerd.config.load import Config
+from aiocontainerd.config.records import TIMEOUTS, Settings
+
+if TYPE_CHECKING:
+    from aiocontainerd.registry import Registration
+
+_EXAMPLE_HEAD = """\
+# Every key of the daemon and its first-party plugins with its default.
+# Generated from the config records; `make docs` writes it anew.
+"""
+
+
+def tree_of(config: Config, registrations: Iterable[Registration]) -> dict[str, Any]:
+    """The whole config with every default filled in; tables of plugins that are not installed are kept."""
+    tree: dict[str, Any] = msgspec.to_builtins(config.settings)
+    tree["timeouts"] = {**TIMEOUTS, **config.settings.timeouts}
+    plugins: dict[str, Any] = dict(config.plugin_tables)
+    for registration in registrations:
+        plugins[registration.uri] = msgspec.to_builtins(config.plugin_config(registration))
+    tree["plugins"] = {uri: plugins[uri] for uri in sorted(plugins)}
+    return tree
+
+
+def dump(config: Config, registrations: Iterable[Registration]) -> str:
+    """TOML of the whole config."""
+    return tomli_w.dumps(_without_none(tree_of(config, registrations)))
+
+
+def example(registrations: Iterable[Registration]) -> str:
+    """TOML of all defaults, each table under the words of its record."""
+    registrations = sorted(registrations, key=lambda r: r.uri)
+    tree = tree_of(Config({}, {}), registrations)
+    parts = [_EXAMPLE_HEAD, _scalars(tree)]
+    defaults = Settings()
+    parts += [
+        _table((name,), tree[name], type(getattr(defaults, name))) for name in ("debug", "cgroup", "plugin_policy")
+    ]
+    parts.append(_table(("timeouts",), tree["timeouts"], None))
+    for registration in registrations:
+        values = tree["plugins"][registration.uri]
+        if values:
+            parts.append(_table(("plugins", registration.uri), values, registration.config))
+    return "\n".join(parts)
+
+
+def _table(path: tuple[str, ...], values: Mapping[str, Any], record: type[msgspec.Struct] | None) -> str:
+    header = ".".join(part if part.isidentifier() else f'"{part}"' for part in path)
+    return f"{_comment(record)}[{header}]\n{_scalars(values)}"
+
+
+def _scalars(values: Mapping[str, Any]) -> str:
+    """The keys of a table that are no tables themselves."""
+    return tomli_w.dumps(_without_none({k: v for k, v in values.items() if not isinstance(v, dict)}))
+
+
+def _comment(record: type[msgspec.Struct] | None) -> str:
+    words = " ".join((inspect.getdoc(record) or "").split()) if record is not None else ""
+    return textwrap.fill(words, 118, initial_indent="# ", subsequent_indent="# ") + "\n" if words else ""
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: a key without a value is left out."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return value
