@@ -1,0 +1,158 @@
+"""Where things are below the store's root, and how an ingest is recorded there (facts/core 4, "On disk").
+
+Every function here is plain blocking file work; callers run it off the event loop where it may take long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiocontainerd import timestamps
+from aiocontainerd.errors import InvalidArgument, NotFound
+from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.oci.descriptor import split_digest
+
+
+class Layout:
+    """Paths of blobs and ingests under one root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = root / "blobs"
+        self.ingests = root / "ingest"
+
+    def blob(self, digest: str) -> Path:
+        """The file of a blob. Raises InvalidArgument for a digest that is none."""
+        algorithm, encoded = split_digest(digest)
+        return self.blobs / algorithm / encoded
+
+    def ingest(self, ref: str) -> Path:
+        """The directory of an ingest; the ref is hashed, so no ref can name another place."""
+        return self.ingests / hashlib.sha256(ref.encode()).hexdigest()
+
+
+def blob_info(path: Path, digest: str) -> Info:
+    """What the file system knows of a blob. Raises NotFound."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise NotFound(f"content digest {digest}") from None
+    return Info(digest=digest, size=stat.st_size, created_at_ns=stat.st_mtime_ns, updated_at_ns=stat.st_mtime_ns)
+
+
+def blob_infos(layout: Layout) -> list[Info]:
+    """Every blob, sorted by digest. Files whose name is no digest are not blobs."""
+    return sorted(_scan_blobs(layout.blobs), key=lambda info: info.digest)
+
+
+def _scan_blobs(blobs: Path) -> Iterator[Info]:
+    if not blobs.is_dir():
+        return
+    for algorithm in os.scandir(blobs):
+        if algorithm.is_dir(follow_symlinks=False):
+            for entry in os.scandir(algorithm):
+                digest = f"{algorithm.name}:{entry.name}"
+                try:
+                    split_digest(digest)
+                    yield blob_info(Path(entry.path), digest)
+                except (InvalidArgument, NotFound):
+                    continue
+
+
+def create_ingest(directory: Path, ref: str, total: int) -> Status:
+    """Record a new ingest, or an old one that starts over; `total` 0 is not recorded."""
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    now = timestamps.now_ns()
+    _replace_text(directory / "ref", ref)
+    write_time(directory / "startedat", now)
+    write_time(directory / "updatedat", now)
+    if total > 0:
+        _replace_text(directory / "total", str(total))
+    return Status(ref=ref, offset=0, total=total, started_at_ns=now, updated_at_ns=now)
+
+
+def read_ingest(directory: Path) -> Status:
+    """The status of an ingest. Raises FileNotFoundError or ValueError where its record is missing or unreadable.
+
+    The time of the last write may be later than what the record says, which is written when a writer closes.
+    """
+    ref = (directory / "ref").read_text()
+    data = (directory / "data").stat()
+    started = _read_time(directory / "startedat")
+    updated = max(_read_time(directory / "updatedat"), data.st_mtime_ns)
+    return Status(
+        ref=ref, offset=data.st_size, total=_read_total(directory), started_at_ns=started, updated_at_ns=updated
+    )
+
+
+def resumable(directory: Path, ref: str, total: int) -> Status | None:
+    """The ingest to go on with; None for a new one, a broken one, or one that was told another total."""
+    try:
+        status = read_ingest(directory)
+    except (OSError, ValueError):
+        return None
+    differs = total > 0 and status.total > 0 and total != status.total
+    return None if differs or status.ref != ref else status
+
+
+def ingest_statuses(layout: Layout) -> list[Status]:
+    """Every readable ingest, sorted by ref. One that ends or breaks while it is looked at is left out."""
+    found = []
+    if layout.ingests.is_dir():
+        for entry in os.scandir(layout.ingests):
+            try:
+                found.append(read_ingest(Path(entry.path)))
+            except (OSError, ValueError):
+                continue
+    return sorted(found, key=lambda status: status.ref)
+
+
+def remove_ingest(directory: Path, ref: str) -> None:
+    """Remove an ingest with its data. Raises NotFound where there is none."""
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        raise NotFound(f"reference {ref}") from None
+
+
+def write_time(path: Path, ns: int) -> None:
+    """Record a time as RFC 3339 text, whole or not at all."""
+    _replace_text(path, timestamps.format_rfc3339(ns))
+
+
+def make_durable_directory(directory: Path) -> None:
+    """Make a directory that is still there after a power cut."""
+    if not directory.is_dir():
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for ancestor in (directory.parent, directory.parent.parent):
+            sync_directory(ancestor)
+
+
+def sync_directory(directory: Path) -> None:
+    """Write a directory's entries to disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_time(path: Path) -> int:
+    return timestamps.parse_rfc3339(path.read_text().strip())
+
+
+def _read_total(directory: Path) -> int:
+    try:
+        return int((directory / "total").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,24 @@
+"""Registration of the local content store as `io.containerd.content.v1.content`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+
+
+class Config(PluginConfig, frozen=True, kw_only=True):
+    """The store has no settings: it lives in its plugin's root directory."""
+
+
+async def init(context: InitContext[Config]) -> object:
+    """Open the store; what earlier runs left, ingests included, stays."""
+    from aiocontainerd_content_local.store import LocalStore
+
+    context.exports["root"] = str(context.root)
+    return LocalStore(context.root)
+
+
+@hookimpl
+def register_plugins() -> Iterable[Registration]:
+    return [Registration(kind=kinds.CONTENT, id="content", config=Config, init=init)]

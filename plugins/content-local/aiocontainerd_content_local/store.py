@@ -1,0 +1,121 @@
+"""The local content store: `ContentStore` (interfaces/content.py) over files."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from aiocontainerd.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd_content_local import layout
+from aiocontainerd_content_local.locks import RefLocks
+from aiocontainerd_content_local.reader import LocalReader
+from aiocontainerd_content_local.writer import LocalWriter
+
+LOCK_WAIT_S = 0.5
+
+
+class LocalStore:
+    """Blobs and ingests under `root`. Opening it changes nothing there."""
+
+    def __init__(self, root: Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
+        self._layout = layout.Layout(root)
+        self._locks = RefLocks(lock_wait_s)
+
+    def __repr__(self) -> str:
+        return f"<LocalStore {self._layout.root} {self.statistics()}>"
+
+    def statistics(self) -> dict[str, int]:
+        """How many ingests are open."""
+        return {"open_ingests": len(self._locks)}
+
+    async def info(self, digest: str) -> Info:
+        """Size and times of a blob; labels are the metadata store's. Raises NotFound."""
+        return layout.blob_info(self._layout.blob(digest), digest)
+
+    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:  # noqa: ARG002 - the Protocol's signature
+        """Always raises FailedPrecondition: this backend keeps no labels (facts/core 4)."""
+        raise FailedPrecondition("update not supported on immutable content store")
+
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+        """Every blob that a filter matches, sorted by digest."""
+        matches = _matcher(filters)
+        for info in await anyio.to_thread.run_sync(layout.blob_infos, self._layout):
+            if matches(_info_fields(info)):
+                yield info
+
+    async def delete(self, digest: str) -> None:
+        """Remove a blob; who has it open keeps reading. Raises NotFound."""
+        try:
+            await anyio.to_thread.run_sync(os.unlink, self._layout.blob(digest))
+        except FileNotFoundError:
+            raise NotFound(f"content digest {digest}") from None
+
+    async def reader(self, digest: str) -> LocalReader:
+        """Open a blob. Raises NotFound."""
+        return LocalReader(self._layout.blob(digest), digest)
+
+    async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> LocalWriter:
+        """Open an ingest, resuming what is there. Raises AlreadyExists for a blob `expected`, Unavailable if locked."""
+        if not ref:
+            raise InvalidArgument("ref must not be empty")
+        if expected and self._has_blob(expected):
+            raise AlreadyExists(f"content {expected}")
+        await self._locks.acquire(ref)
+        writer = LocalWriter(self._layout, ref, functools.partial(self._locks.release, ref))
+        try:
+            await writer.open(total)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await writer.close()
+            raise
+        return writer
+
+    async def status(self, ref: str) -> Status:
+        """The status of an ingest, open or not. Raises NotFound."""
+        try:
+            return layout.read_ingest(self._layout.ingest(ref))
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"reference {ref}") from None
+        except ValueError as bad:
+            raise DataLoss(f"reference {ref}: {bad}") from bad
+
+    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
+        """Every ingest that a filter (field `ref`) matches, sorted by ref."""
+        matches = _matcher(filters)
+        found = await anyio.to_thread.run_sync(layout.ingest_statuses, self._layout)
+        return [status for status in found if matches(_status_fields(status))]
+
+    async def abort(self, ref: str) -> None:
+        """Remove an ingest, open or not; whoever writes it finds out at commit. Raises NotFound."""
+        await anyio.to_thread.run_sync(layout.remove_ingest, self._layout.ingest(ref), ref)
+
+    def _has_blob(self, digest: str) -> bool:
+        """False for a malformed digest, which only the commit refuses (facts/core 4)."""
+        try:
+            return self._layout.blob(digest).exists()
+        except InvalidArgument:
+            return False
+
+
+def _matcher(filters: Sequence[str]) -> Callable[[Mapping[tuple[str, ...], str]], bool]:
+    """Whether the fields of a record match; no filter matches everything and needs no filter language loaded."""
+    if not filters:
+        return lambda _fields: True
+    from aiocontainerd.filters import compile_filters
+
+    compiled = compile_filters(filters)
+    return lambda fields: compiled.matches(lambda path: fields.get(path))
+
+
+def _info_fields(info: Info) -> dict[tuple[str, ...], str]:
+    return {("digest",): info.digest, ("size",): str(info.size)}
+
+
+def _status_fields(status: Status) -> dict[tuple[str, ...], str]:
+    return {("ref",): status.ref}
