@@ -1,14 +1,163 @@
-"""Mounts: the record that snapshotters give out, and the system calls that carry it out."""
+"""Mounts: the record that snapshotters give out, and carrying lists of them out and back (facts/core 7, 8).
+
+`plan` decides without touching anything; a `Mounter` is the one door to the kernel, and `FakeMounter` stands in for it
+in tests that have no root. The functions here block and need no event loop; `temp_mount` and `in_thread` are for
+programs with one.
+"""
 
 from __future__ import annotations
 
-import msgspec
+import errno
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+from aiocontainerd.sys.mount_calls import MNT_DETACH, syncfs
+from aiocontainerd.sys.mount_plan import Mount, Step, plan, read_only, target_of, without_volatile
+from aiocontainerd.sys.mounter import FakeMounter, KernelMounter, Mounter
+from aiocontainerd.sys.mountinfo import MountInfo
+
+__all__ = [
+    "KERNEL", "MNT_DETACH", "FakeMounter", "KernelMounter", "Mount", "MountInfo", "Mounter", "Step",
+    "in_thread", "mount_all",
+    "mounted", "mounts_under", "plan", "read_only", "syncfs", "target_of", "temp_mount", "unmount",
+    "unmount_all", "unmount_recursive", "without_volatile",
+]  # fmt: skip
+
+KERNEL: Mounter = KernelMounter()
+
+_BUSY_TRIES = 20
+_BUSY_PAUSE_S = 0.05
+
+T = TypeVar("T")
 
 
-class Mount(msgspec.Struct, frozen=True):
-    """One mount of a list that is mounted in order: type, source, target below the root, options as in fstab."""
+def mount_all(mounts: Sequence[Mount], target: str, *, mounter: Mounter = KERNEL) -> None:
+    """Mount `mounts` in order on `target`; when one fails, those before it are unmounted again.
 
-    type: str
-    source: str
-    target: str = ""
-    options: tuple[str, ...] = ()
+    Raises OSError naming the path, InvalidArgument for options or targets that cannot work.
+    """
+    done: list[str] = []
+    try:
+        for mount in mounts:
+            (step,) = plan([mount], target)
+            mounter.mount(step)
+            done.append(step.target)
+    except BaseException:
+        for path in reversed(done):
+            _unmount_top(path, MNT_DETACH, mounter)
+        raise
+
+
+def unmount(target: str, flags: int = 0, *, mounter: Mounter = KERNEL) -> None:
+    """Unmount everything stacked at `target`. A path that is no mount point, or is missing, is fine.
+
+    A mount that stays busy for a second is detached: it is gone from `target` and ends with its last user.
+    """
+    while _unmount_top(target, flags, mounter):
+        pass
+
+
+def unmount_all(mounts: Sequence[Mount], target: str, flags: int = 0, *, mounter: Mounter = KERNEL) -> None:
+    """Undo `mount_all(mounts, target)`, in reverse order. What isn't mounted is fine."""
+    for mount in reversed(mounts):
+        unmount(target_of(mount, target), flags, mounter=mounter)
+    unmount(target, flags, mounter=mounter)
+
+
+def unmount_recursive(path: str, flags: int = 0, *, mounter: Mounter = KERNEL) -> None:
+    """Unmount everything at `path` and below it, deepest first. Goes on after a failure and raises the last one."""
+    failure: OSError | None = None
+    for info in reversed(mounter.mounts_under(path)):
+        try:
+            _unmount_top(info.mount_point, flags, mounter)
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+def _unmount_top(target: str, flags: int, mounter: Mounter) -> bool:
+    """Unmount what is on top at `target`; False where nothing is."""
+    for _ in range(_BUSY_TRIES):
+        try:
+            mounter.unmount(target, flags)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                return False
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(_BUSY_PAUSE_S)
+        else:
+            return True
+    mounter.unmount(target, flags | MNT_DETACH)
+    return True
+
+
+def mounts_under(path: str, *, mounter: Mounter = KERNEL) -> list[MountInfo]:
+    """Mounts at `path` or below it, a mount after its parent; the last of a mount point is the one on top."""
+    return mounter.mounts_under(path)
+
+
+@contextmanager
+def mounted(
+    mounts: Sequence[Mount], temp_root: str, *, readonly: bool = False, mounter: Mounter = KERNEL
+) -> Iterator[str]:
+    """A directory below `temp_root` with `mounts` mounted on it for the length of the block.
+
+    `volatile` is stripped, and with `readonly` the trees cannot be written. Nothing stays mounted, whatever happens.
+    """
+    directory, taken = _mount_temporarily(mounts, temp_root, readonly, mounter)
+    try:
+        yield directory
+    finally:
+        _unmount_temporary(taken, directory, mounter)
+
+
+@asynccontextmanager
+async def temp_mount(
+    mounts: Sequence[Mount], temp_root: str | os.PathLike[str], *, readonly: bool = False, mounter: Mounter = KERNEL
+) -> AsyncIterator[str]:
+    """`mounted` for the event loop: mounting and unmounting run in a thread, and a cancelled block unmounts too."""
+    import anyio
+
+    with anyio.CancelScope(shield=True):  # mounting is quick, and half a mount has nobody to undo it
+        directory, taken = await in_thread(_mount_temporarily, mounts, os.fspath(temp_root), readonly, mounter)
+    try:
+        yield directory
+    finally:
+        with anyio.CancelScope(shield=True):
+            await in_thread(_unmount_temporary, taken, directory, mounter)
+
+
+async def in_thread(function: Callable[..., T], *args: object) -> T:
+    """`await in_thread(mount_all, mounts, target)`: one of the blocking functions here, beside the event loop.
+
+    Cancellation waits for it, so that the caller knows what is mounted.
+    """
+    import anyio.to_thread
+
+    return await anyio.to_thread.run_sync(function, *args)
+
+
+def _mount_temporarily(
+    mounts: Sequence[Mount], temp_root: str, readonly: bool, mounter: Mounter
+) -> tuple[str, list[Mount]]:
+    taken = without_volatile(read_only(mounts) if readonly else mounts)
+    os.makedirs(temp_root, mode=0o700, exist_ok=True)
+    directory = tempfile.mkdtemp(prefix="containerd-mount", dir=temp_root)
+    try:
+        mount_all(taken, directory, mounter=mounter)
+    except BaseException:
+        os.rmdir(directory)
+        raise
+    return directory, taken
+
+
+def _unmount_temporary(mounts: list[Mount], directory: str, mounter: Mounter) -> None:
+    """Never a recursive removal: should something be mounted after all, rmdir fails and its files stay."""
+    unmount_all(mounts, directory, mounter=mounter)
+    os.rmdir(directory)

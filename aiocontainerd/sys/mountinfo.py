@@ -1,0 +1,73 @@
+"""/proc/self/mountinfo: what is mounted where (proc_pid_mountinfo(5))."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import msgspec
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+class MountInfo(msgspec.Struct, frozen=True):
+    """One mounted file system: ids, mount point, options of the mount, type, source, options of the file system."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    mount_point: str
+    options: tuple[str, ...]
+    propagation: tuple[str, ...]
+    fs_type: str
+    source: str
+    super_options: tuple[str, ...]
+
+
+def parse_line(line: str) -> MountInfo:
+    """The record of one line. Raises ValueError for one that is none."""
+    before, separator, after = line.partition(" - ")
+    if not separator:
+        raise ValueError(f"no mountinfo line: {line!r}")
+    mount_id, parent_id, device, root, point, options, *optional = before.split(" ")
+    fs_type, source, super_options = (*after.split(" ", 2), "", "")[:3]
+    return MountInfo(
+        int(mount_id),
+        int(parent_id),
+        device,
+        _unescaped(root),
+        _unescaped(point),
+        tuple(options.split(",")),
+        tuple(optional),
+        fs_type,
+        _unescaped(source),
+        tuple(super_options.split(",")),
+    )
+
+
+def read(path: str = "/proc/self/mountinfo") -> list[MountInfo]:
+    """Every mount of this mount namespace, in the order the kernel lists them (a mount after its parent)."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+        return [parse_line(line.rstrip("\n")) for line in lines]
+
+
+def is_below(path: str, root: str) -> bool:
+    """Whether `path` is `root` or lies under it; both absolute and clean."""
+    return path == root or path.startswith(root.rstrip("/") + "/")
+
+
+def mounts_under(root: str, path: str = "/proc/self/mountinfo") -> list[MountInfo]:
+    """Mounts at `root` or below it, in the kernel's order; the last at a mount point is the one on top.
+
+    Symbolic links in the directory of `root` are resolved, since the kernel lists real paths.
+    """
+    parent, name = os.path.split(os.path.abspath(root))
+    real = os.path.join(os.path.realpath(parent), name) if name else "/"
+    return [info for info in read(path) if is_below(info.mount_point, real)]
+
+
+def _unescaped(field: str) -> str:
+    if "\\" not in field:
+        return field
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)
