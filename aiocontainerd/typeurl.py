@@ -35,9 +35,14 @@ class Any(msgspec.Struct, frozen=True):
 
 def message_name(message: betterproto2.Message) -> str:
     """The full protocol buffer name of a generated message, such as `containerd.events.TaskExit`."""
+    return class_name(type(message))
+
+
+def class_name(cls: type[betterproto2.Message]) -> str:
+    """The full protocol buffer name of a generated class."""
     from aiocontainerd.api.gen.message_pool import default_message_pool
 
-    return default_message_pool.type_to_url[type(message)].removeprefix(_POOL_PREFIX)
+    return default_message_pool.type_to_url[cls].removeprefix(_POOL_PREFIX)
 
 
 def message_class(full_name: str) -> type[betterproto2.Message]:

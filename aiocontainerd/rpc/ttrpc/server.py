@@ -1,0 +1,279 @@
+"""ttrpc server on a listening unix socket, on plain asyncio or uvloop.
+
+Unary handlers of a connection run concurrently, each in a task and context of its own; all of them are cancelled when
+the connection goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from aiocontainerd import context, errors
+from aiocontainerd.rpc import binding, codec
+from aiocontainerd.rpc.ttrpc.inbox import Inbox
+from aiocontainerd.rpc.ttrpc.transport import ConnectionProtocol, same_user
+from aiocontainerd.rpc.ttrpc.wire import MessageReceived, RequestReceived, ServerConnection, ServerEvent
+
+if TYPE_CHECKING:
+    from aiocontainerd.interfaces.service import Service
+    from aiocontainerd.rpc.binding import BoundMethod
+
+log = logging.getLogger(__name__)
+
+CANCEL_TIMEOUT_S = 5.0
+"""How long closing waits for cancelled handlers to give back what they took."""
+
+
+class TtrpcServer:
+    """Serves services to every connection of a socket until closed."""
+
+    def __init__(self, services: Iterable[Service], *, check_peer: bool = True) -> None:
+        """`check_peer` drops peers of another effective uid or gid without an answer (facts/runtime 1.6)."""
+        self._methods = binding.bind_all(services)
+        self._services = {bound.service for bound in self._methods.values()}
+        self._check_peer = check_peer
+        self._connections: set[_ServerProtocol] = set()
+        self._listener: asyncio.Server | None = None
+        self._closed = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<TtrpcServer {self.statistics()}>"
+
+    def statistics(self) -> dict[str, int]:
+        """Connections and calls now."""
+        return {"connections": len(self._connections), "calls": sum(c.in_flight for c in self._connections)}
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Serve a bound unix socket until `aclose` or cancellation; the socket is closed at the end."""
+        await self.start(sock)
+        try:
+            await self._closed.wait()
+        finally:
+            self._close_now()
+
+    async def start(self, sock: socket.socket) -> None:
+        """Begin to accept; what `serve` does before it waits."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_unix_server(self._connection, sock=sock)
+
+    async def aclose(self, grace_s: float) -> None:
+        """Stop accepting, close idle connections, let calls in flight end for `grace_s`, then cancel the rest.
+
+        Not to be awaited by a handler, which would wait for itself.
+        """
+        if self._listener is not None:
+            self._listener.close()
+        try:
+            async with asyncio.timeout(grace_s):
+                while self._close_idle():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            log.info("ttrpc server: %d calls cancelled at stop", self.statistics()["calls"])
+        finally:
+            tasks = self._close_now()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
+
+    def lookup(self, service: str, method: str) -> BoundMethod:
+        """The method of a request. Raises Unimplemented in the words of ttrpc."""
+        bound = self._methods.get(f"/{service}/{method}")
+        if bound is not None and bound.call is not None:
+            return bound
+        raise errors.Unimplemented(f"method {method}" if service in self._services else f"service {service}")
+
+    def is_streaming(self, service: str, method: str) -> bool:
+        """Whether a request opens a stream; False for a method that is not served."""
+        bound = self._methods.get(f"/{service}/{method}")
+        return bound is not None and bound.call is not None and bound.streaming
+
+    def accepts(self, sock: socket.socket) -> bool:
+        """Whether the peer of a new connection may stay."""
+        return not self._check_peer or same_user(sock)
+
+    def add(self, connection: _ServerProtocol) -> None:
+        """A connection was made."""
+        self._connections.add(connection)
+
+    def changed(self, connection: _ServerProtocol) -> None:
+        """A call or a connection ended."""
+        if connection.closed:
+            self._connections.discard(connection)
+        self._changed.set()
+
+    def _connection(self) -> _ServerProtocol:
+        return _ServerProtocol(self)
+
+    def _close_idle(self) -> bool:
+        """Close connections without calls; whether any is left."""
+        for connection in list(self._connections):
+            if not connection.in_flight:
+                connection.close()
+        return any(connection.in_flight for connection in self._connections)
+
+    def _close_now(self) -> set[asyncio.Task[None]]:
+        """Close everything; the tasks that are about to be cancelled."""
+        if self._listener is not None:
+            self._listener.close()
+        tasks: set[asyncio.Task[None]] = set()
+        for connection in list(self._connections):
+            tasks |= connection.tasks
+            connection.abort()
+        self._closed.set()
+        return tasks
+
+
+class _ServerProtocol(ConnectionProtocol):
+    def __init__(self, server: TtrpcServer) -> None:
+        super().__init__()
+        self._server = server
+        self._wire = ServerConnection(server.is_streaming)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._inboxes: dict[int, Inbox] = {}
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.tasks)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._server.add(self)
+        if not self._server.accepts(transport.get_extra_info("socket")):
+            log.warning("ttrpc server: a peer of another user was dropped")
+            self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        for event in self._wire.receive(data):
+            self._take(event)
+        self._flush()
+
+    def connection_ended(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.end(errors.Cancelled("ttrpc: closed"))
+        for task in self.tasks:
+            task.cancel()
+        self._server.changed(self)
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def _take(self, event: ServerEvent) -> None:
+        if isinstance(event, RequestReceived):
+            self._begin(event)
+        elif isinstance(event, MessageReceived):
+            inbox = self._inboxes.get(event.stream_id)
+            if inbox is not None:
+                inbox.put(event.payload)
+        elif (inbox := self._inboxes.get(event.stream_id)) is not None:
+            inbox.end()
+
+    def _begin(self, request: RequestReceived) -> None:
+        try:
+            bound = self._server.lookup(request.service, request.method)
+        except errors.Unimplemented as error:
+            self._wire.fail(request.stream_id, error.code, error.message)
+            return
+        if not bound.streaming:
+            self._start(self._unary(bound, request))
+            return
+        inbox = self._inboxes[request.stream_id] = Inbox(request.stream_id, self.gate)
+        if request.payload is not None:
+            inbox.put(request.payload)
+        self._start(self._streaming(bound, request, inbox))
+
+    def _start(self, handler: Coroutine[Any, Any, None]) -> None:
+        # The one place that makes tasks: a protocol callback cannot await a task group. `tasks` owns every task,
+        # and the end of the connection cancels them.
+        task = asyncio.get_running_loop().create_task(handler)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self._server.changed(self)
+
+    async def _unary(self, bound: BoundMethod, request: RequestReceived) -> None:
+        assert bound.call is not None
+        _enter(request.metadata)
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                message = codec.decode(bound.request_class, request.payload or b"")
+                response = codec.encode(await bound.call(message))
+        except Exception as error:  # noqa: BLE001 - the edge of a request
+            self._wire.fail(request.stream_id, *_status(error, bound))
+        except asyncio.CancelledError as error:
+            self._wire.fail(request.stream_id, *errors.to_status(error))
+            raise
+        else:
+            self._wire.respond(request.stream_id, response)
+        finally:
+            self._flush()
+
+    async def _streaming(self, bound: BoundMethod, request: RequestReceived, inbox: Inbox) -> None:
+        _enter(request.metadata)
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                await self._run_stream(bound, request.stream_id, inbox)
+        except Exception as error:  # noqa: BLE001 - the edge of a request
+            self._wire.fail(request.stream_id, *_status(error, bound))
+        except asyncio.CancelledError as error:
+            self._wire.fail(request.stream_id, *errors.to_status(error))
+            raise
+        finally:
+            self._inboxes.pop(request.stream_id, None)
+            inbox.end()
+            self._flush()
+
+    async def _run_stream(self, bound: BoundMethod, stream_id: int, inbox: Inbox) -> None:
+        assert bound.call is not None
+        requests = _messages(bound, inbox)
+        given = requests if bound.client_streaming else await anext(requests)
+        if not bound.server_streaming:
+            self._wire.respond(stream_id, codec.encode(await bound.call(given)))
+            return
+        async with aclosing(bound.call(given)) as responses:
+            async for response in responses:
+                self._wire.send_message(stream_id, codec.encode(response))
+                self._flush()
+                await self.drained()
+        self._wire.finish(stream_id)
+
+    def _flush(self) -> None:
+        self.write(self._wire.data_to_send())
+
+
+def _enter(metadata: Mapping[str, str]) -> None:
+    context.enter(context.CallContext(namespace=metadata.get(context.TTRPC_NAMESPACE_HEADER, "")))
+
+
+async def _messages(bound: BoundMethod, inbox: Inbox) -> AsyncIterator[Any]:
+    while (payload := await inbox.get()) is not None:
+        yield codec.decode(bound.request_class, payload)
+
+
+# Classes of foreign errors that ttrpc tells apart, most special first (facts/runtime 1.4).
+_FOREIGN: tuple[tuple[type[Exception], int], ...] = (
+    (asyncio.IncompleteReadError, errors.FailedPrecondition.code),
+    (EOFError, errors.OutOfRange.code),
+    (FileExistsError, errors.AlreadyExists.code),
+    (FileNotFoundError, errors.NotFound.code),
+    (PermissionError, errors.PermissionDenied.code),
+)
+
+
+def _status(error: Exception, bound: BoundMethod) -> tuple[int, str]:
+    if not isinstance(error, errors.ContainerdError | TimeoutError):
+        log.error("ttrpc method %s failed unexpectedly", bound.path, exc_info=error)
+    for kind, code in _FOREIGN:
+        if isinstance(error, kind):
+            return code, str(error)
+    return errors.to_status(error)
