@@ -295,7 +295,7 @@ class Registry:
             plugin.instance = await plugin.registration.init(context)
         except SkipPlugin as skip:
             plugin.state, plugin.reason, plugin.code = State.SKIPPED, f"{skip}: skip plugin", 2
-        except Exception as error:  # noqa: BLE001 - the edge of a plugin: whatever it raises is its outcome
+        except Exception as error:  # the edge of a plugin: whatever it raises is its outcome
             plugin.state, plugin.reason = State.FAILED, str(error) or type(error).__name__
             plugin.code = error.code if isinstance(error, ContainerdError) else 2
             log.debug("plugin %s failed", plugin.uri, exc_info=error)

@@ -1,0 +1,1 @@
+"""The programs: `aiocontainerd` (the daemon) and `actr` (the client)."""

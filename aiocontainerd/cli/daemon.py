@@ -1,0 +1,147 @@
+"""The program `aiocontainerd`: the daemon with containerd's flags, its `config` commands and `publish`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import aiocontainerd
+from aiocontainerd import logs
+from aiocontainerd.config import Config, ConfigError, load
+from aiocontainerd.config.migrate import GRPC, TTRPC
+from aiocontainerd.config.records import DEFAULT_ADDRESS, DEFAULT_PATH
+
+log = logging.getLogger("aiocontainerd")
+
+
+class Flags:
+    """The global flags as given; empty where they were not."""
+
+    def __init__(self, config: str, address: str, root: str, state: str, log_level: str, warn_only: bool) -> None:
+        self.config, self.address, self.root, self.state = config, address, root, state
+        self.log_level, self.warn_only = log_level, warn_only
+
+    def load(self, *, missing_is_fine: bool = False) -> Config:
+        """The config these flags name, with the flags on top. Raises ConfigError."""
+        values: dict[tuple[str, ...], tuple[str, Any]] = {}
+        for key, flag, value in (
+            (("root",), "--root", self.root),
+            (("state",), "--state", self.state),
+            (("debug", "level"), "--log-level", self.log_level),
+            (("plugins", GRPC, "address"), "--address", self.address),
+        ):
+            if value:
+                values[key] = (flag, value)
+        explicit = bool(self.config) and not missing_is_fine
+        return load(Path(self.config or DEFAULT_PATH), explicit=explicit, warn_only=self.warn_only, flags=values)
+
+    def ttrpc_address(self, config: Config) -> str:
+        """`<address>.ttrpc` where `--address` was given and the config names no ttrpc socket."""
+        configured = config.plugin_tables.get(TTRPC, {}).get("address", "")
+        return f"{self.address}.ttrpc" if self.address and not configured else ""
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-c", "--config", "config", default="", metavar="FILE", help=f"Config file [default: {DEFAULT_PATH}].")
+@click.option("-a", "--address", default="", metavar="PATH", help=f"gRPC socket [default: {DEFAULT_ADDRESS}].")
+@click.option("--root", default="", metavar="DIR", help="Directory of persistent data.")
+@click.option("--state", default="", metavar="DIR", help="Directory of what a reboot may empty.")
+@click.option("-l", "--log-level", default="", metavar="LEVEL", help="trace, debug, info, warn, error, fatal or panic.")
+@click.option("--config-warn-only", is_flag=True, help="Warn of unknown config keys; for files shared with containerd.")
+@click.option("-v", "--version", is_flag=True, help="Print the version.")
+@click.pass_context
+def main(
+    context: click.Context, config: str, address: str, root: str, state: str, log_level: str, config_warn_only: bool,
+    version: bool,
+) -> None:  # fmt: skip
+    """Run the container runtime daemon."""
+    if version:
+        click.echo(f"aiocontainerd {aiocontainerd.__version__}")
+        context.exit()
+    context.obj = Flags(config, address, root, state, log_level, config_warn_only)
+    if context.invoked_subcommand is None:
+        sys.exit(_run_daemon(context.obj))
+
+
+def _run_daemon(flags: Flags) -> int:
+    """Run until a signal; the exit status. What an operator can mend is one line on standard error."""
+    from aiocontainerd import daemon
+
+    try:
+        logs.setup(flags.log_level)
+        config = flags.load()
+        logs.setup(config.settings.debug.level, config.settings.debug.format)
+        daemon.run(config, grpc_address=flags.address, ttrpc_address=flags.ttrpc_address(config))
+    except (*daemon.EXPECTED_ERRORS, ValueError) as error:
+        print(f"containerd: {error}", file=sys.stderr)
+        log.debug("the daemon cannot run", exc_info=error)
+        return 1
+    return 0
+
+
+@main.group("config")
+def config_group() -> None:
+    """Print the daemon's config."""
+
+
+def _printing(defaults_only: bool) -> Callable[[Flags], None]:
+    def command(flags: Flags) -> None:
+        from aiocontainerd import discovery
+        from aiocontainerd.config import render
+
+        try:
+            config = Config({}, {}) if defaults_only else flags.load(missing_is_fine=not Path(flags.config).exists())
+            registrations = discovery.all_registrations()
+            config.check_plugins(registrations)
+            click.echo(render.dump(config, registrations), nl=False)
+        except ConfigError as error:
+            raise click.ClickException(f"containerd: {error}") from error
+
+    return command
+
+
+for _name, _help, _defaults in (
+    ("default", "Print the defaults.", True),
+    ("dump", "Print the config file with its imports, merged, version 4.", False),
+    ("migrate", "Print the config file as version 4.", False),
+):
+    config_group.command(_name, help=_help)(click.pass_obj(_printing(_defaults)))
+
+
+@main.command()
+@click.option("--topic", required=True, help="Topic of the event, such as /tasks/exit.")
+@click.option("--namespace", required=True, help="Namespace of the event.")
+@click.pass_obj
+def publish(flags: Flags, topic: str, namespace: str) -> None:
+    """Publish the event on standard input (a serialised google.protobuf.Any); what shims call."""
+    import anyio
+
+    from aiocontainerd import api
+    from aiocontainerd.errors import ContainerdError
+    from aiocontainerd.rpc.grpc_client import GrpcClient
+
+    event = api.protobuf.Any.parse(sys.stdin.buffer.read())
+
+    async def send() -> None:
+        async with GrpcClient(flags.address or DEFAULT_ADDRESS) as client:
+            await client.unary(
+                "containerd.services.events.v1.Events",
+                "Publish",
+                api.events.PublishRequest(topic=topic, event=event),
+                namespace=namespace,
+                timeout_s=5.0,
+            )
+
+    try:
+        anyio.run(send)
+    except (ContainerdError, OSError) as error:
+        raise click.ClickException(f"cannot publish {topic}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Finding plugins: the daemon's own, installed entry points, and modules that TOML names."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import msgspec
+import pluggy
+
+from aiocontainerd import hookspecs
+from aiocontainerd.config.records import PluginPolicy, PythonPlugin
+from aiocontainerd.registry import PluginError, Registration, Registry
+
+log = logging.getLogger(__name__)
+
+BUILT_IN = ("aiocontainerd.servers",)
+DECLARED_KIND = "python_plugins"
+"""Rows of the plugin table that stand for a module which could not even register."""
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A module that may bring plugins: its name in messages, its path, and the distribution it came with."""
+
+    name: str
+    module: str
+    distribution: str = ""
+
+
+def candidates(
+    installed: Iterable[EntryPoint], declared: Mapping[str, PythonPlugin], policy: PluginPolicy
+) -> tuple[list[Candidate], list[Candidate]]:
+    """What to load and what the policy denies, in a stable order. Pure."""
+    found = [Candidate(name, name) for name in BUILT_IN]
+    denied: list[Candidate] = []
+    for entry in sorted(installed, key=lambda e: e.name):
+        candidate = Candidate(entry.name, entry.value, entry.dist.name if entry.dist else "")
+        (found if allows(policy, candidate.distribution) else denied).append(candidate)
+    found += [Candidate(name, plugin.module) for name, plugin in sorted(declared.items())]
+    return found, denied
+
+
+def allows(policy: PluginPolicy, distribution: str) -> bool:
+    """Whether a distribution may bring plugins: any may, until the allow-list names some."""
+    return not policy.allow or any(fnmatch.fnmatchcase(distribution, pattern) for pattern in policy.allow)
+
+
+def discover(registry: Registry, declared: Mapping[str, PythonPlugin], policy: PluginPolicy) -> None:
+    """Fill `registry`. A module that cannot be loaded becomes a failed row with one line that names the cause."""
+    found, denied = candidates(entry_points(group=hookspecs.ENTRY_POINT_GROUP), declared, policy)
+    for candidate in denied:
+        log.warning(
+            "plugin package %s is installed but plugin_policy.allow does not name it; not loaded",
+            candidate.distribution,
+        )
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for candidate in found:
+        try:
+            for registration in _registrations(manager, candidate):
+                registry.add(registration, candidate.distribution)
+        except Exception as error:  # the edge of a plugin package: its failure is a row, not the daemon's end
+            reason = f"{type(error).__name__}: {error}"
+            log.error("plugin module %s of %s cannot be loaded: %s", candidate.module, candidate.name, reason)
+            log.debug("loading %s failed", candidate.module, exc_info=error)
+            registry.add_failed(f"{DECLARED_KIND}.{candidate.name}", reason, candidate.distribution)
+
+
+def all_registrations() -> list[Registration]:
+    """The registrations of every installed package; what generated documents are made from."""
+    registry = Registry()
+    discover(registry, {}, PluginPolicy())
+    return [plugin.registration for plugin in registry.plugins if plugin.kind != DECLARED_KIND]
+
+
+def _registrations(manager: pluggy.PluginManager, candidate: Candidate) -> Iterator[Registration]:
+    plugin = _load(candidate.module)
+    manager.register(plugin, name=f"{candidate.name} ({candidate.module})")
+    hooks = [impl for impl in manager.hook.register_plugins.get_hookimpls() if impl.plugin is plugin]
+    if not hooks:
+        raise PluginError(
+            f"{candidate.module} has no hook named register_plugins; write @hookimpl def register_plugins()"
+        )
+    for hook in hooks:
+        returned: Any = hook.function()
+        for registration in returned:
+            if not isinstance(registration, Registration):
+                raise PluginError(
+                    f"register_plugins of {candidate.module} returned {type(registration).__name__}, not Registration"
+                )
+            yield registration
+
+
+def _load(path: str) -> Any:
+    """A module, or with `module:Name` an attribute of one; a class is instantiated."""
+    module_name, _, attribute = path.partition(":")
+    module: Any = importlib.import_module(module_name)
+    if not attribute:
+        return module
+    found = getattr(module, attribute)
+    return found() if isinstance(found, type) else found

@@ -1,0 +1,40 @@
+"""What the daemon is doing right now: every task and thread with its stack, and the state of every plugin (SIGUSR1)."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from aiocontainerd.registry import Plugin
+
+
+def render(plugins: Iterable[Plugin]) -> str:
+    """The dump as text. Called on the event loop."""
+    out = io.StringIO()
+    out.write("=== plugins\n")
+    for plugin in plugins:
+        out.write(f"{plugin!r} {plugin.instance!r}\n" if plugin.instance is not None else f"{plugin!r}\n")
+    out.write("=== tasks\n")
+    for task in sorted(asyncio.all_tasks(), key=lambda t: t.get_name()):
+        out.write(f"--- {task.get_name()}\n")
+        task.print_stack(file=out)
+    out.write("=== threads\n")
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, frame in sys._current_frames().items():
+        out.write(f"--- {names.get(ident, ident)}\n")
+        traceback.print_stack(frame, file=out)
+    return out.getvalue()
+
+
+def write(text: str) -> Path:
+    """Write a dump to `containerd.<pid>.stacks.log` in the directory for temporary files; returns the path."""
+    path = Path(tempfile.gettempdir()) / f"containerd.{os.getpid()}.stacks.log"
+    path.write_text(text)
+    return path

@@ -1,0 +1,36 @@
+"""One daemon a root directory: an advisory lock that the kernel drops when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK_NAME = "aiocontainerd.lock"
+
+
+class RootLockedError(Exception):
+    """Another daemon serves this root."""
+
+
+@contextmanager
+def hold(root: Path) -> Iterator[None]:
+    """Hold the lock of `root` for the block. Raises RootLockedError naming the root and the process that has it."""
+    path = root / LOCK_NAME
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise RootLockedError(
+                f"root {root} is in use by another daemon (pid {holder}); "
+                "stop it, or give this one its own --root and --state"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,75 @@
+"""Logging: one line a record on standard error, as text (`time=… level=… msg=…`) or JSON (facts/core 16)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+from aiocontainerd.timestamps import format_rfc3339
+
+TRACE = 5
+LEVELS = {
+    "trace": TRACE,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+    "panic": logging.CRITICAL,
+}
+FORMATS = ("text", "json")
+_NAMES = {TRACE: "trace", logging.WARNING: "warning", logging.CRITICAL: "fatal"}
+_NANOSECONDS = 1_000_000_000
+
+
+def setup(level: str = "", form: str = "") -> None:
+    """Send the daemon's records to standard error. Raises ValueError for an unknown level or format."""
+    number = LEVELS.get(level or "info")
+    if number is None:
+        raise ValueError(f'unknown log level "{level}"; use one of {", ".join(LEVELS)}')
+    if form and form not in FORMATS:
+        raise ValueError(f'unknown log format "{form}"; use one of {", ".join(FORMATS)}')
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(number)
+    for noisy in ("asyncio", "hpack", "h2"):
+        logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
+
+
+class TextFormatter(logging.Formatter):
+    """`time="…" level=info msg="…" key=value`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(f"{key}={_quoted(value)}" for key, value in _fields(self, record).items())
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(_fields(self, record), ensure_ascii=False)
+
+
+def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "time": format_rfc3339(int(record.created * _NANOSECONDS)),
+        "level": _NAMES.get(record.levelno, record.levelname.lower()),
+        "msg": record.getMessage(),
+    }
+    extra = getattr(record, "fields", None)
+    if isinstance(extra, dict):
+        fields.update(extra)
+    if record.exc_info:
+        fields["error"] = formatter.formatException(record.exc_info)
+    return fields
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    plain = text and all(char.isalnum() or char in "-._/@^+:" for char in text)
+    return text if plain else json.dumps(text, ensure_ascii=False)
