@@ -1,0 +1,52 @@
+# make run     set up, start a daemon in a directory of its own, run a container, clean up
+# make test    set up, check and test everything
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := aiocontainerd plugins tests integration contrib conftest.py
+
+.PHONY: run serve test lint format bench proto docs lock clean setup setup-test
+
+setup:
+	@contrib/quickstart/setup.sh run
+
+setup-test:
+	@contrib/quickstart/setup.sh test
+
+run: setup
+	@$(PY) contrib/quickstart/quickstart.py run --image "$(IMAGE)" --command "$(CMD)"
+
+serve: setup
+	@$(PY) contrib/quickstart/quickstart.py serve
+
+lint: setup-test
+	$(VENV)/bin/ruff check --output-format concise $(SOURCES)
+	$(VENV)/bin/ruff format --check --quiet $(SOURCES)
+	$(VENV)/bin/mypy $(SOURCES)
+	$(PY) -m aiocontainerd.api.generate --check
+	$(PY) -m aiocontainerd.config.reference --check
+
+test: lint
+	$(VENV)/bin/pytest -q
+
+bench: setup-test
+	$(PY) integration/bench.py $(BENCH)
+
+proto: setup-test
+	$(PY) -m aiocontainerd.api.generate
+
+docs: setup-test
+	$(PY) -m aiocontainerd.config.reference
+
+format: setup-test
+	$(VENV)/bin/ruff format $(SOURCES)
+	$(VENV)/bin/ruff check --fix $(SOURCES)
+
+# Pins and hashes only: the lock names no index.
+lock:
+	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --extra dev --quiet pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
