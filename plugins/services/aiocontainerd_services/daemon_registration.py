@@ -1,4 +1,4 @@
-"""Services about the daemon itself: version, health."""
+"""The daemon itself: introspection, deprecations, events, version, health."""
 
 from __future__ import annotations
 
@@ -6,22 +6,64 @@ from collections.abc import Iterable
 
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
 
+Context = InitContext[PluginConfig]
+
+UUID_DIRECTORY = f"{kinds.GRPC}.introspection"
+"""Where containerd keeps the daemon's uuid: the directory of another plugin than the one that reads it."""
+
 
 def registrations() -> Iterable[Registration]:
     """The plugins of this module."""
     return [
+        Registration(kind=kinds.WARNING, id="deprecations", init=_deprecations),
+        Registration(kind=kinds.SERVICE, id="introspection-service", requires=(kinds.WARNING,), init=_introspection),
+        Registration(kind=kinds.GRPC, id="introspection", requires=(kinds.SERVICE,), init=_introspection_grpc),
+        Registration(kind=kinds.GRPC, id="events", requires=(kinds.EVENT,), init=_events_grpc),
+        Registration(kind=kinds.TTRPC, id="events", requires=(kinds.EVENT,), init=_events_ttrpc),
         Registration(kind=kinds.GRPC, id="version", init=_version),
         Registration(kind=kinds.GRPC, id="healthcheck", init=_health),
     ]
 
 
-async def _version(_context: InitContext[PluginConfig]) -> object:
+async def _deprecations(_context: Context) -> object:
+    from aiocontainerd_services.deprecations import Deprecations
+
+    return Deprecations()
+
+
+async def _introspection(context: Context) -> object:
+    from aiocontainerd_services.introspection import Introspection
+
+    daemon = context.daemon
+    uuid_file = daemon.root / UUID_DIRECTORY / "uuid"
+    return Introspection(daemon.plugins, uuid_file, context.get(kinds.WARNING, "deprecations"))
+
+
+async def _introspection_grpc(context: Context) -> object:
+    from aiocontainerd_services.introspection_grpc import IntrospectionGrpc
+
+    return IntrospectionGrpc(context.get(kinds.SERVICE, "introspection-service"))
+
+
+async def _events_grpc(context: Context) -> object:
+    from aiocontainerd_services.events_grpc import EventsGrpc
+
+    return EventsGrpc(context.bus)
+
+
+async def _events_ttrpc(context: Context) -> object:
+    from aiocontainerd_services.events_grpc import EventsTtrpc
+
+    return EventsTtrpc(context.bus)
+
+
+async def _version(_context: Context) -> object:
     from aiocontainerd_services.version_grpc import VersionGrpc
 
     return VersionGrpc()
 
 
-async def _health(_context: InitContext[PluginConfig]) -> object:
+async def _health(_context: Context) -> object:
     from aiocontainerd_services.health_grpc import HealthGrpc
 
     return HealthGrpc()

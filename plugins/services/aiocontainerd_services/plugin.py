@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aiocontainerd.plugin import Registration, hookimpl
-from aiocontainerd_services import daemon_registration
+from aiocontainerd_services import daemon_registration, data_registration, records_registration
 
 
 @hookimpl
 def register_plugins() -> Iterable[Registration]:
     """All of this package."""
-    return [*daemon_registration.registrations()]
+    return [
+        *records_registration.registrations(),
+        *data_registration.registrations(),
+        *daemon_registration.registrations(),
+    ]

@@ -1,0 +1,88 @@
+"""The Events services of both sockets (facts/core 11). They call the event bus; there is no logic of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, ClassVar
+
+from aiocontainerd import timestamps, typeurl
+from aiocontainerd.errors import InvalidArgument, Unknown, to_status
+from aiocontainerd.events import Envelope
+from aiocontainerd_services.convert import required
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+    from aiocontainerd.events import EventBus
+
+
+class EventsGrpc:
+    """`containerd.services.events.v1.Events`."""
+
+    service_name: ClassVar[str] = "containerd.services.events.v1.Events"
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+
+    async def publish(self, request: api.events.PublishRequest) -> api.protobuf.Empty:
+        """Publishes in the namespace of the call, now; the event passes through untouched."""
+        from aiocontainerd import api
+
+        event = required(request.event, "event")
+        self._bus.publish(request.topic, typeurl.Any(event.type_url, event.value))
+        return api.protobuf.Empty()
+
+    async def forward(self, request: api.events.ForwardRequest) -> api.protobuf.Empty:
+        """Publishes an envelope as it is."""
+        from aiocontainerd import api
+
+        self._bus.forward(_from_wire(request.envelope))
+        return api.protobuf.Empty()
+
+    async def subscribe(self, request: api.events.SubscribeRequest) -> AsyncIterator[api.types.Envelope]:
+        """Every event of every namespace from here on that a filter matches, until the client goes."""
+        try:
+            subscribed = self._bus.subscribe(*request.filters)
+        except InvalidArgument as bad:
+            text = f"failed parsing subscription filters: {to_status(bad)[1]}"
+            raise Unknown(f"subscription error: {text}") from bad
+        with subscribed as subscription:
+            async for envelope in subscription:
+                yield _to_wire(envelope)
+
+
+class EventsTtrpc:
+    """`containerd.services.events.ttrpc.v1.Events`: where shims send their events."""
+
+    service_name: ClassVar[str] = "containerd.services.events.ttrpc.v1.Events"
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+
+    async def forward(self, request: api.events_ttrpc.ForwardRequest) -> api.protobuf.Empty:
+        """Publishes an envelope as it is."""
+        from aiocontainerd import api
+
+        self._bus.forward(_from_wire(request.envelope))
+        return api.protobuf.Empty()
+
+
+def _from_wire(message: api.types.Envelope | None) -> Envelope:
+    given = required(message, "envelope")
+    event = required(given.event, "envelope.event")
+    return Envelope(
+        timestamp_ns=timestamps.from_wire(given.timestamp),
+        namespace=given.namespace,
+        topic=given.topic,
+        event=typeurl.Any(event.type_url, event.value),
+    )
+
+
+def _to_wire(envelope: Envelope) -> api.types.Envelope:
+    from aiocontainerd import api
+
+    return api.types.Envelope(
+        timestamp=timestamps.to_wire(envelope.timestamp_ns),
+        namespace=envelope.namespace,
+        topic=envelope.topic,
+        event=typeurl.to_wire(envelope.event),
+    )
