@@ -1,0 +1,179 @@
+"""Ends of the named pipes between a client and a container (facts/runtime 5.1).
+
+A client may come, go and come back while the container lives. What keeps the pipe whole meanwhile is an end that
+the shim holds and never uses: a read end of an output, a write end of the input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import stat
+
+from aiocontainerd.errors import Unknown
+
+_KICK_FIRST_S = 0.01
+_KICK_MAX_S = 1.0
+
+
+def is_fifo(path: str) -> bool:
+    """Whether `path` is a named pipe; a missing path is none."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def open_path(path: str, flags: int, what: str, mode: int = 0o777) -> int:
+    """Open close-on-exec. Raises Unknown with containerd's text about `what` (`file`, `r/o fifo`, `w/o fifo`)."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise Unknown(f'containerd-shim: opening {what} "{path}" failed: open {path}: {reason}') from error
+
+
+def close_fd(fd: int) -> int:
+    """Close `fd` unless it is -1. Gives -1, so that the owner forgets the number as it closes it."""
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
+def probe_writer(path: str) -> int:
+    """A non-blocking write end, or -1 where no process has the pipe open for reading or waits in open(2) to do so."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT):
+            return -1
+        raise Unknown(f'containerd-shim: opening w/o fifo "{path}" failed: {error.strerror}') from error
+
+
+def _again(fd: int) -> str:
+    """A path that opens the pipe of `fd` anew, even after the client has removed its name."""
+    return f"/proc/self/fd/{fd}"
+
+
+class OutputFifo:
+    """An output pipe held open for reading by the shim, which never reads it.
+
+    A client that opens the pipe for the first time after the last writer has gone would wait in open(2) for ever,
+    with the container's last words in front of it. So where no client was there at the start, the end of the
+    writers is followed by openings for writing at growing intervals, each of which lets such a client in.
+    """
+
+    def __init__(self, path: str, *, adopted: bool = False) -> None:
+        """Open the shim's end, `adopted` when another shim held one. Raises Unknown where the pipe can't be opened."""
+        self.path = path
+        self._hold = -1
+        self._epoll: select.epoll | None = None
+        self._kick: asyncio.TimerHandle | None = None
+        self._ended = asyncio.Event()
+        # Kept until the real writer is there: a client that this lets in must not meet an end at once.
+        self._first_writer = probe_writer(path)
+        self._awaiting_client = adopted or self._first_writer < 0
+        try:
+            self._hold = open_path(path, os.O_RDONLY | os.O_NONBLOCK, "r/o fifo")
+        except BaseException:
+            self.close()
+            raise
+
+    def open_writer(self, *, nonblocking: bool = False) -> int:
+        """A new write end; never waits, since the shim itself is a reader."""
+        writer = self._first_writer
+        self._first_writer = -1
+        if writer < 0:
+            writer = open_path(_again(self._hold), os.O_WRONLY | os.O_NONBLOCK, "w/o fifo")
+        os.set_blocking(writer, not nonblocking)
+        return writer
+
+    def watch(self) -> None:
+        """Notice from now on when the last writer goes, or has gone."""
+        close_fd(probe_writer(_again(self._hold)))  # the kernel reports no hang-up before a writer was seen
+        self._first_writer = close_fd(self._first_writer)
+        self._epoll = select.epoll()
+        self._epoll.register(self._hold, 0)  # no wish at all: only the hang-up is reported
+        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_hangup)
+
+    async def ended(self) -> None:
+        """Wait until no process has the pipe open for writing. Needs `watch`."""
+        await self._ended.wait()
+
+    def has_client(self) -> bool:
+        """Whether another process reads. Only for when no container process writes any more.
+
+        The shim's own end is a reader too, so it is shut for an instant, while a write end keeps the bytes.
+        """
+        keeper = open_path(_again(self._hold), os.O_WRONLY | os.O_NONBLOCK, "w/o fifo")
+        try:
+            self._hold = close_fd(self._hold)
+            probe = probe_writer(_again(keeper))
+            self._hold = open_path(_again(keeper), os.O_RDONLY | os.O_NONBLOCK, "r/o fifo")
+        finally:
+            os.close(keeper)
+        close_fd(probe)
+        return probe >= 0
+
+    def let_clients_in(self) -> None:
+        """Let in a client that waits in open(2), now and later, unless one was there from the start."""
+        if self._awaiting_client and self._kick is None and self._hold >= 0:
+            self._let_in(_KICK_FIRST_S)
+
+    def close(self) -> None:
+        """Give the shim's ends up. What no client has taken is lost then."""
+        self._unwatch()
+        if self._kick is not None:
+            self._kick.cancel()
+        self._hold = close_fd(self._hold)
+        self._first_writer = close_fd(self._first_writer)
+        self._ended.set()
+
+    def _on_hangup(self) -> None:
+        self._unwatch()
+        self._ended.set()
+        self.let_clients_in()
+
+    def _unwatch(self) -> None:
+        if self._epoll is not None:
+            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _let_in(self, delay_s: float) -> None:
+        close_fd(probe_writer(_again(self._hold)))
+        again_s = min(delay_s * 2, _KICK_MAX_S)
+        self._kick = asyncio.get_running_loop().call_later(delay_s, self._let_in, again_s)
+
+
+class InputFifo:
+    """The stdin pipe: one end to read from, and the shim's write end, which keeps it open until CloseIO.
+
+    A path that is no named pipe is read as it is.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open both ends, the reading one non-blocking. Raises Unknown where the path can't be opened."""
+        self.reader = open_path(path, os.O_RDONLY | os.O_NONBLOCK, "file")
+        self._hold = -1
+        if stat.S_ISFIFO(os.fstat(self.reader).st_mode):
+            try:
+                self._hold = open_path(path, os.O_WRONLY | os.O_NONBLOCK, "w/o fifo")
+            except BaseException:
+                self.close()
+                raise
+
+    def close_writer(self) -> None:
+        """CloseIO: the reader meets the end once every client has closed too."""
+        self._hold = close_fd(self._hold)
+
+    def close_reader(self) -> None:
+        """Shut the reading end in this process."""
+        self.reader = close_fd(self.reader)
+
+    def close(self) -> None:
+        """Shut both ends."""
+        self.close_reader()
+        self.close_writer()

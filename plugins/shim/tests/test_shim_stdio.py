@@ -1,0 +1,261 @@
+"""Streams without a terminal: the container holds the client's pipes itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiocontainerd_shim.stdio import ProcessIO, Stdio, adopt_io, open_io
+
+from aiocontainerd.errors import Unknown
+
+pytestmark = pytest.mark.anyio
+
+
+def fd_count() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    before = fd_count()
+    yield
+    assert fd_count() == before
+
+
+def fifo(path: Path) -> str:
+    os.mkfifo(path, 0o700)
+    return str(path)
+
+
+def writer_of(path: str | Path) -> io.FileIO:
+    return io.FileIO(os.fspath(path), "wb")
+
+
+async def opened(stdio: Stdio) -> ProcessIO:
+    return await open_io(stdio, namespace="default", container_id="c1", io_uid=0, io_gid=0)
+
+
+def run(streams: ProcessIO, script: str) -> subprocess.Popen[bytes]:
+    stdin, stdout, stderr = streams.child_fds()
+    process = subprocess.Popen(["/bin/sh", "-c", script], stdin=stdin, stdout=stdout, stderr=stderr)
+    streams.child_started()
+    return process
+
+
+class Client(threading.Thread):
+    """A client as Go's: it waits in open(2) and reads to the end."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self._path = path
+        self.data = b""
+        self.start()
+
+    def run(self) -> None:
+        with open(self._path, "rb") as pipe:
+            self.data = pipe.read()
+
+    async def result(self) -> bytes:
+        await asyncio.to_thread(self.join, 10)
+        assert not self.is_alive(), "the client never met the end"
+        return self.data
+
+
+async def test_unset_streams_are_dev_null(no_leaks: None) -> None:
+    streams = await opened(Stdio())
+    assert [os.readlink(f"/proc/self/fd/{fd}") for fd in streams.child_fds()] == ["/dev/null"] * 3
+    await streams.aclose()
+
+
+async def test_waiting_client_gets_everything_and_the_end_when_the_process_has_gone(
+    tmp_path: Path, no_leaks: None
+) -> None:
+    out, err = fifo(tmp_path / "out"), fifo(tmp_path / "err")
+    client_out, client_err = Client(out), Client(err)
+    await asyncio.sleep(0.05)
+    streams = await opened(Stdio(stdout=out, stderr=err))
+    await asyncio.sleep(0.05)
+    process = run(streams, "echo to out; echo to err >&2")
+    assert await client_out.result() == b"to out\n"
+    assert await client_err.result() == b"to err\n"
+    process.wait()
+    assert await streams.drained(5)
+    await streams.aclose()
+
+
+async def test_opening_does_not_wait_for_a_reader_and_a_late_one_misses_nothing(tmp_path: Path, no_leaks: None) -> None:
+    out = fifo(tmp_path / "out")
+    streams = await asyncio.wait_for(opened(Stdio(stdout=out)), 1)
+    run(streams, "echo last words").wait()
+    assert await streams.drained(5)
+    await asyncio.sleep(0.1)
+    assert await Client(out).result() == b"last words\n"
+    await streams.aclose()
+
+
+async def test_client_may_go_and_come_back(tmp_path: Path, no_leaks: None) -> None:
+    out = fifo(tmp_path / "out")
+    first = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
+    streams = await opened(Stdio(stdout=out, stdin=fifo(tmp_path / "in")))
+    process = run(streams, "echo one; read x; echo two; read x; echo three")
+    with writer_of(tmp_path / "in") as stdin:
+        while True:
+            try:
+                if os.read(first, 10) == b"one\n":
+                    break
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+        os.close(first)
+        stdin.write(b"\n")
+        await asyncio.sleep(0.1)
+        second = Client(out)
+        stdin.write(b"\n")
+    assert await second.result() == b"two\nthree\n"
+    assert process.wait() == 0
+    await streams.aclose()
+
+
+async def test_large_output_waits_for_a_slow_reader(tmp_path: Path, no_leaks: None) -> None:
+    out = fifo(tmp_path / "out")
+    reader = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
+    streams = await opened(Stdio(stdout=out))
+    process = run(streams, "head -c 300000 /dev/zero")
+    await asyncio.sleep(0.1)
+    assert process.poll() is None
+    assert not await streams.drained(0.05)
+    os.set_blocking(reader, True)
+
+    def read_all() -> int:
+        total = 0
+        while data := os.read(reader, 5000):
+            total += len(data)
+        return total
+
+    assert await asyncio.to_thread(read_all) == 300000
+    assert await streams.drained(5)
+    os.close(reader)
+    process.wait()
+    await streams.aclose()
+
+
+async def test_stdin_ends_after_close_io_and_the_clients_end(tmp_path: Path, no_leaks: None) -> None:
+    stdin, out = fifo(tmp_path / "in"), fifo(tmp_path / "out")
+    client = Client(out)
+    streams = await opened(Stdio(stdin=stdin, stdout=out))
+    process = run(streams, "cat; echo end")
+    with writer_of(stdin) as writer:
+        writer.write(b"first ")
+    await asyncio.sleep(0.05)
+    assert process.poll() is None
+    with writer_of(stdin) as writer:
+        writer.write(b"second ")
+        await streams.close_stdin()
+        await asyncio.sleep(0.05)
+        assert process.poll() is None
+    assert await client.result() == b"first second end\n"
+    process.wait()
+    await streams.aclose()
+
+
+async def test_plain_file_is_appended_to_and_shared(tmp_path: Path, no_leaks: None) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"old\n")
+    streams = await opened(Stdio(stdout=str(log), stderr=str(log)))
+    run(streams, "echo out; echo err >&2").wait()
+    await streams.aclose()
+    assert log.read_bytes() == b"old\nout\nerr\n"
+
+
+async def test_file_scheme_makes_parents_and_takes_both_streams(tmp_path: Path, no_leaks: None) -> None:
+    log = tmp_path / "a b" / "c" / "log"
+    streams = await opened(Stdio(stdout=f"file://{tmp_path}/a%20b/c/log"))
+    run(streams, "echo out; echo err >&2").wait()
+    await streams.aclose()
+    assert log.read_bytes() == b"out\nerr\n"
+    assert log.stat().st_mode & 0o777 == 0o644
+    assert log.parent.stat().st_mode & 0o777 == 0o755
+
+
+async def test_unknown_scheme_is_refused(no_leaks: None) -> None:
+    with pytest.raises(Unknown, match=r"^unknown STDIO scheme http$"):
+        await opened(Stdio(stdout="http://x/y"))
+
+
+async def test_missing_path_is_named_and_nothing_is_left_open(tmp_path: Path, no_leaks: None) -> None:
+    out, gone = fifo(tmp_path / "out"), tmp_path / "gone"
+    with pytest.raises(Unknown, match=f'opening file "{gone}" failed: open {gone}: no such file or directory'):
+        await opened(Stdio(stdout=out, stderr=str(gone)))
+
+
+async def test_early_close_lets_the_client_meet_the_end(tmp_path: Path, no_leaks: None) -> None:
+    out = fifo(tmp_path / "out")
+    client = Client(out)
+    await asyncio.sleep(0.05)
+    streams = await opened(Stdio(stdout=out))
+    await streams.aclose()
+    await streams.aclose()
+    assert await client.result() == b""
+
+
+async def test_descriptors_are_close_on_exec(tmp_path: Path, no_leaks: None) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    streams = await opened(Stdio(stdin=fifo(tmp_path / "in"), stdout=fifo(tmp_path / "out")))
+    after = set(os.listdir("/proc/self/fd")) - before
+    mine = [int(fd) for fd in after if os.path.exists(f"/proc/self/fd/{fd}")]
+    assert len(mine) >= 5
+    assert not any(os.get_inheritable(fd) for fd in mine)
+    await streams.aclose()
+
+
+async def test_adopted_pipes_are_held_until_their_writers_go(tmp_path: Path, no_leaks: None) -> None:
+    stdin, out = fifo(tmp_path / "in"), fifo(tmp_path / "out")
+    dead = await opened(Stdio(stdin=stdin, stdout=out))
+    process = run(dead, "read x; echo $x; read x; echo $x")
+    streams = await adopt_io(Stdio(stdin=stdin, stdout=out))
+    await dead.aclose()
+    with writer_of(stdin) as writer:
+        writer.write(b"a\nb\n")
+    assert process.wait() == 0
+    assert await streams.drained(5)
+    assert await Client(out).result() == b"a\nb\n"
+    await streams.aclose()
+
+
+async def test_adopting_after_the_end_is_drained_at_once(tmp_path: Path, no_leaks: None) -> None:
+    streams = await adopt_io(Stdio(stdout=fifo(tmp_path / "out"), stderr=str(tmp_path / "gone")))
+    assert await streams.drained(1)
+    await streams.aclose()
+
+
+@pytest.mark.root
+async def test_pipes_are_given_to_the_io_owner(tmp_path: Path, no_leaks: None) -> None:
+    out = fifo(tmp_path / "out")
+    streams = await open_io(Stdio(stdout=out), namespace="n", container_id="c", io_uid=1234, io_gid=4321)
+    assert (os.stat(out).st_uid, os.stat(out).st_gid) == (1234, 4321)
+    await streams.aclose()
+
+
+async def test_no_descriptor_stays_after_many_processes(tmp_path: Path, no_leaks: None) -> None:
+    stdio = Stdio(stdin=fifo(tmp_path / "in"), stdout=fifo(tmp_path / "out"), stderr=fifo(tmp_path / "err"))
+    for _ in range(100):
+        streams = await opened(stdio)
+        streams.child_started()
+        assert await streams.drained(1)
+        await streams.aclose()
+
+
+def test_the_modules_load_nothing_heavy() -> None:
+    code = """if True:
+        import sys, aiocontainerd_shim.console
+        print([name for name in ("anyio", "uvloop", "betterproto2", "urllib.request") if name in sys.modules])
+    """
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    assert seen == "[]\n"
