@@ -1,0 +1,183 @@
+"""The event bus: order, queues, validation, filters over the payload (facts/core 11)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from aiocontainerd import api, context, timestamps, typeurl
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument
+from aiocontainerd.events import Envelope, EventBus, Subscription
+
+EXIT = typeurl.Any("containerd.events.TaskExit", b"")
+
+
+def topics(subscription: Subscription) -> list[str]:
+    """What waits, taken without a loop."""
+    taken = []
+    while len(subscription):
+        with pytest.raises(StopIteration) as stop:
+            subscription.__anext__().send(None)
+        taken.append(stop.value.value.topic)
+    return taken
+
+
+def envelope(topic: str = "/a", namespace: str = "ns", timestamp_ns: int = 5) -> Envelope:
+    return Envelope(timestamp_ns, namespace, topic, EXIT)
+
+
+def test_publish_stamps_the_time_and_the_namespace_of_the_call() -> None:
+    bus = EventBus(now_ns=lambda: 42)
+    with bus.subscribe() as events, context.use(namespace="k8s.io"):
+        bus.publish("/tasks/exit", api.event_types.TaskExit(container_id="c"))
+        assert events._queue[0] == Envelope(
+            42, "k8s.io", "/tasks/exit", typeurl.marshal(api.event_types.TaskExit(container_id="c"))
+        )
+
+
+def test_an_any_passes_through_untouched() -> None:
+    bus = EventBus()
+    with bus.subscribe() as events:
+        bus.publish("/x", typeurl.Any("unknown.Type", b"\xff"), namespace="a")
+        assert events._queue[0].event == typeurl.Any("unknown.Type", b"\xff")
+
+
+def test_publish_needs_a_namespace() -> None:
+    with pytest.raises(FailedPrecondition, match=r"^failed publishing event: namespace is required$"):
+        EventBus().publish("/x", EXIT)
+
+
+def test_every_subscriber_sees_the_same_order_from_its_registration_on() -> None:
+    bus = EventBus()
+    with bus.subscribe() as first:
+        bus.forward(envelope("/one"))
+        with bus.subscribe() as second:
+            for topic in ("/two", "/three", "/four"):
+                bus.forward(envelope(topic))
+            assert topics(second) == ["/two", "/three", "/four"]
+        bus.forward(envelope("/five"))
+        assert topics(first) == ["/one", "/two", "/three", "/four", "/five"]
+        assert len(second) == 0
+
+
+def test_nothing_is_dropped_for_a_slow_subscriber() -> None:
+    bus = EventBus()
+    with bus.subscribe() as events:
+        for number in range(10_000):
+            bus.forward(envelope(f"/n/{number}"))
+        assert bus.statistics() == {"published": 10_000, "subscriptions": 1, "waiting": 10_000}
+        assert topics(events) == [f"/n/{number}" for number in range(10_000)]
+    assert bus.statistics() == {"published": 10_000, "subscriptions": 0, "waiting": 0}
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (envelope(""), 'envelope topic "": must not be empty'),
+        (envelope("foo"), "envelope topic \"foo\": must start with '/'"),
+        (envelope("/"), 'envelope topic "/": must have at least one component'),
+        (
+            envelope("/a//b"),
+            'envelope topic "/a//b": failed validation on component "": identifier must not be empty',
+        ),
+        (
+            envelope("/a/b c"),
+            'envelope topic "/a/b c": failed validation on component "b c": identifier "b c" must match '
+            r"^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$",
+        ),
+        (envelope(namespace=""), "event envelope has invalid namespace: identifier must not be empty"),
+        (envelope(timestamp_ns=timestamps.ZERO_NS), "timestamp must be set on forwarded event"),
+    ],
+)
+def test_an_envelope_that_breaks_a_rule_is_refused(bad: Envelope, message: str) -> None:
+    bus = EventBus()
+    with bus.subscribe() as events:
+        with pytest.raises(InvalidArgument) as caught:
+            bus.forward(bad)
+        assert str(caught.value) == message
+        assert len(events) == 0
+
+
+def test_a_bad_filter_is_refused_at_once() -> None:
+    with pytest.raises(InvalidArgument, match=r"^failed parsing subscription filters: filters: parse error: \["):
+        EventBus().subscribe("topic==/x")
+
+
+CREATE = api.event_types.TaskCreate(
+    container_id="c1", pid=7, checkpoint="", io=api.event_types.TaskIo(stdin="/in", terminal=True)
+)
+IMAGE = api.images.ImageCreate(name="alpine", labels={"a.b": "1"})
+CONTENT = api.event_types.ContentCreate(digest="sha256:x", size=9, media_type="text/x")
+
+
+@pytest.mark.parametrize(
+    ("event", "text", "matches"),
+    [
+        (CREATE, 'topic=="/t/x"', True),
+        (CREATE, "namespace==ns", True),
+        (CREATE, "namespace==other", False),
+        (CREATE, "event.container_id==c1", True),
+        (CREATE, "event.container_id!=c1", False),
+        (CREATE, "event.checkpoint", False),
+        (CREATE, "event.pid==7", False),
+        (CREATE, 'event.io.stdin=="/in"', True),
+        (CREATE, "event.io.terminal==true", True),
+        (CREATE, "event.io", False),
+        (CREATE, "event.rootfs", False),
+        (CREATE, "event", False),
+        (CREATE, "event.nothing", False),
+        (CREATE, "nothing", False),
+        (IMAGE, "event.labels.a.b==1", True),
+        (IMAGE, "event.labels.c", False),
+        (CONTENT, 'event.mediaType=="text/x"', True),
+        (CONTENT, "event.size==9", False),
+        (typeurl.Any("unknown.Type", b"x"), "event.id", False),
+        (typeurl.Any("containerd.events.TaskExit", b"\x0a\x02\xff\xff"), "event.id", False),
+    ],
+)
+def test_filters_see_envelope_and_payload(event: Any, text: str, matches: bool) -> None:
+    bus = EventBus()
+    with bus.subscribe(text) as events:
+        bus.publish("/t/x", event, namespace="ns")
+        assert bool(len(events)) is matches
+
+
+def test_the_payload_is_decoded_only_for_filters_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[typeurl.Any] = []
+    unmarshal = typeurl.unmarshal
+
+    def counted(value: typeurl.Any) -> object:
+        decoded.append(value)
+        return unmarshal(value)
+
+    monkeypatch.setattr(typeurl, "unmarshal", counted)
+    bus = EventBus()
+    with bus.subscribe("topic", 'topic!="/b"'):
+        bus.publish("/a", CREATE, namespace="ns")
+        assert decoded == []
+        with bus.subscribe("event.id"), bus.subscribe("event.container_id"):
+            bus.publish("/a", CREATE, namespace="ns")
+        assert len(decoded) == 1
+
+
+@pytest.mark.anyio
+async def test_a_waiting_subscriber_wakes_and_the_end_of_the_block_ends_it() -> None:
+    bus = EventBus()
+    taken: list[str] = []
+
+    async def take(events: Subscription) -> None:
+        taken.extend([event.topic async for event in events])
+
+    with bus.subscribe('topic~="^/a"') as events:
+        reader = asyncio.ensure_future(take(events))
+        await asyncio.sleep(0)
+        bus.forward(envelope("/a"))
+        bus.forward(envelope("/b"))
+        bus.forward(envelope("/a/c"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert repr(events) == "<Subscription ['topic~=\"^/a\"'] {'waiting': 0, 'delivered': 2}>"
+    await asyncio.wait_for(reader, 5)
+    assert taken == ["/a", "/a/c"]
