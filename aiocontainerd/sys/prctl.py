@@ -1,0 +1,43 @@
+"""prctl(2) calls of a process about itself. Failure is an OSError that names the operation."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+PR_SCHED_CORE = 62
+PR_SCHED_CORE_CREATE = 1
+PR_SCHED_CORE_SCOPE_PROCESS_GROUP = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def set_child_subreaper() -> None:
+    """Have orphaned descendants re-parented to this process instead of to init."""
+    _prctl("PR_SET_CHILD_SUBREAPER", PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_name(name: str) -> None:
+    """Name the calling thread; the kernel keeps the first 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode())
+    _prctl("PR_SET_NAME", PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def set_parent_death_signal(signum: int) -> None:
+    """Get `signum` when the parent thread dies."""
+    _prctl("PR_SET_PDEATHSIG", PR_SET_PDEATHSIG, signum)
+
+
+def create_core_scheduling_group() -> None:
+    """Give this process group a core scheduling cookie of its own."""
+    _prctl("PR_SCHED_CORE", PR_SCHED_CORE, PR_SCHED_CORE_CREATE, 0, PR_SCHED_CORE_SCOPE_PROCESS_GROUP)
+
+
+def _prctl(name: str, option: int, *args: int) -> None:
+    words = [ctypes.c_ulong(value) for value in (*args, 0, 0, 0, 0)[:4]]
+    if _libc.prctl(ctypes.c_int(option), *words) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl {name}: {os.strerror(number)}")

@@ -1,0 +1,183 @@
+"""Starting a shim: what the daemon says, where the shim listens, what the daemon is told (facts/runtime 3.1-3.4).
+
+Two dialects of one start: a daemon of 2.2 and newer writes BootstrapParams to stdin and reads a BootstrapResult; an older one
+writes the runtime options, or nothing, and takes the bare address, which means protocol version 2.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd_shim.records import OPTIONS_URL, RuncOptions, options_from_wire
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+
+SOCKET_DIR = "/run/containerd/s"
+STDIN_LIMIT_BYTES = 10 << 20
+GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+_PATH_LIMIT_BYTES = 106
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a shim is: what the flags and environment of the binary say."""
+
+    namespace: str
+    id: str
+    bundle: Path
+    grpc_address: str = ""
+    ttrpc_address: str = ""
+    debug: bool = False
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True):
+    """What stdin said. `legacy` asks for the bare address."""
+
+    legacy: bool
+    socket_dir: str = ""
+    options: RuncOptions = RuncOptions()
+
+
+class _Spec(msgspec.Struct):
+    annotations: dict[str, str] | None = None
+
+
+def read_params(stdin: bytes, identity: Identity) -> Params:
+    """Understand the stdin of `start`, which in the older dialect may be empty or hold options of any type."""
+    from aiocontainerd import api
+
+    try:
+        params = api.bootstrap.BootstrapParams.parse(stdin)
+    except Exception:  # noqa: BLE001 - malformed bytes make the parser raise nearly anything
+        params = None
+    if params and (params.instance_id, params.namespace) == (identity.id, identity.namespace):
+        options = _options(extension.value for extension in params.extensions)
+        return Params(legacy=False, socket_dir=params.socket_dir or "", options=options)
+    try:
+        value = api.protobuf.Any.parse(stdin)
+    except Exception:  # noqa: BLE001 - as above
+        return Params(legacy=True)
+    return Params(legacy=True, options=_options([value]))
+
+
+def group_of(identity: Identity) -> str:
+    """What containers that share a shim have in common; a container of no group is its own."""
+    try:
+        spec = msgspec.json.decode((identity.bundle / "config.json").read_bytes(), type=_Spec)
+    except (OSError, msgspec.MsgspecError):
+        return identity.id
+    annotations = spec.annotations or {}
+    return next((annotations[name] for name in GROUP_ANNOTATIONS if annotations.get(name)), identity.id)
+
+
+def socket_path(directory: str, identity: Identity, group: str, *debug: str) -> str:
+    """Where the shim of a group listens. Raises InvalidArgument for a path no socket can have."""
+    joined = os.path.normpath("/".join((identity.grpc_address, identity.namespace, group, *debug)))
+    path = f"{directory}/{hashlib.sha256(joined.encode()).hexdigest()}"
+    if len(path) > _PATH_LIMIT_BYTES:
+        raise InvalidArgument(f"{path}: unix socket path too long (> {_PATH_LIMIT_BYTES})")
+    return path
+
+
+def listen(path: str) -> socket.socket | None:
+    """A socket that listens on `path`, mode 0600; None where another shim answers there already."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if not _bind(listener, path):
+            listener.close()
+            return None
+        os.chmod(path, 0o600)
+        listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def link_socket_dir(bundle: Path, directory: str) -> None:
+    """Leave the socket directory's place in the bundle, where the daemon chose one."""
+    link = bundle / "s"
+    link.unlink(missing_ok=True)
+    link.symlink_to(directory)
+
+
+def result(path: str, params: Params) -> bytes:
+    """What the daemon is told: the shim's address, in the dialect it spoke."""
+    from aiocontainerd import api
+
+    if params.legacy:
+        return f"unix://{path}".encode()
+    return bytes(api.bootstrap.BootstrapResult(version=3, address=f"unix://{path}", protocol="ttrpc"))
+
+
+def default_socket_dir() -> str:
+    """containerd's directory for shim sockets; without root, the first of the usual places that can be made."""
+    if os.geteuid() == 0:
+        return SOCKET_DIR
+    uid, runtime_dir = os.geteuid(), os.environ.get("XDG_RUNTIME_DIR")
+    places = [SOCKET_DIR, f"{runtime_dir}/containerd/s" if runtime_dir else "", f"/run/{uid}/containerd/s"]
+    for place in filter(None, places):
+        try:
+            os.makedirs(place, mode=0o700, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(place, os.W_OK):
+            return place
+    return f"/tmp/containerd-s-{uid}"
+
+
+def oom_score_adj_of_parent(pid: int) -> int | None:
+    """The OOM score adjustment a child of `pid` is to have: one above, at most 1000; None where it is unknown."""
+    try:
+        return min(int(Path(f"/proc/{pid}/oom_score_adj").read_text()) + 1, 1000)
+    except (OSError, ValueError):
+        return None
+
+
+def set_oom_score_adj(score: int | None) -> None:
+    """Set the own OOM score adjustment; not being allowed to lower it is no failure."""
+    if score is None:
+        return
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(score))
+    except PermissionError:
+        return
+
+
+def _bind(listener: socket.socket, path: str) -> bool:
+    try:
+        listener.bind(path)
+    except OSError as failure:
+        if failure.errno != errno.EADDRINUSE:
+            raise
+        if _answers(path):
+            return False
+        os.unlink(path)
+        listener.bind(path)
+    return True
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def _options(values: Iterable[api.protobuf.Any | None]) -> RuncOptions:
+    for value in values:
+        if value is not None and value.type_url.rpartition("/")[2] == OPTIONS_URL:
+            return options_from_wire(value)
+    return RuncOptions()

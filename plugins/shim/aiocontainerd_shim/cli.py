@@ -1,0 +1,156 @@
+"""The program `containerd-shim-aio-v2`: start, delete, info and serve, as any v2 daemon runs them (facts/runtime 3).
+
+Flags are Go's: one dash or two, `-flag value` or `-flag=value`. `start` binds the socket, prints where, and goes on as the shim
+in a forked child, which saves a second start of the interpreter; `serve` is the same shim on a socket given as fd 3.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from aiocontainerd import __version__
+from aiocontainerd.errors import ContainerdError, InvalidArgument
+from aiocontainerd_shim import bootstrap
+from aiocontainerd_shim.bootstrap import Identity
+
+RUNTIME_NAME = "io.containerd.aio.v2"
+LISTENER_FD = 3
+_ACTIONS = ("start", "delete", "serve")
+
+
+class UsageError(Exception):
+    """A command line that says nothing we know."""
+
+
+class Flags(msgspec.Struct, kw_only=True):
+    """The command line."""
+
+    namespace: str = ""
+    id: str = ""
+    address: str = ""
+    publish_binary: str = ""
+    bundle: str = ""
+    socket: str = ""
+    debug_socket: str = ""
+    debug: bool = False
+    info: bool = False
+    v: bool = False
+    version: bool = False
+    action: str = ""
+
+
+def parse_flags(argv: Sequence[str]) -> Flags:
+    """Read a command line. Raises UsageError."""
+    flags, rest = Flags(), list(argv)
+    while rest and rest[0].startswith("-") and rest[0] != "--":
+        name, equals, value = rest.pop(0).lstrip("-").partition("=")
+        field = name.replace("-", "_")
+        if field not in Flags.__struct_fields__ or field == "action":
+            raise UsageError(f"flag provided but not defined: -{name}")
+        if isinstance(getattr(flags, field), bool):
+            setattr(flags, field, not equals or value in ("1", "t", "T", "true", "TRUE", "True"))
+            continue
+        if not equals and not rest:
+            raise UsageError(f"flag needs an argument: -{name}")
+        setattr(flags, field, value if equals else rest.pop(0))
+    flags.action = rest[0] if rest else ""
+    return flags
+
+
+def main() -> None:
+    """Run the program."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except (UsageError, ContainerdError, OSError) as failure:
+        print(f"{RUNTIME_NAME}: {failure}", file=sys.stderr)
+        sys.exit(2 if isinstance(failure, UsageError) else 1)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Carry out a command line; returns the exit status."""
+    flags = parse_flags(argv)
+    if flags.v or flags.version:
+        print(f"{Path(sys.argv[0]).name}:\n  Version:  {__version__}\n  Python:   {sys.version.split()[0]}")
+        return 0
+    if flags.info:
+        return _info()
+    if not flags.namespace:
+        raise InvalidArgument("shim namespace cannot be empty")
+    if flags.action == "start":
+        return _start(identity_of(flags))
+    if flags.action == "delete":
+        return _delete(identity_of(flags))
+    if flags.action in ("", "serve"):
+        return _serve(identity_of(flags))
+    raise UsageError(f"unknown action {flags.action!r}: one of {', '.join(_ACTIONS)}")
+
+
+def identity_of(flags: Flags) -> Identity:
+    """Who the shim is. The bundle is the working directory's sibling of the container's id."""
+    return Identity(
+        namespace=flags.namespace,
+        id=flags.id,
+        bundle=Path.cwd().parent / flags.id if flags.id else Path.cwd(),
+        grpc_address=flags.address,
+        ttrpc_address=os.environ.get("TTRPC_ADDRESS", ""),
+        debug=flags.debug,
+    )
+
+
+def _start(identity: Identity) -> int:
+    params = bootstrap.read_params(sys.stdin.buffer.read(bootstrap.STDIN_LIMIT_BYTES), identity)
+    directory = params.socket_dir or bootstrap.default_socket_dir()
+    path = bootstrap.socket_path(directory, identity, bootstrap.group_of(identity))
+    listener = bootstrap.listen(path)
+    if params.socket_dir:
+        bootstrap.link_socket_dir(identity.bundle, directory)
+    if listener is not None:
+        score = bootstrap.oom_score_adj_of_parent(os.getppid())
+        if os.fork() == 0:
+            _become_shim(listener, identity, params, score)
+    sys.stdout.buffer.write(bootstrap.result(path, params))
+    sys.stdout.flush()
+    return 0
+
+
+def _become_shim(listener: socket.socket, identity: Identity, params: bootstrap.Params, score: int | None) -> None:
+    """Never returns. The daemon reads until its pipe has no writer, so the standard streams go first."""
+    from aiocontainerd_shim import serve
+
+    os.setpgid(0, 0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.close(null)
+    bootstrap.set_oom_score_adj(score)
+    try:
+        serve.run(listener, identity)
+    finally:
+        os._exit(0)
+
+
+def _serve(identity: Identity) -> int:
+    from aiocontainerd_shim import serve
+
+    serve.run(socket.socket(fileno=LISTENER_FD), identity)
+    return 0
+
+
+def _delete(identity: Identity) -> int:
+    from aiocontainerd_shim.cleanup import clean_up
+
+    sys.stdout.buffer.write(bytes(clean_up(identity)))
+    return 0
+
+
+def _info() -> int:
+    from aiocontainerd_shim.info import runtime_info
+
+    sys.stdout.buffer.write(runtime_info(RUNTIME_NAME, sys.stdin.buffer.read(bootstrap.STDIN_LIMIT_BYTES)))
+    return 0

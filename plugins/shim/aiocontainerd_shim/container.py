@@ -1,0 +1,233 @@
+"""A container in a shim: its init and execs, and the order of their ends (facts/runtime 4.4).
+
+The init's exit is the last of the container. Where the container has no pid namespace of its own, what is left in it is
+killed first; then the execs' exits come, then the init's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aiocontainerd import timestamps
+from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
+from aiocontainerd_shim import cgroups, oom
+from aiocontainerd_shim.init import InitProcess
+from aiocontainerd_shim.process import ExecProcess, Process, Site
+from aiocontainerd_shim.states import Action, State
+from aiocontainerd_shim.stdio import Stdio
+
+if TYPE_CHECKING:
+    import betterproto2
+
+    from aiocontainerd_shim.reaper import Exit, Reaper
+
+log = logging.getLogger(__name__)
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What a container needs of its shim: children's exits, events out, tasks that live as long as the shim."""
+
+    reaper: Reaper
+    publish: Callable[[str, betterproto2.Message], None]
+    spawn: Callable[[Coroutine[object, object, None]], object]
+
+
+class Container:
+    """One container and its processes."""
+
+    def __init__(self, site: Site, init: InitProcess, around: Surroundings) -> None:
+        self.site = site
+        self.init = init
+        self.execs: dict[str, ExecProcess] = {}
+        self.cgroup: cgroups.Cgroup | None = None
+        self._around = around
+        self._oom: oom.Watch | None = None
+        self._init_over = False
+
+    def __repr__(self) -> str:
+        return f"<Container {self.site.id} {self.init.state} execs={len(self.execs)}>"
+
+    def process(self, exec_id: str) -> Process:
+        """The init, or an exec by id. Raises NotFound."""
+        return self.exec(exec_id) if exec_id else self.init
+
+    def exec(self, exec_id: str) -> ExecProcess:
+        """An exec by id. Raises NotFound."""
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"process does not exist {exec_id}") from None
+
+    async def create(self) -> None:
+        """Create the container, and learn of its end from here on."""
+        with self._around.reaper.claiming():
+            await self.init.create()
+            if self.init.pid:
+                self._watch(self.init)
+
+    async def start(self) -> None:
+        """Start the init; its start event is queued before its exit can be."""
+        from aiocontainerd import api
+
+        async with self.init.lock:
+            restored = self.init.state == State.RESTORING
+            with self._around.reaper.claiming():
+                await self.init.start()
+                if restored:
+                    self._watch(self.init)
+            self._publish("/tasks/start", api.event_types.TaskStart(container_id=self.site.id, pid=self.init.pid))
+        await self._watch_cgroup()
+
+    def add_exec(self, exec_id: str, stdio: Stdio, spec: bytes) -> None:
+        """Take another process to start later. Raises AlreadyExists."""
+        from aiocontainerd import api
+
+        self.init.check(Action.EXEC)
+        if exec_id in self.execs:
+            raise AlreadyExists(f"id {exec_id}")
+        process = ExecProcess(self.site, exec_id, stdio, spec)
+        process.save()
+        self.execs[exec_id] = process
+        event = api.event_types.TaskExecAdded(container_id=self.site.id, exec_id=exec_id)
+        self._publish("/tasks/exec-added", event)
+
+    async def start_exec(self, exec_id: str) -> ExecProcess:
+        """Start an exec. Raises FailedPrecondition where the init has exited."""
+        from aiocontainerd import api
+
+        process = self.exec(exec_id)
+        if self._init_over:
+            raise FailedPrecondition(f"container {self.site.id} init process is not running")
+        async with process.lock:
+            with self._around.reaper.claiming():
+                await process.start()
+                self._watch(process)
+            event = api.event_types.TaskExecStarted(container_id=self.site.id, exec_id=exec_id, pid=process.pid)
+            self._publish("/tasks/exec-started", event)
+        return process
+
+    async def delete_exec(self, exec_id: str) -> ExecProcess:
+        """Forget an exec."""
+        process = self.exec(exec_id)
+        async with process.lock:
+            await process.delete()
+        self.execs.pop(exec_id, None)
+        return process
+
+    async def delete(self) -> None:
+        """Remove the container and whatever the shim holds for it."""
+        from aiocontainerd import api
+
+        async with self.init.lock:
+            await self.init.delete()
+            for process in self.execs.values():
+                await process.close_streams()
+        self._unwatch_cgroup()
+        event = api.event_types.TaskDelete(
+            container_id=self.site.id,
+            pid=self.init.pid,
+            exit_status=self.init.exit_status,
+            exited_at=timestamps.to_wire(self.init.exited_at_ns),
+            id="",
+        )
+        self._publish("/tasks/delete", event)
+
+    async def pause(self) -> None:
+        """Freeze the container."""
+        from aiocontainerd import api
+
+        async with self.init.lock:
+            await self.init.pause()
+        self._publish("/tasks/paused", api.event_types.TaskPaused(container_id=self.site.id))
+
+    async def resume(self) -> None:
+        """Thaw the container."""
+        from aiocontainerd import api
+
+        async with self.init.lock:
+            await self.init.resume()
+        self._publish("/tasks/resumed", api.event_types.TaskResumed(container_id=self.site.id))
+
+    def _watch(self, process: Process) -> None:
+        self._around.reaper.watch(process.pid, lambda exited: self._on_exit(process, exited))
+
+    def _on_exit(self, process: Process, exited: Exit) -> None:
+        if process is self.init:
+            self._init_over = True
+            self._around.spawn(self._init_exited(exited))
+        else:
+            self._around.spawn(self._process_exited(process, exited))
+
+    async def _process_exited(self, process: Process, exited: Exit) -> None:
+        from aiocontainerd import api
+
+        async with process.lock:
+            process.finished(exited)
+        event = api.event_types.TaskExit(
+            container_id=self.site.id,
+            id=process.exec_id or self.site.id,
+            pid=process.pid,
+            exit_status=exited.status,
+            exited_at=timestamps.to_wire(exited.exited_at_ns),
+        )
+        self._publish("/tasks/exit", event)
+
+    async def _init_exited(self, exited: Exit) -> None:
+        if not has_private_pid_namespace(self.site.bundle):
+            await self.init.kill_all()
+        if self.init.state == State.PAUSED:
+            await self.init.thaw_leftovers()
+        for process in list(self.execs.values()):
+            async with process.lock:  # one that is starting now runs, or has failed, once its lock is free
+                running = process.state == State.RUNNING
+            if running:
+                await process.exited.wait()
+        await self._process_exited(self.init, exited)
+
+    async def _watch_cgroup(self) -> None:
+        try:
+            self.cgroup = cgroups.find(self.init.pid)
+            self._oom = await oom.watch(self.cgroup, self._on_oom)
+        except (OSError, NotFound) as failure:
+            log.debug("container %s: no OOM events: %s", self.site.id, failure)
+
+    def _on_oom(self) -> None:
+        from aiocontainerd import api
+
+        self._publish("/tasks/oom", api.event_types.TaskOom(container_id=self.site.id))
+
+    def _unwatch_cgroup(self) -> None:
+        watch, self._oom = self._oom, None
+        if watch is not None:
+            watch.close()
+
+    def _publish(self, topic: str, event: betterproto2.Message) -> None:
+        self._around.publish(topic, event)
+
+
+class _Namespace(msgspec.Struct):
+    type: str = ""
+    path: str = ""
+
+
+class _Linux(msgspec.Struct):
+    namespaces: list[_Namespace] = []
+
+
+class _Spec(msgspec.Struct):
+    linux: _Linux | None = None
+
+
+def has_private_pid_namespace(bundle: Path) -> bool:
+    """Whether the spec asks for a pid namespace of the container's own; a spec that cannot be read does not."""
+    try:
+        spec = msgspec.json.decode((bundle / "config.json").read_bytes(), type=_Spec)
+    except (OSError, msgspec.MsgspecError):
+        return False
+    namespaces = spec.linux.namespaces if spec.linux else []
+    return any(namespace.type == "pid" and not namespace.path for namespace in namespaces)

@@ -1,0 +1,110 @@
+"""Which OCI runtime to use: the one the options name, else the configured one, else the first that works on this host.
+
+Whether one works is found out by having it create a container whose program does not exist: a runtime that gets as
+far as looking for the program has mounted, made cgroups and namespaces. crun for one refuses a host whose cgroups are in hybrid
+mode, which nothing but trying tells. The probe runs once per process; a fork server hands its finding to its shims.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from aiocontainerd.errors import FailedPrecondition
+
+CANDIDATES = ("crun", "runc")
+CONFIGURED_ENV = "AIOCONTAINERD_OCI_RUNTIME"
+_MISSING_PROGRAM = "aiocontainerd-probe-program"
+_PROBE_TIMEOUT_S = 10.0
+
+_found: list[str] = []
+
+
+async def choose(binary_name: str) -> str:
+    """The program to run. Raises FailedPrecondition where none works.
+
+    The first call of a process that inherited no finding probes, for some 50 ms in which its loop stands still: a shim has
+    nothing else to do before its first container, and its reaper must not take the probe's exit.
+    """
+    return binary_name or os.environ.get(CONFIGURED_ENV) or find()
+
+
+def find() -> str:
+    """The first candidate that works here, remembered. Raises FailedPrecondition naming what was wrong with each."""
+    if not _found:
+        _found.append(_first_working())
+    return _found[0]
+
+
+def _first_working() -> str:
+    installed = [name for name in CANDIDATES if shutil.which(name)]
+    if len(installed) == 1:
+        return installed[0]
+    if not installed:
+        looked_for = " or ".join(CANDIDATES)
+        raise FailedPrecondition(
+            f"no OCI runtime: neither {looked_for} is in PATH ({os.environ.get('PATH', '')}); "
+            "install one, such as Debian's package crun or runc, or name one in Options.binary_name"
+        )
+    complaints = []
+    for name in installed:
+        complaint = probe(name)
+        if not complaint:
+            return name
+        complaints.append(f"{name}: {complaint}")
+    raise FailedPrecondition(f"no OCI runtime works on this host: {'; '.join(complaints)}")
+
+
+def probe(binary: str) -> str:
+    """Why `binary` cannot create containers here; an empty string where it can."""
+    name = f"aiocontainerd-probe-{os.getpid()}"
+    with tempfile.TemporaryDirectory(prefix="aiocontainerd-probe") as directory:
+        bundle = Path(directory)
+        (bundle / "rootfs").mkdir()
+        (bundle / "config.json").write_bytes(msgspec.json.encode(_probe_spec(name)))
+        command = [binary, "--root", str(bundle / "state")]
+        try:
+            done = _run([*command, "create", "--bundle", directory, name])
+            _run([*command, "delete", "--force", name])
+        except (OSError, subprocess.TimeoutExpired) as failure:
+            return str(failure)
+        finally:
+            _remove_cgroups(name)
+    return "" if _MISSING_PROGRAM in done.stdout else done.stdout.strip() or f"exit status {done.returncode}"
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=_PROBE_TIMEOUT_S,
+        check=False,
+    )
+
+
+def _probe_spec(name: str) -> dict[str, object]:
+    namespaces = ("pid", "mount", "ipc", "uts")
+    return {
+        "ociVersion": "1.0.2",
+        "process": {"user": {"uid": 0, "gid": 0}, "args": [f"/{_MISSING_PROGRAM}"], "cwd": "/", "env": []},
+        "root": {"path": "rootfs"},
+        "linux": {"cgroupsPath": f"/{name}", "namespaces": [{"type": kind} for kind in namespaces]},
+    }
+
+
+def _remove_cgroups(name: str) -> None:
+    root = Path("/sys/fs/cgroup")
+    for path in (root / name, *root.glob(f"*/{name}")):
+        try:
+            path.rmdir()
+        except OSError:
+            continue

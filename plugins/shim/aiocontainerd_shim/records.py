@@ -1,0 +1,161 @@
+"""What a bundle keeps on disk about its container: for the delete action, and for a shim that adopts it.
+
+`options.json` and `runtime` are containerd's own names (facts/runtime 2.2). `process/` holds one record of the init
+(`init.json`) and one of each exec (`exec-<id>.json`): pid and start time, streams, exit. `shim.json` names the shim
+that serves the bundle. Every file is replaced by renaming, so a reader meets the old record or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aiocontainerd import typeurl
+from aiocontainerd.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+
+OPTIONS_URL = "containerd.runc.v1.Options"
+_START_TIME_FIELD = 19
+"""Of /proc/PID/stat, counted from the field behind the command name."""
+
+
+class RuncOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`containerd.runc.v1.Options` as `options.json` has it (facts/runtime 6.3)."""
+
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+    shim_cgroup: str = ""
+    io_uid: int = 0
+    io_gid: int = 0
+    binary_name: str = ""
+    root: str = ""
+    systemd_cgroup: bool = False
+    criu_image_path: str = ""
+    criu_work_path: str = ""
+
+
+class ShimRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Which shim serves a bundle, and where the OCI runtime keeps the container."""
+
+    version: int = 1
+    namespace: str
+    id: str
+    shim_pid: int
+    binary: str
+    root: str
+    systemd_cgroup: bool
+
+
+class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A process of a container. `start_time` (clock ticks since boot) tells it from another one of the same pid."""
+
+    exec_id: str = ""
+    pid: int = 0
+    start_time: int = 0
+    started: bool = False
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+    exit_status: int | None = None
+    exited_at_ns: int | None = None
+
+
+def options_from_wire(value: api.protobuf.Any | None) -> RuncOptions:
+    """The options of a request; none at all are defaults. Raises InvalidArgument for another type."""
+    if value is None or not value.type_url:
+        return RuncOptions()
+    if value.type_url.rpartition("/")[2] != OPTIONS_URL:
+        raise InvalidArgument(f"options of type {value.type_url}: this runtime takes {OPTIONS_URL}")
+    message = typeurl.unmarshal(typeurl.Any(value.type_url, value.value))
+    return RuncOptions(**{name: getattr(message, name) for name in RuncOptions.__struct_fields__})
+
+
+def write_options(bundle: Path, options: RuncOptions) -> None:
+    """Keep the options of a container for the delete action."""
+    replace_file(bundle / "options.json", msgspec.json.encode(options))
+    replace_file(bundle / "runtime", options.binary_name.encode())
+
+
+def read_options(bundle: Path) -> RuncOptions:
+    """The options of a container; defaults where the bundle has none."""
+    try:
+        return msgspec.json.decode((bundle / "options.json").read_bytes(), type=RuncOptions)
+    except FileNotFoundError:
+        return RuncOptions()
+
+
+def write_shim(bundle: Path, record: ShimRecord) -> None:
+    """Say which shim serves the bundle."""
+    replace_file(bundle / "shim.json", msgspec.json.encode(record))
+
+
+def read_shim(bundle: Path) -> ShimRecord | None:
+    """The shim that serves the bundle, as far as its container was created."""
+    try:
+        return msgspec.json.decode((bundle / "shim.json").read_bytes(), type=ShimRecord)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def write_process(bundle: Path, record: ProcessRecord) -> None:
+    """Keep the record of a process."""
+    path = _process_path(bundle, record.exec_id)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    replace_file(path, msgspec.json.encode(record))
+
+
+def read_process(bundle: Path, exec_id: str = "") -> ProcessRecord | None:
+    """The record of a process, the init's by default."""
+    return _read_record(_process_path(bundle, exec_id))
+
+
+def read_processes(bundle: Path) -> Iterator[ProcessRecord]:
+    """The records of every process of a bundle."""
+    for path in (bundle / "process").glob("*.json"):
+        record = _read_record(path)
+        if record is not None:
+            yield record
+
+
+def remove_process(bundle: Path, exec_id: str) -> None:
+    """Forget an exec, with the pid file the OCI runtime wrote for it."""
+    _process_path(bundle, exec_id).unlink(missing_ok=True)
+    (bundle / f"{exec_id}.pid").unlink(missing_ok=True)
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 where it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(") ")[2].split()[_START_TIME_FIELD])
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file so that a reader sees it whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+    temporary.replace(path)
+
+
+def _process_path(bundle: Path, exec_id: str) -> Path:
+    return bundle / "process" / (f"exec-{exec_id}.json" if exec_id else "init.json")
+
+
+def _read_record(path: Path) -> ProcessRecord | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ProcessRecord)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None

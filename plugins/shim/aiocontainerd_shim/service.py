@@ -1,0 +1,345 @@
+"""The task service of the shim, `containerd.task.v3.Task`, and the same as v2 for older daemons (facts/runtime 4).
+
+A shim runs once per container or pod, so its memory counts more than its comfort: it runs on plain asyncio and imports
+neither anyio nor uvloop. Handlers validate, call the container, convert. v2 and v3 differ in the package of their messages
+only, so both answer with v3's.
+
+Commands of the OCI runtime that make a process die with the call that asked for them; those that change one run to
+their end, whatever becomes of the caller, so that the state here stays true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from aiocontainerd import timestamps, typeurl
+from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unknown
+from aiocontainerd.sys.mount import Mount
+from aiocontainerd_shim import cgroups, records
+from aiocontainerd_shim.container import Container, Surroundings
+from aiocontainerd_shim.init import Checkpoint, InitProcess
+from aiocontainerd_shim.oci import CheckpointFlags, OciError, OciRuntime, runtime_root
+from aiocontainerd_shim.process import Site
+from aiocontainerd_shim.states import State
+from aiocontainerd_shim.stdio import Stdio
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+    from aiocontainerd_shim.process import Process
+
+T = TypeVar("T")
+
+CHECKPOINT_OPTIONS_URL = "containerd.runc.v1.CheckpointOptions"
+
+
+class TaskService:
+    """The containers of one shim."""
+
+    service_name: ClassVar[str] = "containerd.task.v3.Task"
+
+    def __init__(
+        self,
+        namespace: str,
+        around: Surroundings,
+        *,
+        choose_runtime: Callable[[str], Awaitable[str]],
+        shut_down: Callable[[], None],
+    ) -> None:
+        """`choose_runtime` gives the OCI runtime for a `binary_name`; `shut_down` ends the shim after the reply."""
+        self._namespace = namespace
+        self._around = around
+        self._choose_runtime = choose_runtime
+        self._shut_down = shut_down
+        self._containers: dict[str, Container] = {}
+
+    def __repr__(self) -> str:
+        return f"<TaskService {self._namespace} containers={len(self._containers)}>"
+
+    async def create(self, request: api.task_v3.CreateTaskRequest) -> api.task_v3.CreateTaskResponse:
+        """Make a container of a bundle."""
+        from aiocontainerd import api
+
+        if request.id in self._containers:
+            raise AlreadyExists(f"id {request.id}")
+        container = await self._new_container(request)
+        await container.create()
+        self._containers[request.id] = container
+        self._around.publish("/tasks/create", _created_event(request, container.init.pid))
+        return api.task_v3.CreateTaskResponse(pid=container.init.pid)
+
+    async def start(self, request: api.task_v3.StartRequest) -> api.task_v3.StartResponse:
+        """Start an init or an exec."""
+        from aiocontainerd import api
+
+        container = self._container(request.id)
+        if request.exec_id:
+            pid = (await container.start_exec(request.exec_id)).pid
+        else:
+            await _to_the_end(container.start())
+            pid = container.init.pid
+        return api.task_v3.StartResponse(pid=pid)
+
+    async def delete(self, request: api.task_v3.DeleteRequest) -> api.task_v3.DeleteResponse:
+        """Remove an exec, or a container that is not running."""
+        container = self._container(request.id)
+        if request.exec_id:
+            return _deleted(await container.delete_exec(request.exec_id))
+        await _to_the_end(self._delete_container(container))
+        return _deleted(container.init)
+
+    async def state(self, request: api.task_v3.StateRequest) -> api.task_v3.StateResponse:
+        """What a process is doing."""
+        from aiocontainerd import api
+
+        container = self._container(request.id)
+        process = container.process(request.exec_id)
+        return api.task_v3.StateResponse(
+            id=process.exec_id or request.id,
+            bundle=str(container.site.bundle),
+            pid=process.pid,
+            status=_status(container, process),
+            stdin=process.stdio.stdin,
+            stdout=process.stdio.stdout,
+            stderr=process.stdio.stderr,
+            terminal=process.stdio.terminal,
+            exit_status=process.exit_status,
+            exited_at=timestamps.to_wire(process.exited_at_ns),
+        )
+
+    async def exec(self, request: api.task_v3.ExecProcessRequest) -> api.protobuf.Empty:
+        """Take another process to start later."""
+        container = self._container(request.id)
+        if request.spec is None:
+            raise InvalidArgument(f"exec {request.exec_id}: no process spec")
+        container.add_exec(request.exec_id, _stdio(request), request.spec.value)
+        return _empty()
+
+    async def kill(self, request: api.task_v3.KillRequest) -> api.protobuf.Empty:
+        """Signal a process, or with `all` every process of the container."""
+        container = self._container(request.id)
+        if request.exec_id:
+            container.exec(request.exec_id).kill(request.signal)
+        else:
+            await container.init.kill(request.signal, everyone=request.all)
+        return _empty()
+
+    async def wait(self, request: api.task_v3.WaitRequest) -> api.task_v3.WaitResponse:
+        """Wait for a process to exit."""
+        from aiocontainerd import api
+
+        process = self._container(request.id).process(request.exec_id)
+        await process.exited.wait()
+        return api.task_v3.WaitResponse(
+            exit_status=process.exit_status, exited_at=timestamps.to_wire(process.exited_at_ns)
+        )
+
+    async def pids(self, request: api.task_v3.PidsRequest) -> api.task_v3.PidsResponse:
+        """Every process of a container; execs carry their id."""
+        from aiocontainerd import api
+
+        container = self._container(request.id)
+        try:
+            pids = await container.site.runtime.pids(request.id)
+        except OciError as failure:
+            raise Unknown(str(failure)) from failure
+        execs = {process.pid: exec_id for exec_id, process in container.execs.items()}
+        return api.task_v3.PidsResponse(processes=[_process_info(pid, execs.get(pid)) for pid in pids])
+
+    async def pause(self, request: api.task_v3.PauseRequest) -> api.protobuf.Empty:
+        """Freeze a container."""
+        await _to_the_end(self._container(request.id).pause())
+        return _empty()
+
+    async def resume(self, request: api.task_v3.ResumeRequest) -> api.protobuf.Empty:
+        """Thaw a container."""
+        await _to_the_end(self._container(request.id).resume())
+        return _empty()
+
+    async def checkpoint(self, request: api.task_v3.CheckpointTaskRequest) -> api.protobuf.Empty:
+        """Write a checkpoint of a container into a directory."""
+        container = self._container(request.id)
+        await container.init.checkpoint(_checkpoint_flags(request))
+        return _empty()
+
+    async def update(self, request: api.task_v3.UpdateTaskRequest) -> api.protobuf.Empty:
+        """Change the resources of a container."""
+        init = self._container(request.id).init
+        await init.update(request.resources.value if request.resources else b"{}")
+        return _empty()
+
+    async def resize_pty(self, request: api.task_v3.ResizePtyRequest) -> api.protobuf.Empty:
+        """Set the size of a terminal."""
+        await self._container(request.id).process(request.exec_id).resize(request.width, request.height)
+        return _empty()
+
+    async def close_io(self, request: api.task_v3.CloseIoRequest) -> api.protobuf.Empty:
+        """Let the stdin of a process end."""
+        process = self._container(request.id).process(request.exec_id)
+        if request.stdin:
+            await process.close_stdin()
+        return _empty()
+
+    async def stats(self, request: api.task_v3.StatsRequest) -> api.task_v3.StatsResponse:
+        """The metrics of a container's cgroup."""
+        from aiocontainerd import api
+
+        container = self._container(request.id)
+        if container.cgroup is None:
+            container.cgroup = _find_cgroup(container.init.pid)
+        return api.task_v3.StatsResponse(stats=typeurl.to_wire(container.cgroup.stats()))
+
+    async def connect(self, request: api.task_v3.ConnectRequest) -> api.task_v3.ConnectResponse:
+        """Who serves, and the init's pid; an unknown container has none."""
+        from aiocontainerd import api
+
+        container = self._containers.get(request.id)
+        return api.task_v3.ConnectResponse(shim_pid=os.getpid(), task_pid=container.init.pid if container else 0)
+
+    async def shutdown(self, _request: api.task_v3.ShutdownRequest) -> api.protobuf.Empty:
+        """End the shim, unless containers are left in it."""
+        if not self._containers:
+            self._shut_down()
+        return _empty()
+
+    def _container(self, container_id: str) -> Container:
+        try:
+            return self._containers[container_id]
+        except KeyError:
+            raise NotFound("container not created") from None
+
+    async def _new_container(self, request: api.task_v3.CreateTaskRequest) -> Container:
+        options = records.options_from_wire(request.options)
+        bundle = Path(request.bundle)
+        runtime = await self._runtime(bundle, options)
+        records.write_options(bundle, options)
+        site = Site(namespace=self._namespace, id=request.id, bundle=bundle, runtime=runtime, options=options)
+        record = records.ShimRecord(
+            namespace=self._namespace,
+            id=request.id,
+            shim_pid=os.getpid(),
+            binary=runtime.binary,
+            root=runtime.root,
+            systemd_cgroup=options.systemd_cgroup,
+        )
+        records.write_shim(bundle, record)
+        mounts = [Mount(m.type, m.source, m.target, tuple(m.options)) for m in request.rootfs]
+        checkpoint = Checkpoint(request.checkpoint, request.parent_checkpoint)
+        return Container(site, InitProcess(site, _stdio(request), mounts, checkpoint), self._around)
+
+    async def _runtime(self, bundle: Path, options: records.RuncOptions) -> OciRuntime:
+        return OciRuntime(
+            await self._choose_runtime(options.binary_name),
+            runtime_root(options.root, self._namespace),
+            self._around.reaper,
+            log=bundle / "log.json",
+            systemd_cgroup=options.systemd_cgroup,
+        )
+
+    async def _delete_container(self, container: Container) -> None:
+        await container.delete()
+        del self._containers[container.site.id]
+
+
+class TaskServiceV2:
+    """The same service under its older name."""
+
+    service_name: ClassVar[str] = "containerd.task.v2.Task"
+
+    def __init__(self, service: TaskService) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._service, name)
+
+
+async def _to_the_end(operation: Awaitable[T]) -> T:
+    return await asyncio.shield(asyncio.ensure_future(operation))
+
+
+def _empty() -> api.protobuf.Empty:
+    from aiocontainerd import api
+
+    return api.protobuf.Empty()
+
+
+def _stdio(request: api.task_v3.CreateTaskRequest | api.task_v3.ExecProcessRequest) -> Stdio:
+    return Stdio(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
+
+
+def _deleted(process: Process) -> api.task_v3.DeleteResponse:
+    from aiocontainerd import api
+
+    return api.task_v3.DeleteResponse(
+        pid=process.pid, exit_status=process.exit_status, exited_at=timestamps.to_wire(process.exited_at_ns)
+    )
+
+
+def _created_event(request: api.task_v3.CreateTaskRequest, pid: int) -> api.event_types.TaskCreate:
+    from aiocontainerd import api
+
+    streams = api.event_types.TaskIo(
+        stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
+    )
+    return api.event_types.TaskCreate(
+        container_id=request.id,
+        bundle=request.bundle,
+        rootfs=request.rootfs,
+        io=streams,
+        checkpoint=request.checkpoint,
+        pid=pid,
+    )
+
+
+def _status(container: Container, process: Process) -> api.task_types.Status:
+    from aiocontainerd import api
+
+    status = api.task_types.Status
+    if process.state == State.RUNNING and container.init.pausing:
+        return status.PAUSING
+    if process.state == State.RUNNING and container.init.state == State.PAUSED:
+        return status.PAUSED
+    return {
+        State.CREATED: status.CREATED,
+        State.RESTORING: status.CREATED,
+        State.RUNNING: status.RUNNING,
+        State.PAUSED: status.PAUSED,
+    }.get(process.state, status.STOPPED)
+
+
+def _process_info(pid: int, exec_id: str | None) -> api.task_types.ProcessInfo:
+    from aiocontainerd import api
+
+    details = None if exec_id is None else typeurl.marshal(api.runc.ProcessDetails(exec_id=exec_id))
+    return api.task_types.ProcessInfo(pid=pid, info=typeurl.to_wire(details))
+
+
+def _find_cgroup(pid: int) -> cgroups.Cgroup:
+    try:
+        return cgroups.find(pid)
+    except OSError:
+        raise NotFound("cgroup does not exist") from None
+
+
+def _checkpoint_flags(request: api.task_v3.CheckpointTaskRequest) -> CheckpointFlags:
+    from aiocontainerd import api
+
+    options = api.runc.CheckpointOptions()
+    if request.options is not None and request.options.type_url:
+        if request.options.type_url.rpartition("/")[2] != CHECKPOINT_OPTIONS_URL:
+            raise InvalidArgument(f"checkpoint options of type {request.options.type_url}")
+        options = api.runc.CheckpointOptions.parse(request.options.value)
+    return CheckpointFlags(
+        image_path=request.path or options.image_path,
+        work_path=options.work_path,
+        parent_path=options.parent_path,
+        open_tcp=options.open_tcp,
+        external_unix_sockets=options.external_unix_sockets,
+        terminal=options.terminal,
+        file_locks=options.file_locks,
+        empty_namespaces=tuple(options.empty_namespaces),
+        exit=options.exit,
+    )
