@@ -1,0 +1,316 @@
+"""Real daemons for tests and benchmarks: ours and Debian's containerd, each alone in directories of its own.
+
+A daemon runs in a private mount namespace in which the empty version 2 hierarchy of a hybrid host is not mounted, so
+that crun accepts the host. Everything a daemon may leave behind is found by its namespace and directory names.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(sys.executable).parent
+IN_MOUNT_NAMESPACE = 'mount --make-rprivate /; while umount /sys/fs/cgroup/unified 2>/dev/null; do :; done; exec "$@"'
+START_S = 20.0
+COMMAND_S = 60.0
+KILL_AFTER_S = 20.0
+
+
+class Peer:
+    """One daemon process and what belongs to it."""
+
+    program = ""
+    """What starts the daemon."""
+
+    def __init__(self, directory: Path, *, config: str = "", args: Sequence[str] = ()) -> None:
+        self.directory = directory
+        self.namespace = f"t{secrets.token_hex(4)}"
+        self.root, self.state = directory / "root", directory / "state"
+        self.address = directory / "c.sock"
+        self.config_path = directory / "config.toml"
+        self.config_path.write_text(config or self.default_config())
+        self.args = list(args)
+        self.log_path = directory / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        pid = self.process.pid if self.process else None
+        return f"<{type(self).__name__} {self.directory} namespace={self.namespace} pid={pid}>"
+
+    def default_config(self) -> str:
+        """The config of this daemon where a test gives none."""
+        return "version = 2\n"
+
+    def command(self) -> list[str]:
+        """The daemon's command line."""
+        return [
+            self.program, "--config", str(self.config_path), "--address", str(self.address),
+            "--root", str(self.root), "--state", str(self.state), *self.args,
+        ]  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id."""
+        assert self.process is not None, "the daemon is not running"
+        return self.process.pid
+
+    def start(self, *, wait: bool = True) -> float:
+        """Start the daemon; seconds until it served."""
+        began = time.perf_counter()
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                ["unshare", "-m", "sh", "-c", IN_MOUNT_NAMESPACE, "daemon", *self.command()],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, env=self.environment(),
+            )  # fmt: skip
+        if wait:
+            self._wait_ready(began)
+        return time.perf_counter() - began
+
+    def environment(self) -> dict[str, str]:
+        """The daemon's environment."""
+        return {**os.environ, "PATH": f"{SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+    def _wait_ready(self, began: float) -> None:
+        while time.perf_counter() - began < START_S:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(f"the daemon ended with status {self.process.returncode}:\n{self.log()}")
+            if self.address.exists() and self._answers():
+                return
+            time.sleep(0.005)
+        raise AssertionError(f"the daemon did not serve within {START_S} s:\n{self.log()}")
+
+    def _answers(self) -> bool:
+        import socket
+
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self.address))
+            except OSError:
+                return False
+        return True
+
+    def log(self) -> str:
+        """What the daemon printed so far."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the daemon itself."""
+        os.kill(self.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop the daemon and wait for it; its exit status. Containers run on."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            os.kill(self.process.pid, number)
+        try:
+            status = self.process.wait(KILL_AFTER_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the daemon did not stop within {KILL_AFTER_S} s:\n{self.log()[-4000:]}") from None
+        self.process = None
+        return status
+
+    def ctr(
+        self,
+        *args: str,
+        stdin: bytes | None = None,
+        timeout_s: float = COMMAND_S,
+        check: bool = True,
+        namespace: str = "",
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run Debian's `ctr` against this daemon. `check` fails the test on a non-zero status."""
+        command = ["timeout", "-s", "KILL", str(timeout_s), *self.ctr_command(*args, namespace=namespace)]
+        source = None if stdin is not None else subprocess.DEVNULL
+        done = subprocess.run(command, stdin=source, input=stdin, capture_output=True, cwd=self.directory)
+        if check and done.returncode:
+            raise AssertionError(
+                f"ctr {' '.join(args)}: status {done.returncode}\n{done.stdout.decode(errors='replace')}"
+                f"{done.stderr.decode(errors='replace')}\n--- daemon\n{self.log()[-6000:]}"
+            )
+        return done
+
+    def ctr_command(self, *args: str, namespace: str = "") -> list[str]:
+        """The command line of `ctr` for this daemon."""
+        return ["ctr", "--address", str(self.address), "--namespace", namespace or self.namespace, *args]
+
+    def clean(self) -> None:
+        """Remove every container and what the daemon itself may keep running, then stop it."""
+        if self.process is not None and self.process.poll() is None:
+            self._remove_tasks()
+            self.stop()
+        self._end_helpers()
+
+    def _remove_tasks(self) -> None:
+        tasks = self.ctr("tasks", "ls", "-q", check=False).stdout.decode().split()
+        for task in tasks:
+            self.ctr("tasks", "rm", "-f", task, check=False)
+        for container in self.ctr("containers", "ls", "-q", check=False).stdout.decode().split():
+            self.ctr("containers", "rm", container, check=False)
+
+    def _end_helpers(self) -> None:
+        """End processes that outlive the daemon on purpose."""
+
+    def leftovers(self) -> list[str]:
+        """What is left of this daemon on the host: processes, mounts, cgroups, runtime state, sockets."""
+        found = [f"process {pid}: {line}" for pid, line in processes_of(self.directory, self.namespace)]
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        found += [f"mount {line}" for line in mounts if str(self.directory) in line]
+        found += [f"cgroup {path}" for path in cgroups_named(self.namespace)]
+        runtime_state = Path("/run/containerd/runc") / self.namespace
+        found += [f"runtime state {path}" for path in runtime_state.glob("*")]
+        return found
+
+
+class Ours(Peer):
+    """The daemon of this repository, from the virtual environment that runs the tests."""
+
+    program = str(SCRIPTS / "aiocontainerd")
+
+    def default_config(self) -> str:
+        return f'version = 3\n[plugins."io.containerd.shim.v1.manager"]\nsocket_dir = "{self.directory}/s"\n'
+
+    def _end_helpers(self) -> None:
+        for pid, line in processes_of(self.directory, self.namespace):
+            if "fork-server" in line:
+                os.kill(pid, signal.SIGTERM)
+                _wait_gone(pid)
+
+
+class Debians(Peer):
+    """Debian's containerd."""
+
+    program = "/usr/bin/containerd"
+
+    def default_config(self) -> str:
+        return (
+            'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs", '
+            '"io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", '
+            '"io.containerd.snapshotter.v1.devmapper"]\n'
+        )
+
+
+def processes_of(directory: Path, namespace: str) -> Iterator[tuple[int, str]]:
+    """Processes whose command line or working directory names a daemon's directory, or its namespace as a shim does."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            cwd = os.readlink(entry / "cwd")
+        except OSError:
+            continue
+        if line and (f"{directory}/" in f"{line} {cwd}/" or f"-namespace {namespace} " in line):
+            yield int(entry.name), line
+
+
+def cgroups_named(name: str) -> list[Path]:
+    """Cgroups of a containerd namespace in every hierarchy."""
+    base = Path("/sys/fs/cgroup")
+    return [path for path in [base / name, *base.glob(f"*/{name}")] if path.is_dir() and any(path.glob("*/"))]
+
+
+def remove_empty_cgroups(name: str) -> None:
+    """Remove the directories that an OCI runtime leaves of a namespace once its containers are gone."""
+    for path in cgroups_named(name) + [p for p in Path("/sys/fs/cgroup").glob(f"*/{name}") if p.is_dir()]:
+        try:
+            path.rmdir()
+        except OSError:
+            continue
+
+
+def _wait_gone(pid: int, limit_s: float = 5.0) -> None:
+    until = time.monotonic() + limit_s
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":
+            return
+        time.sleep(0.01)
+
+
+@contextmanager
+def peer(kind: type[Peer], *, config: str = "", args: Sequence[str] = (), start: bool = True) -> Iterator[Peer]:
+    """A daemon in a directory with a short name; cleaned up, and checked to have left nothing, at the end."""
+    directory = Path(tempfile.mkdtemp(prefix="aio-", dir="/tmp"))
+    daemon = kind(directory, config=config, args=args)
+    try:
+        if start:
+            daemon.start()
+        yield daemon
+    finally:
+        daemon.clean()
+        remove_empty_cgroups(daemon.namespace)
+        left = _settled(daemon)
+        shutil.rmtree(Path("/run/containerd/runc") / daemon.namespace, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=not left)
+    assert not left, "left behind:\n" + "\n".join(left)
+
+
+def _settled(daemon: Peer, limit_s: float = 5.0) -> list[str]:
+    """What is left once dying processes had time to go."""
+    until = time.monotonic() + limit_s
+    while True:
+        left = daemon.leftovers()
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.05)
+
+
+@contextmanager
+def docker_registry(directory: Path) -> Iterator[str]:
+    """Debian's docker-registry on a loopback port; yields `host:port`."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = directory / "registry.yml"
+    config.write_text(
+        f"version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {directory}/registry\n"
+        f"  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n"
+    )
+    with (directory / "registry.log").open("wb") as log:
+        server = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
+    try:
+        _wait_port(port)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_port(port: int) -> None:
+    import socket
+
+    until = time.monotonic() + START_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+def push(archive: Path, registry: str, name: str, *, env: Mapping[str, str] | None = None) -> None:
+    """Copy every platform of an OCI archive to a registry with skopeo; `name` is `repository:tag`."""
+    options = ["--all", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]
+    subprocess.run(
+        ["skopeo", "copy", *options, f"oci-archive:{archive}", f"docker://{registry}/{name}"],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **(env or {})},
+    )
