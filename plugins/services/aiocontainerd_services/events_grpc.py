@@ -43,8 +43,7 @@ class EventsGrpc:
         try:
             subscribed = self._bus.subscribe(*request.filters)
         except InvalidArgument as bad:
-            text = f"failed parsing subscription filters: {to_status(bad)[1]}"
-            raise Unknown(f"subscription error: {text}") from bad
+            raise Unknown(f"subscription error: {to_status(bad)[1]}") from bad
         with subscribed as subscription:
             async for envelope in subscription:
                 yield _to_wire(envelope)

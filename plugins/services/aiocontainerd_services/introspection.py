@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
-from aiocontainerd.filters import compile_filters
 
 from aiocontainerd.errors import FailedPrecondition, NotFound, Unimplemented
+from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.services import DeprecationLog, PluginInfoProvider, PluginStatus, ServerStatus
 from aiocontainerd.registry import Plugin, State
 from aiocontainerd.typeurl import Any
@@ -32,7 +33,7 @@ class Introspection:
         return [
             status(plugin)
             for plugin in self._plugins()
-            if plugin.state != State.DISABLED and matching.matches(lambda path, of=plugin: _field(of, path))
+            if plugin.state != State.DISABLED and matching.matches(partial(_field, plugin))
         ]
 
     async def server(self) -> ServerStatus:
