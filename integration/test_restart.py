@@ -1,0 +1,107 @@
+"""Nothing acknowledged is lost and no container is unowned: the daemon ends in several ways while containers run."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from differential import wait_stopped
+from harness import Ours, Peer, peer
+
+from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+
+pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
+
+IMAGE = "docker.io/library/busybox:1"
+ENDINGS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "busybox.tar"
+    write_archive(path, IMAGE, [Image(layers=[busybox_layer()])])
+    return path
+
+
+@pytest.fixture
+def daemon(archive: Path) -> Iterator[Peer]:
+    with peer(Ours) as started:
+        started.ctr("images", "import", str(archive))
+        yield started
+
+
+@ENDINGS
+def test_a_running_container_survives_the_daemon(daemon: Peer, number: int) -> None:
+    daemon.ctr("run", "-d", IMAGE, "b", "sleep", "1000")
+    before = daemon.ctr("tasks", "ls").stdout
+    daemon.stop(number)
+    daemon.start()
+    assert daemon.ctr("tasks", "ls").stdout == before
+    assert daemon.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "here").stdout == b"here\n"
+    daemon.ctr("tasks", "kill", "-s", "9", "b")
+    wait_stopped("b")(daemon)
+    daemon.ctr("tasks", "rm", "b")
+    daemon.ctr("containers", "rm", "b")
+
+
+@ENDINGS
+def test_an_exit_code_is_collected_that_came_while_the_daemon_was_away(daemon: Peer, number: int) -> None:
+    daemon.ctr("run", "-d", IMAGE, "b", "sh", "-c", "sleep 1; exit 7")
+    daemon.stop(number)
+    time.sleep(1.5)
+    daemon.start()
+    wait_stopped("b")(daemon)
+    removed = daemon.ctr("tasks", "rm", "b", check=False)
+    assert b"exit with non-zero exit code 7" in removed.stderr
+    daemon.ctr("containers", "rm", "b")
+
+
+def test_records_images_and_snapshots_survive_kill(daemon: Peer) -> None:
+    daemon.ctr("containers", "create", IMAGE, "c")
+    before = [
+        daemon.ctr(*command).stdout
+        for command in (("images", "ls"), ("containers", "ls"), ("snapshots", "ls"), ("content", "ls", "-q"))
+    ]
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    after = [
+        daemon.ctr(*command).stdout
+        for command in (("images", "ls"), ("containers", "ls"), ("snapshots", "ls"), ("content", "ls", "-q"))
+    ]
+    assert after == before
+
+
+def test_a_killed_shim_ends_its_container_and_says_so(daemon: Peer) -> None:
+    daemon.ctr("run", "-d", IMAGE, "b", "sleep", "1000")
+    init = int(daemon.ctr("tasks", "ls").stdout.decode().split()[4])
+    shim = _parent(init)
+    assert "shim" in Path(f"/proc/{shim}/comm").read_text()
+    _kill(shim)
+    until = time.monotonic() + 20
+    while b"RUNNING" in daemon.ctr("tasks", "ls").stdout and time.monotonic() < until:
+        time.sleep(0.1)
+    assert b"b " not in daemon.ctr("tasks", "ls").stdout
+    assert not Path(f"/proc/{init}").exists()
+    daemon.ctr("containers", "rm", "b")
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _kill(pid: int) -> None:
+    import os
+
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_stopping_twice_and_hanging_up_do_no_harm(daemon: Peer) -> None:
+    daemon.send_signal(signal.SIGHUP)
+    daemon.send_signal(signal.SIGUSR1)
+    assert daemon.ctr("version").returncode == 0
+    assert daemon.stop() == 0
+    assert "stacks are in" in daemon.log()
+    assert not daemon.address.exists()
