@@ -45,7 +45,7 @@ async def test_logger_gets_streams_arguments_and_only_two_variables(tmp_path: Pa
         f"for fd in /proc/$$/fd/*; do readlink $fd; done >{tmp_path}/fds\nexec 5>&-\n"
         f"cat <&3 >{tmp_path}/out; cat <&4 >{tmp_path}/err\n",
     )
-    inherited = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]}
+    inherited = {os.path.realpath(f"/proc/self/fd/{fd}").rpartition("/")[2] for fd in os.listdir("/proc/self/fd")}
     uri = f"binary://{program}?tag=web"
     streams = await open_io(Stdio(stdout=uri, stderr=uri), namespace="default", container_id="c1")
     _, stdout, stderr = streams.child_fds()

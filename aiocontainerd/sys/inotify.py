@@ -1,0 +1,28 @@
+"""inotify(7): changes of files as a readable file descriptor. Failure is an OSError that names the path."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+IN_MODIFY = 0x2
+IN_IGNORED = 0x8000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_instance() -> int:
+    """A new non-blocking, close-on-exec inotify fd, to be read to empty and closed by the caller."""
+    return _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+
+
+def add_watch(fd: int, path: str, mask: int) -> int:
+    """Report the events of `mask` on `path`. Gives the watch descriptor."""
+    return _checked(_libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(mask)), path)
+
+
+def _checked(result: int, name: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name)
+    return result

@@ -1,0 +1,103 @@
+"""Kills for want of memory are told with the container's id."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiocontainerd_shim.cgroups import Cgroup
+from aiocontainerd_shim.oom import OomWatch
+
+from aiocontainerd.sys.cgroup import CgroupPaths, add_process, write_text
+
+pytestmark = pytest.mark.anyio
+
+MEMORY_V1 = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Seen(list[str]):
+    """The ids that were told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = asyncio.Event()
+
+    def tell(self, container_id: str) -> None:
+        self.append(container_id)
+        self._told.set()
+
+    async def first(self) -> None:
+        async with asyncio.timeout(10):
+            await self._told.wait()
+
+
+async def test_version_2_tells_when_the_count_of_kills_rises(tmp_path: Path, no_leaks: None) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("oom 1\noom_kill 1\n")
+    seen = Seen()
+    watch = OomWatch("c1", Cgroup(CgroupPaths(unified=str(tmp_path))), seen.tell)
+    watch.start()
+    with events.open("r+") as file:
+        file.write("oom 2\n")
+        file.flush()
+        await asyncio.sleep(0.05)
+        assert seen == []
+        file.write("oom_kill 2\n")
+    await seen.first()
+    assert seen == ["c1"]
+    watch.close()
+    watch.close()
+    events.write_text("oom 3\noom_kill 3\n")
+    await asyncio.sleep(0.05)
+    assert seen == ["c1"]
+
+
+async def test_a_cgroup_without_memory_controller_is_refused(tmp_path: Path, no_leaks: None) -> None:
+    for paths in (CgroupPaths(unified=str(tmp_path)), CgroupPaths(controllers={"memory": str(tmp_path)})):
+        watch = OomWatch("c1", Cgroup(paths), Seen().tell)
+        with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+            watch.start()
+        watch.close()
+
+
+@pytest.fixture
+def memory_cgroup() -> Iterator[Path]:
+    if not (MEMORY_V1 / "cgroup.event_control").exists():
+        pytest.skip("needs a version 1 memory controller")
+    path = MEMORY_V1 / f"aiocontainerd-test-{os.getpid()}"
+    path.mkdir()
+    yield path
+    if path.exists():
+        path.rmdir()
+
+
+@pytest.mark.root
+async def test_version_1_tells_of_a_kill_and_not_of_the_removal(memory_cgroup: Path, no_leaks: None) -> None:
+    write_text(str(memory_cgroup / "memory.limit_in_bytes"), str(8 << 20))
+    seen = Seen()
+    watch = OomWatch("c1", Cgroup(CgroupPaths(controllers={"memory": str(memory_cgroup)})), seen.tell)
+    watch.start()
+    hungry = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "input(); data = bytearray(b'x') * (64 << 20)", stdin=asyncio.subprocess.PIPE
+    )
+    add_process(str(memory_cgroup), hungry.pid)
+    await hungry.communicate(b"\n")
+    assert hungry.returncode == -9
+    await seen.first()
+    assert set(seen) == {"c1"}
+    told = len(seen)
+    memory_cgroup.rmdir()
+    await asyncio.sleep(0.05)
+    assert len(seen) == told
+    watch.close()
