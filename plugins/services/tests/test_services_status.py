@@ -1,0 +1,61 @@
+"""docs/status.md tells the truth: every method of the API is in it, and is served where it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aiocontainerd_services.containers_grpc import ContainersGrpc
+from aiocontainerd_services.content_grpc import ContentGrpc
+from aiocontainerd_services.diff_grpc import DiffGrpc
+from aiocontainerd_services.events_grpc import EventsGrpc, EventsTtrpc
+from aiocontainerd_services.health_grpc import HealthGrpc
+from aiocontainerd_services.images_grpc import ImagesGrpc
+from aiocontainerd_services.introspection_grpc import IntrospectionGrpc
+from aiocontainerd_services.leases_grpc import LeasesGrpc
+from aiocontainerd_services.namespaces_grpc import NamespacesGrpc
+from aiocontainerd_services.snapshots_grpc import SnapshotsGrpc
+from aiocontainerd_services.version_grpc import VersionGrpc
+
+from aiocontainerd.api.services import SERVICES
+from aiocontainerd.rpc.binding import bind
+
+PAGE = Path(__file__).parents[3] / "docs" / "status.md"
+PARTS: tuple[Any, ...] = (
+    ContainersGrpc, ContentGrpc, DiffGrpc, EventsGrpc, EventsTtrpc, ImagesGrpc,
+    IntrospectionGrpc, LeasesGrpc, NamespacesGrpc, SnapshotsGrpc,
+)  # fmt: skip
+REFUSED = {("containerd.services.snapshots.v1.Snapshots", "Cleanup")}
+
+
+def rows() -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
+    service = ""
+    for line in PAGE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[2] in ("works", "UNIMPLEMENTED"):
+            service = cells[0].strip("`") or service
+            found[service, cells[1]] = cells[2]
+    return found
+
+
+def served() -> set[tuple[str, str]]:
+    made = [*(part(None) for part in PARTS), VersionGrpc(), HealthGrpc()]
+    methods = [method for service in made for method in bind(service).values() if method.call]
+    return {(method.service, method.method) for method in methods} - REFUSED
+
+
+def test_every_method_of_containerds_sockets_has_a_row() -> None:
+    wanted = {
+        (service, method)
+        for service, methods in SERVICES.items()
+        if service.startswith(("containerd.services.", "grpc.health."))
+        for method in methods
+    }
+    assert wanted - set(rows()) == set()
+
+
+def test_a_row_says_works_where_the_method_is_served() -> None:
+    tasks = "containerd.services.tasks.v1.Tasks"
+    claimed = {key for key, status in rows().items() if status == "works" and key[0] != tasks}
+    assert claimed == served()
