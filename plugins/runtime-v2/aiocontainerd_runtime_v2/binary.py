@@ -1,0 +1,192 @@
+"""Shim actions by executing the shim's program (facts/runtime 3.1): the launcher that serves every runtime."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process
+
+from aiocontainerd.errors import DeadlineExceeded, Unknown
+from aiocontainerd.interfaces.shim import ShimCommand
+from aiocontainerd_runtime_v2 import bootstrap
+
+log = logging.getLogger(__name__)
+
+_OPTIONS_ON_STDIN = ("shim-runc-v1", "shim-runhcs-v1")
+_LARGEST_OUTPUT = 4 << 20
+
+
+class Output:
+    """What a program printed and how it ended."""
+
+    def __init__(self, status: int, stdout: bytes, stderr: bytes) -> None:
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def __repr__(self) -> str:
+        return f"<Output {self.ending}: {len(self.stdout)} + {len(self.stderr)} bytes>"
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in the words of Go programs."""
+        return f"exit status {self.status}" if self.status >= 0 else f"signal: {signal.Signals(-self.status).name}"
+
+    def text(self) -> str:
+        """Everything printed, for people."""
+        return (self.stdout + self.stderr).decode(errors="replace").strip()
+
+
+class BinaryLauncher:
+    """One shim program, executed for each action in a session of its own."""
+
+    cleans_up = False
+    runtimes: Sequence[str] = ()
+
+    def __init__(self, binary: Path) -> None:
+        self.binary = binary
+        self._wants_options = any(name in binary.name for name in _OPTIONS_ON_STDIN)
+
+    def __repr__(self) -> str:
+        return f"<BinaryLauncher {self.binary}>"
+
+    async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
+        """What `start` printed. Raises Unknown with that where it failed, DeadlineExceeded after `timeout_s`.
+
+        Shims of containerd 1.7 and older take the runtime options on stdin and stumble over BootstrapParams; that is
+        noticed at the first start and remembered.
+        """
+        output = await self._start_once(command, timeout_s)
+        if output.status != 0 and not self._wants_options and f"type with url {command.id}: " in output.text():
+            self._wants_options = True
+            output = await self._start_once(command, timeout_s)
+        if output.status != 0:
+            raise Unknown(f"{output.text()}: {output.ending}")
+        return output.stdout + output.stderr
+
+    async def _start_once(self, command: ShimCommand, timeout_s: float) -> Output:
+        stdin = bootstrap.options_of(command.stdin) if self._wants_options else command.stdin
+        arguments = [*_flags(command), *_debug(command), "start"]
+        return await self._run(arguments, command, stdin, timeout_s)
+
+    async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
+        """What `delete` printed. Raises as `start` does."""
+        arguments = [*_flags(command), "-bundle", str(command.bundle), *_debug(command), "delete"]
+        output = await self._run(arguments, command, b"", timeout_s)
+        if output.stderr.strip():
+            log.info("delete of %s/%s: %s", command.namespace, command.id, output.stderr.decode(errors="replace"))
+        if output.status != 0:
+            raise Unknown(f"{output.text()}: {output.ending}")
+        return output.stdout
+
+    async def info(self, options: bytes, *, timeout_s: float) -> bytes:
+        """The RuntimeInfo message that `-info` printed for a marshalled Any of options."""
+        output = await run([str(self.binary), "-info"], stdin=options, timeout_s=timeout_s)
+        if output.status != 0:
+            raise Unknown(f"failed to run [{self.binary} -info]: {output.ending} (stderr: {output.text()})")
+        return output.stdout
+
+    async def _run(self, arguments: Sequence[str], command: ShimCommand, stdin: bytes, timeout_s: float) -> Output:
+        env = {**os.environ, **environment(command)}
+        cwd = command.bundle if command.bundle.is_dir() else None
+        return await run([str(self.binary), *arguments], stdin=stdin, cwd=cwd, env=env, timeout_s=timeout_s)
+
+
+def environment(command: ShimCommand) -> dict[str, str]:
+    """What a shim action's environment has besides the daemon's own."""
+    return {
+        "GOMAXPROCS": "2",
+        "MAX_SHIM_VERSION": "2",
+        "TTRPC_ADDRESS": command.ttrpc_address,
+        "GRPC_ADDRESS": command.grpc_address,
+        "NAMESPACE": command.namespace,
+        **command.env,
+    }
+
+
+def _flags(command: ShimCommand) -> list[str]:
+    return [
+        "-namespace", command.namespace, "-address", command.grpc_address,
+        "-publish-binary", command.publish_binary, "-id", command.id,
+    ]  # fmt: skip
+
+
+def _debug(command: ShimCommand) -> list[str]:
+    return ["-debug"] if command.debug else []
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float,
+) -> Output:
+    """Run a program to its end; it and its children are killed at the deadline or when the caller is cancelled.
+
+    Raises DeadlineExceeded naming the command and the limit, Unknown where the program can't be executed.
+    """
+    try:
+        with anyio.fail_after(timeout_s):
+            return await _run(argv, stdin, cwd, env)
+    except TimeoutError:
+        raise DeadlineExceeded(f"{argv[0]} {argv[-1]} did not end within {timeout_s:g}s") from None
+    except OSError as error:
+        raise Unknown(f"{argv[0]}: {error.strerror or error}") from error
+
+
+async def _run(argv: Sequence[str], stdin: bytes, cwd: Path | None, env: Mapping[str, str] | None) -> Output:
+    process = await anyio.open_process(
+        list(argv), stdin=subprocess.PIPE, cwd=cwd, env=None if env is None else dict(env), start_new_session=True
+    )
+    printed: dict[str, bytes] = {}
+
+    async def collect(name: str, stream: ByteReceiveStream | None) -> None:
+        printed[name] = b"" if stream is None else await _read_all(stream)
+
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(collect, "stdout", process.stdout)
+            group.start_soon(collect, "stderr", process.stderr)
+            group.start_soon(_feed, process, stdin)
+            await process.wait()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await _end(process)
+    return Output(process.returncode or 0, printed["stdout"], printed["stderr"])
+
+
+async def _feed(process: Process, data: bytes) -> None:
+    if process.stdin is None:
+        return
+    try:
+        await process.stdin.send(data)
+        await process.stdin.aclose()
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass  # it ended without reading; its exit status tells the rest
+
+
+async def _read_all(stream: ByteReceiveStream) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in stream:
+        size += len(chunk)
+        if size <= _LARGEST_OUTPUT:
+            chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    await process.aclose()

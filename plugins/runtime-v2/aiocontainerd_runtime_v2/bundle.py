@@ -1,0 +1,261 @@
+"""Bundles: the directories by which a shim and its container are found again (facts/runtime 2.2).
+
+Everything here is blocking file work; call it off the event loop. What is in a bundle is complete at every moment:
+files that are read after a restart are renamed into place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from aiocontainerd import identifiers
+from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument
+from aiocontainerd.sys import mount
+from aiocontainerd_runtime_v2 import bootstrap
+from aiocontainerd_runtime_v2.bootstrap import Endpoint
+
+_SHARED = 0o711
+_PRIVATE = 0o700
+_GROUP = 0o710
+_PRIVATE_FILE = 0o600
+_SHIM_PATH = "shim-binary-path"
+_BOOTSTRAP = "bootstrap.json"
+_LEGACY_ADDRESS = "address"
+
+
+class Unmount(Protocol):
+    """Detaches everything mounted at or below a path."""
+
+    def __call__(self, path: str, flags: int = 0) -> None: ...
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """One task's directories: `path` below the state directory, `work` below the root directory."""
+
+    namespace: str
+    id: str
+    path: Path
+    work: Path
+
+    @property
+    def rootfs(self) -> Path:
+        """Where the shim mounts the container's root."""
+        return self.path / "rootfs"
+
+    @property
+    def log(self) -> Path:
+        """The fifo that the shim logs to."""
+        return self.path / "log"
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Where one plugin keeps its bundles. `unmount` is the door to the kernel."""
+
+    state: Path
+    root: Path
+    unmount: Unmount = mount.unmount_recursive
+
+    def bundle(self, namespace: str, task_id: str) -> Bundle:
+        """The bundle of a task, whether or not it exists."""
+        return Bundle(namespace, task_id, self.state / namespace / task_id, self.root / namespace / task_id)
+
+    def prepare(self) -> None:
+        """Make the base directories, passable so that a shim's user may reach its own bundle."""
+        for directory in (self.state, self.root):
+            _make_base(directory)
+
+    def create(self, namespace: str, task_id: str, spec: bytes | None) -> Bundle:
+        """Make a bundle around a container's `config.json`.
+
+        Raises InvalidArgument for a bad id, AlreadyExists where the directory exists; leaves nothing on failure.
+        """
+        validate(task_id)
+        bundle = self.bundle(namespace, task_id)
+        _make_base(bundle.path.parent)
+        _make_base(bundle.work.parent)
+        try:
+            bundle.path.mkdir(mode=_PRIVATE)
+        except FileExistsError:
+            raise AlreadyExists(f"bundle {bundle.path}") from None
+        try:
+            self._fill(bundle, spec)
+        except BaseException:
+            self.remove(bundle)
+            raise
+        return bundle
+
+    def _fill(self, bundle: Bundle, spec: bytes | None) -> None:
+        self._remove_tree(bundle.work)
+        _make(bundle.work, _SHARED)
+        _make(bundle.rootfs, _SHARED)
+        (bundle.path / "work").symlink_to(bundle.work)
+        os.mkfifo(bundle.log, _PRIVATE)
+        if spec is not None:
+            _let_container_root_in(bundle.path, spec)
+            (bundle.path / "config.json").write_bytes(spec)
+
+    def remove(self, bundle: Bundle) -> None:
+        """Unmount the root and delete both directories. One that is gone is no error.
+
+        Raises OSError where a mount can't be detached; then nothing below it is deleted.
+        """
+        self._remove_tree(bundle.path, bundle.rootfs)
+        self._remove_tree(bundle.work)
+
+    def _remove_tree(self, path: Path, mounted: Path | None = None) -> None:
+        if not path.is_dir():
+            return
+        if mounted is not None and mounted.is_dir():
+            self.unmount(str(mounted), mount.MNT_DETACH)
+            mounted.rmdir()
+        hidden = path.with_name(f".{path.name}")
+        shutil.rmtree(hidden, ignore_errors=True)
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+
+    def present(self) -> list[Bundle]:
+        """Every bundle on disk, sorted. What is no directory of an identifier's name is somebody else's."""
+        return [self.bundle(space.name, entry.name) for space in _entries(self.state) for entry in _entries(space)]
+
+    def strays(self, known: set[Bundle]) -> list[Bundle]:
+        """Bundles of which only the work directory is left: those on disk that are not in `known`."""
+        work = [self.bundle(space.name, entry.name) for space in _entries(self.root) for entry in _entries(space)]
+        return [bundle for bundle in work if bundle not in known]
+
+
+def validate(task_id: str) -> None:
+    """Raise InvalidArgument `invalid task id ...` unless `task_id` is an identifier."""
+    try:
+        identifiers.validate(task_id)
+    except InvalidArgument as bad:
+        raise InvalidArgument(f"invalid task id {task_id}: {bad.message}") from bad
+
+
+def is_empty(bundle: Bundle) -> bool:
+    """Whether a bundle holds nothing, or can't be read."""
+    try:
+        return not os.listdir(bundle.path)
+    except OSError:
+        return True
+
+
+def write_shim_path(bundle: Bundle, binary: Path) -> None:
+    """Remember which program the bundle's shim is."""
+    _write_atomically(bundle.path / _SHIM_PATH, os.fsencode(binary), _PRIVATE_FILE)
+
+
+def read_shim_path(bundle: Bundle) -> Path | None:
+    """The program the bundle's shim is; None where the bundle joined another shim or is half made."""
+    text = _read(bundle.path / _SHIM_PATH)
+    return Path(os.fsdecode(text).strip()) if text and text.strip() else None
+
+
+def write_endpoint(bundle: Bundle, endpoint: Endpoint) -> None:
+    """Remember where the bundle's shim listens."""
+    _write_atomically(bundle.path / _BOOTSTRAP, bootstrap.to_json(endpoint), 0o644)
+
+
+def read_endpoint(bundle: Bundle) -> Endpoint | None:
+    """Where the bundle's shim listens; None where that was never written or makes no sense."""
+    for name in (_BOOTSTRAP, _LEGACY_ADDRESS):
+        data = _read(bundle.path / name)
+        if data:
+            try:
+                return bootstrap.parse(data)
+            except ContainerdError:
+                continue
+    return None
+
+
+def write_sandbox(bundle: Bundle, sandbox_id: str) -> None:
+    """Remember whose shim the bundle joined."""
+    _write_atomically(bundle.path / "sandbox", sandbox_id.encode(), _PRIVATE_FILE)
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        found = sorted(directory.iterdir())
+    except OSError:
+        return []
+    return [entry for entry in found if is_identifier(entry.name) and entry.is_dir() and not entry.is_symlink()]
+
+
+def is_identifier(name: str) -> bool:
+    """Whether `name` may name a directory here."""
+    try:
+        identifiers.validate(name)
+    except InvalidArgument:
+        return False
+    return True
+
+
+def _make_base(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(_SHARED)
+
+
+def _make(directory: Path, mode: int) -> None:
+    directory.mkdir()
+    directory.chmod(mode)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _write_atomically(path: Path, data: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.rename(path)
+
+
+class _IdMapping(msgspec.Struct, rename="camel"):
+    container_id: int = msgspec.field(name="containerID")
+    host_id: int = msgspec.field(name="hostID")
+    size: int
+
+
+class _LinuxPart(msgspec.Struct, rename="camel"):
+    gid_mappings: list[_IdMapping] = []
+
+
+class _SpecPart(msgspec.Struct):
+    linux: _LinuxPart | None = None
+
+
+def root_gid(spec: bytes) -> int | None:
+    """The host's group of the container's group 0, where the spec maps groups. Raises InvalidArgument."""
+    try:
+        linux = msgspec.json.decode(spec, type=_SpecPart).linux
+    except msgspec.MsgspecError as error:
+        raise InvalidArgument(f"container spec: {error}") from error
+    for mapping in linux.gid_mappings if linux else ():
+        if mapping.container_id == 0 and mapping.size > 0:
+            return mapping.host_id
+    return None
+
+
+def _let_container_root_in(directory: Path, spec: bytes) -> None:
+    gid = root_gid(spec)
+    if gid is None:
+        return
+    try:
+        os.chown(directory, -1, gid)
+    except OSError as error:
+        if error.errno != errno.EPERM or os.geteuid() == 0:
+            raise
+    directory.chmod(_GROUP)

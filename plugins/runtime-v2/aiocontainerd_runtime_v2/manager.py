@@ -1,0 +1,162 @@
+"""Starting, connecting and cleaning up single shims; which shims there are is not known here (facts/runtime 3)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import msgspec
+
+from aiocontainerd.errors import ContainerdError
+from aiocontainerd.interfaces.runtime import Exit
+from aiocontainerd.interfaces.shim import ShimCommand, ShimLauncher
+from aiocontainerd.rpc import codec
+from aiocontainerd.typeurl import Any
+from aiocontainerd_runtime_v2 import bootstrap
+from aiocontainerd_runtime_v2 import bundle as bundles
+from aiocontainerd_runtime_v2.binary import BinaryLauncher
+from aiocontainerd_runtime_v2.bootstrap import Endpoint
+from aiocontainerd_runtime_v2.bundle import Bundle
+from aiocontainerd_runtime_v2.deadlines import Deadlines
+from aiocontainerd_runtime_v2.resolve import Resolver
+from aiocontainerd_runtime_v2.shim import Shim, lost_exit, open_client
+from aiocontainerd_runtime_v2.task import exit_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every shim is told of the daemon: addresses, the program that publishes events, extra environment."""
+
+    grpc_address: str
+    ttrpc_address: str
+    publish_binary: str
+    debug: bool = False
+    env: Mapping[str, str] = {}
+    socket_dir: str = ""
+
+
+class ShimManager:
+    """Shims by runtime name, through a launcher plugin where one serves the name, else through their programs."""
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        deadlines: Deadlines,
+        launchers: Sequence[ShimLauncher] = (),
+        resolver: Resolver | None = None,
+    ) -> None:
+        self.deadlines = deadlines
+        self._surroundings = surroundings
+        self._launchers = launchers
+        self._resolver = resolver or Resolver()
+        self._binaries: dict[Path, BinaryLauncher] = {}
+
+    def __repr__(self) -> str:
+        return f"<ShimManager launchers {list(self._launchers)} programs {sorted(map(str, self._binaries))}>"
+
+    def launcher(self, runtime: str) -> ShimLauncher:
+        """How to start shims of a runtime name or absolute path. Raises `failed to resolve runtime path: ...`."""
+        for launcher in self._launchers:
+            if runtime in launcher.runtimes:
+                return launcher
+        try:
+            return self._binary(self._resolver.resolve(runtime))
+        except ContainerdError as error:
+            raise prefixed("failed to resolve runtime path", error) from error
+
+    def launcher_of(self, binary: Path) -> ShimLauncher:
+        """How to clean up after shims whose bundle names this program."""
+        for launcher in self._launchers:
+            if launcher.binary == binary:
+                return launcher
+        return self._binary(binary)
+
+    def _binary(self, path: Path) -> BinaryLauncher:
+        return self._binaries.setdefault(path, BinaryLauncher(path))
+
+    async def start(self, bundle: Bundle, launcher: ShimLauncher, options: Any | None) -> Shim:
+        """Start the shim of a bundle, or join the one that its program says is there, and connect to it.
+
+        Goes on to its end when the caller is cancelled, so that no shim is started of which nothing is known.
+        Raises `failed to start shim: start failed: ...`.
+        """
+        await to_thread(bundles.write_shim_path, bundle, launcher.binary)
+        with anyio.CancelScope(shield=True):
+            try:
+                endpoint = await self._launch(bundle, launcher, options)
+                shim = await self.connect(bundle, endpoint, launcher)
+            except ContainerdError as error:
+                raise prefixed("failed to start shim: start failed", error) from error
+        return shim
+
+    async def _launch(self, bundle: Bundle, launcher: ShimLauncher, options: Any | None) -> Endpoint:
+        command = self._command(bundle, options)
+        printed = await launcher.start(command, timeout_s=self.deadlines.start_s)
+        endpoint = bootstrap.parse(printed)
+        await to_thread(bundles.write_endpoint, bundle, endpoint)
+        return endpoint
+
+    async def connect(
+        self, bundle: Bundle, endpoint: Endpoint, launcher: ShimLauncher, *, joined: bool = False
+    ) -> Shim:
+        """Connect to a shim that listens. Raises Unavailable where it does not."""
+        client = await open_client(bundle.id, endpoint, timeout_s=self.deadlines.load_s)
+        return Shim(bundle, endpoint, client, launcher, joined=joined)
+
+    async def clean_up(self, bundle: Bundle, launcher: ShimLauncher) -> Exit:
+        """Run the `delete` action for what a lost shim left behind; never fails, an unknown exit is status 255."""
+        if not bundle.path.is_dir():
+            return lost_exit()
+        from aiocontainerd import api
+
+        try:
+            printed = await launcher.delete(self._command(bundle, None), timeout_s=self.deadlines.cleanup_s)
+            return exit_of(codec.decode(api.task_v3.DeleteResponse, printed))
+        except ContainerdError as error:
+            log.warning("delete action for task %s/%s failed: %s", bundle.namespace, bundle.id, error.message)
+            return lost_exit()
+
+    async def info(self, runtime: str, options: bytes) -> bytes:
+        """The RuntimeInfo that the program of a runtime prints about itself."""
+        program = BinaryLauncher(self.launcher(runtime).binary)
+        return await program.info(options, timeout_s=self.deadlines.start_s)
+
+    def _command(self, bundle: Bundle, options: Any | None) -> ShimCommand:
+        around = self._surroundings
+        stdin = bootstrap.parameters(
+            instance_id=bundle.id,
+            namespace=bundle.namespace,
+            grpc_address=around.grpc_address,
+            ttrpc_address=around.ttrpc_address,
+            binary=around.publish_binary,
+            debug=around.debug,
+            options=options,
+            socket_dir=around.socket_dir,
+        )
+        return ShimCommand(
+            namespace=bundle.namespace,
+            id=bundle.id,
+            bundle=bundle.path,
+            grpc_address=around.grpc_address,
+            ttrpc_address=around.ttrpc_address,
+            publish_binary=around.publish_binary,
+            debug=around.debug,
+            stdin=stdin,
+            env=around.env,
+        )
+
+
+def prefixed(text: str, error: ContainerdError) -> ContainerdError:
+    """`error` with a word about what failed in front of its message; its class stays."""
+    return type(error)(f"{text}: {error.message}")
+
+
+async def to_thread(function: Callable[..., T], *args: object) -> T:
+    """Run blocking file work beside the event loop; a cancelled caller waits for its end."""
+    return await anyio.to_thread.run_sync(function, *args)

@@ -1,0 +1,134 @@
+"""After a restart: which of the bundles on disk have a living shim, and what to do about the others (facts/runtime 9).
+
+Every bundle is looked at by itself, all at once and within `io.containerd.timeout.shim.load`; calls that concern
+one wait for it, all other calls don't. A shim that listens but does not answer is kept: its container may well be
+running.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import anyio
+import msgspec
+
+from aiocontainerd import context
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, NotFound, Unimplemented
+from aiocontainerd.interfaces.shim import ShimLauncher
+from aiocontainerd_runtime_v2 import bundle as bundles
+from aiocontainerd_runtime_v2.bundle import Bundle
+from aiocontainerd_runtime_v2.manager import to_thread
+from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
+from aiocontainerd_runtime_v2.shim import Shim
+
+log = logging.getLogger(__name__)
+
+RuntimeName = Callable[[str], Awaitable[str]]
+"""The runtime name of a container of the current namespace; raises NotFound."""
+
+
+class OnDisk(msgspec.Struct, frozen=True):
+    """What a dead daemon left: bundles, and work directories without one."""
+
+    bundles: list[Bundle]
+    strays: list[Bundle]
+
+
+class Recovery:
+    """Finds the tasks of the daemon that was before."""
+
+    def __init__(self, runtime: ShimTaskRuntime, runtime_name: RuntimeName) -> None:
+        self._runtime = runtime
+        self._manager = runtime.manager
+        self._runtime_name = runtime_name
+
+    async def scan(self) -> OnDisk:
+        """What there is to look at."""
+        layout = self._runtime.layout
+        present = await to_thread(layout.present)
+        return OnDisk(present, await to_thread(layout.strays, set(present)))
+
+    async def run(self, found: OnDisk, ready: anyio.Event) -> None:
+        """Look at everything; `ready` is set as soon as calls know what to wait for."""
+        table = self._runtime.table
+        with table.loading((bundle.namespace, bundle.id) for bundle in (*found.bundles, *found.strays)):
+            ready.set()
+            async with anyio.create_task_group() as group:
+                for bundle in found.bundles:
+                    group.start_soon(self._guarded, self._load, bundle)
+                for bundle in found.strays:
+                    group.start_soon(self._guarded, self._runtime.discard, bundle)
+
+    async def _guarded(self, step: Callable[[Bundle], Awaitable[None]], bundle: Bundle) -> None:
+        try:
+            await step(bundle)
+        except Exception:  # the edge of one bundle: it harms no other
+            log.exception("bundle of task %s/%s", bundle.namespace, bundle.id)
+        finally:
+            self._runtime.table.loaded((bundle.namespace, bundle.id))
+
+    async def _load(self, bundle: Bundle) -> None:
+        if await to_thread(bundles.is_empty, bundle):
+            await self._runtime.discard(bundle)
+            return
+        binary = await to_thread(bundles.read_shim_path, bundle)
+        try:
+            launcher = self._manager.launcher_of(binary) if binary else await self._launcher_by_record(bundle)
+        except ContainerdError as error:
+            log.warning("bundle of task %s/%s is removed: %s", bundle.namespace, bundle.id, error.message)
+            await self._runtime.discard(bundle)
+            return
+        self._runtime.open_log(bundle)
+        try:
+            shim = await self._connect(bundle, launcher, joined=binary is None)
+        except Unimplemented as error:
+            log.error("task %s/%s is out of reach: %s", bundle.namespace, bundle.id, error.message)
+        except ContainerdError as error:
+            log.warning("task %s/%s is gone: %s", bundle.namespace, bundle.id, error.message)
+            await self._manager.clean_up(bundle, launcher)
+            await self._runtime.discard(bundle)
+        else:
+            await self._take_up(shim)
+
+    async def _launcher_by_record(self, bundle: Bundle) -> ShimLauncher:
+        with context.use(namespace=bundle.namespace, lease=""):
+            name = await self._runtime_name(bundle.id)
+        return self._manager.launcher(name)
+
+    async def _connect(self, bundle: Bundle, launcher: ShimLauncher, *, joined: bool) -> Shim:
+        endpoint = await to_thread(bundles.read_endpoint, bundle)
+        if endpoint is None:
+            await self._end_unknown_shim(bundle, launcher)
+            raise NotFound("the bundle is half made")
+        await to_thread(bundles.write_endpoint, bundle, endpoint)
+        return await self._manager.connect(bundle, endpoint, launcher, joined=joined)
+
+    async def _end_unknown_shim(self, bundle: Bundle, launcher: ShimLauncher) -> None:
+        """A daemon that died while it started a shim may have left one that nothing on disk leads to.
+
+        `start` is idempotent: it finds that shim by its socket, or makes one.
+        """
+        try:
+            shim = await self._manager.start(bundle, launcher, None)
+        except ContainerdError:
+            return
+        await shim.shut_down(limit_s=self._manager.deadlines.shutdown_s)
+        await shim.aclose()
+
+    async def _take_up(self, shim: Shim) -> None:
+        task = self._runtime.adopt(shim)
+        try:
+            await shim.connect(limit_s=self._manager.deadlines.load_s)
+            await task.state()
+        except DeadlineExceeded as late:
+            log.warning("task %s/%s is kept: %s", task.namespace, task.id, late.message)
+        except NotFound:
+            log.warning("shim of task %s/%s has no such container", task.namespace, task.id)
+            await self._runtime.undo(task)
+            return
+        except ContainerdError as error:
+            log.warning("task %s/%s is gone: %s", task.namespace, task.id, error.message)
+            await self._runtime.undo(task)
+            return
+        self._runtime.watch(task)

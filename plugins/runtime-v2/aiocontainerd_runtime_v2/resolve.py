@@ -1,0 +1,68 @@
+"""From a runtime's name to the program that is its shim (facts/runtime 2.1)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from aiocontainerd.errors import Unknown
+
+_PREFIX = "containerd-shim"
+
+
+def binary_name(runtime: str) -> str:
+    """The file name of a dotted runtime name's shim: `io.containerd.runc.v2` is `containerd-shim-runc-v2`.
+
+    Raises Unknown, in containerd's words, where the name has no such form.
+    """
+    if not runtime:
+        raise Unknown("no runtime name")
+    parts = runtime.split(".")
+    if "/" in runtime or len(parts) < 2 or not parts[0]:
+        raise Unknown(
+            f"invalid runtime name {runtime}, correct runtime name should be either format like "
+            "`io.containerd.runc.v2` or a full path to the binary"
+        )
+    return f"{_PREFIX}-{parts[-2]}-{parts[-1]}"
+
+
+def search_path() -> list[str]:
+    """Where shims are looked for, in order: working directory, PATH, where the daemon's own programs are."""
+    listed = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if entry]
+    own = [os.path.join(sys.prefix, "bin"), os.path.dirname(os.path.realpath(sys.executable))]
+    return [os.getcwd(), *listed, *own]
+
+
+class Resolver:
+    """Finds shim programs and remembers where those it found are."""
+
+    def __init__(self, directories: Callable[[], Sequence[str]] = search_path) -> None:
+        self._directories = directories
+        self._found: dict[str, Path] = {}
+
+    def __repr__(self) -> str:
+        return f"<Resolver {self._found}>"
+
+    def resolve(self, runtime: str) -> Path:
+        """The shim of a runtime name or absolute path. Raises Unknown saying what was looked for."""
+        if runtime not in self._found:
+            self._found[runtime] = self._custom(runtime) if os.path.isabs(runtime) else self._named(runtime)
+        return self._found[runtime]
+
+    @staticmethod
+    def _custom(path: str) -> Path:
+        try:
+            os.stat(path)
+        except OSError as error:
+            raise Unknown(f"invalid custom binary path: {error}") from error
+        return Path(path)
+
+    def _named(self, runtime: str) -> Path:
+        name = binary_name(runtime)
+        for directory in self._directories():
+            candidate = os.path.join(directory, name)
+            if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+                return Path(candidate)
+        raise Unknown(f'runtime "{runtime}" binary not installed "{name}": file does not exist')

@@ -1,0 +1,267 @@
+"""The task runtime: create, find and end tasks, and see to what dead shims leave behind (facts/runtime 3.7, 4.2)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from aiocontainerd import context, timestamps, typeurl
+from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
+from aiocontainerd.interfaces.runtime import CreateOptions, Exit
+from aiocontainerd.rpc import codec
+from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
+from aiocontainerd.typeurl import Any
+from aiocontainerd_runtime_v2 import bundle as bundles
+from aiocontainerd_runtime_v2.bootstrap import Endpoint, from_api_address
+from aiocontainerd_runtime_v2.bundle import Bundle, Layout
+from aiocontainerd_runtime_v2.manager import ShimManager, prefixed, to_thread
+from aiocontainerd_runtime_v2.shim import Shim, lost_exit
+from aiocontainerd_runtime_v2.shim_log import ShimLog
+from aiocontainerd_runtime_v2.table import Table
+from aiocontainerd_runtime_v2.task import ShimTask, chosen_options
+from aiocontainerd_runtime_v2.waits import Spawn
+
+if TYPE_CHECKING:
+    import betterproto2
+
+    from aiocontainerd.interfaces.shim import ShimLauncher
+
+log = logging.getLogger(__name__)
+
+_JOINABLE_VERSION = 3
+
+
+class Publish(Protocol):
+    """Publishes an event in a namespace."""
+
+    def __call__(self, topic: str, event: betterproto2.Message, *, namespace: str) -> None: ...
+
+
+class ShimTaskRuntime:
+    """Every task of the daemon. `spawn` starts what lives as long as the daemon; shims live longer."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        manager: ShimManager,
+        publish: Publish,
+        spawn: Spawn,
+        sandboxes: Path,
+    ) -> None:
+        self.layout = layout
+        self.manager = manager
+        self.table = Table()
+        self.spawn = spawn
+        self._publish = publish
+        self._sandboxes = sandboxes
+        self._logs: dict[Bundle, ShimLog] = {}
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        return f"<ShimTaskRuntime {self.layout.state} {self.statistics()}>"
+
+    def statistics(self) -> dict[str, int]:
+        """Counts of tasks and of ids in transition."""
+        return self.table.statistics()
+
+    async def get(self, container_id: str) -> ShimTask:
+        """The task of a container. Raises NotFound `task <id> not found`."""
+        return await self.table.get((context.namespace(), container_id))
+
+    async def list(self, *, all_namespaces: bool = False) -> list[ShimTask]:
+        """The tasks of the current or of every namespace."""
+        return await self.table.select(None if all_namespaces else context.namespace())
+
+    async def create(self, container_id: str, options: CreateOptions) -> ShimTask:
+        """Create a task. A failure leaves no container, shim, mount or bundle."""
+        key = (context.namespace(), container_id)
+        bundles.validate(container_id)
+        await self.table.reserve(key)
+        try:
+            return await self._create(key, options)
+        finally:
+            self.table.release(key)
+
+    async def _create(self, key: tuple[str, str], options: CreateOptions) -> ShimTask:
+        launcher = self.manager.launcher(options.runtime)
+        spec = None if options.spec is None else options.spec.value
+        bundle = await to_thread(self.layout.create, *key, spec)
+        try:
+            self.open_log(bundle)
+            shim = await self._shim(bundle, launcher, options)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.manager.clean_up(bundle, launcher)
+                await self.discard(bundle)
+            raise
+        task = self.adopt(shim)
+        try:
+            await task.create(options)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self.undo(task)
+            if isinstance(error, ContainerdError):
+                raise prefixed("failed to create shim task", error) from error
+            raise
+        self.watch(task)
+        return task
+
+    async def _shim(self, bundle: Bundle, launcher: ShimLauncher, options: CreateOptions) -> Shim:
+        endpoint = await to_thread(self._joinable, bundle.namespace, options)
+        if endpoint is None:
+            return await self.manager.start(bundle, launcher, chosen_options(options))
+        await to_thread(bundles.write_endpoint, bundle, endpoint)
+        await to_thread(bundles.write_sandbox, bundle, options.sandbox_id)
+        return await self.manager.connect(bundle, endpoint, launcher, joined=True)
+
+    def _joinable(self, namespace: str, options: CreateOptions) -> Endpoint | None:
+        """The running shim a container of a sandbox joins; None where it gets its own."""
+        if not options.sandbox_id:
+            return None
+        if options.task_api_address:
+            found: Endpoint | None = from_api_address(options.task_api_address, options.task_api_version)
+        else:
+            found = self._sandbox_endpoint(namespace, options.sandbox_id)
+        return found if found is not None and found.version >= _JOINABLE_VERSION else None
+
+    def _sandbox_endpoint(self, namespace: str, sandbox_id: str) -> Endpoint | None:
+        if not bundles.is_identifier(sandbox_id):
+            return None
+        for state in (self._sandboxes, self.layout.state):
+            endpoint = bundles.read_endpoint(Layout(state, self.layout.root).bundle(namespace, sandbox_id))
+            if endpoint is not None:
+                return endpoint
+        return None
+
+    def adopt(self, shim: Shim) -> ShimTask:
+        """Make the task of a connected shim known."""
+        task = ShimTask(shim, self.manager.deadlines, self.spawn, self._delete)
+        self.table.add(task)
+        return task
+
+    def watch(self, task: ShimTask) -> None:
+        """See to the death of the task's shim from now on."""
+        self.spawn(self._watch, task, name=f"watch {task.namespace}/{task.id}")
+
+    def open_log(self, bundle: Bundle) -> None:
+        """Copy what the bundle's shim logs, until the bundle is discarded."""
+        shim_log = self._logs[bundle] = ShimLog(bundle)
+        self.spawn(shim_log.run, name=f"log {bundle.namespace}/{bundle.id}")
+
+    async def discard(self, bundle: Bundle) -> None:
+        """Remove a bundle. What can't be unmounted stays and is logged."""
+        shim_log = self._logs.pop(bundle, None)
+        if shim_log is not None:
+            shim_log.stop()
+        try:
+            await to_thread(self.layout.remove, bundle)
+        except OSError as error:
+            log.error("bundle of task %s/%s stays: %s", bundle.namespace, bundle.id, error)
+
+    async def undo(self, task: ShimTask) -> None:
+        """Take back a task whose creation failed or whose container is gone. No events; each step has its limit."""
+        limit_s = self.manager.deadlines.cleanup_s
+        if not self.table.begin_removal(task):
+            return
+        try:
+            deleted = True
+            await task.delete_in_shim(limit_s=limit_s)
+        except ContainerdError:
+            deleted = False
+        clean = await task.shim.shut_down(limit_s=limit_s) and deleted
+        await self._finish(task, clean=clean)
+
+    async def _delete(self, task: ShimTask) -> Exit:
+        shim = task.shim
+        missing: NotFound | None = None
+        try:
+            ended = await task.delete_in_shim(limit_s=self.manager.deadlines.call_s)
+        except TtrpcClosed:
+            return await shim.recorded_exit()
+        except NotFound as error:
+            missing, ended = error, shim.exit or lost_exit()
+        except ContainerdError as error:
+            raise prefixed("failed to delete task", error) from error
+        if not self.table.begin_removal(task):
+            return shim.exit or ended
+        shim.exit = ended
+        with anyio.CancelScope(shield=True):
+            clean = await shim.shut_down(limit_s=self.manager.deadlines.shutdown_s)
+            await self._finish_quickly(task, clean=clean and missing is None)
+        if missing is not None:
+            raise missing
+        return ended
+
+    async def _finish_quickly(self, task: ShimTask, *, clean: bool) -> None:
+        """Reply before a `delete` action that nobody waits for; the id stays taken until it is through."""
+        if clean and not _needs_action(task.shim):
+            await self._finish(task, clean=True)
+        else:
+            self.spawn(self._finish_later, task, clean, name=f"finish {task.namespace}/{task.id}")
+
+    async def _finish_later(self, task: ShimTask, clean: bool) -> None:
+        await self._finish(task, clean=clean)
+
+    async def _finish(self, task: ShimTask, *, clean: bool) -> None:
+        shim = task.shim
+        try:
+            await shim.aclose()
+            if not clean or _needs_action(shim):
+                shim.end(await self.manager.clean_up(shim.bundle, shim.launcher))
+            shim.end(shim.exit or lost_exit())
+            await self.discard(shim.bundle)
+        finally:
+            self.table.end_removal(task)
+
+    async def _watch(self, task: ShimTask) -> None:
+        await task.shim.wait_closed()
+        if self._stopping or not self.table.holds(task):
+            return
+        log.warning("shim of task %s/%s is gone", task.namespace, task.id)
+        ended = await self.manager.clean_up(task.shim.bundle, task.shim.launcher)
+        if not self.table.begin_removal(task):
+            return
+        try:
+            self._publish_death(task, ended)
+            task.shim.end(ended)
+            await self.discard(task.shim.bundle)
+        finally:
+            self.table.end_removal(task)
+
+    def _publish_death(self, task: ShimTask, ended: Exit) -> None:
+        from aiocontainerd import api
+
+        exited_at = timestamps.to_wire(ended.exited_at_ns)
+        exit_event = api.event_types.TaskExit(
+            container_id=task.id, id=task.id, pid=ended.pid, exit_status=ended.status, exited_at=exited_at
+        )
+        delete_event = api.event_types.TaskDelete(
+            container_id=task.id, pid=ended.pid, exit_status=ended.status, exited_at=exited_at
+        )
+        self._publish("/tasks/exit", exit_event, namespace=task.namespace)
+        self._publish("/tasks/delete", delete_event, namespace=task.namespace)
+
+    async def plugin_info(self, options: Any | None) -> Any:
+        """What a shim program tells of itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
+        from aiocontainerd import api
+
+        request = api.types.RuntimeRequest() if options is None else typeurl.unmarshal(options)
+        if not isinstance(request, api.types.RuntimeRequest):
+            raise InvalidArgument(f"{typeurl.message_name(request)} is no containerd.types.RuntimeRequest")
+        given = b"" if request.options is None else codec.encode(request.options)
+        printed = await self.manager.info(request.runtime_path, given)
+        return typeurl.marshal(codec.decode(api.types.RuntimeInfo, printed))
+
+    async def stop(self) -> None:
+        """Let go of every shim; all of them live on."""
+        self._stopping = True
+        for task in self.table.tasks:
+            await task.shim.aclose()
+
+
+def _needs_action(shim: Shim) -> bool:
+    """Whether a shim that answered Delete and Shutdown may have left something."""
+    return not (shim.joined or shim.launcher.cleans_up)

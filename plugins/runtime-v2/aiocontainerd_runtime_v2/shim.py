@@ -1,0 +1,129 @@
+"""One connected shim as one task sees it: calls of the task API within their limits (facts/runtime 3.2, 4.1)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any as Untyped
+
+import anyio
+
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable, Unimplemented
+from aiocontainerd.interfaces.runtime import UNKNOWN_EXIT_STATUS, Exit
+from aiocontainerd.interfaces.shim import ShimLauncher
+from aiocontainerd.rpc import binding
+from aiocontainerd.rpc.ttrpc.client import TtrpcClient
+from aiocontainerd.timestamps import now_ns
+from aiocontainerd_runtime_v2.bootstrap import TTRPC, Endpoint
+from aiocontainerd_runtime_v2.bundle import Bundle
+
+_SERVICE = "containerd.task.v{}.Task"
+_NEW_API = 3
+_OLD_API = 2
+_UNIX = ("unix://", "/")
+FOREVER_S = 10 * 365 * 86_400.0
+"""For calls that end with what they wait for; the wire has no infinite deadline."""
+
+
+class Shim:
+    """The connection to a task's shim, and how the shim ended.
+
+    `launcher` cleans up after it. `joined` says that it was there for another task before, which also owns it.
+    `ended` is set when the task and its bundle are dealt with for good; `exit` is then what became of init.
+    """
+
+    def __init__(
+        self, bundle: Bundle, endpoint: Endpoint, client: TtrpcClient, launcher: ShimLauncher, *, joined: bool = False
+    ) -> None:
+        self.bundle = bundle
+        self.endpoint = endpoint
+        self.launcher = launcher
+        self.joined = joined
+        self.version = _NEW_API if endpoint.version >= _NEW_API else _OLD_API
+        self.pid = 0
+        self.exit: Exit | None = None
+        self.ended = anyio.Event()
+        self._client = client
+
+    def __repr__(self) -> str:
+        state = "closed" if self._client.closed else f"task API v{self.version}"
+        return f"<Shim {self.bundle.namespace}/{self.bundle.id} {self.endpoint.address} {state}>"
+
+    async def call(self, method: str, *, limit_s: float, **fields: object) -> Untyped:
+        """Call a method of the task API with `id` and the given fields; returns the response message.
+
+        Raises what the shim answers, DeadlineExceeded naming the task and the limit, TtrpcClosed.
+        """
+        service = _SERVICE.format(self.version)
+        request = binding.signature(service, method).request_class(id=self.bundle.id, **fields)  # type: ignore[call-arg] # the generated classes take their fields
+        timeout_s = FOREVER_S if math.isinf(limit_s) else limit_s
+        try:
+            return await self._client.call(
+                service, method, request, timeout_s=timeout_s, namespace=self.bundle.namespace
+            )
+        except DeadlineExceeded as late:
+            raise DeadlineExceeded(
+                f'the shim of task "{self.bundle.id}" ({self.endpoint.address}) did not answer {method} '
+                f"within {limit_s:g}s"
+            ) from late
+
+    async def call_either(self, method: str, *, limit_s: float, **fields: object) -> Untyped:
+        """As `call`; a shim that does not know version 3 of the API is spoken to in version 2 from here on."""
+        try:
+            return await self.call(method, limit_s=limit_s, **fields)
+        except Unimplemented:
+            if self.version == _OLD_API:
+                raise
+            self.version = _OLD_API
+            return await self.call(method, limit_s=limit_s, **fields)
+
+    async def connect(self, *, limit_s: float) -> int:
+        """The pid of the task's init, 0 where there is none; also settles the version of the API."""
+        response = await self.call_either("Connect", limit_s=limit_s)
+        self.pid = response.task_pid
+        return self.pid
+
+    async def shut_down(self, *, limit_s: float) -> bool:
+        """Ask the shim to end, which it does unless it has other tasks; whether it agreed or is gone."""
+        try:
+            await self.call("Shutdown", limit_s=limit_s)
+        except Unavailable:
+            return self._client.closed
+        except ContainerdError:
+            return False
+        return True
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is gone."""
+        await self._client.wait_closed()
+
+    async def aclose(self) -> None:
+        """Close the connection; the shim lives on."""
+        await self._client.aclose()
+
+    def end(self, exit: Exit) -> None:  # noqa: A002 - the field's own term
+        """Record what became of init and let everyone know who waits for it."""
+        self.exit = self.exit or exit
+        self.ended.set()
+
+    async def recorded_exit(self) -> Exit:
+        """The exit of a task whose shim is lost, once its clean-up has told it."""
+        await self.ended.wait()
+        return self.exit or lost_exit()
+
+
+def lost_exit() -> Exit:
+    """The exit of a process of which nothing is known any more."""
+    return Exit(status=UNKNOWN_EXIT_STATUS, exited_at_ns=now_ns())
+
+
+async def open_client(task_id: str, endpoint: Endpoint, *, timeout_s: float) -> TtrpcClient:
+    """Connect to a shim. Raises Unimplemented for what we don't speak, Unavailable where nobody listens."""
+    if endpoint.protocol != TTRPC:
+        raise Unimplemented(f'the shim of task "{task_id}" speaks protocol "{endpoint.protocol}", only ttrpc is known')
+    if not endpoint.address.startswith(_UNIX):
+        raise Unimplemented(f'the shim of task "{task_id}" listens on "{endpoint.address}", only unix:// is known')
+    try:
+        return await TtrpcClient.connect(endpoint.address, timeout_s=min(timeout_s, FOREVER_S))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise Unavailable(f'the shim of task "{task_id}" is not at {endpoint.address}: {reason}') from error

@@ -1,0 +1,228 @@
+"""Tasks and their processes: interface calls to calls of the task API (facts/runtime 4.1, 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any as Untyped
+
+from aiocontainerd import identifiers, timestamps, typeurl
+from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
+from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
+from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
+from aiocontainerd.typeurl import Any
+from aiocontainerd_runtime_v2.deadlines import Deadlines
+from aiocontainerd_runtime_v2.shim import FOREVER_S, Shim
+from aiocontainerd_runtime_v2.waits import Spawn, Waits
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class ShimProcess:
+    """Init (`exec_id` "") or an exec of a task."""
+
+    def __init__(self, shim: Shim, deadlines: Deadlines, waits: Waits, exec_id: str = "") -> None:
+        self.shim = shim
+        self._deadlines = deadlines
+        self._waits = waits
+        self._exec_id = exec_id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id!r} of {self.shim!r}>"
+
+    @property
+    def id(self) -> str:
+        """The container's id for init, the exec's otherwise."""
+        return self._exec_id or self.shim.bundle.id
+
+    async def start(self) -> int:
+        """Run it; returns its pid."""
+        response = await self._call("Start", exec_id=self._exec_id)
+        pid: int = response.pid or (await self.state()).pid
+        if not self._exec_id:
+            self.shim.pid = pid
+        return pid
+
+    async def state(self) -> ProcessState:
+        """As the shim sees it. Raises NotFound where the shim is gone."""
+        try:
+            response = await self.shim.call("State", limit_s=self._deadlines.state_s, exec_id=self._exec_id)
+        except TtrpcClosed as closed:
+            raise NotFound(f"task {self.shim.bundle.id}: its shim is gone") from closed
+        return _state(self.id, response)
+
+    async def kill(self, signal: int, *, all_processes: bool = False) -> None:
+        """Send a signal. Raises NotFound where the shim is gone, since its container is too."""
+        try:
+            await self._call("Kill", exec_id=self._exec_id, signal=signal, all=all_processes)
+        except TtrpcClosed as closed:
+            raise NotFound(f"task {self.shim.bundle.id}: its shim is gone") from closed
+
+    async def resize_pty(self, width: int, height: int) -> None:
+        """Set the size of the terminal."""
+        await self._call("ResizePty", exec_id=self._exec_id, width=width, height=height)
+
+    async def close_io(self) -> None:
+        """Close stdin."""
+        await self._call("CloseIO", exec_id=self._exec_id, stdin=True)
+
+    async def wait(self) -> Exit:
+        """Wait for the exit; where the shim dies first, for what its clean-up records."""
+        return await self._waits.wait(self._exec_id)
+
+    async def delete(self) -> Exit:
+        """Forget an exec that has exited."""
+        response = await self._call("Delete", exec_id=self._exec_id)
+        self._waits.forget(self._exec_id)
+        return exit_of(response)
+
+    async def _call(self, method: str, **fields: object) -> Untyped:
+        return await self.shim.call(method, limit_s=self._deadlines.call_s, **fields)
+
+
+class ShimTask(ShimProcess):
+    """A task behind a shim. `delete_task` ends it, which concerns more than the shim."""
+
+    def __init__(
+        self, shim: Shim, deadlines: Deadlines, spawn: Spawn, delete_task: Callable[[ShimTask], Awaitable[Exit]]
+    ) -> None:
+        super().__init__(shim, deadlines, Waits(self._fetch_exit, spawn))
+        self._delete_task = delete_task
+
+    @property
+    def namespace(self) -> str:
+        """The namespace it is in."""
+        return self.shim.bundle.namespace
+
+    @property
+    def bundle(self) -> str:
+        """Path of the bundle directory."""
+        return str(self.shim.bundle.path)
+
+    @property
+    def pid(self) -> int:
+        """Pid of init as last told by the shim; 0 before there is one."""
+        return self.shim.pid
+
+    async def create(self, options: CreateOptions) -> None:
+        """Have the shim create the container."""
+        response = await self.shim.call_either(
+            "Create",
+            limit_s=self._deadlines.call_s,
+            bundle=self.bundle,
+            rootfs=_wire_mounts(options),
+            terminal=options.io.terminal,
+            stdin=options.io.stdin,
+            stdout=options.io.stdout,
+            stderr=options.io.stderr,
+            checkpoint=options.checkpoint,
+            options=typeurl.to_wire(chosen_options(options)),
+        )
+        self.shim.pid = response.pid
+
+    def process(self, exec_id: str) -> ShimProcess:
+        """Init for "", else the exec."""
+        if not exec_id:
+            return self
+        return ShimProcess(self.shim, self._deadlines, self._waits, exec_id)
+
+    async def exec(self, exec_id: str, options: ExecOptions) -> ShimProcess:
+        """Add an exec. Raises InvalidArgument for a bad id."""
+        try:
+            identifiers.validate(exec_id)
+        except InvalidArgument as bad:
+            raise InvalidArgument(f"invalid exec id {exec_id}: {bad.message}") from bad
+        await self._call(
+            "Exec",
+            exec_id=exec_id,
+            terminal=options.io.terminal,
+            stdin=options.io.stdin,
+            stdout=options.io.stdout,
+            stderr=options.io.stderr,
+            spec=typeurl.to_wire(options.spec),
+        )
+        self._waits.forget(exec_id)
+        return self.process(exec_id)
+
+    async def pause(self) -> None:
+        """Freeze every process."""
+        await self._call("Pause")
+
+    async def resume(self) -> None:
+        """Thaw every process."""
+        await self._call("Resume")
+
+    async def pids(self) -> list[ProcessInfo]:
+        """Every process of the container."""
+        response = await self._call("Pids")
+        return [ProcessInfo(process.pid, typeurl.from_wire(process.info)) for process in response.processes]
+
+    async def checkpoint(self, path: str, options: Any | None) -> None:
+        """Write a checkpoint into the directory `path`."""
+        await self._call("Checkpoint", path=path, options=typeurl.to_wire(options))
+
+    async def update(self, resources: Any | None, annotations: Mapping[str, str] = _NONE) -> None:
+        """Change resource limits."""
+        await self._call("Update", resources=typeurl.to_wire(resources), annotations=dict(annotations))
+
+    async def stats(self) -> Any:
+        """Cgroup metrics. Raises NotFound where the shim has none."""
+        response = await self.shim.call("Stats", limit_s=self._deadlines.stats_s)
+        stats = typeurl.from_wire(response.stats)
+        if stats is None:
+            raise NotFound(f"metrics of task {self.id}")
+        return stats
+
+    async def delete(self) -> Exit:
+        """End the task, its shim and its bundle."""
+        return await self._delete_task(self)
+
+    async def delete_in_shim(self, *, limit_s: float) -> Exit:
+        """Have the shim delete the container, and nothing else."""
+        return exit_of(await self.shim.call("Delete", limit_s=limit_s))
+
+    async def _fetch_exit(self, exec_id: str) -> Exit:
+        try:
+            return exit_of(await self.shim.call("Wait", limit_s=FOREVER_S, exec_id=exec_id))
+        except TtrpcClosed:
+            return await self.shim.recorded_exit()
+        except ContainerdError:
+            if self.shim.exit is not None and not exec_id:
+                return self.shim.exit
+            raise
+
+
+def chosen_options(options: CreateOptions) -> Any | None:
+    """The runtime options of a create: its own, else the container's."""
+    given = options.options
+    return given if given is not None and (given.type_url or given.value) else options.runtime_options
+
+
+def exit_of(response: Untyped) -> Exit:
+    """The exit that a Wait or Delete response tells."""
+    return Exit(
+        status=response.exit_status,
+        exited_at_ns=timestamps.from_wire(response.exited_at),
+        pid=getattr(response, "pid", 0),
+    )
+
+
+def _state(process_id: str, response: Untyped) -> ProcessState:
+    number = int(response.status)
+    return ProcessState(
+        id=process_id,
+        pid=response.pid,
+        status=Status(number) if number in Status._value2member_map_ else Status.UNKNOWN,
+        io=IO(stdin=response.stdin, stdout=response.stdout, stderr=response.stderr, terminal=response.terminal),
+        exit_status=response.exit_status,
+        exited_at_ns=timestamps.from_wire(response.exited_at),
+    )
+
+
+def _wire_mounts(options: CreateOptions) -> list[Untyped]:
+    from aiocontainerd import api
+
+    return [
+        api.types.Mount(type=mount.type, source=mount.source, target=mount.target, options=list(mount.options))
+        for mount in options.rootfs
+    ]
