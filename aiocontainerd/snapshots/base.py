@@ -1,0 +1,279 @@
+"""The base class of snapshotters: an author says how a layer is made, mounted, measured and removed, it does the rest.
+
+    class Acme(SnapshotterBase):
+        async def make(self, layer, parents): ...
+        async def mounts_of(self, layer, parents): return [Mount("bind", self.path(layer.id), options=("rbind", "rw"))]
+        async def usage_of(self, layer): return await usage_of_tree(self.path(layer.id))
+        async def discard(self, layer_id): await remove_tree(self.path(layer_id))
+        async def stored(self): return os.listdir(self.layers)
+
+Order of work. Files are made before their record is written and deleted after it is gone, so a crash between any two
+steps leaves the tree of keys as it was before or as it is after, and at worst files without a record: `cleanup` finds
+those by asking what is `stored`. No lock is held across the author's methods but the claim on the keys of the call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio
+import msgspec
+
+from aiocontainerd import labels as label_rules
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from aiocontainerd.filters import compile_filters
+from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.snapshots.claims import Claims
+from aiocontainerd.snapshots.layer import Layer, fields_of
+from aiocontainerd.snapshots.store import Store
+from aiocontainerd.snapshots.tree import Tree, with_info
+from aiocontainerd.sys.mount import Mount
+
+log = logging.getLogger(__name__)
+
+DISCARD_TIMEOUT_S = 600.0
+"""How long removing the files of a layer nobody needs any more may hold up a cancelled call."""
+
+
+class SnapshotterBase:
+    """A snapshotter with its records in `<root>/metadata.db`. `start` before use, `aclose` after; or `async with`.
+
+    `can_rebase` says that a commit may give a parentless snapshot a parent. With `removes_at_once`, `remove` deletes
+    the files before it returns, else `cleanup` does.
+    """
+
+    can_rebase = False
+    removes_at_once = True
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self.layers = self.root / "snapshots"
+        self._tree = Tree()
+        self._store = Store(self.root / "metadata.db")
+        self._claims = Claims()
+        self._in_flight: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.root}: {self._tree!r} {self._claims!r}>"
+
+    # What an author overrides.
+
+    async def make(self, layer: Layer, parents: Sequence[Layer]) -> None:
+        """Make the files of an active or view layer from `parents`, nearest first. `discard` follows a failure."""
+        raise NotImplementedError
+
+    async def mounts_of(self, layer: Layer, parents: Sequence[Layer]) -> list[Mount]:
+        """What to mount to see an active or view layer. On the way of every container start: answer from memory."""
+        raise NotImplementedError
+
+    async def usage_of(self, layer: Layer) -> Usage:
+        """Disk space of an active layer without its parents."""
+        raise NotImplementedError
+
+    async def discard(self, layer_id: str) -> None:
+        """Delete the files of a layer that has no record, be they whole, half made or gone already."""
+        raise NotImplementedError
+
+    async def stored(self) -> Iterable[str]:
+        """Names of everything there are files of: ids of layers, and leftovers that `discard` can delete."""
+        raise NotImplementedError
+
+    async def seal(self, layer: Layer, parents: Sequence[Layer]) -> None:
+        """Prepare the files of an active layer for being committed. After a crash it may run again, or never."""
+
+    def labels_of(self, layer: Layer) -> Mapping[str, str]:  # noqa: ARG002 - overridden with use of it
+        """Labels that `stat` and `walk` show besides those of the record."""
+        return {}
+
+    def path(self, layer_id: str, *names: str) -> str:
+        """A path in the directory of a layer, `<root>/snapshots/<id>`."""
+        return os.path.join(self.layers, layer_id, *names)
+
+    # Life of the snapshotter.
+
+    async def start(self) -> None:
+        """Make the root (0700) and read the records. Raises FailedPrecondition where they cannot be used."""
+        for directory in (self.root, self.layers):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._tree = Tree(*await self._store.load())
+        self._tree.skip_ids(await self.stored())
+
+    async def aclose(self) -> None:
+        """Close the records. Nothing of the snapshotter is mounted, so there is nothing else to give back."""
+        with anyio.CancelScope(shield=True):
+            await self._store.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # The Snapshotter protocol.
+
+    async def stat(self, key: str) -> Info:
+        return self._shown(self._tree.get(key))
+
+    async def mounts(self, key: str) -> list[Mount]:
+        layer = self._tree.mountable(key)
+        return await self.mounts_of(layer, self._tree.parents(layer))
+
+    async def usage(self, key: str) -> Usage:
+        layer = self._tree.get(key)
+        return await self.usage_of(layer) if layer.is_active else layer.usage
+
+    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+        if not info.name:
+            raise InvalidArgument("")
+        for path in paths:
+            if path != "labels" and not path.startswith("labels."):
+                raise InvalidArgument(f'cannot update "{path}" field on snapshot "{info.name}"')
+        async with self._claims.hold(info.name):
+            layer = self._tree.get(info.name)
+            changed = label_rules.update(layer.labels, info.labels, list(paths) or ["labels"])
+            layer = with_info(layer, labels=changed, updated_at_ns=time.time_ns())
+            await self._record(layer)
+        return self._shown(layer)
+
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        return await self._create(Kind.ACTIVE, key, parent, labels)
+
+    async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        return await self._create(Kind.VIEW, key, parent, labels)
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        async with self._claims.hold(name, key, *filter(None, [parent])) as claim:
+            self._tree.check_free(name)
+            layer = self._rebased(self._tree.active(key), parent)
+            with self._claims.pin(parent):
+                claim.release(*{parent} - {name, key, ""})
+                parents = self._tree.parents(layer)
+                await self.seal(layer, parents)
+                layer = msgspec.structs.replace(layer, usage=await self.usage_of(layer))
+                now = time.time_ns()
+                await self._record(
+                    with_info(
+                        layer,
+                        kind=Kind.COMMITTED,
+                        name=name,
+                        labels=label_rules.without_empty(labels or {}),
+                        created_at_ns=now,
+                        updated_at_ns=now,
+                    )
+                )
+
+    async def remove(self, key: str) -> None:
+        async with self._claims.hold(key):
+            layer = self._tree.childless(key)
+            if self._claims.is_pinned(key):
+                raise FailedPrecondition("cannot remove snapshot with child")
+            self._in_flight.add(layer.id)
+            try:
+                await self._forget(layer)
+            finally:
+                self._in_flight.discard(layer.id)
+        if self.removes_at_once:
+            await self._discard_quietly(layer.id)
+
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+        chosen = compile_filters(filters)
+        for layer in self._tree.sorted():
+            info = self._shown(layer)
+            if chosen.matches(fields_of(info)):
+                yield info
+
+    async def cleanup(self) -> None:
+        """Delete files without a record. Raises the last failure after trying every one."""
+        failure: OSError | None = None
+        stored = await self.stored()
+        for name in stored:
+            if name in self._tree or name in self._in_flight:
+                continue
+            try:
+                await self._discard(name)
+            except OSError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
+    # How the above is done.
+
+    async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None) -> list[Mount]:
+        async with self._claims.hold(key, *filter(None, [parent])) as claim:
+            below = self._tree.parent(parent)
+            self._tree.check_free(key)
+            layer = self._new(kind, key, below, label_rules.without_empty(labels or {}))
+            with self._claims.pin(parent):
+                claim.release(parent)
+                parents = self._tree.parents(layer)
+                await self._make(layer, parents)
+        return await self.mounts_of(layer, parents)
+
+    def _new(self, kind: Kind, key: str, parent: Layer | None, labels: Mapping[str, str]) -> Layer:
+        now = time.time_ns()
+        info = Info(
+            kind=kind,
+            name=key,
+            parent=parent.key if parent else "",
+            labels=labels,
+            created_at_ns=now,
+            updated_at_ns=now,
+        )
+        return Layer(id=self._tree.next_id(), info=info, parent_id=parent.id if parent else "")
+
+    async def _make(self, layer: Layer, parents: Sequence[Layer]) -> None:
+        self._in_flight.add(layer.id)
+        try:
+            await self.make(layer, parents)
+            await self._record(layer)
+        except BaseException:
+            if layer.id not in self._tree:
+                with anyio.move_on_after(DISCARD_TIMEOUT_S, shield=True):
+                    await self._discard_quietly(layer.id)
+            raise
+        finally:
+            self._in_flight.discard(layer.id)
+
+    def _rebased(self, layer: Layer, parent: str) -> Layer:
+        if not parent or layer.parent_id:
+            return layer
+        below = self._tree.parent(parent)
+        if not self.can_rebase:
+            raise Unimplemented(f"snapshot {layer.key} cannot be given a parent by this snapshotter")
+        return with_info(msgspec.structs.replace(layer, parent_id=below.id if below else ""), parent=parent)
+
+    async def _record(self, layer: Layer) -> None:
+        with anyio.CancelScope(shield=True):  # the tree follows the database, also for a caller that gave up
+            await self._store.put(layer)
+            self._tree.put(layer)
+
+    async def _forget(self, layer: Layer) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._store.delete(layer.id)
+            self._tree.drop(layer)
+
+    async def _discard(self, name: str) -> None:
+        self._in_flight.add(name)
+        try:
+            await self.discard(name)
+        finally:
+            self._in_flight.discard(name)
+
+    async def _discard_quietly(self, name: str) -> None:
+        try:
+            await self._discard(name)
+        except Exception:  # the records are right already, and cleanup tries again
+            log.warning("files of snapshot %s in %s are left for cleanup", name, self.root, exc_info=True)
+
+    def _shown(self, layer: Layer) -> Info:
+        extra = self.labels_of(layer)
+        return with_info(layer, labels={**layer.labels, **extra}).info if extra else layer.info

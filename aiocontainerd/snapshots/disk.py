@@ -1,0 +1,69 @@
+"""Measuring and removing trees of files, off the event loop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import anyio.to_thread
+
+from aiocontainerd.interfaces.snapshotter import Usage
+
+_BLOCK_BYTES = 512
+
+
+async def usage_of_tree(path: str | os.PathLike[str]) -> Usage:
+    """Disk space and inodes of everything at `path`: allocated blocks, each inode once, directories counted.
+
+    What disappears while the tree is walked isn't counted.
+    """
+    return await anyio.to_thread.run_sync(measure, os.fspath(path))
+
+
+def measure(path: str) -> Usage:
+    """`usage_of_tree`, in the calling thread."""
+    try:
+        top = os.lstat(path)
+    except FileNotFoundError:
+        return Usage()
+    size, inodes = top.st_blocks, 1
+    linked: set[tuple[int, int]] = set()
+    pending = [path]
+    while pending:
+        for entry in _entries(pending.pop()):
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)
+            elif status.st_nlink > 1:
+                if (status.st_dev, status.st_ino) in linked:
+                    continue
+                linked.add((status.st_dev, status.st_ino))
+            size += status.st_blocks
+            inodes += 1
+    return Usage(size * _BLOCK_BYTES, inodes)
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+async def remove_tree(path: str | os.PathLike[str]) -> None:
+    """Delete a tree or a file; one that is missing is fine. Raises OSError naming what cannot be deleted."""
+    await anyio.to_thread.run_sync(_remove, os.fspath(path))
+
+
+def _remove(path: str) -> None:
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise
+    except NotADirectoryError:
+        os.unlink(path)

@@ -1,0 +1,200 @@
+"""`metadata.db`: the records of a snapshotter in SQLite, with group commit.
+
+Concurrent changes join the open group, which is committed with one fsync; then all of them are answered. A change is
+on disk when `put` or `delete` returns.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from aiocontainerd.errors import FailedPrecondition, Internal
+from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.snapshots.layer import Layer
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE snapshots (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL UNIQUE,
+    kind INTEGER NOT NULL,
+    parent_id INTEGER REFERENCES snapshots (id),
+    labels BLOB NOT NULL,
+    created_at_ns INTEGER NOT NULL,
+    updated_at_ns INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    inodes INTEGER NOT NULL
+) STRICT
+"""
+_SELECT = """
+SELECT s.id, s.key, s.kind, s.parent_id, p.key, s.labels, s.created_at_ns, s.updated_at_ns, s.size_bytes, s.inodes
+FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent_id ORDER BY s.id
+"""
+_PUT = """
+INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET key = excluded.key,
+kind = excluded.kind, parent_id = excluded.parent_id, labels = excluded.labels, created_at_ns = excluded.created_at_ns,
+updated_at_ns = excluded.updated_at_ns, size_bytes = excluded.size_bytes, inodes = excluded.inodes
+"""
+_DELETE = "DELETE FROM snapshots WHERE id = ?"
+
+Change = tuple[str, tuple[object, ...]]
+
+
+class _Group:
+    """Changes that are committed together."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.done = anyio.Event()
+        self.error: Exception | None = None
+
+
+class Store:
+    """The database of one snapshotter; `load` opens it. Used from one event loop."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.commits = 0
+        self._connection: sqlite3.Connection | None = None
+        self._group: _Group | None = None
+        self._turn = anyio.Lock()
+        self._limiter = anyio.CapacityLimiter(1)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path} {'open' if self._connection else 'closed'}, {self.commits} commits>"
+
+    async def load(self) -> tuple[list[Layer], int]:
+        """Open the database, making it where it is missing: its layers, and the last id ever used.
+
+        Raises FailedPrecondition where the file is no database of ours or is in use by another process.
+        """
+        return await anyio.to_thread.run_sync(self._load, limiter=self._limiter)
+
+    def _load(self) -> tuple[list[Layer], int]:
+        try:
+            self._connection = _opened(self.path)
+            rows = self._connection.execute(_SELECT).fetchall()
+            last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise FailedPrecondition(f"snapshot metadata {self.path} cannot be used: {error}") from error
+        return [_layer(row) for row in rows], last[0] if last else 0
+
+    async def put(self, layer: Layer) -> None:
+        """Write the record of a layer, new or changed. Raises Internal where the disk refuses it."""
+        await self._write((_PUT, _row(layer)))
+
+    async def delete(self, layer_id: str) -> None:
+        """Drop the record of a layer. Raises Internal where the disk refuses it."""
+        await self._write((_DELETE, (int(layer_id),)))
+
+    async def aclose(self) -> None:
+        """Wait for the open group and close the file."""
+        async with self._turn:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await anyio.to_thread.run_sync(connection.close, limiter=self._limiter)
+
+    async def _write(self, change: Change) -> None:
+        # A cancelled caller must not leave the group without its leader, nor itself without knowing the outcome.
+        with anyio.CancelScope(shield=True):
+            joined = self._group
+            group = joined or _Group()
+            group.changes.append(change)
+            if joined is None:
+                self._group = group
+                await self._lead(group)
+            else:
+                await group.done.wait()
+        if group.error is not None:
+            raise Internal(f"snapshot metadata {self.path}: {group.error}") from group.error
+
+    async def _lead(self, group: _Group) -> None:
+        async with self._turn:
+            self._group = None
+            try:
+                await anyio.to_thread.run_sync(self._commit, group.changes, limiter=self._limiter)
+            except (sqlite3.Error, OSError) as error:
+                group.error = error
+            finally:
+                group.done.set()
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        connection = self._connection
+        if connection is None:
+            raise sqlite3.ProgrammingError("the database is closed")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, values in changes:
+                connection.execute(statement, values)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self.commits += 1
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+    try:
+        # One process owns a snapshotter's root, and the mirror in memory depends on it.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        _migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    path.chmod(0o600)
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN EXCLUSIVE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise sqlite3.DatabaseError(f"schema version {version} is newer than {SCHEMA_VERSION}, the newest known")
+    if version < 1:
+        connection.execute(_SCHEMA)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _row(layer: Layer) -> tuple[object, ...]:
+    info = layer.info
+    return (
+        int(layer.id),
+        info.name,
+        int(info.kind),
+        int(layer.parent_id) if layer.parent_id else None,
+        msgspec.json.encode(dict(info.labels)),
+        info.created_at_ns,
+        info.updated_at_ns,
+        layer.usage.size,
+        layer.usage.inodes,
+    )
+
+
+def _layer(row: tuple[int, str, int, int | None, str | None, bytes, int, int, int, int]) -> Layer:
+    layer_id, key, kind, parent_id, parent, labels, created, updated, size, inodes = row
+    info = Info(
+        kind=Kind(kind),
+        name=key,
+        parent=parent or "",
+        labels=msgspec.json.decode(labels, type=dict[str, str]),
+        created_at_ns=created,
+        updated_at_ns=updated,
+    )
+    return Layer(
+        id=str(layer_id),
+        info=info,
+        parent_id="" if parent_id is None else str(parent_id),
+        usage=Usage(size, inodes),
+    )
