@@ -51,6 +51,12 @@ def find(pid: int, *, proc: str = "/proc", root: str = cgroup.ROOT) -> Cgroup:
         paths = cgroup.locate(pid, proc=proc, root=root)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise NotFound(_GONE) from error
-    if not paths.exists():
+    if _has_exited(f"{proc}/{pid}/stat") or not paths.exists():
         raise NotFound(_GONE)
     return Cgroup(paths, proc=proc)
+
+
+def _has_exited(stat_path: str) -> bool:
+    """Whether the process is over. Such a one counts as a member of the root, which is no container's cgroup."""
+    text = cgroup.read_text(stat_path)
+    return text is None or text.rpartition(")")[2].split()[0] in ("Z", "X")

@@ -32,8 +32,8 @@ class Host:
         point.mkdir(parents=True, exist_ok=True)
         self._mounts.append(f"30 20 0:26 {top} {point} rw - {fs_type} none rw,{options}")
 
-    def find(self, membership: str) -> Cgroup:
-        write(self.proc / "42", {"cgroup": membership})
+    def find(self, membership: str, state: str = "S") -> Cgroup:
+        write(self.proc / "42", {"cgroup": membership, "stat": f"42 (a) name) {state} 1 42"})
         write(self.proc / "self", {"mountinfo": "\n".join(self._mounts)})
         return find(42, proc=str(self.proc), root=str(self.root))
 
@@ -230,6 +230,12 @@ def test_missing_cgroup_is_not_found(host: Host) -> None:
 def test_process_that_has_gone_is_not_found(host: Host) -> None:
     with pytest.raises(NotFound, match=r"^cgroup does not exist$"):
         find(43, proc=str(host.proc), root=str(host.root))
+
+
+def test_process_that_has_exited_has_no_cgroup_of_its_own(host: Host) -> None:
+    host.mount("memory", "cgroup", "memory")
+    with pytest.raises(NotFound, match=r"^cgroup does not exist$"):
+        host.find("4:memory:/", state="Z")
 
 
 def test_all_controllers_are_enabled_down_to_the_parent(host: Host) -> None:

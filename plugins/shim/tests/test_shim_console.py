@@ -330,3 +330,29 @@ async def test_unknown_scheme_is_refused(no_leaks: None) -> None:
         await console.attach(Stdio(stdout="ftp://x/y", terminal=True))
     await console.aclose()
     os.close(slave)
+
+
+async def test_no_descriptor_stays_after_many_terminals(tmp_path: Path, no_leaks: None) -> None:
+    stdio = Stdio(stdin=fifo(tmp_path / "in"), stdout=fifo(tmp_path / "out"), terminal=True)
+    for turn in range(50):
+        master, slave = raw_pty()
+        console = Console(master)
+        await console.attach(stdio)
+        os.write(slave, b"x" * turn)
+        os.close(slave)
+        if turn % 2:
+            assert await console.drained(5)
+        await console.aclose()
+
+
+async def test_cancelled_receive_leaves_nothing_open(no_leaks: None) -> None:
+    console_socket = ConsoleSocket()
+    received = asyncio.ensure_future(console_socket.receive())
+    await asyncio.sleep(0.01)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(console_socket.path)
+        await asyncio.sleep(0.01)
+        received.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await received
+    console_socket.close()
