@@ -88,8 +88,9 @@ class Config:
         for name in ("disabled_plugins", "required_plugins"):
             for uri in getattr(settings, name):
                 if "." not in uri:
+                    kind = name.partition("_")[0]
                     raise ConfigError(
-                        f'{self.origin(name)}: invalid {name[:-9]} plugin URI "{uri}" expect io.containerd.x.vx'
+                        f'{self.origin(name)}: invalid {kind} plugin URI "{uri}" expect io.containerd.x.vx'
                     )
         if not (settings.root and settings.state):
             raise ConfigError(f"{self.origin('root')}: root and state must not be empty")

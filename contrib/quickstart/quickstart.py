@@ -1,0 +1,162 @@
+"""`make run` and `make serve`: our daemon in directories of its own, and a container on it.
+
+`run` starts the daemon in a new private directory, makes a small image of Debian's busybox (or pulls `--image`), runs
+`--command` in a container, stops everything and removes the directory. `serve` keeps the daemon in the foreground.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SCRIPTS = Path(sys.executable).parent
+LOCAL_IMAGE = "docker.io/library/busybox:local"
+DEFAULT_COMMAND = ["echo", "hello from a container under aiocontainerd"]
+SERVE_ROOT, SERVE_STATE = "/var/lib/aiocontainerd", "/run/aiocontainerd"
+START_S, STOP_S = 20.0, 20.0
+
+
+@contextmanager
+def daemon(directory: Path) -> Iterator[Path]:
+    """The daemon with everything of its own below `directory`; yields its socket."""
+    address, config, log = directory / "a.sock", directory / "config.toml", directory / "daemon.log"
+    config.write_text(f'version = 4\n[plugins."io.containerd.shim.v1.manager"]\nsocket_dir = "{directory}/s"\n')
+    command = [
+        str(SCRIPTS / "aiocontainerd"), "--config", str(config), "--address", str(address),
+        "--root", str(directory / "root"), "--state", str(directory / "state"),
+    ]  # fmt: skip
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        wait_for(address, process, log)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
+
+
+def wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the daemon serves. Exits with its log where it does not."""
+    until = time.monotonic() + START_S
+    while not address.exists():
+        if process.poll() is not None or time.monotonic() > until:
+            sys.exit(f"the daemon did not start:\n{log.read_text(errors='replace')}")
+        time.sleep(0.02)
+
+
+def actr(address: Path, namespace: str, *args: str) -> int:
+    """Run our client against the daemon; its exit status."""
+    return subprocess.call([str(SCRIPTS / "actr"), "--address", str(address), "--namespace", namespace, *args])
+
+
+def make_image(directory: Path) -> Path:
+    """An image of Debian's static busybox as an archive."""
+    from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+
+    archive = directory / "busybox.tar"
+    write_archive(archive, LOCAL_IMAGE, [Image(layers=[busybox_layer()])])
+    return archive
+
+
+def run(image: str, command: list[str]) -> int:
+    """The quick start: one container on a daemon of its own; the container's exit status."""
+    require_root()
+    directory = Path(tempfile.mkdtemp(prefix="aiocontainerd-", dir="/tmp"))
+    namespace = f"quickstart-{secrets.token_hex(3)}"
+    try:
+        with daemon(directory) as address:
+            if image:
+                status = actr(address, namespace, "images", "pull", image)
+            else:
+                status = actr(address, namespace, "images", "import", str(make_image(directory)))
+            if status == 0:
+                status = actr(address, namespace, "run", "--rm", image or LOCAL_IMAGE, "hello", *command)
+    finally:
+        clean(directory, namespace)
+    print_next()
+    return status
+
+
+def clean(directory: Path, namespace: str) -> None:
+    """End the helper that outlives the daemon; remove the directory and what the OCI runtime left of the namespace."""
+    for pid in helpers(directory):
+        os.kill(pid, signal.SIGTERM)
+        wait_gone(pid)
+    for hierarchy in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
+        if (hierarchy / namespace).is_dir():
+            (hierarchy / namespace).rmdir()
+    shutil.rmtree(Path("/run/containerd/runc") / namespace, ignore_errors=True)
+    shutil.rmtree(directory)
+
+
+def helpers(directory: Path) -> list[int]:
+    """Processes of ours whose command line names the directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if f"{directory}/".encode() in line and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+def wait_gone(pid: int) -> None:
+    until = time.monotonic() + STOP_S
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def print_next() -> None:
+    print(
+        f"""
+to try next:
+  make serve                                                     a daemon that stays, in the foreground
+  .venv/bin/actr -a {SERVE_STATE}/a.sock plugins ls     what it is made of
+  ctr -a {SERVE_STATE}/a.sock images pull IMAGE         containerd's own client on it"""
+    )
+
+
+def serve() -> int:
+    """The daemon in the foreground, with directories that stay."""
+    require_root()
+    Path(SERVE_STATE).mkdir(mode=0o711, parents=True, exist_ok=True)
+    address = f"{SERVE_STATE}/a.sock"
+    print(f"serving on {address}; stop with Ctrl-C (containers run on)", flush=True)
+    program = str(SCRIPTS / "aiocontainerd")
+    os.execv(program, [program, "--address", address, "--root", SERVE_ROOT, "--state", SERVE_STATE])
+
+
+def require_root() -> None:
+    if os.geteuid() != 0:
+        sys.exit("mounts, namespaces and cgroups need root: run this as root")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Try the daemon.")
+    commands = parser.add_subparsers(dest="what", required=True)
+    once = commands.add_parser("run", help="run one container on a daemon of its own")
+    once.add_argument("--image", default="", help="an image to pull; without it one is made of busybox")
+    once.add_argument("--command", default="", help="the command line to run in it")
+    commands.add_parser("serve", help="keep a daemon in the foreground")
+    chosen = parser.parse_args()
+    if chosen.what == "serve":
+        return serve()
+    given = shlex.split(chosen.command)
+    return run(chosen.image, given or ([] if chosen.image else DEFAULT_COMMAND))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
