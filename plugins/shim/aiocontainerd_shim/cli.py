@@ -104,6 +104,8 @@ def identity_of(flags: Flags) -> Identity:
 
 
 def _start(identity: Identity) -> int:
+    from aiocontainerd_shim import serve
+
     params = bootstrap.read_params(sys.stdin.buffer.read(bootstrap.STDIN_LIMIT_BYTES), identity)
     directory = params.socket_dir or bootstrap.default_socket_dir()
     path = bootstrap.socket_path(directory, identity, bootstrap.group_of(identity))
@@ -113,26 +115,11 @@ def _start(identity: Identity) -> int:
     if listener is not None:
         score = bootstrap.oom_score_adj_of_parent(os.getppid())
         if os.fork() == 0:
-            _become_shim(listener, identity, params, score)
+            os.setpgid(0, 0)
+            serve.become_shim(listener, identity, params, score)
     sys.stdout.buffer.write(bootstrap.result(path, params))
     sys.stdout.flush()
     return 0
-
-
-def _become_shim(listener: socket.socket, identity: Identity, params: bootstrap.Params, score: int | None) -> None:
-    """Never returns. The daemon reads until its pipe has no writer, so the standard streams go first."""
-    from aiocontainerd_shim import serve
-
-    os.setpgid(0, 0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(null, number)
-    os.close(null)
-    bootstrap.set_oom_score_adj(score)
-    try:
-        serve.run(listener, identity)
-    finally:
-        os._exit(0)
 
 
 def _serve(identity: Identity) -> int:

@@ -15,8 +15,9 @@ import msgspec
 
 from aiocontainerd import timestamps
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
-from aiocontainerd_shim import cgroups, oom
+from aiocontainerd_shim import cgroups
 from aiocontainerd_shim.init import InitProcess
+from aiocontainerd_shim.oom import OomWatch
 from aiocontainerd_shim.process import ExecProcess, Process, Site
 from aiocontainerd_shim.states import Action, State
 from aiocontainerd_shim.stdio import Stdio
@@ -46,7 +47,7 @@ class Container:
         self.execs: dict[str, ExecProcess] = {}
         self.cgroup: cgroups.Cgroup | None = None
         self._around = around
-        self._oom: oom.Watch | None = None
+        self._oom: OomWatch | None = None
         self._init_over = False
 
     def __repr__(self) -> str:
@@ -81,7 +82,7 @@ class Container:
                 if restored:
                     self._watch(self.init)
             self._publish("/tasks/start", api.event_types.TaskStart(container_id=self.site.id, pid=self.init.pid))
-        await self._watch_cgroup()
+        self._watch_cgroup()
 
     def add_exec(self, exec_id: str, stdio: Stdio, spec: bytes) -> None:
         """Take another process to start later. Raises AlreadyExists."""
@@ -189,17 +190,23 @@ class Container:
                 await process.exited.wait()
         await self._process_exited(self.init, exited)
 
-    async def _watch_cgroup(self) -> None:
+    def _watch_cgroup(self) -> None:
         try:
             self.cgroup = cgroups.find(self.init.pid)
-            self._oom = await oom.watch(self.cgroup, self._on_oom)
+            refused = self.cgroup.enable_controllers()
+            watch = OomWatch(self.site.id, self.cgroup, self._on_oom)
+            watch.start()
         except (OSError, NotFound) as failure:
             log.debug("container %s: no OOM events: %s", self.site.id, failure)
+        else:
+            self._oom = watch
+            for refusal in refused:
+                log.debug("container %s: controllers: %s", self.site.id, refusal)
 
-    def _on_oom(self) -> None:
+    def _on_oom(self, container_id: str) -> None:
         from aiocontainerd import api
 
-        self._publish("/tasks/oom", api.event_types.TaskOom(container_id=self.site.id))
+        self._publish("/tasks/oom", api.event_types.TaskOom(container_id=container_id))
 
     def _unwatch_cgroup(self) -> None:
         watch, self._oom = self._oom, None

@@ -8,7 +8,7 @@ be combined with posix_spawn, so a command outlives a killed shim; the delete ac
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec

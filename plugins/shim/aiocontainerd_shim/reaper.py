@@ -140,7 +140,7 @@ class Reaper:
 def spawn(argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]) -> int:
     """Start a program found by PATH with three descriptors; everything else is closed on exec. Returns its pid."""
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(_above_stdio(stdio))]
-    return os.posix_spawnp(argv[0], argv, env, file_actions=actions, setsigdef=_RESTORED)
+    return os.posix_spawnp(argv[0], list(argv), env, file_actions=actions, setsigdef=_RESTORED)
 
 
 def _above_stdio(stdio: tuple[int, int, int]) -> tuple[int, int, int]:

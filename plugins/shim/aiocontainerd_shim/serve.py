@@ -9,24 +9,45 @@ import os
 import signal
 import socket
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.sys import prctl
-from aiocontainerd_shim import oci_choice
+from aiocontainerd_shim import oci_choice, placement
+from aiocontainerd_shim.bootstrap import set_oom_score_adj
 from aiocontainerd_shim.container import Surroundings
 from aiocontainerd_shim.publisher import Forwarder, Publisher
 from aiocontainerd_shim.reaper import Reaper
 from aiocontainerd_shim.service import TaskService, TaskServiceV2
 
 if TYPE_CHECKING:
-    from aiocontainerd_shim.bootstrap import Identity
+    from aiocontainerd_shim.bootstrap import Identity, Params
 
 log = logging.getLogger(__name__)
 
 COMMAND_NAME = "containerd-shim"
 SHUTDOWN_TIMEOUT_S = 5.0
 _SERVER_GRACE_S = 1.0
+
+
+def become_shim(listener: socket.socket, identity: Identity, params: Params, oom_score_adj: int | None) -> NoReturn:
+    """Go on as the shim in a freshly forked child; never returns.
+
+    Whoever started it may read its standard streams until nobody can write there, so they go first.
+    """
+    status = 1
+    try:
+        os.chdir(identity.bundle)
+        detach_stdio()
+        set_oom_score_adj(oom_score_adj)
+        if params.options.shim_cgroup:
+            placement.join(params.options.shim_cgroup, os.getpid())
+        run(listener, identity)
+        status = 0
+    except Exception:  # the edge of the process
+        log.exception("the shim failed")
+    finally:
+        os._exit(status)
 
 
 def run(listener: socket.socket, identity: Identity) -> None:
@@ -83,6 +104,14 @@ async def _guarded(work: Coroutine[object, object, None]) -> None:
 
 async def _discard(_event: object) -> None:
     return
+
+
+def detach_stdio() -> None:
+    """Put the standard streams on /dev/null."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in range(3):
+        os.dup2(null, number)
+    os.close(null)
 
 
 def _redirect_stderr(fifo: str) -> None:

@@ -1,0 +1,297 @@
+"""The fork server: a small process with the shim's code imported, that forks a shim within milliseconds.
+
+It has one thread and no event loop, so that a fork is safe and cheap. Its heap is frozen out of the garbage collector's sight
+before it serves, so that the shims' collections do not write to the pages they share with it. It lives in a session and, where it
+can, a cgroup of its own, and outlives the daemon. It is the parent of its shims and a subreaper: the containers of a
+shim that dies fall to it, and it puts their exits into their bundles.
+
+One that is told to retire stops listening, and ends when its last shim has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from aiocontainerd.errors import ContainerdError, InvalidArgument
+from aiocontainerd.sys import prctl
+from aiocontainerd.sys.pidfd import wait_status_to_exit_status
+from aiocontainerd_shim import bootstrap, cleanup, fork_protocol, oci_choice, placement, records, serve, warm_up
+from aiocontainerd_shim.bootstrap import Identity
+from aiocontainerd_shim.fork_protocol import Reply, Request, Verb
+
+CLIENT_TIMEOUT_S = 2.0
+COMMAND_NAME = "aio-fork-server"
+_GC_THRESHOLDS = (20_000, 20, 20)
+_UCRED = struct.Struct("3i")
+
+
+class ForkServer:
+    """Serves requests on a listening socket, one after the other; only forks take time, and they take little."""
+
+    def __init__(self, listener: socket.socket, path: str, fingerprint: str) -> None:
+        self._listener = listener
+        self._path = path
+        self._fingerprint = fingerprint
+        self._retired = False
+        self._bundles: dict[int, Path] = {}
+        self._orphaned: set[Path] = set()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+
+    def __repr__(self) -> str:
+        return f"<ForkServer {self._path} shims={len(self._bundles)}{' retired' if self._retired else ''}>"
+
+    def serve(self) -> None:
+        """Serve until retired and childless."""
+        self._take_signals()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_in, selectors.EVENT_READ, self._reap)
+        while not self._retired or self._bundles:
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _take_signals(self) -> None:
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._retire())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            connection.settimeout(CLIENT_TIMEOUT_S)
+            pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            if uid != os.geteuid():
+                return
+            try:
+                self._answer(connection, pid)
+            except OSError:
+                return  # the client has gone; a shim that was forked for it is cleaned up by its daemon
+
+    def _answer(self, connection: socket.socket, client_pid: int) -> None:
+        try:
+            request = fork_protocol.parse_request(_receive(connection))
+            if request.verb == Verb.DELETE:
+                self._fork_delete(connection, request)
+                return
+            reply = Reply(result=self._carry_out(request, client_pid))
+        except (ContainerdError, OSError) as failure:
+            reply = fork_protocol.failed(failure)
+        connection.sendall(fork_protocol.frame(reply))
+
+    def _carry_out(self, request: Request, client_pid: int) -> bytes:
+        if request.verb == Verb.START:
+            return self._start(request, client_pid)
+        if request.verb == Verb.RETIRE:
+            self._retire()
+        return self._fingerprint.encode()
+
+    def _start(self, request: Request, client_pid: int) -> bytes:
+        identity = identity_of(request)
+        params = bootstrap.read_params(request.stdin, identity)
+        directory = params.socket_dir or bootstrap.default_socket_dir()
+        path = bootstrap.socket_path(directory, identity, bootstrap.group_of(identity))
+        if params.socket_dir:
+            bootstrap.link_socket_dir(identity.bundle, directory)
+        listener = bootstrap.listen(path)
+        if listener is None:
+            return bootstrap.result(path, params)
+        score = bootstrap.oom_score_adj_of_parent(client_pid)
+        with listener:
+            pid = self._fork(request.env, (listener.fileno(),))
+            if not pid:
+                serve.become_shim(listener, identity, params, score)
+        self._bundles[pid] = identity.bundle
+        return bootstrap.result(path, params)
+
+    def _fork_delete(self, connection: socket.socket, request: Request) -> None:
+        if self._fork(request.env, (connection.fileno(),)):
+            return
+        _delete(connection, identity_of(request))
+
+    def _fork(self, env: dict[str, str], kept_fds: Sequence[int]) -> int:
+        """Fork; the child has a session of its own, `env`, default signals and no descriptor but `kept_fds`."""
+        pid = os.fork()
+        if pid:
+            return pid
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _close_all_but(kept_fds)
+        os.environ.clear()
+        os.environ.update(env)
+        if env.get("SCHED_CORE"):
+            prctl.create_core_scheduling_group()
+        return 0
+
+    def _retire(self) -> None:
+        if self._retired:
+            return
+        self._retired = True
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        Path(self._path).unlink(missing_ok=True)
+
+    def _reap(self) -> None:
+        try:
+            self._wake_in.recv(4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self._exited(pid, wait_status_to_exit_status(status))
+
+    def _exited(self, pid: int, status: int) -> None:
+        bundle = self._bundles.pop(pid, None)
+        if bundle is not None:
+            if status:
+                self._orphaned.add(bundle.parent)
+            return
+        for directory in self._orphaned:
+            record_orphan_exit(directory, pid, status)
+
+
+def record_orphan_exit(directory: Path, pid: int, status: int) -> bool:
+    """Put the exit of a process whose shim is dead into the bundle, one of those in `directory`, that has its record."""
+    if not directory.is_dir():
+        return False
+    for bundle in directory.iterdir():
+        for record in records.read_processes(bundle):
+            if record.pid == pid and record.exited_at_ns is None:
+                ended = msgspec.structs.replace(record, exit_status=status, exited_at_ns=time.time_ns())
+                records.write_process(bundle, ended)
+                return True
+    return False
+
+
+def identity_of(request: Request) -> Identity:
+    """Who the shim of a request is. Raises InvalidArgument where it does not say."""
+    if not request.namespace:
+        raise InvalidArgument("shim namespace cannot be empty")
+    if not request.id:
+        raise InvalidArgument("shim id cannot be empty")
+    return Identity(
+        namespace=request.namespace,
+        id=request.id,
+        bundle=Path(request.bundle),
+        grpc_address=request.grpc_address,
+        ttrpc_address=request.ttrpc_address,
+        debug=request.debug,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start a fork server in the background; ends when it listens."""
+    parser = argparse.ArgumentParser(prog="aiocontainerd-fork-server")
+    parser.add_argument("--socket", required=True, help="where to listen")
+    parser.add_argument("--fingerprint", required=True, help="what to answer to hello")
+    parser.add_argument("--cgroup", default="", help="cgroup to move into; empty stays")
+    args = parser.parse_args(argv)
+    ready, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        sys.exit(0 if os.read(ready, 1) else 1)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.close(ready)
+    _run(args.socket, args.fingerprint, args.cgroup, writer)
+
+
+def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
+    try:
+        os.chdir("/")
+        prctl.set_name(COMMAND_NAME)
+        prctl.set_child_subreaper()
+        if own_cgroup:
+            placement.join(own_cgroup, os.getpid())
+        _prepare()
+        listener = bootstrap.listen(path)
+        if listener is not None:
+            os.write(ready, b"1")
+            _close_all_but((listener.fileno(),))
+            serve.detach_stdio()
+            ForkServer(listener, path, fingerprint).serve()
+    finally:
+        os._exit(0)
+
+
+def _prepare() -> None:
+    """Do once what every shim would do anew, then take what there is out of the collector's hands."""
+    warm_up.run()
+    try:
+        oci_choice.find()
+    except ContainerdError:
+        pass  # said again to whoever creates a container without naming an OCI runtime
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    _libc_trim()
+
+
+def _libc_trim() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _delete(connection: socket.socket, identity: Identity) -> NoReturn:
+    try:
+        try:
+            reply = Reply(result=bytes(cleanup.clean_up(identity)))
+        except Exception as failure:  # noqa: BLE001 - the edge of the process
+            reply = fork_protocol.failed(failure)
+        connection.sendall(fork_protocol.frame(reply))
+    finally:
+        os._exit(0)
+
+
+def _receive(connection: socket.socket) -> bytes:
+    length = fork_protocol.body_length(_receive_exactly(connection, fork_protocol.HEADER.size))
+    return _receive_exactly(connection, length)
+
+
+def _receive_exactly(connection: socket.socket, count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        part = connection.recv(count - len(parts))
+        if not part:
+            raise InvalidArgument("the request ended early")
+        parts += part
+    return bytes(parts)
+
+
+def _close_all_but(kept: Sequence[int]) -> None:
+    low = 3
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 16)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The daemon's side of the fork server: starts it, finds it again, asks it, and does without it (`interfaces/shim.py`).
+
+A server that runs already is used when it was started from the same code; another one is told to retire, which keeps it as
+the parent of its shims, and a new one takes its place. While there is none, shims are started by executing the binary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import anyio.abc
+
+from aiocontainerd.errors import DeadlineExceeded, Unavailable, Unknown
+from aiocontainerd.interfaces.shim import ShimCommand
+from aiocontainerd_shim import fork_protocol
+from aiocontainerd_shim.fork_protocol import Request, Verb
+
+log = logging.getLogger(__name__)
+
+PROGRAM = "containerd-shim-aio-v2"
+RUNTIMES = ("io.containerd.runc.v2", "io.containerd.aio.v2")
+OCI_RUNTIME_ENV = "AIOCONTAINERD_OCI_RUNTIME"
+_SERVER_START_TIMEOUT_S = 30.0
+_HELLO_TIMEOUT_S = 2.0
+
+
+class AioLauncher:
+    """Starts and cleans up shims through the fork server, or through the binary while there is no server."""
+
+    runtimes: Sequence[str] = RUNTIMES
+    cleans_up = True
+
+    def __init__(self, state: Path, *, fork_server: bool = True, oci_runtime: str = "", cgroup: str = "") -> None:
+        self.binary = program_path()
+        self.socket_path = state / "fork-server.sock"
+        self._fork_server = fork_server
+        self._oci_runtime = oci_runtime
+        self._cgroup = cgroup
+        self._starting = anyio.Lock()
+        self.forked = 0
+        self.executed = 0
+
+    def __repr__(self) -> str:
+        return f"<AioLauncher {self.socket_path} {self.statistics()}>"
+
+    def statistics(self) -> dict[str, int]:
+        """Actions that went through the fork server, and through the binary."""
+        return {"forked": self.forked, "executed": self.executed}
+
+    async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
+        """Start a shim; returns the BootstrapResult. Raises the shim's error, DeadlineExceeded."""
+        return await self._act(Verb.START, command, timeout_s)
+
+    async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
+        """Remove what a dead shim left; returns the DeleteResponse. Raises the shim's error, DeadlineExceeded."""
+        return await self._act(Verb.DELETE, command, timeout_s)
+
+    async def ensure_server(self) -> None:
+        """Have a fork server of this code running; a failure is logged, for there is the binary."""
+        if not self._fork_server:
+            return
+        async with self._starting:
+            fingerprint = await anyio.to_thread.run_sync(code_fingerprint)
+            try:
+                running = await self._running_fingerprint()
+                if running == fingerprint:
+                    return
+                if running:
+                    await self.retire()
+                await self._start_server(fingerprint)
+            except (OSError, Unavailable, DeadlineExceeded, Unknown) as failure:
+                log.warning("no fork server, shims are executed instead: %s", failure)
+
+    async def retire(self) -> None:
+        """Tell the running server to end once its last shim has. Raises OSError where none runs."""
+        await self._ask(Request(verb=Verb.RETIRE), _HELLO_TIMEOUT_S)
+
+    async def _act(self, verb: Verb, command: ShimCommand, timeout_s: float) -> bytes:
+        if self._fork_server:
+            request = fork_protocol.request_of(verb, command, self._environ())
+            try:
+                result = await self._ask(request, timeout_s)
+            except (OSError, Unavailable) as gone:
+                log.debug("the fork server is not there: %s", gone)
+            else:
+                self.forked += 1
+                return result
+        self.executed += 1
+        return await self._execute(verb, command, timeout_s)
+
+    async def _ask(self, request: Request, timeout_s: float) -> bytes:
+        try:
+            with anyio.fail_after(timeout_s):
+                async with await anyio.connect_unix(self.socket_path) as stream:
+                    await stream.send(fork_protocol.frame(request))
+                    return fork_protocol.parse_reply(await _receive_frame(stream)).unwrap()
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as lost:
+            raise Unavailable(f"fork server at {self.socket_path}: the connection was lost") from lost
+        except TimeoutError:
+            raise DeadlineExceeded(f"fork server: {request.verb} {request.id}") from None
+
+    async def _execute(self, verb: Verb, command: ShimCommand, timeout_s: float) -> bytes:
+        request = fork_protocol.request_of(verb, command, self._environ())
+        try:
+            with anyio.fail_after(timeout_s):
+                done = await anyio.run_process(
+                    argv_of(self.binary, verb, command),
+                    input=command.stdin,
+                    cwd=command.bundle,
+                    env=request.env,
+                    check=False,
+                    start_new_session=True,
+                )
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self.binary} {verb} {command.id}") from None
+        if done.returncode:
+            raise Unknown(f"{self.binary.name} {verb}: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout
+
+    async def _running_fingerprint(self) -> str:
+        try:
+            return (await self._ask(Request(verb=Verb.HELLO), _HELLO_TIMEOUT_S)).decode()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return ""
+
+    async def _start_server(self, fingerprint: str) -> None:
+        argv = [sys.executable, "-m", "aiocontainerd_shim.fork_server", "--socket", str(self.socket_path)]
+        argv += ["--fingerprint", fingerprint, "--cgroup", self._cgroup]
+        with anyio.fail_after(_SERVER_START_TIMEOUT_S):
+            done = await anyio.run_process(argv, check=False, env=self._environ())
+        if done.returncode:
+            raise Unknown(f"fork server: {done.stderr.decode(errors='replace').strip()}")
+
+    def _environ(self) -> dict[str, str]:
+        own = {OCI_RUNTIME_ENV: self._oci_runtime} if self._oci_runtime else {}
+        return {**os.environ, **own}
+
+
+def argv_of(binary: Path, verb: Verb, command: ShimCommand) -> list[str]:
+    """The command line of the shim binary for an action (facts/runtime 3.1)."""
+    argv = [str(binary), "-namespace", command.namespace, "-address", command.grpc_address]
+    argv += ["-publish-binary", command.publish_binary, "-id", command.id]
+    argv += ["-bundle", str(command.bundle)] if verb == Verb.DELETE else []
+    return [*argv, *(["-debug"] if command.debug else []), verb.value]
+
+
+def program_path() -> Path:
+    """The shim program: beside the interpreter, where installers put it, else found by PATH."""
+    import shutil
+
+    beside = Path(sys.executable).parent / PROGRAM
+    return beside if beside.exists() else Path(shutil.which(PROGRAM) or PROGRAM)
+
+
+def code_fingerprint() -> str:
+    """What tells one state of the shim's code from another: names, sizes and times of the source files, and Python."""
+    import aiocontainerd
+
+    digest = hashlib.sha256(sys.version.encode())
+    for package in (Path(aiocontainerd.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            status = path.stat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+async def _receive_frame(stream: anyio.abc.ByteReceiveStream) -> bytes:
+    header = await _receive_exactly(stream, fork_protocol.HEADER.size)
+    return await _receive_exactly(stream, fork_protocol.body_length(header))
+
+
+async def _receive_exactly(stream: anyio.abc.ByteReceiveStream, count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        parts += await stream.receive(count - len(parts))
+    return bytes(parts)

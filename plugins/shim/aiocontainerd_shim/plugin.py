@@ -1,0 +1,39 @@
+"""Registration of the shim launcher `aio`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+
+if TYPE_CHECKING:
+    from aiocontainerd_shim.launcher import AioLauncher
+
+
+class Config(PluginConfig):
+    """How shims are started."""
+
+    fork_server: bool = True
+    """Fork shims off a helper process that has their code loaded, instead of executing the program for each."""
+    oci_runtime: str = ""
+    """The OCI runtime for containers whose options name none; empty takes crun or runc, whichever works here."""
+    cgroup: str = "/aiocontainerd-shims"
+    """The cgroup of the fork server and its shims, where the daemon may make it; empty keeps them in the daemon's."""
+
+
+async def init(context: InitContext[Config]) -> AioLauncher:
+    """Make the launcher; the fork server starts beside the daemon's own start."""
+    from aiocontainerd_shim.launcher import AioLauncher
+
+    config = context.config
+    launcher = AioLauncher(
+        context.state, fork_server=config.fork_server, oci_runtime=config.oci_runtime, cgroup=config.cgroup
+    )
+    context.tasks.start_soon(launcher.ensure_server, name="fork server")
+    return launcher
+
+
+@hookimpl
+def register_plugins() -> list[Registration]:
+    """The launcher for `io.containerd.runc.v2` and `io.containerd.aio.v2`."""
+    return [Registration(kind=kinds.SHIM_LAUNCHER, id="aio", config=Config, init=init)]
