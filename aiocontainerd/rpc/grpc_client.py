@@ -1,0 +1,276 @@
+"""gRPC client over one connection to a unix socket or a TCP address, made at the first call and again when lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from grpclib.client import Handler
+from grpclib.config import Configuration
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.metadata import encode_timeout
+from grpclib.protocol import H2Protocol, Stream
+from grpclib.utils import Wrapper
+from h2.config import H2Configuration
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+
+from aiocontainerd import context, errors
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Internal, Unavailable, from_status
+from aiocontainerd.rpc import binding, codec
+from aiocontainerd.rpc.grpc_stream import (
+    CONTENT_TYPE,
+    MAX_MESSAGE_BYTES,
+    Headers,
+    WireStatus,
+    frame,
+    receive,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    import ssl
+
+    import betterproto2
+
+    from aiocontainerd.rpc.binding import BoundMethod
+
+_H2_CONFIG = H2Configuration(
+    client_side=True,
+    header_encoding="ascii",
+    validate_inbound_headers=False,
+    validate_outbound_headers=False,
+    normalize_inbound_headers=False,
+    normalize_outbound_headers=False,
+)
+_HTTP_ERRORS: dict[str, type[ContainerdError]] = {
+    "401": errors.Unauthenticated,
+    "403": errors.PermissionDenied,
+    "404": errors.Unimplemented,
+    "429": Unavailable,
+    "502": Unavailable,
+    "503": Unavailable,
+    "504": Unavailable,
+}
+
+
+class GrpcClient:
+    """Calls methods of the API by name. Used as an async context manager, or closed by `close`."""
+
+    def __init__(
+        self, address: str, *, tls: ssl.SSLContext | None = None, max_message_size: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        """`address` is `/path`, `unix:///path` or `host:port`; `max_message_size` in bytes, each way."""
+        self.address = address
+        self._tls = tls
+        self._limit = max_message_size
+        self._protocol: H2Protocol | None = None
+        self._connecting = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<GrpcClient {self.address}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls in flight fail with Unavailable."""
+        if self._protocol is not None:
+            self._protocol.processor.close("connection closed")
+            self._protocol = None
+
+    async def unary(
+        self,
+        service: str,
+        method: str,
+        request: betterproto2.Message,
+        *,
+        namespace: str = "",
+        lease: str = "",
+        timeout_s: float | None = None,
+    ) -> betterproto2.Message:
+        """Call a unary method.
+
+        Raises the error the server answered with, DeadlineExceeded after `timeout_s`, Unavailable where the server
+        cannot be reached or goes away, ResourceExhausted for a message over the limit.
+        """
+        async with self.stream(service, method, namespace=namespace, lease=lease, timeout_s=timeout_s) as call:
+            await call.send(request, end=True)
+            response = await call.recv()
+            if response is None:
+                raise Internal(f"{service}/{method} ended without a response")
+            await call.recv()
+            return response
+
+    async def server_stream(
+        self,
+        service: str,
+        method: str,
+        request: betterproto2.Message,
+        *,
+        namespace: str = "",
+        lease: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[betterproto2.Message]:
+        """The messages of a server stream, as they come. Raises like `unary`; closing the iterator cancels the call."""
+        async with self.stream(service, method, namespace=namespace, lease=lease, timeout_s=timeout_s) as call:
+            await call.send(request, end=True)
+            while (message := await call.recv()) is not None:
+                yield message
+
+    @asynccontextmanager
+    async def stream(
+        self, service: str, method: str, *, namespace: str = "", lease: str = "", timeout_s: float | None = None
+    ) -> AsyncIterator[GrpcCall]:
+        """Open a call of any kind. Leaving the block before its end cancels it. Raises like `unary`."""
+        bound = binding.signature(service, method)
+        headers = self._headers(bound, namespace, lease, timeout_s)
+        deadline = asyncio.timeout(timeout_s)
+        try:
+            async with deadline:
+                call = await self._open(bound, headers)
+                try:
+                    yield call
+                finally:
+                    call.close()
+        except TimeoutError as error:
+            if deadline.expired():
+                raise DeadlineExceeded(f"grpc call {bound.path}") from error
+            raise
+
+    async def _open(self, bound: BoundMethod, headers: Headers) -> GrpcCall:
+        wrapper = Wrapper()
+        try:
+            protocol = await self._connected()
+            with wrapper:
+                stream = protocol.processor.connection.create_stream(wrapper=wrapper)
+                release = await stream.send_request(headers, _processor=protocol.processor)
+        except (OSError, StreamTerminatedError, ProtocolError) as error:
+            raise Unavailable(f"connection to {self.address}: {error}") from error
+        return GrpcCall(bound, stream, wrapper, release, self._limit)
+
+    async def _connected(self) -> H2Protocol:
+        async with self._connecting:
+            if self._protocol is None or self._protocol.connection.is_closing():
+                self._protocol = await self._connect()
+            return self._protocol
+
+    async def _connect(self) -> H2Protocol:
+        loop = asyncio.get_running_loop()
+        if self.address.startswith(("/", "unix:")):
+            path = self.address.removeprefix("unix://").removeprefix("unix:")
+            _, protocol = await loop.create_unix_connection(_protocol, path, ssl=self._tls)
+        else:
+            host, _, port = self.address.rpartition(":")
+            _, protocol = await loop.create_connection(_protocol, host.strip("[]"), int(port), ssl=self._tls)
+        return protocol
+
+    def _headers(self, bound: BoundMethod, namespace: str, lease: str, timeout_s: float | None) -> Headers:
+        headers = [
+            (":method", "POST"),
+            (":scheme", "https" if self._tls else "http"),
+            (":path", bound.path),
+            (":authority", "localhost" if self.address.startswith(("/", "unix:")) else self.address),
+            ("te", "trailers"),
+            ("content-type", CONTENT_TYPE),
+            ("user-agent", "aiocontainerd"),
+        ]
+        if timeout_s is not None:
+            headers.append(("grpc-timeout", encode_timeout(timeout_s)))
+        if namespace:
+            headers.append((context.GRPC_NAMESPACE_HEADER, namespace))
+        if lease:
+            headers.append((context.GRPC_LEASE_HEADER, lease))
+        return headers
+
+
+class GrpcCall:
+    """A call as its client sees it: messages out, messages in, and its end."""
+
+    def __init__(
+        self, bound: BoundMethod, stream: Stream, wrapper: Wrapper, release: Callable[[], None], limit: int
+    ) -> None:
+        self._bound = bound
+        self._stream = stream
+        self._wrapper = wrapper
+        self._release = release
+        self._limit = limit
+        self._answered = False
+
+    def __repr__(self) -> str:
+        return f"<GrpcCall {self._bound.path} stream {self._stream.id}>"
+
+    async def send(self, message: betterproto2.Message, *, end: bool = False) -> None:
+        """Send a message, and with `end` say that it was the last; waits while the server takes none."""
+        with self._translated():
+            data = frame(codec.encode(message), self._limit)
+            with self._wrapper:
+                await self._stream.send_data(data, end_stream=end)
+
+    async def end(self) -> None:
+        """Say that no more messages follow."""
+        with self._translated(), self._wrapper:
+            await self._stream.end()
+
+    async def recv(self) -> betterproto2.Message | None:
+        """The next message, None at the end. Raises the error the server answered with."""
+        with self._translated(), self._wrapper:
+            await self._check_headers()
+            payload = await receive(self._stream, self._limit)
+            if payload is None:
+                _raise_for(await self._stream.recv_trailers())
+                return None
+        return codec.decode(self._bound.response_class, payload)
+
+    async def __aiter__(self) -> AsyncIterator[betterproto2.Message]:
+        while (message := await self.recv()) is not None:
+            yield message
+
+    def close(self) -> None:
+        """Leave the call; one that has not ended is cancelled at the server."""
+        if self._stream.closable:
+            self._stream.reset_nowait(ErrorCodes.CANCEL)
+        self._release()
+
+    async def _check_headers(self) -> None:
+        if self._answered:
+            return
+        headers = await self._stream.recv_headers()
+        self._answered = True
+        http_status = dict(headers).get(":status", "")
+        if status_of(headers) is not None:
+            _raise_for(headers)
+        elif http_status != "200":
+            kind = _HTTP_ERRORS.get(http_status, errors.Unknown)
+            raise kind(f"unexpected HTTP status code received from server: {http_status}")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """What HTTP/2 raises, as what the server said before, else as Unavailable."""
+        try:
+            yield
+        except WireStatus as status:
+            raise from_status(status.code, status.message) from status
+        except (StreamTerminatedError, ProtocolError, OSError) as error:
+            for headers in (self._stream.trailers, self._stream.headers):
+                if headers is not None and status_of(headers) is not None:
+                    _raise_for(headers)
+            raise Unavailable(f"{self._bound.path}: {error}") from error
+
+
+def _raise_for(headers: Headers) -> None:
+    code, message = status_of(headers) or (errors.Internal.code, "server closed the stream without sending trailers")
+    if code:
+        raise from_status(code, message)
+
+
+def _protocol() -> H2Protocol:
+    return H2Protocol(Handler(), Configuration().__for_client__(), _H2_CONFIG)
