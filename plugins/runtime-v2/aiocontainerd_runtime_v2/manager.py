@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -121,6 +123,8 @@ class ShimManager:
         except ContainerdError as error:
             log.warning("delete action for task %s/%s failed: %s", bundle.namespace, bundle.id, error.message)
             return lost_exit()
+        finally:
+            await to_thread(_unlink_dead_socket, bundle)
 
     async def info(self, runtime: str, options: bytes) -> bytes:
         """The RuntimeInfo that the program of a runtime prints about itself."""
@@ -150,6 +154,21 @@ class ShimManager:
             stdin=stdin,
             env=around.env,
         )
+
+
+def _unlink_dead_socket(bundle: Bundle) -> None:
+    endpoint = bundles.read_endpoint(bundle)
+    if endpoint is None or not endpoint.address.startswith("unix://"):
+        return
+    path = endpoint.address.removeprefix("unix://")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            pass  # gone already, or busy and so alive
 
 
 def prefixed(text: str, error: ContainerdError) -> ContainerdError:

@@ -113,7 +113,12 @@ class Recovery:
             shim = await self._manager.start(bundle, launcher, None)
         except ContainerdError:
             return
-        await shim.shut_down(limit_s=self._manager.deadlines.shutdown_s)
+        limits = self._manager.deadlines
+        try:
+            await shim.call_either("Delete", limit_s=limits.cleanup_s)
+        except ContainerdError:
+            pass  # it has no such container, as it should be
+        await shim.shut_down(limit_s=limits.shutdown_s)
         await shim.aclose()
 
     async def _take_up(self, shim: Shim) -> None:

@@ -7,27 +7,30 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
-
-from aiocontainerd import context
-from aiocontainerd.errors import AlreadyExists, ContainerdError, NotFound, Unknown
-from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Status
-from aiocontainerd.sys.mount import Mount, mounts_under
-from aiocontainerd.typeurl import PROCESS_URL, SPEC_URL
-from aiocontainerd.typeurl import Any as TypedAny
 from aiocontainerd_runtime_v2.bundle import Layout
 from aiocontainerd_runtime_v2.deadlines import Deadlines
 from aiocontainerd_runtime_v2.manager import ShimManager, Surroundings
 from aiocontainerd_runtime_v2.recovery import Recovery
 from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
 from aiocontainerd_runtime_v2.task import ShimTask
+from anyio.abc import TaskStatus
+
+from aiocontainerd import api, context
+from aiocontainerd.errors import AlreadyExists, ContainerdError, NotFound, Unknown
+from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Status
+from aiocontainerd.rpc.ttrpc.server import TtrpcServer
+from aiocontainerd.sys.mount import Mount, mounts_under
+from aiocontainerd.typeurl import PROCESS_URL, SPEC_URL
+from aiocontainerd.typeurl import Any as TypedAny
 
 RUNTIME = "io.containerd.runc.v2"
 pytestmark = [
@@ -39,6 +42,19 @@ pytestmark = [
 ]
 
 
+class ShimEvents:
+    """Takes what shims forward."""
+
+    service_name: ClassVar[str] = "containerd.services.events.ttrpc.v1.Events"
+
+    def __init__(self, topics: list[str]) -> None:
+        self._topics = topics
+
+    async def forward(self, request: Any) -> object:
+        self._topics.append(request.envelope.topic)
+        return api.protobuf.Empty()
+
+
 class Daemon:
     """A runtime that can be stopped and started again over the same directories, like the daemon's."""
 
@@ -46,6 +62,7 @@ class Daemon:
         self.directory = directory
         self.namespace = f"rt{uuid.uuid4().hex[:10]}"
         self.events: list[tuple[str, Any]] = []
+        self.forwarded: list[str] = []
         self.layout = Layout(directory / "state", directory / "root")
         self.layout.prepare()
 
@@ -63,6 +80,7 @@ class Daemon:
                 def spawn(function: Any, *args: Any, name: str = "") -> None:
                     group.start_soon(function, *args, name=name or None)
 
+                await group.start(self._serve_events)
                 runtime = ShimTaskRuntime(self.layout, manager, self._publish, spawn, self.directory / "sandboxes")
                 recovery, ready = Recovery(runtime, self._runtime_name), anyio.Event()
                 spawn(recovery.run, await recovery.scan(), ready)
@@ -72,6 +90,16 @@ class Daemon:
                 finally:
                     await runtime.stop()
                     group.cancel_scope.cancel()
+
+    async def _serve_events(self, *, task_status: TaskStatus[None]) -> None:
+        path = self.directory / "c.sock.ttrpc"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            listener.setblocking(False)
+            task_status.started()
+            await TtrpcServer([ShimEvents(self.forwarded)]).serve(listener)
 
     def _publish(self, topic: str, event: Any, *, namespace: str) -> None:
         assert namespace == self.namespace
@@ -156,11 +184,15 @@ def options_of(daemon: Daemon, rootfs: Path, task_id: str, *args: str) -> Create
     return CreateOptions(runtime=RUNTIME, spec=spec_of(daemon.namespace, task_id, *args), rootfs=(mount,))
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - it is other processes that make it true
+            await anyio.sleep(0.01)
+
+
 async def settled(runtime: ShimTaskRuntime, daemon: Daemon) -> None:
     """Wait until every id is free and every shim gone."""
-    with anyio.fail_after(15):
-        while runtime.statistics()["removing"] or daemon.shims():
-            await anyio.sleep(0.02)
+    await until(lambda: not (runtime.statistics()["removing"] or daemon.shims()))
 
 
 async def finish(task: ShimTask, runtime: ShimTaskRuntime, daemon: Daemon) -> None:
@@ -189,6 +221,7 @@ async def test_a_task_lives_from_create_to_delete(daemon: Daemon, rootfs: Path) 
         with pytest.raises(NotFound, match="task one not found"):
             await runtime.get("one")
         await settled(runtime, daemon)
+        assert daemon.forwarded == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
         assert not bundle.exists()
         assert not daemon.layout.bundle(daemon.namespace, "one").work.exists()
     assert daemon.events == []
@@ -281,9 +314,7 @@ async def test_a_shim_that_died_with_the_daemon_is_cleaned_up_at_the_next_start(
         init = await task.start()
     (shim,) = daemon.shims()
     os.kill(shim, signal.SIGKILL)
-    with anyio.fail_after(5):
-        while daemon.shims():
-            await anyio.sleep(0.01)
+    await until(lambda: not daemon.shims())
     async with daemon.run() as runtime:
         with pytest.raises(NotFound):
             await runtime.get("lost")
