@@ -1,0 +1,179 @@
+"""Garbage collection of records (facts/core 10): mark on a read snapshot, sweep in batches on the writer.
+
+No lock is held between the two. While a collection runs, triggers note every resource that got a new edge, new
+attributes or came to be. Before each batch is deleted, those, what calls in progress have pinned, and whatever they
+lead to among the resources that the mark did not reach, are spared until the next collection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import anyio
+import msgspec
+
+from aiocontainerd import timestamps
+from aiocontainerd_metadata_sqlite import resources
+from aiocontainerd_metadata_sqlite.engine import Engine
+from aiocontainerd_metadata_sqlite.resources import Connection
+
+BATCH = 100
+_UNMARKED_AT_ONCE = 2000
+
+_MARK = """
+WITH RECURSIVE live (id, flat) AS (
+    SELECT id, flat FROM resources WHERE rooted AND (expires_ns IS NULL OR expires_ns > :now)
+    UNION
+    SELECT t.id, live.flat FROM live
+        JOIN refs f ON f.source = live.id
+        JOIN resources t ON t.namespace = f.namespace AND t.type = f.type AND t.key = f.key
+        WHERE f.kind <> 3 AND (f.kind <= 1 OR NOT live.flat)
+        AND (f.kind <> 4 OR (:now - t.used_at_ns < f.younger_than_ns AND :now - t.used_at_ns > f.older_than_ns))
+    UNION
+    SELECT f.source, 0 FROM live
+        JOIN resources l ON l.id = live.id
+        JOIN refs f ON f.namespace = l.namespace AND f.type = l.type AND f.key = l.key
+        WHERE f.kind = 3
+)
+SELECT r.id, l.flat FROM resources r
+    LEFT JOIN (SELECT id, min(flat) AS flat FROM live GROUP BY id) l ON l.id = r.id
+    WHERE (l.id IS NULL OR l.flat)
+    AND (r.type IN ('content', 'ingests', 'images', 'leases') OR r.type GLOB 'snapshots/*')
+    ORDER BY r.id DESC
+"""
+
+_SPARE = """
+WITH RECURSIVE reached (id) AS (
+    SELECT id FROM temp.touched
+    UNION
+    SELECT t.id FROM reached
+        JOIN refs f ON f.source = reached.id
+        JOIN resources t ON t.namespace = f.namespace AND t.type = f.type AND t.key = f.key
+        JOIN temp.unmarked u ON u.id = t.id
+        WHERE f.kind <> 3
+    UNION
+    SELECT f.source FROM reached
+        JOIN resources l ON l.id = reached.id
+        JOIN refs f ON f.namespace = l.namespace AND f.type = l.type AND f.key = l.key
+        JOIN temp.unmarked u ON u.id = f.source
+        WHERE f.kind = 3
+)
+INSERT OR IGNORE INTO temp.spared SELECT id FROM reached
+"""
+
+_WATCH = (
+    "CREATE TEMP TABLE touched (id INTEGER PRIMARY KEY)",
+    "CREATE TEMP TABLE spared (id INTEGER PRIMARY KEY)",
+    "CREATE TEMP TABLE unmarked (id INTEGER PRIMARY KEY)",
+    "CREATE TEMP TRIGGER watch_new AFTER INSERT ON main.resources"
+    " BEGIN INSERT OR IGNORE INTO touched VALUES (new.id); END",
+    "CREATE TEMP TRIGGER watch_changed AFTER UPDATE ON main.resources"
+    " BEGIN INSERT OR IGNORE INTO touched VALUES (new.id); END",
+    "CREATE TEMP TRIGGER watch_edge AFTER INSERT ON main.refs WHEN new.kind <> 3"
+    " BEGIN INSERT OR IGNORE INTO touched SELECT id FROM resources"
+    " WHERE namespace = new.namespace AND type = new.type AND key = new.key; END",
+    "CREATE TEMP TRIGGER watch_back_edge AFTER INSERT ON main.refs WHEN new.kind = 3"
+    " BEGIN INSERT OR IGNORE INTO touched VALUES (new.source); END",
+)
+_UNWATCH = (
+    *(
+        f"DROP TRIGGER IF EXISTS temp.{name}"
+        for name in ("watch_new", "watch_changed", "watch_edge", "watch_back_edge")
+    ),
+    *(f"DROP TABLE IF EXISTS temp.{name}" for name in ("touched", "spared", "unmarked")),
+)
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """A record that was deleted."""
+
+    namespace: str
+    type: str
+    key: str
+
+
+class Marked(msgspec.Struct, frozen=True):
+    """What the mark did not reach (newest first), and what it reached only from flat leases."""
+
+    dead: Sequence[int]
+    flat: Sequence[int]
+
+
+def mark(db: Connection, now_ns: int) -> Marked:
+    """Find what no root leads to, within the read snapshot of `db`."""
+    rows = db.execute(_MARK, {"now": now_ns}).fetchall()
+    return Marked([r for r, flat in rows if flat is None], [r for r, flat in rows if flat is not None])
+
+
+class Sweeper:
+    """One collection of records at a time."""
+
+    def __init__(self, engine: Engine, pinned: Mapping[tuple[str, str, str], int]) -> None:
+        self._engine = engine
+        self._pinned = pinned
+        self._lock = anyio.Lock()
+
+    async def run(self, swept: Callable[[Sequence[Swept]], None]) -> Mapping[str, int]:
+        """Mark and sweep; `swept(batch)` is called after the commit of each batch. Returns counts by type."""
+        removed: Counter[str] = Counter()
+
+        def done(batch: Sequence[Swept]) -> None:
+            removed.update(record.type for record in batch)
+            if batch:
+                swept(batch)
+
+        async with self._lock:
+            await self._engine.write(_watch)
+            try:
+                now = timestamps.now_ns()
+                marked = await self._engine.read(lambda db: mark(db, now))
+                await self._sweep(marked, done)
+            finally:
+                await self._engine.write(_unwatch)
+        return dict(removed)
+
+    async def _sweep(self, marked: Marked, done: Callable[[Sequence[Swept]], None]) -> None:
+        if not marked.dead:
+            return
+        for ids in _batches([*marked.dead, *marked.flat], _UNMARKED_AT_ONCE):
+            await self._engine.write(lambda db, ids=ids: _note_unmarked(db, ids))  # type: ignore[misc]  # mypy infers no lambda with a default
+        for ids in _batches(marked.dead, BATCH):
+            await self._engine.write(lambda db, ids=ids: self._sweep_batch(db, ids), then=done)  # type: ignore[misc]  # mypy infers no lambda with a default
+
+    def _sweep_batch(self, db: Connection, ids: Sequence[int]) -> list[Swept]:
+        """Delete those of `ids` that nothing has reached since the mark."""
+        for namespace, resource_type, key in list(self._pinned):
+            resource = resources.find(db, namespace, resource_type, key)
+            if resource is not None:
+                db.execute("INSERT OR IGNORE INTO temp.touched VALUES (?)", (resource,))
+        if db.execute("SELECT EXISTS (SELECT 1 FROM temp.touched)").fetchone()[0]:
+            db.execute(_SPARE)
+            db.execute("DELETE FROM temp.touched")
+        rows = db.execute(
+            "SELECT r.id, r.namespace, r.type, r.key FROM json_each(?) j JOIN resources r ON r.id = j.value"
+            " WHERE r.id NOT IN (SELECT id FROM temp.spared)",
+            (json.dumps(ids),),
+        ).fetchall()
+        db.executemany("DELETE FROM resources WHERE id = ?", [(row[0],) for row in rows])
+        return [Swept(*row[1:]) for row in rows]
+
+
+def _watch(db: Connection) -> None:
+    _unwatch(db)
+    for statement in _WATCH:
+        db.execute(statement)
+
+
+def _unwatch(db: Connection) -> None:
+    for statement in _UNWATCH:
+        db.execute(statement)
+
+
+def _note_unmarked(db: Connection, ids: Sequence[int]) -> None:
+    db.execute("INSERT INTO temp.unmarked SELECT value FROM json_each(?)", (json.dumps(ids),))
+
+
+def _batches(ids: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [ids[at : at + size] for at in range(0, len(ids), size)]

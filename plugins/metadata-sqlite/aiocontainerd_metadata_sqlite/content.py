@@ -1,0 +1,205 @@
+"""The content of each namespace: a view of one backend store that knows none (facts/core 4)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Literal
+
+import msgspec
+
+from aiocontainerd import durations, timestamps
+from aiocontainerd import labels as label_rules
+from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from aiocontainerd.interfaces.content import ContentStore, Info, Reader, Status
+from aiocontainerd_metadata_sqlite import resources
+from aiocontainerd_metadata_sqlite.filtering import content_field, matcher, select, status_field
+from aiocontainerd_metadata_sqlite.guard import BlobGuard
+from aiocontainerd_metadata_sqlite.ingests import NamespacedWriter, open_ingest
+from aiocontainerd_metadata_sqlite.references import CONTENT, INGESTS
+from aiocontainerd_metadata_sqlite.resources import Connection
+from aiocontainerd_metadata_sqlite.session import Session
+
+Policy = Literal["shared", "isolated"]
+_SELECT = (
+    "SELECT r.id, r.key, c.size, r.created_ns, r.updated_ns FROM resources r JOIN content c ON c.id = r.id"
+    " WHERE r.namespace = ? AND r.type = ?"
+)
+Row = tuple[int, str, int, int, int]
+
+
+class NamespacedContent:
+    """The `ContentStore` of the current namespace."""
+
+    def __init__(self, session: Session, backend: ContentStore, policy: Policy) -> None:
+        self.policy: Policy = policy
+        self.backend = backend
+        self.guard = BlobGuard()
+        self._session = session
+        self._open: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<NamespacedContent {self.policy}, {len(self._open)} ingests open, {self.guard!r}>"
+
+    async def info(self, digest: str) -> Info:
+        """Raises NotFound."""
+        namespace = self._session.caller().namespace
+        found = await self._session.read(lambda db: _load(db, namespace, digest))
+        if found is None:
+            raise NotFound(f"content digest {digest}")
+        return found[1]
+
+    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+        """Raises NotFound, InvalidArgument for a path other than `labels` and `labels.<key>`."""
+        namespace = self._session.caller().namespace
+        for path in paths:
+            if path != "labels" and not path.startswith("labels."):
+                raise InvalidArgument(f'cannot update "{path}" field on content info "{info.digest}"')
+
+        def store(db: Connection) -> Info:
+            found = _load(db, namespace, info.digest)
+            if found is None:
+                raise NotFound(f"content digest {info.digest}")
+            resource, current = found
+            labels = label_rules.update(current.labels, info.labels, list(paths) or ["labels"])
+            label_rules.validate(labels, "info.Labels")
+            now = timestamps.now_ns()
+            resources.change(db, resource, namespace, CONTENT, updated_ns=now, labels=labels)
+            return msgspec.structs.replace(current, labels=labels, updated_at_ns=now)
+
+        return await self._session.mutate(store)
+
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+        """Those that match, sorted by digest, as they were when the walk began."""
+        namespace = self._session.caller().namespace
+        matches = matcher(filters, content_field)
+        for info in await self._session.read(lambda db: select(_load_all(db, namespace), matches)):
+            yield info
+
+    async def delete(self, digest: str) -> None:
+        """Unlink the blob from the namespace; its file is left to garbage collection. Raises NotFound."""
+        caller = self._session.caller()
+
+        def unlink(db: Connection) -> None:
+            resource = resources.find(db, caller.namespace, CONTENT, digest)
+            if resource is None:
+                raise NotFound(f"content digest {digest}")
+            resources.delete(db, resource)
+            resources.let_go(db, caller.namespace, caller.lease, CONTENT, digest)
+
+        await self._session.mutate(unlink, deletion=True, then=lambda _done: self._session.dirty.add(CONTENT))
+
+    async def reader(self, digest: str) -> Reader:
+        """Raises NotFound, whatever other namespaces hold."""
+        await self.info(digest)
+        return await self.backend.reader(digest)
+
+    async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> NamespacedWriter:
+        """Open an ingest. Raises AlreadyExists (and leases the blob), Unavailable, NotFound for the lease.
+
+        A blob that the sharing policy lets this namespace have is not sent again: the writer starts at its end.
+        """
+        if not ref:
+            raise InvalidArgument("ref must not be empty")
+        caller = self._session.caller()
+        writer = NamespacedWriter(self._session, self.backend, self.guard, caller, ref, self._unlock)
+        try:
+            await writer.pin(expected)
+            number = await self._session.next_number()
+            opened = await self._session.mutate(
+                lambda db: open_ingest(db, caller, ref, number, expected, total, self.policy)
+            )
+            if opened.exists:
+                raise AlreadyExists(f"content {expected}")
+            self._lock(opened.backend_ref)
+            await writer.begin(opened, total)
+        except BaseException:
+            await writer.close()
+            raise
+        return writer
+
+    async def status(self, ref: str) -> Status:
+        """Raises NotFound."""
+        backend_ref = await self._backend_ref(ref)
+        try:
+            return msgspec.structs.replace(await self.backend.status(backend_ref), ref=ref)
+        except NotFound:
+            raise NotFound(f"reference {ref}") from None
+
+    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
+        """Those that match, sorted by ref."""
+        namespace = self._session.caller().namespace
+        matches = matcher(filters, status_field)
+        refs = await self._session.read(lambda db: _backend_refs(db, namespace))
+        found = {status.ref: status for status in await self.backend.statuses()} if refs else {}
+        mine = [
+            msgspec.structs.replace(found[backend_ref], ref=ref) for ref, backend_ref in refs if backend_ref in found
+        ]
+        return select(mine, matches)
+
+    async def abort(self, ref: str) -> None:
+        """Drop an ingest, also one that is open elsewhere. Raises NotFound."""
+        caller = self._session.caller()
+
+        def remove(db: Connection) -> str:
+            found = _backend_ref(db, caller.namespace, ref)
+            if found is None:
+                raise NotFound(f"reference {ref}")
+            resource, backend_ref = found
+            resources.delete(db, resource)
+            resources.let_go(db, caller.namespace, caller.lease, INGESTS, ref)
+            return backend_ref
+
+        self._session.dirty.add(CONTENT)
+        backend_ref = await self._session.mutate(remove)
+        with suppress(NotFound):
+            await self.backend.abort(backend_ref)
+
+    async def _backend_ref(self, ref: str) -> str:
+        namespace = self._session.caller().namespace
+        found = await self._session.read(lambda db: _backend_ref(db, namespace, ref))
+        if found is None:
+            raise NotFound(f"reference {ref}")
+        return found[1]
+
+    def _lock(self, backend_ref: str) -> None:
+        now = timestamps.now_ns()
+        since = self._open.setdefault(backend_ref, now)
+        if since is not now:
+            held = durations.render((now - since) / timestamps.NANOSECONDS)
+            raise Unavailable(f"ref {backend_ref} locked for {held} (since {timestamps.format_rfc3339(since)})")
+
+    def _unlock(self, backend_ref: str) -> None:
+        self._open.pop(backend_ref, None)
+
+
+def _load(db: Connection, namespace: str, digest: str) -> tuple[int, Info] | None:
+    row = db.execute(f"{_SELECT} AND r.key = ?", (namespace, CONTENT, digest)).fetchone()
+    return None if row is None else (row[0], _record(row, resources.labels_of(db, row[0])))
+
+
+def _load_all(db: Connection, namespace: str) -> list[Info]:
+    labels = resources.labels_of_all(db, namespace, CONTENT)
+    rows = db.execute(f"{_SELECT} ORDER BY r.key", (namespace, CONTENT)).fetchall()
+    return [_record(row, labels.get(row[0], {})) for row in rows]
+
+
+def _record(row: Row, labels: Mapping[str, str]) -> Info:
+    return Info(digest=row[1], size=row[2], created_at_ns=row[3], updated_at_ns=row[4], labels=labels)
+
+
+def _backend_ref(db: Connection, namespace: str, ref: str) -> tuple[int, str] | None:
+    row: tuple[int, str] | None = db.execute(
+        "SELECT r.id, i.backend_ref FROM resources r JOIN ingests i ON i.id = r.id"
+        " WHERE r.namespace = ? AND r.type = ? AND r.key = ?",
+        (namespace, INGESTS, ref),
+    ).fetchone()
+    return row
+
+
+def _backend_refs(db: Connection, namespace: str) -> list[tuple[str, str]]:
+    return db.execute(
+        "SELECT r.key, i.backend_ref FROM resources r JOIN ingests i ON i.id = r.id"
+        " WHERE r.namespace = ? AND r.type = ? ORDER BY r.key",
+        (namespace, INGESTS),
+    ).fetchall()

@@ -1,0 +1,295 @@
+"""The way to the database: one writer thread with group commit, and reader threads with snapshots.
+
+Mutations that wait at the same moment join one transaction. Each runs in a savepoint of its own, so a failure undoes
+that mutation only and goes to its caller; one COMMIT, which is one fsync, makes the whole group durable, and then all
+callers are answered. A lone mutation is a group of one and waits for nobody. A read runs in its own transaction on
+another connection: it sees everything acknowledged before it began and nothing half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from aiocontainerd.errors import Unavailable
+from aiocontainerd_metadata_sqlite.schema import migrate
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MAX_GROUP = 512
+MAX_READERS = 3
+BUSY_TIMEOUT_S = 5.0
+_CACHED_STATEMENTS = 256
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the engine opened; `largest_group` is how many mutations the fullest commit carried."""
+
+    commits: int
+    mutations: int
+    failed: int
+    largest_group: int
+    reads: int
+    waiting: int
+
+
+class _Job:
+    """One mutation on its way through the writer."""
+
+    __slots__ = ("error", "function", "future", "result", "then")
+
+    def __init__(
+        self,
+        function: Callable[[sqlite3.Connection], Any],
+        then: Callable[[Any], None] | None,
+        future: asyncio.Future[Any],
+    ) -> None:
+        self.function = function
+        self.then = then
+        self.future = future
+        self.result: Any = None
+        self.error: Exception | None = None
+
+
+class Engine:
+    """One database file. Open with `open`, and close with `aclose`, on the event loop that uses it."""
+
+    def __init__(self, path: Path, *, sync: bool = True) -> None:
+        self.path = path
+        self._sync = sync
+        self._queue: SimpleQueue[list[_Job] | None] = SimpleQueue()
+        self._gathering: list[_Job] = []
+        self._waiting = 0
+        self._commits = self._mutations = self._failed = self._largest = self._reads = 0
+        self._local = threading.local()
+        self._reader_connections: list[sqlite3.Connection] = []
+        self._readers = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="metadata-reader")
+        self._thread = threading.Thread(target=self._write_groups, name="metadata-writer", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open" if self._connection else "new"
+        return f"<Engine {self.path} {state} {self.statistics()}>"
+
+    def statistics(self) -> Statistics:
+        """What the engine did so far."""
+        return Statistics(
+            commits=self._commits,
+            mutations=self._mutations,
+            failed=self._failed,
+            largest_group=self._largest,
+            reads=self._reads,
+            waiting=self._waiting,
+        )
+
+    async def open(self) -> None:
+        """Open and migrate the database. Raises FailedPrecondition for one of a newer version, sqlite3.Error."""
+        self._loop = asyncio.get_running_loop()
+        self._connection = await anyio.to_thread.run_sync(self._open_writer)
+        self._thread.start()
+
+    async def write(self, function: Callable[[sqlite3.Connection], T], *, then: Callable[[T], None] | None = None) -> T:
+        """Run `function` on the writer and return its result once it is on disk; what it raises undoes it alone.
+
+        `then(result)` is called on the event loop right after the commit, in the order of the commits, even if the
+        caller was cancelled meanwhile. A caller that is cancelled learns so after its mutation has settled, so that
+        what it holds for the mutation is not given back too early.
+        """
+        if self._closed or self._loop is None:
+            raise Unavailable(f"metadata database {self.path} is not open")
+        job = _Job(function, then, self._loop.create_future())
+        if not self._gathering:
+            self._loop.call_soon(self._hand_over)
+        self._gathering.append(job)
+        self._waiting += 1
+        await _settled(job.future)
+        result: T = job.future.result()
+        return result
+
+    async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `function` on a reader within one snapshot of the database."""
+        if self._closed or self._loop is None:
+            raise Unavailable(f"metadata database {self.path} is not open")
+        self._reads += 1
+        return await self._loop.run_in_executor(self._readers, self._read, function)
+
+    async def aclose(self) -> None:
+        """Finish what was handed in, then close. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._shut_down)
+
+    def _hand_over(self) -> None:
+        jobs, self._gathering = self._gathering, []
+        self._queue.put(jobs)
+
+    def _open_writer(self) -> sqlite3.Connection:
+        connection = _connect(self.path, self._sync)
+        try:
+            migrate(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
+        _sync_directory(self.path.parent)
+        return connection
+
+    def _shut_down(self) -> None:
+        if self._thread.is_alive():
+            if self._gathering:
+                self._hand_over()
+            self._queue.put(None)
+            self._thread.join()
+        self._readers.shutdown(wait=True)
+        for connection in self._reader_connections:
+            connection.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = _connect(self.path, self._sync)
+            connection.execute("PRAGMA query_only = ON")
+            self._reader_connections.append(connection)
+        connection.execute("BEGIN")
+        try:
+            return function(connection)
+        finally:
+            connection.execute("ROLLBACK")
+
+    def _write_groups(self) -> None:
+        while (jobs := self._queue.get()) is not None:
+            group: list[_Job] = []
+            try:
+                self._run_group(jobs, group)
+            except Exception as error:  # noqa: BLE001 - the edge of the writer: its callers get what went wrong
+                self._fail_group(group, error)
+            self._answer_later(group)
+
+    def _run_group(self, jobs: list[_Job], group: list[_Job]) -> None:
+        """Run `jobs` and whatever arrives meanwhile; `group` collects all that this transaction carries."""
+        connection = self._connection
+        assert connection is not None
+        group.extend(jobs)
+        connection.execute("BEGIN IMMEDIATE")
+        while jobs:
+            for job in jobs:
+                self._run_one(connection, job)
+            jobs = self._arrived() if len(group) < MAX_GROUP else []
+            group.extend(jobs)
+        connection.execute("COMMIT")
+        self._commits += 1
+        self._largest = max(self._largest, len(group))
+
+    def _arrived(self) -> list[_Job]:
+        try:
+            jobs = self._queue.get_nowait()
+        except Empty:
+            return []
+        if jobs is None:
+            self._queue.put(None)
+            return []
+        return jobs
+
+    def _run_one(self, connection: sqlite3.Connection, job: _Job) -> None:
+        connection.execute("SAVEPOINT mutation")
+        try:
+            job.result = job.function(connection)
+        except Exception as error:
+            job.error = error
+            if not connection.in_transaction:
+                raise
+            connection.execute("ROLLBACK TO mutation")
+        connection.execute("RELEASE mutation")
+
+    def _fail_group(self, group: list[_Job], error: Exception) -> None:
+        """Nothing of the group was committed: whoever thought to have succeeded must learn it."""
+        assert self._connection is not None
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        for job in group:
+            job.error = job.error or error
+
+    def _answer_later(self, group: Sequence[_Job]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._answer, group)
+        except RuntimeError:
+            log.debug("event loop is closed, %d committed mutations have no one to tell", len(group))
+
+    def _answer(self, group: Sequence[_Job]) -> None:
+        for job in group:
+            self._waiting -= 1
+            self._mutations += 1
+            if job.error is not None:
+                self._failed += 1
+                job.future.set_exception(job.error)
+                continue
+            if job.then is not None:
+                _call(job.then, job.result)
+            job.future.set_result(job.result)
+
+
+async def _settled(future: asyncio.Future[Any]) -> None:
+    """Wait until `future` is done, and only then pass on a cancellation, native or of a scope, that came meanwhile."""
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        future.exception()
+        raise cancelled
+
+
+def _call(then: Callable[[Any], None], result: Any) -> None:
+    try:
+        then(result)
+    except Exception:  # the edge of a callback: the mutation itself is on disk
+        log.exception("callback after a metadata commit failed")
+
+
+def _connect(path: Path, sync: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_CACHED_STATEMENTS,
+    )
+    for pragma in (
+        "journal_mode = WAL",
+        f"synchronous = {'FULL' if sync else 'OFF'}",
+        "foreign_keys = ON",
+        "temp_store = MEMORY",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def _sync_directory(directory: Path) -> None:
+    """The names of a new database and its log are durable only with their directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

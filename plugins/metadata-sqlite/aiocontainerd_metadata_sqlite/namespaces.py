@@ -1,0 +1,115 @@
+"""Namespaces (facts/core 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from aiocontainerd import identifiers
+from aiocontainerd import labels as label_rules
+from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
+from aiocontainerd.interfaces.metadata import Namespace
+from aiocontainerd_metadata_sqlite import references, resources
+from aiocontainerd_metadata_sqlite.resources import Connection
+from aiocontainerd_metadata_sqlite.session import Session
+
+_WHERE = "namespace.Labels"
+_RESERVED = "version"
+_BLOCKING = ((references.IMAGES, "images"), (references.CONTENT, "blobs"), (references.CONTAINERS, "containers"))
+
+
+class Namespaces:
+    """Every namespace; the `NamespaceStore` of the metadata contract."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def create(self, name: str, labels: Mapping[str, str]) -> None:
+        """Raises AlreadyExists, InvalidArgument for a malformed name or label, Unknown for the name `version`."""
+        identifiers.validate(name)
+        label_rules.validate(labels, _WHERE)
+        _refuse_reserved(name)
+
+        def insert(db: Connection) -> None:
+            if _exists(db, name):
+                raise AlreadyExists(f'namespace "{name}"')
+            _put(db, name, label_rules.without_empty(labels))
+
+        await self._session.mutate(insert)
+
+    async def get(self, name: str) -> Namespace:
+        """Never fails for an unknown name."""
+        return Namespace(name, await self._session.read(lambda db: _labels(db, name)))
+
+    async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
+        """Raises InvalidArgument for a path other than `labels.<key>`."""
+        identifiers.validate(namespace.name)
+        _refuse_reserved(namespace.name)
+        for path in paths:
+            if not path.startswith("labels."):
+                raise InvalidArgument(f'cannot update "{path}" field')
+
+        def store(db: Connection) -> Namespace:
+            changed = label_rules.update(_labels(db, namespace.name), namespace.labels, list(paths) or ["labels"])
+            label_rules.validate(changed, _WHERE)
+            _put(db, namespace.name, changed)
+            return Namespace(namespace.name, changed)
+
+        return await self._session.mutate(store)
+
+    async def list(self) -> list[Namespace]:
+        """All, sorted by name."""
+
+        def query(db: Connection) -> list[Namespace]:
+            names = db.execute("SELECT name FROM namespaces ORDER BY name").fetchall()
+            return [Namespace(name, _labels(db, name)) for (name,) in names]
+
+        return await self._session.read(query)
+
+    async def delete(self, name: str) -> None:
+        """Raises NotFound, FailedPrecondition. Leases, sandboxes and ingests go with their namespace."""
+
+        def remove(db: Connection) -> None:
+            if not _exists(db, name):
+                raise NotFound(f'namespace "{name}"')
+            left = _left_in(db, name)
+            if left:
+                raise FailedPrecondition(f'namespace "{name}" must be empty, but it still has {", ".join(left)}')
+            db.execute("DELETE FROM namespaces WHERE name = ?", (name,))
+
+        self._session.dirty.add(references.CONTENT)
+        await self._session.mutate(remove, deletion=True)
+
+
+def _exists(db: Connection, name: str) -> bool:
+    return db.execute("SELECT 1 FROM namespaces WHERE name = ?", (name,)).fetchone() is not None
+
+
+def _labels(db: Connection, name: str) -> dict[str, str]:
+    rows = db.execute("SELECT key, value FROM namespace_labels WHERE namespace = ? ORDER BY key", (name,))
+    return dict(rows.fetchall())
+
+
+def _put(db: Connection, name: str, labels: Mapping[str, str]) -> None:
+    resources.ensure_namespace(db, name)
+    db.execute("DELETE FROM namespace_labels WHERE namespace = ?", (name,))
+    db.executemany(
+        "INSERT INTO namespace_labels (namespace, key, value) VALUES (?, ?, ?)",
+        [(name, key, value) for key, value in labels.items()],
+    )
+
+
+def _left_in(db: Connection, name: str) -> list[str]:
+    """The kinds of objects that keep a namespace from being deleted, in containerd's words and order."""
+    rows = db.execute("SELECT DISTINCT type FROM resources WHERE namespace = ? ORDER BY type", (name,)).fetchall()
+    types = [row[0] for row in rows]
+    snapshotters = [t.removeprefix(references.SNAPSHOTS) for t in types if t.startswith(references.SNAPSHOTS)]
+    return [
+        *(word for resource_type, word in _BLOCKING if resource_type in types),
+        *(f'snapshots on "{snapshotter}" snapshotter' for snapshotter in snapshotters),
+    ]
+
+
+def _refuse_reserved(name: str) -> None:
+    """containerd's database has a key of that name beside its namespaces; clients see the refusal."""
+    if name == _RESERVED:
+        raise Unknown("incompatible value")

@@ -1,0 +1,52 @@
+"""Registration of the metadata store.
+
+Its id is `bolt`, containerd's own, although it keeps its records in SQLite: the config table
+`[plugins."io.containerd.metadata.v1.bolt"]` and clients that look the plugin up mean the same here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+
+
+class Config(PluginConfig, frozen=True):
+    """Config of the metadata store."""
+
+    content_sharing_policy: Literal["shared", "isolated"] = "shared"
+    """Whether a namespace may have a blob of another one without sending its bytes."""
+    no_sync: bool = False
+    """Commits do not wait for the disk: faster, and a power failure loses what was acknowledged last."""
+
+
+async def init(context: InitContext[Config]) -> object:
+    """Open `<root>/meta.db` over the one content store and every loaded snapshotter."""
+    from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
+
+    path = context.root / "meta.db"
+    store = SqliteMetadataStore(
+        path,
+        content=context.get_single(kinds.CONTENT),
+        snapshotters=context.get_all(kinds.SNAPSHOTTER),
+        bus=context.bus,
+        policy=context.config.content_sharing_policy,
+        sync=not context.config.no_sync,
+    )
+    context.exports.update(path=str(path), policy=context.config.content_sharing_policy)
+    context.on_stop(store.aclose)
+    await store.open()
+    return store
+
+
+@hookimpl
+def register_plugins() -> list[Registration]:
+    return [
+        Registration(
+            kind=kinds.METADATA,
+            id="bolt",
+            config=Config,
+            requires=(kinds.CONTENT, kinds.SNAPSHOTTER, kinds.EVENT),
+            init=init,
+        )
+    ]

@@ -1,0 +1,147 @@
+"""Backends drop what no namespace knows (facts/core 10): blobs, ingests, and snapshots child-first."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import anyio
+
+from aiocontainerd.errors import ContainerdError, FailedPrecondition, NotFound, Unimplemented
+from aiocontainerd_metadata_sqlite import snapshot_rows
+from aiocontainerd_metadata_sqlite.content import NamespacedContent
+from aiocontainerd_metadata_sqlite.engine import Engine
+from aiocontainerd_metadata_sqlite.resources import Connection
+from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
+
+log = logging.getLogger(__name__)
+
+BACKEND_TIMEOUT_S = 60.0
+"""For one call of a backend."""
+_BATCH = 200
+
+
+async def prune_content(engine: Engine, content: NamespacedContent) -> None:
+    """Delete blob files that are in no namespace, abort ingests that are in none. Raises ContainerdError, TimeoutError.
+
+    A file is claimed before it is asked a last time whether a namespace knows it: no call can begin to count on it
+    between the answer and the deletion.
+    """
+    with anyio.fail_after(BACKEND_TIMEOUT_S):
+        digests = [info.digest async for info in content.backend.walk()]
+    for at in range(0, len(digests), _BATCH):
+        batch = digests[at : at + _BATCH]
+        unknown = await engine.read(lambda db, batch=batch: _unknown_blobs(db, batch))  # type: ignore[misc]  # mypy infers no lambda with a default
+        if unknown:
+            await _delete_blobs(engine, content, unknown)
+    await _abort_ingests(engine, content)
+
+
+async def prune_snapshots(engine: Engine, snapshotter: NamespacedSnapshotter) -> bool:
+    """Remove a backend's unknown snapshots and have it clean up; False if some must wait for another time."""
+    backend = snapshotter.backend
+    with anyio.fail_after(BACKEND_TIMEOUT_S):
+        parents = {info.name: info.parent async for info in backend.walk()}
+    busy = frozenset(snapshotter.in_progress)
+    known = await engine.read(lambda db: snapshot_rows.known_names(db, snapshotter.name))
+    complete = True
+    for key in doomed(parents, known, busy):
+        try:
+            with anyio.fail_after(BACKEND_TIMEOUT_S):
+                await backend.remove(key)
+        except NotFound:
+            continue
+        except FailedPrecondition as held:
+            log.info("snapshotter %s keeps snapshot %s for now: %s", snapshotter.name, key, held)
+            complete = False
+    await _clean_up(snapshotter)
+    return complete
+
+
+def doomed(parents: Mapping[str, str], known: Mapping[str, int], busy: Collection[str]) -> list[str]:
+    """The backend snapshots to remove, children before their parents; `parents` has every one, `known` the numbers.
+
+    A snapshot that has the number of a record whose own snapshot is missing is a commit that was cut short: it is
+    kept for as long as that record, so that the commit may be tried again.
+    """
+    waiting = {(_namespace(name), number) for name, number in known.items() if name not in parents}
+    garbage = {name for name in parents if name not in known and name not in busy and _numbered(name) not in waiting}
+    children: dict[str, list[str]] = {}
+    for name in sorted(parents):
+        children.setdefault(parents[name], []).append(name)
+    tops = sorted(name for name in garbage if parents[name] not in garbage)
+    return [name for top in tops for name in _children_first(top, children) if name in garbage]
+
+
+def _children_first(top: str, children: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """`top` and everything below it, each after its children; layers may be deeper than the call stack."""
+    order, stack = [], [top]
+    while stack:
+        name = stack.pop()
+        order.append(name)
+        stack.extend(children.get(name, ()))
+    return reversed(order)
+
+
+def _namespace(backend_key: str) -> str:
+    return backend_key.partition("/")[0]
+
+
+def _numbered(backend_key: str) -> tuple[str, int]:
+    namespace, _, rest = backend_key.partition("/")
+    number = rest.partition("/")[0]
+    return namespace, int(number) if number.isdecimal() else -1
+
+
+async def _clean_up(snapshotter: NamespacedSnapshotter) -> None:
+    try:
+        with anyio.fail_after(BACKEND_TIMEOUT_S):
+            await snapshotter.backend.cleanup()
+    except (Unimplemented, NotImplementedError):
+        log.debug("snapshotter %s has nothing to clean up", snapshotter.name)
+
+
+async def _delete_blobs(engine: Engine, content: NamespacedContent, unknown: Sequence[str]) -> None:
+    claimed = content.guard.claim(unknown)
+    try:
+        for digest in await engine.read(lambda db: _unknown_blobs(db, claimed)):
+            with anyio.fail_after(BACKEND_TIMEOUT_S):
+                await _forgiving_delete(content, digest)
+    finally:
+        content.guard.release(claimed)
+
+
+async def _forgiving_delete(content: NamespacedContent, digest: str) -> None:
+    try:
+        await content.backend.delete(digest)
+    except NotFound:
+        log.debug("blob %s is gone already", digest)
+
+
+async def _abort_ingests(engine: Engine, content: NamespacedContent) -> None:
+    """A row is made before its ingest, so an ingest listed before the rows were read has one, or is garbage."""
+    with anyio.fail_after(BACKEND_TIMEOUT_S):
+        present = [status.ref for status in await content.backend.statuses()]
+    if not present:
+        return
+    known = await engine.read(lambda db: {row[0] for row in db.execute("SELECT backend_ref FROM ingests")})
+    for ref in present:
+        if ref not in known:
+            await _forgiving_abort(content, ref)
+
+
+async def _forgiving_abort(content: NamespacedContent, ref: str) -> None:
+    try:
+        with anyio.fail_after(BACKEND_TIMEOUT_S):
+            await content.backend.abort(ref)
+    except ContainerdError as error:
+        log.debug("ingest %s is not aborted: %s", ref, error)
+
+
+def _unknown_blobs(db: Connection, digests: Sequence[str]) -> list[str]:
+    query = (
+        "SELECT j.value FROM json_each(?) j"
+        " WHERE NOT EXISTS (SELECT 1 FROM resources r WHERE r.type = 'content' AND r.key = j.value)"
+    )
+    return [row[0] for row in db.execute(query, (json.dumps(list(digests)),))]

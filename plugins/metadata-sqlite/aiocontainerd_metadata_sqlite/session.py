@@ -1,0 +1,113 @@
+"""What the stores of one database share: mutations and reads with the call's namespace and lease, events, pins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from aiocontainerd import context
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd_metadata_sqlite import resources
+from aiocontainerd_metadata_sqlite.engine import Engine
+from aiocontainerd_metadata_sqlite.references import MAX_NS, MIN_NS
+from aiocontainerd_metadata_sqlite.resources import Connection
+
+if TYPE_CHECKING:
+    import betterproto2
+
+    from aiocontainerd.events import EventBus
+
+T = TypeVar("T")
+_NUMBERS_AT_ONCE = 1000
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Whom a mutation is for: the namespace and lease (or "") of the current call."""
+
+    namespace: str
+    lease: str
+
+
+class Session:
+    """The engine with what belongs to every mutation."""
+
+    def __init__(self, engine: Engine, bus: EventBus) -> None:
+        self.engine = engine
+        self.pinned: Counter[tuple[str, str, str]] = Counter()
+        """Resources (namespace, type, key) that a call in progress works on; a sweep spares them."""
+        self.dirty: set[str] = set()
+        """Types whose backend may hold what no namespace knows: `content` and `snapshots/<snapshotter>`."""
+        self._bus = bus
+        self._callbacks: list[Callable[[bool], None]] = []
+        self._numbers: Iterator[int] = iter(())
+
+    def caller(self) -> Caller:
+        """The current call. Raises FailedPrecondition without a namespace, InvalidArgument for a malformed one."""
+        return Caller(context.namespace(), context.lease())
+
+    async def mutate(
+        self,
+        function: Callable[[Connection], T],
+        *,
+        deletion: bool = False,
+        then: Callable[[T], None] | None = None,
+    ) -> T:
+        """Commit `function`, then call `then(result)` and tell those who watch mutations."""
+
+        def committed(result: T) -> None:
+            if then is not None:
+                then(result)
+            for callback in self._callbacks:
+                callback(deletion)
+
+        return await self.engine.write(function, then=committed)
+
+    async def read(self, function: Callable[[Connection], T]) -> T:
+        """Run a query in a snapshot that contains everything acknowledged."""
+        return await self.engine.read(function)
+
+    def on_mutation(self, callback: Callable[[bool], None]) -> None:
+        """See `MetadataStore.on_mutation`."""
+        self._callbacks.append(callback)
+
+    def publish(self, topic: str, message: betterproto2.Message, namespace: str) -> None:
+        """Publish an event of a committed change."""
+        self._bus.publish(topic, message, namespace=namespace)
+
+    async def next_number(self) -> int:
+        """A number that no backend name of this database ever had; most cost no write."""
+        number = next(self._numbers, None)
+        while number is None:
+            first = await self.engine.write(lambda db: resources.reserve_numbers(db, "backend", _NUMBERS_AT_ONCE))
+            self._numbers = iter(range(first, first + _NUMBERS_AT_ONCE))
+            number = next(self._numbers, None)
+        return number
+
+    @contextmanager
+    def pin(self, *names: tuple[str, str, str]) -> Iterator[None]:
+        """Keep resources from being swept while the block runs."""
+        self.pinned.update(names)
+        try:
+            yield
+        finally:
+            self.unpin(names)
+
+    def unpin(self, names: Sequence[tuple[str, str, str]]) -> None:
+        """Undo one pin of each of `names`."""
+        self.pinned.subtract(names)
+        for name in names:
+            if self.pinned[name] <= 0:
+                del self.pinned[name]
+
+
+def epoch_or(epoch_ns: int | None, now_ns: int) -> int:
+    """The time to record. Raises InvalidArgument for a source date epoch that 64 bits of nanoseconds cannot hold."""
+    if epoch_ns is None:
+        return now_ns
+    if not MIN_NS <= epoch_ns <= MAX_NS:
+        raise InvalidArgument(f"source date epoch {epoch_ns} ns is out of range")
+    return epoch_ns

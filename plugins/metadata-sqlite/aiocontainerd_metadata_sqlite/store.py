@@ -1,0 +1,152 @@
+"""The metadata store: every record of every namespace, over one content store and any number of snapshotters."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.interfaces.content import ContentStore
+from aiocontainerd.interfaces.metadata import Collected
+from aiocontainerd.interfaces.snapshotter import Snapshotter
+from aiocontainerd_metadata_sqlite import images, prune, snapshots
+from aiocontainerd_metadata_sqlite.collect import Sweeper, Swept
+from aiocontainerd_metadata_sqlite.containers import Containers
+from aiocontainerd_metadata_sqlite.content import NamespacedContent, Policy
+from aiocontainerd_metadata_sqlite.engine import Engine, Statistics
+from aiocontainerd_metadata_sqlite.images import Images
+from aiocontainerd_metadata_sqlite.leases import Leases
+from aiocontainerd_metadata_sqlite.namespaces import Namespaces
+from aiocontainerd_metadata_sqlite.references import CONTENT, IMAGES, INGESTS, SNAPSHOTS
+from aiocontainerd_metadata_sqlite.session import Session
+from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
+
+if TYPE_CHECKING:
+    from aiocontainerd.events import EventBus
+
+log = logging.getLogger(__name__)
+
+
+class SqliteMetadataStore:
+    """See `aiocontainerd.interfaces.metadata.MetadataStore`. Open with `open`, close with `aclose`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        content: ContentStore,
+        snapshotters: Mapping[str, Snapshotter],
+        bus: EventBus,
+        policy: Policy = "shared",
+        sync: bool = True,
+    ) -> None:
+        self.engine = Engine(path, sync=sync)
+        self._session = Session(self.engine, bus)
+        self._sweeper = Sweeper(self.engine, self._session.pinned)
+        self._namespaces = Namespaces(self._session)
+        self._containers = Containers(self._session)
+        self._images = Images(self._session)
+        self._leases = Leases(self._session)
+        self._content = NamespacedContent(self._session, content, policy)
+        self._snapshotters = {
+            name: NamespacedSnapshotter(self._session, name, backend) for name, backend in snapshotters.items()
+        }
+        self._session.dirty.update((CONTENT, *(SNAPSHOTS + name for name in snapshotters)))
+
+    def __repr__(self) -> str:
+        return f"<SqliteMetadataStore {self.engine!r}, dirty: {sorted(self._session.dirty)}>"
+
+    async def open(self) -> None:
+        """Open the database. Whatever an earlier run left in the backends is looked at by the first collection."""
+        await self.engine.open()
+
+    async def aclose(self) -> None:
+        """Finish what was handed in and close the database."""
+        await self.engine.aclose()
+
+    def statistics(self) -> Statistics:
+        """Counters of the engine."""
+        return self.engine.statistics()
+
+    @property
+    def namespaces(self) -> Namespaces:
+        return self._namespaces
+
+    @property
+    def containers(self) -> Containers:
+        return self._containers
+
+    @property
+    def images(self) -> Images:
+        return self._images
+
+    @property
+    def leases(self) -> Leases:
+        return self._leases
+
+    @property
+    def content(self) -> NamespacedContent:
+        return self._content
+
+    def snapshotter(self, name: str) -> NamespacedSnapshotter:
+        """Raises InvalidArgument for no name and for one that is not loaded (facts/core 6)."""
+        if not name:
+            raise InvalidArgument("snapshotter argument missing")
+        found = self._snapshotters.get(name)
+        if found is None:
+            raise InvalidArgument(f"snapshotter not loaded: {name}")
+        return found
+
+    @property
+    def snapshotters(self) -> Sequence[str]:
+        return sorted(self._snapshotters)
+
+    def on_mutation(self, callback: Callable[[bool], None]) -> None:
+        """Call `callback(deletion)` after every committed change that a client made; collections do not count."""
+        self._session.on_mutation(callback)
+
+    async def collect(self) -> Collected:
+        """Sweep records, then let every dirty backend drop what no namespace knows.
+
+        Raises what the database raises. A backend that fails is logged and stays dirty.
+        """
+        started = time.monotonic()
+        removed = await self._sweeper.run(self._swept)
+        async with anyio.create_task_group() as group:
+            for resource_type in sorted(self._session.dirty):
+                group.start_soon(self._prune, resource_type)
+        return Collected(removed=removed, duration_s=time.monotonic() - started)
+
+    def _swept(self, batch: Sequence[Swept]) -> None:
+        for record in batch:
+            if record.type == IMAGES:
+                images.publish_deleted(self._session, record.key, record.namespace)
+            elif record.type in (CONTENT, INGESTS):
+                self._session.dirty.add(CONTENT)
+            elif record.type.startswith(SNAPSHOTS):
+                self._session.dirty.add(record.type)
+                name = record.type.removeprefix(SNAPSHOTS)
+                snapshots.publish_removed(self._session, name, record.key, record.namespace)
+
+    async def _prune(self, resource_type: str) -> None:
+        """What becomes dirty meanwhile stays so."""
+        self._session.dirty.discard(resource_type)
+        try:
+            complete = await self._prune_backend(resource_type)
+        except Exception as error:  # noqa: BLE001 - the edge of a task: one backend's failure is its own
+            log.warning("cannot prune the backend of %s, will try again: %s", resource_type, error or type(error))
+            complete = False
+        if not complete:
+            self._session.dirty.add(resource_type)
+
+    async def _prune_backend(self, resource_type: str) -> bool:
+        if resource_type == CONTENT:
+            await prune.prune_content(self.engine, self._content)
+            return True
+        found = self._snapshotters.get(resource_type.removeprefix(SNAPSHOTS))
+        return found is None or await prune.prune_snapshots(self.engine, found)
