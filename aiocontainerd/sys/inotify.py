@@ -6,7 +6,6 @@ import ctypes
 import os
 
 IN_MODIFY = 0x2
-IN_IGNORED = 0x8000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
