@@ -5,7 +5,7 @@
         async def mounts_of(self, layer, parents): return [Mount("bind", self.path(layer.id), options=("rbind", "rw"))]
         async def usage_of(self, layer): return await usage_of_tree(self.path(layer.id))
         async def discard(self, layer_id): await remove_tree(self.path(layer_id))
-        async def stored(self): return os.listdir(self.layers)
+        async def stored(self): return await names_in(self.layers)
 
 Order of work. Files are made before their record is written and deleted after it is gone, so a crash between any two
 steps leaves the tree of keys as it was before or as it is after, and at worst files without a record: `cleanup` finds
@@ -18,11 +18,13 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from aiocontainerd import labels as label_rules
@@ -100,7 +102,7 @@ class SnapshotterBase:
     async def start(self) -> None:
         """Make the root (0700) and read the records. Raises FailedPrecondition where they cannot be used."""
         for directory in (self.root, self.layers):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await anyio.to_thread.run_sync(partial(directory.mkdir, mode=0o700, parents=True, exist_ok=True))
         self._tree = Tree(*await self._store.load())
         self._tree.skip_ids(await self.stored())
 

@@ -1,4 +1,4 @@
-"""Measuring and removing trees of files, off the event loop."""
+"""Making, listing, measuring and removing trees of files, off the event loop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ import anyio.to_thread
 from aiocontainerd.interfaces.snapshotter import Usage
 
 _BLOCK_BYTES = 512
+
+
+async def make_directory(path: str, mode: int) -> None:
+    """Make one directory with exactly this mode, whatever the umask is. Raises OSError naming it."""
+    await anyio.to_thread.run_sync(make_directory_now, path, mode)
+
+
+def make_directory_now(path: str, mode: int) -> None:
+    """`make_directory`, in the calling thread."""
+    os.mkdir(path, mode)
+    os.chmod(path, mode)
+
+
+async def names_in(directory: str | os.PathLike[str]) -> list[str]:
+    """Names of what a directory holds."""
+    return await anyio.to_thread.run_sync(os.listdir, directory)
 
 
 async def usage_of_tree(path: str | os.PathLike[str]) -> Usage:

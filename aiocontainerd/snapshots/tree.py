@@ -86,7 +86,7 @@ class Tree:
         if layer is None:
             raise NotFound(f"parent snapshot {key} does not exist")
         if layer.kind != Kind.COMMITTED:
-            raise InvalidArgument(f'parent "{key}" is not committed snapshot')
+            raise InvalidArgument(f'failed to create snapshot: parent "{key}" is not committed snapshot')
         return layer
 
     def parents(self, layer: Layer) -> list[Layer]:
@@ -101,14 +101,14 @@ class Tree:
         """The active or view layer of a key. Raises NotFound or FailedPrecondition."""
         layer = self.get(key)
         if layer.kind == Kind.COMMITTED:
-            raise FailedPrecondition(f"requested snapshot {key} not active or view")
+            raise FailedPrecondition(f"failed to get active mount: requested snapshot {key} not active or view")
         return layer
 
     def active(self, key: str) -> Layer:
         """The active layer of a key. Raises NotFound or FailedPrecondition."""
         layer = self.get(key)
         if not layer.is_active:
-            raise FailedPrecondition(f"snapshot {key} is not active")
+            raise FailedPrecondition(f'failed to commit snapshot: snapshot "{key}" is not active')
         return layer
 
     def childless(self, key: str) -> Layer:

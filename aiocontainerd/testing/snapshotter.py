@@ -1,8 +1,9 @@
 """Contract of snapshotters (interfaces/snapshotter.py), for a backend and for a namespace's view of one alike.
 
 Subclass `SnapshotterContract` in a test module and give it a fixture `open_snapshotter` of type `OpenSnapshotter`: it
-opens a snapshotter on a directory, again and again. The tests that mount need root and are marked so. Set `can_rebase`
-where commits may give a snapshot a parent.
+opens a snapshotter on a directory, again and again. It mounts, so it needs root and is marked so;
+`SnapshotterRecordsContract` is the part of it that doesn't. Set `can_rebase` where a commit may name a
+parent.
 """
 
 from __future__ import annotations
@@ -72,19 +73,13 @@ async def read(mounts: Sequence[Mount], temp: Path) -> dict[str, str]:
 
 
 @pytest.mark.anyio
-class SnapshotterContract:
-    """What every snapshotter must do. See the module."""
-
-    can_rebase: ClassVar[bool] = False
+class SnapshotterRecordsContract:
+    """What every snapshotter must do with keys, parents, labels; mounts nothing. See the module."""
 
     @pytest.fixture
     async def snapshotter(self, open_snapshotter: OpenSnapshotter, tmp_path: Path) -> AsyncIterator[Snapshotter]:
         async with open_snapshotter(tmp_path / "root") as opened:
             yield opened
-
-    @pytest.fixture
-    def temp(self, tmp_path: Path) -> Path:
-        return tmp_path / "tmp"
 
     # Life cycle.
 
@@ -232,17 +227,6 @@ class SnapshotterContract:
         await snapshotter.view("v", await chain(snapshotter, "c"))
         assert await snapshotter.usage("v") == Usage()
 
-    @pytest.mark.root
-    async def test_usage_counts_what_was_written(self, snapshotter: Snapshotter, temp: Path) -> None:
-        mounts = await snapshotter.prepare("a")
-        before = await snapshotter.usage("a")
-        await write(mounts, temp, {"dir/one": "x" * 50_000})
-        used = await snapshotter.usage("a")
-        assert used.size - before.size >= 50_000
-        assert used.inodes == before.inodes + 2
-        await snapshotter.commit("c", "a")
-        assert await snapshotter.usage("c") == used
-
     # Concurrency and crashes.
 
     async def test_one_of_many_calls_gets_the_key(self, snapshotter: Snapshotter) -> None:
@@ -295,9 +279,27 @@ class SnapshotterContract:
             await second.commit("three", "a")
             await second.prepare("b", "three")
 
-    # Files.
 
-    @pytest.mark.root
+@pytest.mark.root
+class SnapshotterContract(SnapshotterRecordsContract):
+    """What every snapshotter must do, files seen through its mounts included. See the module."""
+
+    can_rebase: ClassVar[bool] = False
+
+    @pytest.fixture
+    def temp(self, tmp_path: Path) -> Path:
+        return tmp_path / "tmp"
+
+    async def test_usage_counts_what_was_written(self, snapshotter: Snapshotter, temp: Path) -> None:
+        mounts = await snapshotter.prepare("a")
+        before = await snapshotter.usage("a")
+        await write(mounts, temp, {"dir/one": "x" * 50_000})
+        used = await snapshotter.usage("a")
+        assert used.size - before.size >= 50_000
+        assert used.inodes == before.inodes + 2
+        await snapshotter.commit("c", "a")
+        assert await snapshotter.usage("c") == used
+
     async def test_child_starts_as_its_parent_and_changes_alone(self, snapshotter: Snapshotter, temp: Path) -> None:
         await write(await snapshotter.prepare("a1"), temp, {"kept": "1", "changed": "1", "gone": "1"})
         await snapshotter.commit("c1", "a1")
@@ -309,7 +311,6 @@ class SnapshotterContract:
         assert await read(await snapshotter.view("v2", "c2"), temp) == {"kept": "1", "changed": "2", "new": "2"}
         assert mounts_under(str(temp)) == []
 
-    @pytest.mark.root
     async def test_removed_directory_made_again_is_empty(self, snapshotter: Snapshotter, temp: Path) -> None:
         await write(await snapshotter.prepare("a1"), temp, {"d/old": "1", "e": "1"})
         await snapshotter.commit("c1", "a1")
@@ -319,7 +320,6 @@ class SnapshotterContract:
         await snapshotter.commit("c2", "a2")
         assert await read(await snapshotter.prepare("a3", "c2"), temp) == {"d/new": "2", "e": "1"}
 
-    @pytest.mark.root
     async def test_siblings_do_not_see_each_other(self, snapshotter: Snapshotter, temp: Path) -> None:
         parent = await chain(snapshotter, "c")
         for name in ("a", "b"):
@@ -327,7 +327,6 @@ class SnapshotterContract:
         assert await read(await snapshotter.mounts("a"), temp) == {"a": "a"}
         assert await read(await snapshotter.mounts("b"), temp) == {"b": "b"}
 
-    @pytest.mark.root
     async def test_view_cannot_be_written(self, snapshotter: Snapshotter, temp: Path) -> None:
         await chain(snapshotter, "one", "two")
         for number, parent in enumerate(("", "one", "two")):
@@ -335,7 +334,6 @@ class SnapshotterContract:
             with pytest.raises(OSError, match="Read-only"):
                 await write(mounts, temp, {"file": "x"})
 
-    @pytest.mark.root
     async def test_owner_mode_links_and_devices_are_kept(self, snapshotter: Snapshotter, temp: Path) -> None:
         async with temp_mount(await snapshotter.prepare("a1"), temp) as directory:
             path = Path(directory, "file")
@@ -359,7 +357,6 @@ class SnapshotterContract:
             assert os.readlink(f"{directory}/dangling") == "nowhere"
             assert (os.stat(directory).st_uid, os.stat(directory).st_gid) == (3000, 4000)
 
-    @pytest.mark.root
     async def test_commit_with_a_parent_rebases_or_is_unimplemented(self, snapshotter: Snapshotter, temp: Path) -> None:
         if not self.can_rebase:
             await chain(snapshotter, "c1")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 
 import anyio
 
 from aiocontainerd.interfaces.snapshotter import Kind, Usage
 from aiocontainerd.snapshots.base import SnapshotterBase
-from aiocontainerd.snapshots.disk import remove_tree, usage_of_tree
+from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
 from aiocontainerd.snapshots.layer import Layer
 from aiocontainerd.sys.mount import Mount
 
@@ -25,8 +24,7 @@ class NativeSnapshotter(SnapshotterBase):
 
     async def make(self, layer: Layer, parents: Sequence[Layer]) -> None:
         directory = self.path(layer.id)
-        os.mkdir(directory)
-        os.chmod(directory, 0o755)  # noqa: S103 - the root directory of a container; the daemon's own above it is 0700
+        await make_directory(directory, 0o755)
         if parents and layer.is_active:
             await copy_tree(self.path(parents[0].id), directory)
 
@@ -41,7 +39,7 @@ class NativeSnapshotter(SnapshotterBase):
         await remove_tree(self.path(layer_id))
 
     async def stored(self) -> Iterable[str]:
-        return os.listdir(self.layers)
+        return await names_in(self.layers)
 
 
 async def copy_tree(source: str, target: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from aiocontainerd.interfaces.snapshotter import Usage
 from aiocontainerd.snapshots.base import SnapshotterBase
-from aiocontainerd.snapshots.disk import remove_tree, usage_of_tree
+from aiocontainerd.snapshots.disk import make_directory_now, names_in, remove_tree, usage_of_tree
 from aiocontainerd.snapshots.layer import Layer
 from aiocontainerd.sys import idmap
 from aiocontainerd.sys.mount import Mount
@@ -48,8 +48,8 @@ class OverlaySnapshotter(SnapshotterBase):
 
     def _make_directories(self, layer: Layer, parents: Sequence[Layer]) -> None:
         upper = self.upper(layer)
-        _mkdir(self.path(layer.id), 0o700)
-        _mkdir(upper, 0o755)
+        make_directory_now(self.path(layer.id), 0o700)
+        make_directory_now(upper, 0o755)
         owner = _mapped_root(layer.labels)
         if owner is None and parents:
             status = os.stat(self.upper(parents[0]))
@@ -57,7 +57,7 @@ class OverlaySnapshotter(SnapshotterBase):
         if owner is not None:
             os.chown(upper, *owner)
         if layer.is_active:
-            _mkdir(self.path(layer.id, "work"), 0o711)
+            make_directory_now(self.path(layer.id, "work"), 0o711)
 
     async def mounts_of(self, layer: Layer, parents: Sequence[Layer]) -> list[Mount]:
         mapping = self._mapping_options(layer)
@@ -77,7 +77,7 @@ class OverlaySnapshotter(SnapshotterBase):
         await remove_tree(self.path(layer_id))
 
     async def stored(self) -> Iterable[str]:
-        return os.listdir(self.layers)
+        return await names_in(self.layers)
 
     def labels_of(self, layer: Layer) -> Mapping[str, str]:
         return {UPPER_LABEL: self.upper(layer)} if self.settings.upper_label else {}
@@ -100,8 +100,3 @@ def _bind(source: str, mapping: tuple[str, ...], access: str) -> Mount:
 def _mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
     uids, gids = labels.get(UID_MAPPING_LABEL, ""), labels.get(GID_MAPPING_LABEL, "")
     return idmap.root_pair(uids, gids) if uids and gids else None
-
-
-def _mkdir(path: str, mode: int) -> None:
-    os.mkdir(path, mode)
-    os.chmod(path, mode)  # whatever the umask is
