@@ -1,0 +1,1 @@
+"""The garbage collection scheduler: when to collect (facts/core 10)."""

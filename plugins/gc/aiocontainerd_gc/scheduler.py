@@ -1,0 +1,149 @@
+"""The scheduler: one task that sleeps until something changes, and collects when that is due.
+
+While nothing changes nothing runs: no timer is armed after a collection until the next change is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import anyio
+import msgspec
+
+from aiocontainerd.errors import Unknown
+from aiocontainerd.interfaces.metadata import Collected
+from aiocontainerd_gc import plan
+from aiocontainerd_gc.plan import Changes, Thresholds
+
+log = logging.getLogger(__name__)
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since the start, and what happened since the last collection."""
+
+    collections: int
+    failures: int
+    mutations: int
+    deletions: int
+    waiting: int
+    average_s: float
+
+
+class Scheduler:
+    """See `aiocontainerd.interfaces.gc.GCScheduler`. `note` is for `MetadataStore.on_mutation`, `run` for a task."""
+
+    def __init__(
+        self, collect: Callable[[], Awaitable[Collected]], thresholds: Thresholds, *, startup_delay_s: float = 0.0
+    ) -> None:
+        self._collect = collect
+        self._thresholds = msgspec.structs.replace(thresholds, pause=plan.clamped_pause(thresholds.pause))
+        self._startup_delay_s = startup_delay_s
+        self._changes = Changes()
+        self._waiters: list[asyncio.Future[Collected]] = []
+        self._due, self._hurry = anyio.Event(), anyio.Event()
+        self._interval_s = plan.FIRST_INTERVAL_S
+        self._spent_s = 0.0
+        self._collections = self._failures = 0
+        self._stopped = False
+
+    def __repr__(self) -> str:
+        return f"<Scheduler every {self._interval_s:g}s {self.statistics()}>"
+
+    def statistics(self) -> Statistics:
+        """What was done, and what is pending."""
+        return Statistics(
+            collections=self._collections,
+            failures=self._failures,
+            mutations=self._changes.mutations,
+            deletions=self._changes.deletions,
+            waiting=len(self._waiters),
+            average_s=self._spent_s / max(self._collections, 1),
+        )
+
+    def note(self, deletion: bool) -> None:
+        """Count a committed change; wakes the scheduler for the first one that matters."""
+        self._changes.note(deletion)
+        if plan.is_due(self._changes, self._thresholds):
+            self._due.set()
+        if plan.is_urgent(self._changes, self._thresholds):
+            self._hurry.set()
+
+    async def schedule_and_wait(self) -> Collected:
+        """Have one collection begin after this call and wait for it; calls that wait together share one.
+
+        Raises Unknown `gc failed`.
+        """
+        if self._stopped:
+            raise Unknown("gc failed")
+        waiter: asyncio.Future[Collected] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._due.set()
+        self._hurry.set()
+        try:
+            return await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    async def run(self) -> None:
+        """Collect once after the start-up delay, then whenever due, until cancelled."""
+        try:
+            await self._sleep_unless_hurried(self._startup_delay_s)
+            await self._collect_once()
+            while True:
+                await self._due.wait()
+                await self._sleep_unless_hurried(self._interval_s)
+                await self._collect_once()
+        finally:
+            self._stopped = True
+            waiters, self._waiters = self._waiters, []
+            _settle(waiters, Unknown("gc failed"))
+
+    async def _sleep_unless_hurried(self, seconds: float) -> None:
+        """One who waits, or enough deletions, shorten the sleep to the schedule delay."""
+        with anyio.move_on_after(seconds):
+            await self._hurry.wait()
+            await anyio.sleep(self._thresholds.delay_s)
+
+    async def _collect_once(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        changes, self._changes = self._changes, Changes()
+        self._due, self._hurry = anyio.Event(), anyio.Event()
+        try:
+            collected = await self._collect()
+        except Exception:
+            log.exception("garbage collection failed, will try again")
+            self._failed(changes)
+            _settle(waiters, Unknown("gc failed"))
+        except BaseException:
+            self._waiters = waiters + self._waiters
+            raise
+        else:
+            self._succeeded(collected)
+            _settle(waiters, collected)
+
+    def _failed(self, changes: Changes) -> None:
+        """What the collection was for is still to do."""
+        self._failures += 1
+        self._changes.add(changes)
+        if plan.is_due(self._changes, self._thresholds):
+            self._due.set()
+
+    def _succeeded(self, collected: Collected) -> None:
+        self._collections += 1
+        self._spent_s += collected.duration_s
+        self._interval_s = plan.interval_s(self._spent_s / self._collections, self._thresholds.pause)
+        if collected.removed:
+            log.info("garbage collected in %.3fs: %s", collected.duration_s, dict(collected.removed))
+
+
+def _settle(waiters: list[asyncio.Future[Collected]], outcome: Collected | Unknown) -> None:
+    for waiter in waiters:
+        if waiter.done():
+            continue
+        if isinstance(outcome, Unknown):
+            waiter.set_exception(outcome)
+        else:
+            waiter.set_result(outcome)
