@@ -45,7 +45,7 @@ async def write_stream(
         raise Unknown("EOF")
     if not request.ref:
         raise InvalidArgument("first message must have a reference")
-    writer = await store.writer(request.ref, total=request.total, expected=request.expected)
+    writer = await store.writer(request.ref, total=max(request.total, 0), expected=request.expected)
     try:
         session = _Session(store, request.ref, writer, total=request.total, expected=request.expected)
         response = await session.step(request)

@@ -1,0 +1,294 @@
+"""The logic of tasks: records and runtime brought together (facts/runtime 4.2, 4.7)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import msgspec
+
+from aiocontainerd import context, identifiers, timestamps
+from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
+from aiocontainerd.filters import compile_filters
+from aiocontainerd.interfaces.metadata import Container, MetadataStore
+from aiocontainerd.interfaces.runtime import (
+    IO,
+    CreateOptions,
+    ExecOptions,
+    Exit,
+    Process,
+    ProcessInfo,
+    ProcessState,
+    Status,
+    Task,
+    TaskRuntime,
+)
+from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.sys.mount import Mount
+from aiocontainerd.typeurl import Any, unmarshal
+from aiocontainerd_services import tasks_checkpoint
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class CreateTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks for: see `CreateOptions`; `runtime_path` replaces the runtime of the container's record."""
+
+    container_id: str
+    rootfs: Sequence[Mount] = ()
+    io: IO = IO()
+    checkpoint: Descriptor | None = None
+    options: Any | None = None
+    runtime_path: str = ""
+    task_api_address: str = ""
+    task_api_version: int = 0
+
+
+class TaskMetrics(msgspec.Struct, frozen=True):
+    """The metrics of one task at one time."""
+
+    id: str
+    timestamp_ns: int
+    data: Any
+
+
+class TasksService:
+    """Tasks of the current namespace. `checkpoints` is a directory for checkpoints on their way."""
+
+    def __init__(self, metadata: MetadataStore, runtime: TaskRuntime, checkpoints: Path) -> None:
+        self._metadata = metadata
+        self._runtime = runtime
+        self._checkpoints = checkpoints
+
+    async def create(self, request: CreateTask) -> Task:
+        """Create a task. Raises NotFound without a container record, AlreadyExists where it has a task."""
+        container = await self._metadata.containers.get(request.container_id)
+        restore = _restore_path(container.runtime_name, request.options)
+        await self._refuse_existing(container.id)
+        if not restore and request.checkpoint is not None:
+            restore = str(self._checkpoint_of(container.id))
+            await tasks_checkpoint.unpack(self._metadata.content, request.checkpoint, Path(restore))
+        try:
+            return await self._runtime.create(container.id, _create_options(container, request, restore))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._drop_checkpoint(container.id)
+            raise
+
+    async def _refuse_existing(self, container_id: str) -> None:
+        try:
+            await self._runtime.get(container_id)
+        except NotFound:
+            return
+        raise AlreadyExists(f"task {container_id}")
+
+    async def start(self, container_id: str, exec_id: str = "") -> int:
+        """Run a process; returns its pid."""
+        process = await self._process(container_id, exec_id)
+        pid = await process.start()
+        if not exec_id:
+            await self._drop_checkpoint(container_id)
+        return pid
+
+    async def delete(self, container_id: str) -> Exit:
+        """End a task that has exited or was never started."""
+        task = await self._task(container_id)
+        ended = await task.delete()
+        await self._drop_checkpoint(container_id)
+        return ended
+
+    async def delete_process(self, container_id: str, exec_id: str) -> Exit:
+        """Forget an exec that has exited."""
+        _require_exec_id(exec_id)
+        return await (await self._process(container_id, exec_id)).delete()
+
+    async def get(self, container_id: str, exec_id: str = "") -> ProcessState:
+        """A process as its shim sees it now."""
+        return await (await self._process(container_id, exec_id)).state()
+
+    async def list(self) -> list[ProcessState]:
+        """Every task, asked all at once; one that does not answer has an unknown status, one that is gone is left out.
+
+        (facts/runtime 4.2)
+        """
+        found = await _at_once(_listed, await self._runtime.list())
+        return [state for state in found if state is not None]
+
+    async def kill(self, container_id: str, exec_id: str, signal: int, *, all_processes: bool) -> None:
+        """Send a signal to a process, or to all of a container."""
+        await (await self._process(container_id, exec_id)).kill(signal, all_processes=all_processes)
+
+    async def exec(self, container_id: str, exec_id: str, options: ExecOptions) -> None:
+        """Add an exec. Raises InvalidArgument for a bad id, AlreadyExists for one that is taken."""
+        _require_exec_id(exec_id)
+        await (await self._task(container_id)).exec(exec_id, options)
+
+    async def resize_pty(self, container_id: str, exec_id: str, width: int, height: int) -> None:
+        """Set the size of a process's terminal."""
+        await (await self._process(container_id, exec_id)).resize_pty(width, height)
+
+    async def close_io(self, container_id: str, exec_id: str, *, stdin: bool) -> None:
+        """Close a process's stdin, where the client asks for that."""
+        process = await self._process(container_id, exec_id)
+        if stdin:
+            await process.close_io()
+
+    async def pause(self, container_id: str) -> None:
+        """Freeze every process."""
+        await (await self._task(container_id)).pause()
+
+    async def resume(self, container_id: str) -> None:
+        """Thaw every process."""
+        await (await self._task(container_id)).resume()
+
+    async def pids(self, container_id: str) -> Sequence[ProcessInfo]:
+        """Every process of the container."""
+        return await (await self._task(container_id)).pids()
+
+    async def update(self, container_id: str, resources: Any | None, annotations: Mapping[str, str]) -> None:
+        """Change resource limits."""
+        await (await self._task(container_id)).update(resources, annotations)
+
+    async def wait(self, container_id: str, exec_id: str = "") -> Exit:
+        """Wait for a process's exit."""
+        return await (await self._process(container_id, exec_id)).wait()
+
+    async def metrics(self, filters: Sequence[str] = ()) -> Sequence[TaskMetrics]:
+        """Metrics of the tasks that a filter on `id` or `namespace` matches; those that don't answer are left out."""
+        wanted = compile_filters(filters)
+        tasks = [task for task in await self._runtime.list() if wanted.matches(_fields(task))]
+        found = await _at_once(_measured, tasks)
+        return [metrics for metrics in found if metrics is not None]
+
+    async def checkpoint(self, container_id: str, options: Any | None) -> Sequence[Descriptor]:
+        """Write a checkpoint: into the `image_path` of the options, else into the content store.
+
+        Returns the descriptors of the CRIU images and of the spec in the latter case.
+        """
+        container = await self._metadata.containers.get(container_id)
+        task = await self._runtime.get(container_id)
+        image_path = _image_path(container.runtime_name, options)
+        if image_path:
+            await task.checkpoint(image_path, options)
+            return []
+        directory = self._checkpoint_of(container_id, "out")
+        await anyio.to_thread.run_sync(_make_private, directory)
+        try:
+            await task.checkpoint(str(directory), options)
+            return await tasks_checkpoint.store(self._metadata.content, directory, container.spec)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await tasks_checkpoint.remove(directory)
+
+    async def _task(self, container_id: str) -> Task:
+        container = await self._metadata.containers.get(container_id)
+        return await self._runtime.get(container.id)
+
+    async def _process(self, container_id: str, exec_id: str) -> Process:
+        return (await self._task(container_id)).process(exec_id)
+
+    def _checkpoint_of(self, container_id: str, kind: str = "in") -> Path:
+        identifiers.validate(container_id)
+        return self._checkpoints / f"{context.namespace()}-{container_id}-{kind}"
+
+    async def _drop_checkpoint(self, container_id: str) -> None:
+        directory = self._checkpoint_of(container_id)
+        if directory.exists():
+            await tasks_checkpoint.remove(directory)
+
+
+def _create_options(container: Container, request: CreateTask, checkpoint: str) -> CreateOptions:
+    return CreateOptions(
+        runtime=request.runtime_path or container.runtime_name,
+        spec=container.spec,
+        io=request.io,
+        rootfs=request.rootfs,
+        checkpoint=checkpoint,
+        options=request.options,
+        runtime_options=container.runtime_options,
+        sandbox_id=container.sandbox_id,
+        task_api_address=request.task_api_address,
+        task_api_version=request.task_api_version,
+    )
+
+
+def _require_exec_id(exec_id: str) -> None:
+    if not exec_id:
+        raise InvalidArgument("exec id cannot be empty")
+
+
+def _restore_path(runtime: str, options: Any | None) -> str:
+    from aiocontainerd import api
+
+    found = _runc_options(runtime, options, api.runc.Options, "create")
+    return found.criu_image_path if found is not None else ""
+
+
+def _image_path(runtime: str, options: Any | None) -> str:
+    from aiocontainerd import api
+
+    found = _runc_options(runtime, options, api.runc.CheckpointOptions, "checkpoint")
+    return found.image_path if found is not None else ""
+
+
+def _runc_options(runtime: str, options: Any | None, kind: type[T], verb: str) -> T | None:
+    """Options of the one runtime whose options the daemon knows; None where there are none to look at."""
+    if options is None or not (options.type_url or options.value):
+        return None
+    if runtime.split(".")[:3] != ["io", "containerd", "runc"]:
+        return None
+    try:
+        found = unmarshal(options)
+    except NotFound as unknown:
+        raise Unknown(f"invalid task {verb} option for {runtime}") from unknown
+    if not isinstance(found, kind):
+        raise Unknown(f"invalid task {verb} option for {runtime}")
+    return found
+
+
+def _fields(task: Task) -> Callable[[tuple[str, ...]], str | None]:
+    values = {"id": task.id, "namespace": task.namespace}
+    return lambda path: values.get(path[0])
+
+
+async def _at_once(function: Callable[[Task], Awaitable[T]], tasks: Sequence[Task]) -> Sequence[T]:
+    """`function` of every task, concurrently, in the order of the tasks. It must not raise."""
+    results: dict[int, T] = {}
+
+    async def one(index: int, task: Task) -> None:
+        results[index] = await function(task)
+
+    async with anyio.create_task_group() as group:
+        for index, task in enumerate(tasks):
+            group.start_soon(one, index, task)
+    return [results[index] for index in range(len(tasks))]
+
+
+async def _listed(task: Task) -> ProcessState | None:
+    try:
+        return await task.state()
+    except NotFound:
+        return None
+    except ContainerdError as error:
+        log.error("state of task %s/%s: %s", task.namespace, task.id, error.message)
+        return ProcessState(id=task.id, pid=task.pid, status=Status.UNKNOWN)
+
+
+async def _measured(task: Task) -> TaskMetrics | None:
+    collected_ns = timestamps.now_ns()
+    try:
+        return TaskMetrics(task.id, collected_ns, await task.stats())
+    except NotFound:
+        return None
+    except ContainerdError as error:
+        log.error("metrics of task %s/%s: %s", task.namespace, task.id, error.message)
+        return None
+
+
+def _make_private(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True)
