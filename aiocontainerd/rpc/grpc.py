@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 CANCEL_TIMEOUT_S = 5.0
 """How long stopping waits for cancelled calls to give back what they took."""
+CLOSE_TIMEOUT_S = 1.0
+"""How long stopping waits for a client to take what was sent to it last."""
 MAX_STREAMS = (1 << 31) - 1
 """Calls at once on one connection: no limit, since each waiting `Tasks.Wait` of a client is one."""
 
@@ -82,6 +84,7 @@ class GrpcFrontEnd:
         self.stopping = False
         self.connections: set[_Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.closed = asyncio.Event()
         self._listener: asyncio.Server | None = None
         self._config = Configuration().__for_server__()
 
@@ -119,8 +122,7 @@ class GrpcFrontEnd:
         for task in self.tasks:
             task.cancel()
         await self._settled(CANCEL_TIMEOUT_S)
-        for connection in list(self.connections):
-            connection.drop()
+        await self._drop_connections()
 
     def lookup(self, path: str) -> BoundMethod:
         """The method of a path. Raises WireStatus in gRPC's words."""
@@ -137,6 +139,18 @@ class GrpcFrontEnd:
     async def _settled(self, timeout_s: float) -> None:
         if self.tasks:
             await asyncio.wait(set(self.tasks), timeout=timeout_s)
+
+    async def _drop_connections(self) -> None:
+        for connection in list(self.connections):
+            connection.drop()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                while self.connections:
+                    self.closed.clear()
+                    await self.closed.wait()
+        except TimeoutError:
+            for connection in list(self.connections):
+                connection.abort()
 
     def _connection(self) -> H2Protocol:
         return _Protocol(_Connection(self), self._config, _H2_CONFIG)
@@ -192,6 +206,7 @@ class _Connection(AbstractHandler):
 
     def close(self) -> None:
         self._front.connections.discard(self)
+        self._front.closed.set()
         for task, _ in self._calls.values():
             task.cancel()
 
@@ -203,6 +218,10 @@ class _Connection(AbstractHandler):
     def drop(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        if isinstance(self._transport, asyncio.WriteTransport):
+            self._transport.abort()
 
 
 class _Call:

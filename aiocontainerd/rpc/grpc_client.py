@@ -147,15 +147,16 @@ class GrpcClient:
             raise
 
     async def _open(self, bound: BoundMethod, headers: Headers) -> GrpcCall:
-        wrapper = Wrapper()
+        termination = _Termination()
         try:
             protocol = await self._connected()
-            with wrapper:
-                stream = protocol.processor.connection.create_stream(wrapper=wrapper)
+            with termination:
+                stream = protocol.processor.connection.create_stream(wrapper=termination)
+                termination.stream = stream
                 release = await stream.send_request(headers, _processor=protocol.processor)
         except (OSError, StreamTerminatedError, ProtocolError) as error:
             raise Unavailable(f"connection to {self.address}: {error}") from error
-        return GrpcCall(bound, stream, wrapper, release, self._limit)
+        return GrpcCall(bound, stream, termination, release, self._limit)
 
     async def _connected(self) -> H2Protocol:
         async with self._connecting:
@@ -196,11 +197,11 @@ class GrpcCall:
     """A call as its client sees it: messages out, messages in, and its end."""
 
     def __init__(
-        self, bound: BoundMethod, stream: Stream, wrapper: Wrapper, release: Callable[[], None], limit: int
+        self, bound: BoundMethod, stream: Stream, termination: _Termination, release: Callable[[], None], limit: int
     ) -> None:
         self._bound = bound
         self._stream = stream
-        self._wrapper = wrapper
+        self._termination = termination
         self._release = release
         self._limit = limit
         self._answered = False
@@ -212,21 +213,22 @@ class GrpcCall:
         """Send a message, and with `end` say that it was the last; waits while the server takes none."""
         with self._translated():
             data = frame(codec.encode(message), self._limit)
-            with self._wrapper:
+            with self._termination:
                 await self._stream.send_data(data, end_stream=end)
 
     async def end(self) -> None:
         """Say that no more messages follow."""
-        with self._translated(), self._wrapper:
+        with self._translated(), self._termination:
             await self._stream.end()
 
     async def recv(self) -> betterproto2.Message | None:
         """The next message, None at the end. Raises the error the server answered with."""
-        with self._translated(), self._wrapper:
+        with self._translated(), self._termination.receiving:
             await self._check_headers()
             payload = await receive(self._stream, self._limit)
             if payload is None:
-                _raise_for(await self._stream.recv_trailers())
+                headers = await self._stream.recv_headers()
+                _raise_for(headers if status_of(headers) else await self._stream.recv_trailers())
                 return None
         return codec.decode(self._bound.response_class, payload)
 
@@ -264,6 +266,24 @@ class GrpcCall:
                 if headers is not None and status_of(headers) is not None:
                     _raise_for(headers)
             raise Unavailable(f"{self._bound.path}: {error}") from error
+
+
+class _Termination(Wrapper):
+    """Ends the waits of a call whose stream was reset or whose connection went.
+
+    A server that answers before its client has sent everything resets the stream after the trailers: then only the
+    sending ends, and what came before can still be read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.receiving = Wrapper()
+        self.stream: Stream | None = None
+
+    def cancel(self, error: Exception) -> None:
+        super().cancel(error)
+        if self.stream is None or (self.stream.trailers is None and status_of(self.stream.headers or ()) is None):
+            self.receiving.cancel(error)
 
 
 def _raise_for(headers: Headers) -> None:
