@@ -60,13 +60,13 @@ def _again(fd: int) -> str:
 class OutputFifo:
     """An output pipe held open for reading by the shim, which never reads it.
 
-    A client that opens the pipe for the first time after the last writer has gone would wait in open(2) for ever,
-    with the container's last words in front of it. So where no client was there at the start, the end of the
-    writers is followed by openings for writing at growing intervals, each of which lets such a client in.
+    A client that opens the pipe only after the last writer has gone would wait in open(2) for ever, with the
+    container's last words in front of it. So the end of the writers is followed by openings for writing at growing
+    intervals, each of which lets such a client in.
     """
 
-    def __init__(self, path: str, *, adopted: bool = False) -> None:
-        """Open the shim's end, `adopted` when another shim held one. Raises Unknown where the pipe can't be opened."""
+    def __init__(self, path: str) -> None:
+        """Open the shim's end. Raises Unknown where the pipe can't be opened."""
         self.path = path
         self._hold = -1
         self._epoll: select.epoll | None = None
@@ -74,7 +74,6 @@ class OutputFifo:
         self._ended = asyncio.Event()
         # Kept until the real writer is there: a client that this lets in must not meet an end at once.
         self._first_writer = probe_writer(path)
-        self._awaiting_client = adopted or self._first_writer < 0
         try:
             self._hold = open_path(path, os.O_RDONLY | os.O_NONBLOCK, "r/o fifo")
         except BaseException:
@@ -118,8 +117,8 @@ class OutputFifo:
         return probe >= 0
 
     def let_clients_in(self) -> None:
-        """Let in a client that waits in open(2), now and later, unless one was there from the start."""
-        if self._awaiting_client and self._kick is None and self._hold >= 0:
+        """Let in a client that waits in open(2), now and until `close`."""
+        if self._kick is None and self._hold >= 0:
             self._let_in(_KICK_FIRST_S)
 
     def close(self) -> None:

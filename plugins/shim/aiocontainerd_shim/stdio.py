@@ -150,7 +150,7 @@ class ProcessIO:
             return
         for path in (stdio.stdout_path, stdio.stderr_path):
             if path and is_fifo(path):
-                output = OutputFifo(path, adopted=True)
+                output = OutputFifo(path)
                 self._outputs.append(output)
                 output.watch()
 

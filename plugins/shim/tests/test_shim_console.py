@@ -87,6 +87,19 @@ async def read_some(fd: int) -> bytes:
     raise AssertionError("nothing came")
 
 
+async def write_until_full(fd: int) -> None:
+    """Write until nothing has been taken for a while."""
+    os.set_blocking(fd, False)
+    refused = 0
+    while refused < 10:
+        try:
+            os.write(fd, b"x" * 4000)
+            refused = 0
+        except BlockingIOError:
+            refused += 1
+            await asyncio.sleep(0.01)
+
+
 async def test_console_socket_receives_the_master_and_leaves_nothing(no_leaks: None) -> None:
     console_socket = ConsoleSocket()
     assert os.path.basename(console_socket.path) == "pty.sock"
@@ -213,12 +226,7 @@ async def test_drained_gives_up_when_nobody_reads(tmp_path: Path, no_leaks: None
     master, slave = raw_pty()
     console = Console(master)
     await console.attach(Stdio(stdout=out, terminal=True))
-    os.set_blocking(slave, False)
-    for _ in range(200):
-        try:
-            os.write(slave, b"x" * 4000)
-        except BlockingIOError:
-            await asyncio.sleep(0)
+    await write_until_full(slave)
     os.close(slave)
     assert await asyncio.wait_for(console.drained(10), 2)
     await console.aclose()
@@ -230,12 +238,7 @@ async def test_drained_waits_for_a_client_that_does_not_read_now(tmp_path: Path,
     master, slave = raw_pty()
     console = Console(master)
     await console.attach(Stdio(stdout=out, terminal=True))
-    os.set_blocking(slave, False)
-    for _ in range(200):
-        try:
-            os.write(slave, b"x" * 4000)
-        except BlockingIOError:
-            await asyncio.sleep(0)
+    await write_until_full(slave)
     os.close(slave)
     assert not await console.drained(0.2)
     os.close(reader)
@@ -266,11 +269,7 @@ async def test_unread_input_does_not_block_output(tmp_path: Path, no_leaks: None
     console = Console(master)
     await console.attach(stdio)
     typed = os.open(stdio.stdin, os.O_WRONLY | os.O_NONBLOCK)
-    for _ in range(100):
-        try:
-            os.write(typed, b"y" * 4000)
-        except BlockingIOError:
-            await asyncio.sleep(0)
+    await write_until_full(typed)
     os.write(slave, b"alive")
     assert await read_some(reader) == b"alive"
     for fd in (typed, reader, slave):
