@@ -1,0 +1,111 @@
+"""Runs an unpack beside the event loop: in a child process, or in a thread where the layer is small.
+
+A child keeps the interpreter lock of the daemon free and can be killed; it takes some 25 ms to start, which a
+small layer is not worth.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from importlib.util import find_spec
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from aiocontainerd.errors import ContainerdError, ResourceExhausted, Unknown
+from aiocontainerd_differ.inflate import BrokenStream
+from aiocontainerd_differ.tar_header import InvalidArchive
+from aiocontainerd_differ.targets import Target, in_user_namespace, process_umask
+from aiocontainerd_differ.unpack import Job, Result, unpack
+
+SMALL_BYTES = 128 << 10
+_MODULES = ("aiocontainerd_differ", "isal", "zstandard")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    digest: str = ""
+    size: int = 0
+    error: str = ""
+    errno: int = 0
+
+
+async def run_unpack(blob_fd: int, size: int, target: Target, *, sniff: bool, timeout_s: float) -> Result:
+    """Unpack the blob of `size` bytes into `target`. Raises Unknown, ResourceExhausted with the reason alone."""
+    root_fd = os.open(target.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        job = Job(
+            blob_fd=blob_fd,
+            root_fd=root_fd,
+            overlay=target.overlay,
+            lowers=list(target.lowers),
+            umask=0,
+            in_user_namespace=in_user_namespace(),
+            sniff=sniff,
+        )
+        with anyio.fail_after(timeout_s):
+            return await (_in_thread(job) if size <= SMALL_BYTES else _in_child(job))
+    finally:
+        os.close(root_fd)
+
+
+async def _in_thread(job: Job) -> Result:
+    """A cancelled call waits for the thread, which stops before its next entry or chunk."""
+    stop, turn = threading.Event(), threading.Lock()
+
+    def run() -> Result:
+        with turn:
+            return unpack(job._replace(umask=process_umask()), stop.is_set, ahead=False)
+
+    try:
+        return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
+    except (InvalidArchive, BrokenStream) as error:
+        raise Unknown(str(error)) from error
+    except OSError as error:
+        raise _system_error(f"{error.strerror}: {error.filename}", error.errno or 0) from error
+    finally:
+        stop.set()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(turn.acquire)
+
+
+async def _in_child(job: Job) -> Result:
+    command = [sys.executable, "-I", "-S", "-c", _program(), msgspec.json.encode(job._asdict()).decode()]
+    async with await anyio.open_process(command, pass_fds=(job.blob_fd, job.root_fd), env={}) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        out = b"".join([part async for part in process.stdout])
+        complaint = b"".join([part async for part in process.stderr])
+        status = await process.wait()
+    return _result(out, complaint, status)
+
+
+def _result(out: bytes, complaint: bytes, status: int) -> Result:
+    if status != 0 or not out:
+        reason = complaint.decode(errors="replace").strip().rpartition("\n")[2] or "no message"
+        raise Unknown(f"unpack process ended with {status}: {reason}")
+    answer = msgspec.json.decode(out, type=_Answer)
+    if answer.error:
+        raise _system_error(answer.error, answer.errno)
+    return Result(answer.digest, answer.size)
+
+
+def _system_error(text: str, number: int) -> ContainerdError:
+    return ResourceExhausted(text) if number in _NO_SPACE else Unknown(text)
+
+
+def _program() -> str:
+    """What the child runs: its modules' directories are named, so it needs no site packages set up."""
+    places = dict.fromkeys(_place_of(module) for module in _MODULES)
+    return f"import sys; sys.path[:0] = {list(places)!r}; from aiocontainerd_differ.worker import main; main()"
+
+
+def _place_of(module: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise Unknown(f"python module {module} is not installed")
+    return os.path.dirname(os.path.dirname(spec.origin))

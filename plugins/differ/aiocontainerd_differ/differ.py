@@ -1,0 +1,69 @@
+"""The walking differ: `Differ` (interfaces/differ.py) over a namespaced content store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.to_thread
+
+from aiocontainerd.errors import ResourceExhausted, Unknown
+from aiocontainerd.interfaces.content import ContentStore
+from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
+from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.sys.mount import Mount, syncfs, temp_mount
+from aiocontainerd_differ.applying import run_unpack
+from aiocontainerd_differ.media_types import OCI_LAYER, is_sniffed
+from aiocontainerd_differ.targets import Target, direct_target
+
+TIMEOUT_S = 3600.0
+
+
+class WalkingDiffer:
+    """Applies layers of `content` and computes new ones. `temp_root` is where trees are mounted for that."""
+
+    def __init__(
+        self, content: ContentStore, temp_root: str, *, sync_fs: bool = False, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._content = content
+        self._temp_root = temp_root
+        self._sync_fs = sync_fs
+        self._timeout_s = timeout_s
+        self._limiter = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))
+
+    def __repr__(self) -> str:
+        return f"<WalkingDiffer {self.statistics()}>"
+
+    def statistics(self) -> dict[str, int]:
+        """How many layers are being applied."""
+        return {"applying": self._limiter.borrowed_tokens}
+
+    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor:
+        """Unpack `layer`; returns the descriptor of the uncompressed stream. Errors name the layer's digest."""
+        sniff = is_sniffed(layer.media_type)
+        async with self._limiter, await self._content.reader(layer.digest) as reader, self._target(mounts) as target:
+            try:
+                result = await run_unpack(reader.fileno(), reader.size, target, sniff=sniff, timeout_s=self._timeout_s)
+            except (Unknown, ResourceExhausted) as error:
+                raise type(error)(f"failed to apply layer {layer.digest}: {error.message}") from error
+            if options.sync_fs or self._sync_fs:
+                await anyio.to_thread.run_sync(syncfs, target.path)
+        return Descriptor(OCI_LAYER, result.digest, result.size)
+
+    async def compare(self, lower: Sequence[Mount], upper: Sequence[Mount], options: CompareOptions) -> Descriptor:
+        """Write the difference of two trees to the content store as a layer; returns its descriptor."""
+        from aiocontainerd_differ.comparing import compare
+
+        async with self._limiter:
+            return await compare(self._content, self._temp_root, lower, upper, options, timeout_s=self._timeout_s)
+
+    @asynccontextmanager
+    async def _target(self, mounts: Sequence[Mount]) -> AsyncIterator[Target]:
+        direct = direct_target(mounts)
+        if direct is not None:
+            yield direct
+            return
+        async with temp_mount(mounts, self._temp_root) as path:
+            yield Target(path)

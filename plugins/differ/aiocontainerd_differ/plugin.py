@@ -1,0 +1,29 @@
+"""Registration of the walking differ as `io.containerd.differ.v1.walking`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+
+
+class Config(PluginConfig, frozen=True, kw_only=True):
+    """`sync_fs` syncs the file system of each applied layer, whatever the call says."""
+
+    sync_fs: bool = False
+
+
+async def init(context: InitContext[Config]) -> object:
+    """The differ over the content of the call's namespace."""
+    from aiocontainerd_differ.differ import WalkingDiffer
+
+    metadata = context.get(kinds.METADATA, "bolt")
+    temp_root = context.daemon.root / "tmpmounts"
+    return WalkingDiffer(metadata.content, str(temp_root), sync_fs=context.config.sync_fs)
+
+
+@hookimpl
+def register_plugins() -> Iterable[Registration]:
+    return [
+        Registration(kind=kinds.DIFFER, id="walking", requires=(kinds.METADATA,), config=Config, init=init),
+    ]

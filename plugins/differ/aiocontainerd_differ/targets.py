@@ -1,0 +1,58 @@
+"""Where a layer goes: the directory behind a list of mounts, if writing there is the same as writing through them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from aiocontainerd.sys import mount_options
+from aiocontainerd.sys.mount import Mount
+
+_ID_MAPPED = ("uidmap=", "gidmap=")
+_IDENTITY = ["0", "0", "4294967295"]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A directory to write to. With `overlay` it is an upper directory over `lowers`, topmost first."""
+
+    path: str
+    overlay: bool = False
+    lowers: tuple[str, ...] = ()
+
+
+def direct_target(mounts: Sequence[Mount]) -> Target | None:
+    """The directory to write to without mounting anything; None where the mounts must be mounted."""
+    if len(mounts) != 1:
+        return None
+    (mount,) = mounts
+    if mount.target or any(option.startswith(_ID_MAPPED) for option in mount.options):
+        return None
+    if mount.type == "overlay":
+        return _overlay_target(mount)
+    writable = "ro" not in mount.options and os.path.isdir(mount.source)
+    return Target(mount.source) if mount.type in ("bind", "rbind") and writable else None
+
+
+def _overlay_target(mount: Mount) -> Target | None:
+    upper = mount_options.value_of(mount.options, "upperdir")
+    if not upper or "userxattr" in mount.options or "ro" in mount.options or in_user_namespace():
+        return None
+    lowers = mount_options.split_layers(mount_options.value_of(mount.options, "lowerdir") or "")
+    return Target(upper, overlay=True, lowers=tuple(layer.replace("\\:", ":") for layer in lowers if layer))
+
+
+def in_user_namespace() -> bool:
+    """Whether this process is in a user namespace that maps ids."""
+    with open("/proc/self/uid_map") as file:
+        return file.readline().split() != _IDENTITY
+
+
+def process_umask() -> int:
+    """The umask of this process, read without changing it."""
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o777

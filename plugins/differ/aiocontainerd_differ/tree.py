@@ -1,0 +1,192 @@
+"""A file tree that is only ever touched through directory file descriptors below its root (facts/security 2.2).
+
+Paths are resolved one component at a time: a symbolic link on the way is followed inside the root, an absolute one from
+the root, `..` stops at the root. The last component is never followed. Descriptors of directories are kept for the
+entries that follow, and forgotten as soon as a directory or a link is removed, so that no entry meets a path that an
+earlier one has changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+MAX_LINKS = 255
+_CACHED = 128
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_A_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
+
+
+class Place(NamedTuple):
+    """A directory of the tree: its descriptor, valid until the next call; its path without links; files inherit gid."""
+
+    fd: int
+    path: bytes
+    setgid: bool
+
+
+class Tree:
+    """The tree below `root_fd`, which stays the caller's. `made(fd, path)` is told of each missing parent it makes."""
+
+    def __init__(self, root_fd: int, made: Callable[[int, bytes], None] | None = None) -> None:
+        self._made = made
+        self._root = _place(root_fd, b"")
+        self._places: OrderedDict[bytes, Place] = OrderedDict()
+        self._last_asked = b""
+        self._last = self._root
+
+    def __repr__(self) -> str:
+        return f"<Tree {len(self._places)} directories open>"
+
+    def close(self) -> None:
+        """Close every descriptor but the root's."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Resolve everything anew from here on."""
+        while self._places:
+            os.close(self._places.popitem()[1].fd)
+        self._last_asked, self._last = b"", self._root
+
+    def directory(self, path: bytes, *, create: bool = True) -> Place:
+        """The directory of a relative path. Raises OSError naming it; FileNotFoundError only without `create`."""
+        if path == self._last_asked:
+            return self._last
+        place = self._places.get(path)
+        if place is None:
+            place = self._walk(path, create)
+        elif place.path:
+            self._places.move_to_end(path)
+        self._last_asked, self._last = path, place
+        return place
+
+    def enter(self, parent: Place, name: bytes) -> Place:
+        """The directory `name` right below `parent`, which is no link. Raises OSError."""
+        path = _joined(parent.path, name)
+        known = self._places.get(path)
+        if known is not None:
+            return known
+        place = _place(os.open(name, _OPEN_DIRECTORY, dir_fd=parent.fd), path)
+        self._places[path] = place
+        if len(self._places) > _CACHED:
+            os.close(self._places.popitem(last=False)[1].fd)
+        self._last_asked, self._last = b"", self._root
+        return place
+
+    def remove(self, parent: Place, name: bytes) -> None:
+        """Remove whatever `name` is, a directory with all in it; links are removed, not followed. Missing is fine."""
+        fd = os.dup(parent.fd)
+        try:
+            mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                self.forget()
+                _remove_directory(fd, name)
+            else:
+                if stat.S_ISLNK(mode):
+                    self.forget()
+                os.unlink(name, dir_fd=fd)
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(fd)
+
+    def _walk(self, path: bytes, create: bool) -> Place:
+        pending = path.split(b"/")[::-1]
+        trail = [self._root.path]
+        place = self._root
+        links = 0
+        while pending:
+            name = pending.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                if len(trail) > 1:
+                    trail.pop()
+                    place = self._reopen(trail[-1])
+                continue
+            try:
+                place = self._step(place, name, create)
+                trail.append(place.path)
+            except OSError as error:
+                if error.errno not in _NOT_A_DIRECTORY:
+                    raise _named(error, path) from None
+                target = _link_target(place, name, path)
+                links += 1
+                if links > MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+                if target.startswith(b"/"):
+                    trail, place = [b""], self._root
+                pending.extend(reversed(target.split(b"/")))
+        return place
+
+    def _step(self, place: Place, name: bytes, create: bool) -> Place:
+        try:
+            return self.enter(place, name)
+        except FileNotFoundError:
+            if not create:
+                raise
+        os.mkdir(name, 0o755, dir_fd=place.fd)
+        below = self.enter(place, name)
+        os.fchmod(below.fd, 0o755)
+        if self._made:
+            self._made(below.fd, below.path)
+        return below
+
+    def _reopen(self, real: bytes) -> Place:
+        place = self._root
+        for name in real.split(b"/") if real else ():
+            place = self.enter(place, name)
+        return place
+
+
+def clean(name: bytes) -> tuple[bytes, bytes]:
+    """Parent and last component of an entry's name, cleaned as containerd does (`..` is lexical); two b"" are the root."""
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if parts:
+                parts.pop()
+        elif part and part != b".":
+            parts.append(part)
+    if not parts:
+        return b"", b""
+    base = parts.pop()
+    return b"/".join(parts), base
+
+
+def _place(fd: int, path: bytes) -> Place:
+    return Place(fd, path, bool(os.fstat(fd).st_mode & stat.S_ISGID))
+
+
+def _joined(parent: bytes, name: bytes) -> bytes:
+    return parent + b"/" + name if parent else name
+
+
+def _named(error: OSError, path: bytes) -> OSError:
+    return OSError(error.errno, error.strerror, path)
+
+
+def _link_target(place: Place, name: bytes, path: bytes) -> bytes:
+    """Where a link leads. Raises OSError naming the path for what is neither directory nor link."""
+    try:
+        return os.readlink(name, dir_fd=place.fd)
+    except OSError:
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+
+
+def _remove_directory(parent_fd: int, name: bytes) -> None:
+    fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent_fd)
+    try:
+        for entry in os.listdir(fd):
+            child = os.fsencode(entry)
+            try:
+                os.unlink(child, dir_fd=fd)
+            except (IsADirectoryError, PermissionError):
+                _remove_directory(fd, child)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent_fd)

@@ -1,0 +1,122 @@
+"""One layer into one tree: read, inflate, digest, extract. Blocking; for a child process or a thread.
+
+Inflating and hashing run in a thread of their own, without the GIL, a few chunks ahead of the extraction.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aiocontainerd_differ.extract import Extractor
+from aiocontainerd_differ.inflate import Measured, inflated
+from aiocontainerd_differ.tar_reader import TarReader
+
+_AHEAD = 8
+
+
+class Job(NamedTuple):
+    """What to unpack and how. `lowers` are an overlay's, topmost first; `umask` is that of the process.
+
+    `sniff` tells compression by the first bytes; without it they are tar.
+    """
+
+    blob_fd: int
+    root_fd: int
+    overlay: bool
+    lowers: list[str]
+    umask: int
+    in_user_namespace: bool
+    sniff: bool
+
+
+class Result(NamedTuple):
+    """Digest and size in bytes of the uncompressed stream."""
+
+    digest: str
+    size: int
+
+
+class Stopped(Exception):
+    """The caller gave up; the tree is half written."""
+
+
+def unpack(job: Job, stopped: Callable[[], bool] = lambda: False, *, ahead: bool = True) -> Result:
+    """Do `job`. Raises InvalidArchive, BrokenStream, OSError; Stopped once `stopped()` is true."""
+    stream = Measured(inflated(job.blob_fd, sniff=job.sniff))
+    if not ahead:
+        _extract(job, stream.next_chunk, stopped)
+        return Result(stream.digest, stream.size)
+    with _Ahead(stream) as chunks:
+        _extract(job, chunks.next_chunk, stopped)
+    return Result(stream.digest, stream.size)
+
+
+def _extract(job: Job, next_chunk: Callable[[], bytes], stopped: Callable[[], bool]) -> None:
+    extractor = Extractor(
+        job.root_fd,
+        overlay=job.overlay,
+        lowers=job.lowers,
+        umask=job.umask,
+        in_user_namespace=job.in_user_namespace,
+    )
+
+    def chunk_unless_stopped() -> bytes:
+        if stopped():
+            raise Stopped
+        return next_chunk()
+
+    reader = TarReader(chunk_unless_stopped)
+    extractor.run(reader, stopped)
+    reader.drain()
+
+
+class _Ahead:
+    """Runs a stream in a thread, at most a few chunks ahead."""
+
+    def __init__(self, stream: Measured) -> None:
+        self._stream = stream
+        self._queue: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
+        self._abandoned = False
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="inflate", daemon=True)
+
+    def __enter__(self) -> _Ahead:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._abandoned = True
+        while self._thread.is_alive():
+            self._discard()
+            self._thread.join(0.01)
+
+    def next_chunk(self) -> bytes:
+        """The next chunk, b"" at the end; raises what the stream raised."""
+        if self._ended:
+            return b""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._ended = True
+            raise item
+        self._ended = not item
+        return item
+
+    def _run(self) -> None:
+        try:
+            while not self._abandoned:
+                chunk = self._stream.next_chunk()
+                self._queue.put(chunk)
+                if not chunk:
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised again by next_chunk, in the thread that reads
+            self._queue.put(error)
+
+    def _discard(self) -> None:
+        try:
+            while True:
+                self._queue.get_nowait()
+        except queue.Empty:
+            pass

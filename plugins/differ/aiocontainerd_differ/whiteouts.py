@@ -1,0 +1,91 @@
+"""Whiteouts: how a layer says that something of the layers below is gone (OCI image layer specification; facts/core 8).
+
+`.wh.<name>` removes a sibling, `.wh..wh..opq` everything the layers below have in its directory. Applied to an
+overlay's upper directory they become overlayfs' own marks; elsewhere the files are removed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Protocol
+
+from aiocontainerd_differ.tar_header import Header, InvalidArchive, show
+from aiocontainerd_differ.tree import Place, Tree
+
+PREFIX = b".wh."
+OPAQUE = b".wh..wh..opq"
+OVERLAY_OPAQUE = "trusted.overlay.opaque"
+
+
+def hidden_name(base: bytes) -> bytes:
+    """The name a whiteout hides. Raises InvalidArchive where it names no child of its directory."""
+    name = base[len(PREFIX) :]
+    if name in (b"", b".", b".."):
+        raise InvalidArchive(f"invalid whiteout name: {show(base)}")
+    return name
+
+
+class Whiteouts(Protocol):
+    """What whiteouts do to a tree."""
+
+    def wrote(self, path: bytes) -> None:
+        """The layer itself wrote `path` (without links)."""
+        ...
+
+    def opaque(self, directory: Place) -> None: ...
+
+    def hide(self, directory: Place, name: bytes, header: Header) -> None: ...
+
+
+class OverlayWhiteouts:
+    """Marks in an overlay's upper directory."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def wrote(self, path: bytes) -> None:
+        """Nothing to remember: the upper directory holds this layer only."""
+
+    def opaque(self, directory: Place) -> None:
+        os.setxattr(directory.fd, OVERLAY_OPAQUE, b"y")
+
+    def hide(self, directory: Place, name: bytes, header: Header) -> None:
+        self._tree.remove(directory, name)
+        directory = self._tree.directory(directory.path)
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory.fd)
+        os.chown(name, header.uid, header.gid, dir_fd=directory.fd, follow_symlinks=False)
+
+
+class RemovingWhiteouts:
+    """Removal from a tree that holds the layers below too."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._kept: set[bytes] = set()
+
+    def wrote(self, path: bytes) -> None:
+        """Keep `path` and the directories it is in when an opaque mark comes, before or after it."""
+        while path and path not in self._kept:
+            self._kept.add(path)
+            path = path.rpartition(b"/")[0]
+
+    def opaque(self, directory: Place) -> None:
+        pending = [directory.path]
+        while pending:
+            path = pending.pop()
+            place = self._tree.directory(path)
+            for entry in os.listdir(place.fd):
+                name = os.fsencode(entry)
+                below = path + b"/" + name if path else name
+                if below not in self._kept:
+                    self._tree.remove(self._tree.directory(path), name)
+                elif _is_directory(self._tree.directory(path), name):
+                    pending.append(below)
+
+    def hide(self, directory: Place, name: bytes, header: Header) -> None:  # noqa: ARG002 - the Protocol's signature
+        self._tree.remove(directory, name)
+
+
+def _is_directory(parent: Place, name: bytes) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode)
