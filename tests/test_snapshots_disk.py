@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from aiocontainerd.interfaces.snapshotter import Usage
+from aiocontainerd.snapshots.disk import make_directory, measure, remove_tree, usage_of_tree
+
+pytestmark = pytest.mark.anyio
+
+
+def test_blocks_are_counted_and_a_hard_linked_file_once(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "dir").mkdir(parents=True)
+    (tree / "file").write_bytes(b"x" * 10_000)
+    os.link(tree / "file", tree / "dir" / "again")
+    expected = sum(os.lstat(path).st_blocks for path in (tree, tree / "dir", tree / "file")) * 512
+    assert measure(str(tree)) == Usage(expected, 3)
+
+
+def test_a_hole_takes_no_space(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 30)
+    assert measure(str(tmp_path)).size < 1 << 20
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "link").symlink_to("/usr")
+    assert measure(str(tree)).inodes == 2
+
+
+async def test_a_missing_tree_takes_no_space_and_is_removed_already(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert await usage_of_tree(missing) == Usage()
+    await remove_tree(missing)
+
+
+async def test_removal_does_not_follow_links(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "link").symlink_to(tmp_path / "kept")
+    await remove_tree(tmp_path / "tree")
+    assert (tmp_path / "kept" / "file").exists()
+    assert not (tmp_path / "tree").exists()
+
+
+async def test_a_file_is_removed_too(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    await remove_tree(tmp_path / "file")
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_directory_is_made_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        await make_directory(str(tmp_path / "dir"), 0o711)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "dir").stat().st_mode & 0o7777 == 0o711
