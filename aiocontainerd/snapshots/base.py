@@ -104,7 +104,11 @@ class SnapshotterBase:
         for directory in (self.root, self.layers):
             await anyio.to_thread.run_sync(partial(directory.mkdir, mode=0o700, parents=True, exist_ok=True))
         self._tree = Tree(*await self._store.load())
-        self._tree.skip_ids(await self.stored())
+        try:
+            self._tree.skip_ids(await self.stored())
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def aclose(self) -> None:
         """Close the records. Nothing of the snapshotter is mounted, so there is nothing else to give back."""
