@@ -165,3 +165,22 @@ def test_a_file_is_mounted_through_a_loop_device_that_frees_itself(tmp_path: Pat
         backing = Path("/sys/block", os.path.basename(device), "loop/backing_file")
         assert backing.read_text().strip() == str(image)
     assert not backing.exists() or backing.read_text().strip() != str(image)
+
+
+def _fuse_helper(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = directory / "mount.fuse3"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
+def test_a_fuse_mount_is_made_by_its_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fuse_helper(tmp_path, f'echo "$@" > {tmp_path}/arguments', monkeypatch)
+    mount_all([Mount("fuse3.sshfs", "host:", options=("ro",))], "/t")
+    assert (tmp_path / "arguments").read_text() == "host: /t -o ro -t sshfs\n"
+
+
+def test_what_a_failing_helper_printed_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fuse_helper(tmp_path, "echo no such host >&2; exit 3", monkeypatch)
+    with pytest.raises(OSError, match=r"mount\.fuse3 ended with 3: no such host"):
+        mount_all([Mount("fuse3.sshfs", "host:")], "/t")
