@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aiocontainerd.plugin import Registration, hookimpl
-from aiocontainerd_services import daemon_registration, data_registration, records_registration
+from aiocontainerd_services import daemon_registration, data_registration, records_registration, tasks_registration
 
 
 @hookimpl
@@ -14,5 +14,6 @@ def register_plugins() -> Iterable[Registration]:
     return [
         *records_registration.registrations(),
         *data_registration.registrations(),
+        *tasks_registration.registrations(),
         *daemon_registration.registrations(),
     ]
