@@ -179,7 +179,7 @@ class Task(Process, Protocol):
 
     async def resume(self) -> None: ...
 
-    async def pids(self) -> list[ProcessInfo]:
+    async def pids(self) -> Sequence[ProcessInfo]:
         """Every process of the container."""
         ...
 
@@ -205,7 +205,7 @@ class TaskRuntime(Protocol):
 
     async def get(self, container_id: str) -> Task: ...
 
-    async def list(self, *, all_namespaces: bool = False) -> list[Task]:
+    async def list(self, *, all_namespaces: bool = False) -> Sequence[Task]:
         """The tasks of the current or of every namespace, sorted by namespace and id."""
         ...
 

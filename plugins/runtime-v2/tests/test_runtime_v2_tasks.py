@@ -1,0 +1,474 @@
+"""The runtime against fake shims that speak the task API over real sockets; no root needed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import pytest
+from aiocontainerd_runtime_v2 import bundle as bundles
+from aiocontainerd_runtime_v2.bootstrap import Endpoint, to_json
+from aiocontainerd_runtime_v2.bundle import Layout
+from aiocontainerd_runtime_v2.deadlines import Deadlines
+from aiocontainerd_runtime_v2.manager import ShimManager, Surroundings
+from aiocontainerd_runtime_v2.recovery import Recovery
+from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
+from anyio.abc import TaskGroup
+
+from aiocontainerd import api, context, timestamps
+from aiocontainerd.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+)
+from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Status, Task, TaskRuntime
+from aiocontainerd.interfaces.shim import ShimCommand
+from aiocontainerd.rpc import codec
+from aiocontainerd.rpc.ttrpc.server import TtrpcServer
+from aiocontainerd.typeurl import Any as TypedAny
+
+pytestmark = pytest.mark.anyio
+
+NAMESPACE = "testing"
+LIMITS = Deadlines(start_s=5, call_s=0.3, state_s=0.1, stats_s=0.1, load_s=0.3, cleanup_s=0.5, shutdown_s=0.3)
+
+
+class FakeShim:
+    """One shim process: its containers by id, on a socket of its own."""
+
+    service_name: ClassVar[str] = "containerd.task.v3.Task"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.statuses: dict[str, int] = {}
+        self.exited: dict[str, anyio.Event] = {}
+        self.hangs = False
+        self.fails_create = False
+        self.waits = 0
+        self.calls: list[str] = []
+        self._server: TtrpcServer | None = None
+
+    async def serve(self) -> None:
+        self.path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.path))
+        listener.listen()
+        listener.setblocking(False)
+        self._server = TtrpcServer([self])
+        await self._server.start(listener)
+
+    async def die(self) -> None:
+        if self._server is not None:
+            await self._server.aclose(0)
+            self._server = None
+
+    async def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.hangs:
+            await anyio.sleep_forever()
+
+    async def create(self, request: Any) -> Any:
+        await self._called("create")
+        if self.fails_create:
+            raise Unknown("OCI runtime create failed: no")
+        self.statuses[request.id] = Status.CREATED
+        self.exited[request.id] = anyio.Event()
+        return api.task_v3.CreateTaskResponse(pid=41)
+
+    async def start(self, request: Any) -> Any:
+        await self._called("start")
+        self.statuses[request.id] = Status.RUNNING
+        return api.task_v3.StartResponse(pid=42)
+
+    async def state(self, request: Any) -> Any:
+        await self._called("state")
+        self._known(request.id)
+        status = api.task_types.Status(int(self.statuses[request.id]))
+        return api.task_v3.StateResponse(id=request.id, pid=42, status=status, exited_at=timestamps.to_wire(0))
+
+    async def exec(self, request: Any) -> Any:
+        await self._called("exec")
+        return api.protobuf.Empty()
+
+    async def kill(self, request: Any) -> Any:
+        await self._called("kill")
+        self.statuses[request.id] = Status.STOPPED
+        self.exited[request.id].set()
+        return api.protobuf.Empty()
+
+    async def wait(self, request: Any) -> Any:
+        await self._called("wait")
+        self.waits += 1
+        await self.exited[request.id].wait()
+        return api.task_v3.WaitResponse(exit_status=137, exited_at=timestamps.to_wire(7))
+
+    async def delete(self, request: Any) -> Any:
+        await self._called("delete")
+        self._known(request.id)
+        del self.statuses[request.id]
+        return api.task_v3.DeleteResponse(pid=42, exit_status=137, exited_at=timestamps.to_wire(7))
+
+    async def connect(self, request: Any) -> Any:
+        await self._called("connect")
+        return api.task_v3.ConnectResponse(shim_pid=1, task_pid=42)
+
+    async def shutdown(self, request: Any) -> Any:
+        await self._called("shutdown")
+        return api.protobuf.Empty()
+
+    def _known(self, task_id: str) -> None:
+        if task_id not in self.statuses:
+            raise NotFound("container not created")
+
+
+class OldShim(FakeShim):
+    """Knows version 2 of the task API only, whatever it said at its start."""
+
+    service_name: ClassVar[str] = "containerd.task.v2.Task"
+
+
+class FakeLauncher:
+    """Starts fake shims in this process, in place of a fork server."""
+
+    cleans_up = True
+    runtimes = ("io.containerd.fake.v1",)
+    binary = Path("/opt/fake/containerd-shim-fake-v1")
+
+    def __init__(self, sockets: Path) -> None:
+        self._sockets = sockets
+        self.shims: dict[str, FakeShim] = {}
+        self.actions: list[str] = []
+        self.protocol = "ttrpc"
+        self.shim_class = FakeShim
+        self.fails_delete = False
+
+    async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
+        self.actions.append(f"start {command.id}")
+        shim = self.shims.get(command.id)
+        if shim is None:
+            shim = self.shims[command.id] = self.shim_class(self._sockets / command.id)
+            await shim.serve()
+        endpoint = Endpoint(3, f"unix://{shim.path}", self.protocol)
+        return codec.encode(
+            api.bootstrap.BootstrapResult(version=3, address=endpoint.address, protocol=endpoint.protocol)
+        )
+
+    async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
+        self.actions.append(f"delete {command.id}")
+        if self.fails_delete:
+            raise Unknown("no")
+        return codec.encode(
+            api.task_v3.DeleteResponse(pid=42, exit_status=137, exited_at=timestamps.to_wire(9_000_000_000))
+        )
+
+
+class World:
+    """Directories, launcher and events that outlive the runtimes of a test."""
+
+    def __init__(self, directory: Path, sockets: Path) -> None:
+        self.directory = directory
+        self.launcher = FakeLauncher(sockets)
+        self.layout = Layout(directory / "state", directory / "root")
+        self.layout.prepare()
+        self.events: list[tuple[str, Any]] = []
+        self.records: dict[str, str] = {}
+
+    @contextlib.asynccontextmanager
+    async def run(self, *, limits: Deadlines = LIMITS) -> AsyncIterator[ShimTaskRuntime]:
+        with context.use(namespace=NAMESPACE):
+            async with anyio.create_task_group() as group:
+                runtime = self._runtime(group, limits)
+                recovery, ready = Recovery(runtime, self._runtime_name), anyio.Event()
+                group.start_soon(recovery.run, await recovery.scan(), ready)
+                await ready.wait()
+                yield runtime
+                await runtime.stop()
+                group.cancel_scope.cancel()
+
+    def _runtime(self, group: TaskGroup, limits: Deadlines) -> ShimTaskRuntime:
+        around = Surroundings(grpc_address="/g", ttrpc_address="/t", publish_binary="/bin/true")
+
+        def spawn(function: Any, *args: Any, name: str = "") -> None:
+            group.start_soon(function, *args, name=name or None)
+
+        manager = ShimManager(around, limits, [self.launcher])
+        runtime = ShimTaskRuntime(self.layout, manager, self._publish, spawn, self.directory / "sandboxes")
+        checked: TaskRuntime = runtime
+        del checked
+        return runtime
+
+    def _publish(self, topic: str, event: Any, *, namespace: str) -> None:
+        self.events.append((f"{namespace}{topic}", event))
+
+    async def _runtime_name(self, container_id: str) -> str:
+        if container_id not in self.records:
+            raise NotFound(f'container "{container_id}" in namespace "{context.namespace()}"')
+        return self.records[container_id]
+
+    def bundle(self, task_id: str) -> Path:
+        return self.layout.bundle(NAMESPACE, task_id).path
+
+    async def close(self) -> None:
+        for shim in self.launcher.shims.values():
+            await shim.die()
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="shims"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def world(tmp_path: Path, sockets: Path) -> AsyncIterator[World]:
+    found = World(tmp_path, sockets)
+    yield found
+    await found.close()
+
+
+OPTIONS = CreateOptions(runtime="io.containerd.fake.v1", spec=TypedAny("spec", b"{}"))
+
+
+async def test_a_launcher_that_cleans_up_needs_no_delete_action(world: World) -> None:
+    async with world.run() as runtime:
+        task: Task = await runtime.create("a", OPTIONS)
+        assert task.pid == 41
+        assert await task.start() == 42
+        await task.kill(9)
+        assert (await task.wait()).status == 137
+        assert (await task.delete()).status == 137
+        assert not world.bundle("a").exists()
+    assert world.launcher.actions == ["start a"]
+    assert world.launcher.shims["a"].calls[-2:] == ["delete", "shutdown"]
+    assert world.events == []
+
+
+async def test_a_shim_of_the_old_api_is_noticed_at_create(world: World) -> None:
+    world.launcher.shim_class = OldShim
+    async with world.run() as runtime:
+        task = await runtime.create("a", OPTIONS)
+        assert task.shim.version == 2
+        assert (await task.state()).status is Status.CREATED
+
+
+async def test_a_grpc_shim_is_refused_by_name(world: World) -> None:
+    world.launcher.protocol = "grpc"
+    async with world.run() as runtime:
+        with pytest.raises(Unimplemented, match='shim of task "a" speaks protocol "grpc", only ttrpc is known'):
+            await runtime.create("a", OPTIONS)
+        assert not world.bundle("a").exists()
+
+
+async def test_ids_are_checked_and_taken_once(world: World) -> None:
+    async with world.run() as runtime:
+        with pytest.raises(InvalidArgument, match=r'^invalid task id \.\./x: identifier "\.\./x" must match'):
+            await runtime.create("../x", OPTIONS)
+        task = await runtime.create("a", OPTIONS)
+        with pytest.raises(AlreadyExists, match=r"^task a$"):
+            await runtime.create("a", OPTIONS)
+        with pytest.raises(InvalidArgument, match=r"^invalid exec id a/b: "):
+            await task.exec("a/b", ExecOptions(spec=None))
+        with context.use(namespace="other"), pytest.raises(NotFound, match="task a not found"):
+            await runtime.get("a")
+
+
+async def test_a_failed_create_is_taken_back_without_events(world: World, sockets: Path) -> None:
+    shim = world.launcher.shims["a"] = FakeShim(sockets / "a")
+    shim.fails_create = True
+    await shim.serve()
+    async with world.run() as runtime:
+        with pytest.raises(Unknown, match=r"^failed to create shim task: OCI runtime create failed: no$"):
+            await runtime.create("a", OPTIONS)
+        assert runtime.statistics() == {"tasks": 0, "creating": 0, "loading": 0, "removing": 0}
+    assert shim.calls == ["create", "delete", "shutdown"]
+    assert world.launcher.actions == ["start a", "delete a"]
+    assert not world.bundle("a").exists()
+    assert world.events == []
+
+
+async def test_a_cancelled_create_leaves_nothing(world: World, sockets: Path) -> None:
+    shim = world.launcher.shims["a"] = FakeShim(sockets / "a")
+    shim.hangs = True
+    await shim.serve()
+    async with world.run() as runtime:
+        with anyio.move_on_after(0.05):
+            await runtime.create("a", OPTIONS)
+        assert not world.bundle("a").exists()
+        assert runtime.statistics()["creating"] == 0
+
+
+async def test_a_hanging_shim_costs_its_own_calls_only(world: World) -> None:
+    async with world.run() as runtime:
+        slow, quick = await runtime.create("slow", OPTIONS), await runtime.create("quick", OPTIONS)
+        world.launcher.shims["slow"].hangs = True
+        with pytest.raises(DeadlineExceeded, match=r'task "slow" \(unix://.*\) did not answer State within 0.1s'):
+            await slow.state()
+        assert (await quick.state()).status is Status.CREATED
+        with pytest.raises(DeadlineExceeded, match=r"did not answer Start within 0.3s"):
+            await slow.start()
+
+
+async def test_a_dead_shim_is_cleaned_up_with_its_two_events(world: World) -> None:
+    async with world.run() as runtime:
+        task = await runtime.create("a", OPTIONS)
+        await task.start()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_expect_exit, task, 137)
+            group.start_soon(_expect_exit, task.process("e"), 137)
+            await anyio.wait_all_tasks_blocked()
+            await world.launcher.shims["a"].die()
+        assert [topic for topic, _ in world.events] == ["testing/tasks/exit", "testing/tasks/delete"]
+        ended, deleted = (event for _, event in world.events)
+        assert (ended.id, ended.pid, ended.exit_status, ended.exited_at.seconds) == ("a", 42, 137, 9)
+        assert (deleted.container_id, deleted.exit_status) == ("a", 137)
+        with pytest.raises(NotFound):
+            await runtime.get("a")
+        assert world.launcher.actions[-1] == "delete a"
+
+
+async def _expect_exit(process: Any, status: int) -> None:
+    assert (await process.wait()).status == status
+
+
+async def test_an_exit_that_nobody_can_tell_is_255(world: World) -> None:
+    world.launcher.fails_delete = True
+    async with world.run() as runtime:
+        task = await runtime.create("a", OPTIONS)
+        await world.launcher.shims["a"].die()
+        ended = await task.wait()
+        assert (ended.status, ended.pid) == (255, 0)
+        assert world.events[0][1].exit_status == 255
+
+
+async def test_calls_to_a_dead_shim_say_so(world: World) -> None:
+    async with world.run() as runtime:
+        task = await runtime.create("a", OPTIONS)
+        await world.launcher.shims["a"].die()
+        with pytest.raises(NotFound, match="its shim is gone"):
+            await task.state()
+        with pytest.raises(NotFound, match="its shim is gone"):
+            await task.kill(9)
+        with pytest.raises(Unavailable, match="ttrpc: closed"):
+            await task.pause()
+        assert (await task.delete()).status == 137
+
+
+async def test_waiters_come_and_go_over_one_wait_in_the_shim(world: World) -> None:
+    async with world.run() as runtime:
+        task = await runtime.create("a", OPTIONS)
+        await task.start()
+        for _ in range(3):
+            with anyio.move_on_after(0.01):
+                await task.wait()
+        await task.kill(9)
+        assert (await task.wait()).status == 137
+        assert world.launcher.shims["a"].waits == 1
+
+
+async def test_a_container_of_a_sandbox_joins_its_shim(world: World) -> None:
+    async with world.run() as runtime:
+        await runtime.create("pod", OPTIONS)
+        options = CreateOptions(runtime="io.containerd.fake.v1", spec=OPTIONS.spec, sandbox_id="pod")
+        task = await runtime.create("member", options)
+        assert sorted(world.launcher.shims["pod"].statuses) == ["member", "pod"]
+        assert (world.bundle("member") / "sandbox").read_text() == "pod"
+        assert not (world.bundle("member") / "shim-binary-path").exists()
+        await task.delete()
+        assert world.launcher.actions == ["start pod"]
+        assert (await (await runtime.get("pod")).state()).status is Status.CREATED
+
+
+async def test_living_shims_are_found_again(world: World) -> None:
+    async with world.run() as runtime:
+        await (await runtime.create("a", OPTIONS)).start()
+    async with world.run() as runtime:
+        task = await runtime.get("a")
+        assert (task.pid, (await task.state()).status) == (42, Status.RUNNING)
+        assert [found.id for found in await runtime.list()] == ["a"]
+    assert world.events == []
+
+
+async def test_a_shim_that_does_not_answer_is_kept_and_delays_nobody(world: World) -> None:
+    async with world.run() as runtime:
+        await runtime.create("slow", OPTIONS)
+        await runtime.create("quick", OPTIONS)
+    world.launcher.shims["slow"].hangs = True
+    async with world.run() as runtime:
+        with anyio.fail_after(0.2):
+            assert (await (await runtime.get("quick")).state()).status is Status.CREATED
+        assert runtime.statistics()["loading"] == 1
+        world.launcher.shims["slow"].hangs = False
+        assert (await (await runtime.get("slow")).state()).status is Status.CREATED
+
+
+async def test_garbage_on_disk_is_cleared_and_what_is_not_ours_stays(world: World) -> None:
+    space = world.layout.state / NAMESPACE
+    (space / "empty").mkdir(parents=True)
+    (space / "no record").mkdir()
+    (space / "file").write_text("")
+    for name in ("norecord", "noruntime", "dead", "nonsense"):
+        (space / name).mkdir()
+        (space / name / "config.json").write_text("{}")
+    world.records = {"noruntime": "io.containerd.absent.v1", "nonsense": "io.containerd.fake.v1"}
+    (space / "dead" / "shim-binary-path").write_text(str(world.launcher.binary))
+    (space / "dead" / "bootstrap.json").write_bytes(to_json(Endpoint(3, "unix:///nowhere/at/all")))
+    (space / "nonsense" / "bootstrap.json").write_bytes(b"\xff\xfe\x00")
+    stray = world.layout.root / NAMESPACE / "stray"
+    stray.mkdir(parents=True)
+    async with world.run() as runtime:
+        assert await runtime.list() == []
+        task = await runtime.create("dead", OPTIONS)
+        assert task.pid == 41
+    assert sorted(entry.name for entry in space.iterdir()) == ["dead", "file", "no record"]
+    assert not stray.exists()
+    assert "delete dead" in world.launcher.actions
+    assert world.events == []
+
+
+async def test_a_shim_without_the_container_is_ended(world: World) -> None:
+    async with world.run() as runtime:
+        await runtime.create("a", OPTIONS)
+    shim = world.launcher.shims["a"]
+    shim.statuses.clear()
+    async with world.run() as runtime:
+        assert await runtime.list() == []
+    assert shim.calls[-2:] == ["delete", "shutdown"]
+    assert not world.bundle("a").exists()
+
+
+async def test_a_legacy_address_file_is_rewritten(world: World) -> None:
+    world.launcher.shim_class = OldShim
+    async with world.run() as runtime:
+        await runtime.create("a", OPTIONS)
+    (world.bundle("a") / "bootstrap.json").unlink()
+    (world.bundle("a") / "address").write_text(f"unix://{world.launcher.shims['a'].path}")
+    async with world.run() as runtime:
+        assert (await runtime.get("a")).shim.version == 2
+    found = bundles.read_endpoint(world.layout.bundle(NAMESPACE, "a"))
+    assert found is not None
+    assert found.version == 2
+
+
+async def test_a_shims_log_lines_are_ours_under_its_name(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "aiocontainerd.shim")
+    async with world.run() as runtime:
+        await runtime.create("a", OPTIONS)
+        descriptor = os.open(world.bundle("a") / "log", os.O_WRONLY)
+        os.write(descriptor, b"first\nsecond\n")
+        os.close(descriptor)
+        with anyio.fail_after(2):
+            while len(caplog.messages) < 2:  # noqa: ASYNC110 - it is the log that is looked at
+                await anyio.sleep(0.005)
+    assert caplog.messages == ["testing/a: first", "testing/a: second"]
