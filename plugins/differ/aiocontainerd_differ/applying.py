@@ -6,32 +6,21 @@ small layer is not worth.
 
 from __future__ import annotations
 
-import errno
 import os
-import sys
 import threading
-from importlib.util import find_spec
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd.errors import ContainerdError, ResourceExhausted, Unknown
+from aiocontainerd.errors import Unknown
+from aiocontainerd_differ.children import check, decode_answer, program, system_error
 from aiocontainerd_differ.inflate import BrokenStream
 from aiocontainerd_differ.tar_header import InvalidArchive
 from aiocontainerd_differ.targets import Target, in_user_namespace, process_umask
 from aiocontainerd_differ.unpack import Job, Result, unpack
 
 SMALL_BYTES = 128 << 10
-_MODULES = ("aiocontainerd_differ", "isal", "zstandard")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    digest: str = ""
-    size: int = 0
-    error: str = ""
-    errno: int = 0
 
 
 async def run_unpack(blob_fd: int, size: int, target: Target, *, sniff: bool, timeout_s: float) -> Result:
@@ -66,7 +55,7 @@ async def _in_thread(job: Job) -> Result:
     except (InvalidArchive, BrokenStream) as error:
         raise Unknown(str(error)) from error
     except OSError as error:
-        raise _system_error(f"{error.strerror}: {error.filename}", error.errno or 0) from error
+        raise system_error(f"{error.strerror}: {error.filename}", error.errno or 0) from error
     finally:
         stop.set()
         with anyio.CancelScope(shield=True):
@@ -74,38 +63,12 @@ async def _in_thread(job: Job) -> Result:
 
 
 async def _in_child(job: Job) -> Result:
-    command = [sys.executable, "-I", "-S", "-c", _program(), msgspec.json.encode(job._asdict()).decode()]
+    command = program("apply", msgspec.json.encode(job._asdict()).decode())
     async with await anyio.open_process(command, pass_fds=(job.blob_fd, job.root_fd), env={}) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        out = b"".join([part async for part in process.stdout])
+        answer = b"".join([part async for part in process.stdout])
         complaint = b"".join([part async for part in process.stderr])
         status = await process.wait()
-    return _result(out, complaint, status)
-
-
-def _result(out: bytes, complaint: bytes, status: int) -> Result:
-    if status != 0 or not out:
-        reason = complaint.decode(errors="replace").strip().rpartition("\n")[2] or "no message"
-        raise Unknown(f"unpack process ended with {status}: {reason}")
-    answer = msgspec.json.decode(out, type=_Answer)
-    if answer.error:
-        raise _system_error(answer.error, answer.errno)
-    return Result(answer.digest, answer.size)
-
-
-def _system_error(text: str, number: int) -> ContainerdError:
-    return ResourceExhausted(text) if number in _NO_SPACE else Unknown(text)
-
-
-def _program() -> str:
-    """What the child runs: its modules' directories are named, so it needs no site packages set up."""
-    places = dict.fromkeys(_place_of(module) for module in _MODULES)
-    return f"import sys; sys.path[:0] = {list(places)!r}; from aiocontainerd_differ.worker import main; main()"
-
-
-def _place_of(module: str) -> str:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise Unknown(f"python module {module} is not installed")
-    return os.path.dirname(os.path.dirname(spec.origin))
+    check(answer, complaint, status, "unpack")
+    return decode_answer(answer)

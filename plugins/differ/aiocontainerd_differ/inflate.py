@@ -80,7 +80,7 @@ def _gunzip(fd: int, data: bytes) -> Iterator[bytes]:
     def start() -> Any:
         return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
 
-    failures: tuple[type[Exception], ...] = (isal_zlib.error, igzip_lib.error, EOFError)
+    failures: Any = (isal_zlib.error, igzip_lib.error, EOFError)
     decoder: Any = start()
     try:
         while True:

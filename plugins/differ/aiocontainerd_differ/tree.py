@@ -144,7 +144,7 @@ class Tree:
 
 
 def clean(name: bytes) -> tuple[bytes, bytes]:
-    """Parent and last component of an entry's name, cleaned as containerd does (`..` is lexical); two b"" are the root."""
+    """Parent and last component of an entry's name, as containerd cleans it (`..` is lexical); two b"" are the root."""
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part == b"..":

@@ -1,6 +1,6 @@
-"""The child process that unpacks one layer: nothing of the daemon is loaded in it, and it can be killed at any time.
+"""The child process that unpacks or writes one layer; nothing of the daemon is loaded, it may be killed any time.
 
-The job comes as JSON in the first argument, the result goes to standard output as JSON. The end of standard input is
+The action and its job, as JSON, are the arguments; the answer is JSON too. The end of standard input is
 the end of the daemon, or of its interest.
 """
 
@@ -10,33 +10,54 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 from aiocontainerd_differ.inflate import BrokenStream
 from aiocontainerd_differ.tar_header import InvalidArchive
-from aiocontainerd_differ.unpack import Job, unpack
+from aiocontainerd_differ.unpack import Job, Result, unpack
 
 _RECURSION = 5000
 
 
 def main() -> None:
-    """Run the job of `sys.argv`."""
+    """Run the action and the job of `sys.argv`."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.umask(0)
     sys.setrecursionlimit(_RECURSION)
-    answer = _answer(Job(**json.loads(sys.argv[1])))
-    os.write(1, json.dumps(answer).encode())
+    action, job = sys.argv[1], json.loads(sys.argv[2])
+    if action == "apply":
+        os.write(1, _answer(lambda: unpack(Job(**job))))
+    else:
+        os.write(2, _answer(lambda: _diff(**job)))
 
 
-def _answer(job: Job) -> dict[str, object]:
+def _diff(lower: str, upper: str, compression: str, epoch_s: int | None) -> Result:
+    """The layer goes to standard output, the answer to standard error."""
+    from aiocontainerd_differ.layer import write_layer
+
+    lower_fd = os.open(lower, os.O_RDONLY | os.O_DIRECTORY)
+    upper_fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY)
+    return write_layer(lower_fd, upper_fd, compression, epoch_s, _write_out)
+
+
+def _write_out(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+def _answer(work: Callable[[], Result]) -> bytes:
+    answer: dict[str, object]
     try:
-        result = unpack(job)
+        result = work()
+        answer = {"digest": result.digest, "size": result.size}
     except (InvalidArchive, BrokenStream) as error:
-        return {"error": str(error)}
+        answer = {"error": str(error)}
     except OSError as error:
-        return {"error": f"{error.strerror}: {_text(error.filename)}", "errno": error.errno}
+        answer = {"error": f"{error.strerror}: {_text(error.filename)}", "errno": error.errno}
     except (RecursionError, MemoryError) as error:
-        return {"error": f"the layer is too deep or too large: {type(error).__name__}"}
-    return {"digest": result.digest, "size": result.size}
+        answer = {"error": f"the tree is too deep or too large: {type(error).__name__}"}
+    return json.dumps(answer).encode()
 
 
 def _text(name: object) -> str:

@@ -1,0 +1,57 @@
+"""Starting the child processes of the differ and reading their answers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from importlib.util import find_spec
+
+import msgspec
+
+from aiocontainerd.errors import ContainerdError, ResourceExhausted, Unknown
+from aiocontainerd_differ.unpack import Result
+
+_MODULES = ("aiocontainerd_differ", "isal", "zstandard")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    digest: str = ""
+    size: int = 0
+    error: str = ""
+    errno: int = 0
+
+
+def program(action: str, job: str) -> list[str]:
+    """The command of a child. Its modules' directories are named, so it needs no site packages set up."""
+    places = list(dict.fromkeys(_place_of(module) for module in _MODULES))
+    code = f"import sys; sys.path[:0] = {places!r}; from aiocontainerd_differ.worker import main; main()"
+    return [sys.executable, "-I", "-S", "-c", code, action, job]
+
+
+def check(answer: bytes, complaint: bytes, status: int, action: str) -> None:
+    """Raise Unknown with the child's last words unless it ended well and said something."""
+    if status != 0 or not answer:
+        reason = complaint.decode(errors="replace").strip().rpartition("\n")[2] or "no message"
+        raise Unknown(f"{action} process ended with {status}: {reason}")
+
+
+def decode_answer(answer: bytes) -> Result:
+    """The child's result. Raises what the child reported."""
+    decoded = msgspec.json.decode(answer, type=_Answer)
+    if decoded.error:
+        raise system_error(decoded.error, decoded.errno)
+    return Result(decoded.digest, decoded.size)
+
+
+def system_error(text: str, number: int) -> ContainerdError:
+    """ResourceExhausted for a full disk, Unknown for anything else."""
+    return ResourceExhausted(text) if number in _NO_SPACE else Unknown(text)
+
+
+def _place_of(module: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise Unknown(f"python module {module} is not installed")
+    return os.path.dirname(os.path.dirname(spec.origin))
