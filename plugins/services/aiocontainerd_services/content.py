@@ -44,7 +44,10 @@ class ContentService:
 
     async def reader(self, digest: str) -> Reader:
         """Raises InvalidArgument, NotFound."""
-        split_digest(digest)
+        try:
+            split_digest(digest)
+        except InvalidArgument as bad:
+            raise InvalidArgument(f"{digest}: {bad.message}") from bad
         return await self._store.reader(digest)
 
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> Writer:

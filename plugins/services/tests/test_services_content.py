@@ -133,7 +133,7 @@ async def test_delete_and_read_of_a_bad_digest_give_the_parsers_text() -> None:
     service = served(FakeStore())
     with pytest.raises(InvalidArgument, match=r"^invalid checksum digest format$"):
         await service.delete(api.content.DeleteContentRequest(digest="xx"))
-    with pytest.raises(InvalidArgument, match=r"^invalid checksum digest format$"):
+    with pytest.raises(InvalidArgument, match=r"^xx: invalid checksum digest format$"):
         await anext(service.read(api.content.ReadContentRequest(digest="xx")))
 
 
