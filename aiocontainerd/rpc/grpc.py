@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from grpclib.config import Configuration
 from grpclib.metadata import decode_timeout
@@ -175,10 +175,10 @@ class _Connection(AbstractHandler):
     def __init__(self, front: GrpcFrontEnd) -> None:
         self._front = front
         self._calls: dict[Stream, tuple[asyncio.Task[None], _Call]] = {}
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
 
     def opened(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
         self._front.connections.add(self)
         accept_peer = self._front.accept_peer
         if accept_peer is not None and not accept_peer(transport):
@@ -220,7 +220,7 @@ class _Connection(AbstractHandler):
             self._transport.close()
 
     def abort(self) -> None:
-        if isinstance(self._transport, asyncio.WriteTransport):
+        if self._transport is not None:
             self._transport.abort()
 
 
