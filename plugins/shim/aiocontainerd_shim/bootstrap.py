@@ -37,6 +37,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     grpc_address: str = ""
     ttrpc_address: str = ""
     debug: bool = False
+    env: dict[str, str] = {}
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,24 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
     legacy: bool
     socket_dir: str = ""
     options: RuncOptions = RuncOptions()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a start is to do: listen on `path`, link `socket_dir` into the bundle unless it is empty."""
+
+    path: str
+    socket_dir: str
+    shim_cgroup: str
+    legacy: bool
+
+    def result(self) -> bytes:
+        """What the daemon is told: the shim's address, in the dialect it spoke."""
+        from aiocontainerd import api
+
+        address = f"unix://{self.path}"
+        if self.legacy:
+            return address.encode()
+        return bytes(api.bootstrap.BootstrapResult(version=3, address=address, protocol="ttrpc"))
 
 
 class _Spec(msgspec.Struct):
@@ -88,6 +107,21 @@ def socket_path(directory: str, identity: Identity, group: str, *debug: str) -> 
     return path
 
 
+def plan(stdin: bytes, identity: Identity) -> Plan:
+    """Decide where the shim of `identity` listens. Raises InvalidArgument."""
+    params = read_params(stdin, identity)
+    path = socket_path(params.socket_dir or default_socket_dir(), identity, group_of(identity))
+    shim_cgroup = params.options.shim_cgroup
+    return Plan(path=path, socket_dir=params.socket_dir, shim_cgroup=shim_cgroup, legacy=params.legacy)
+
+
+def open_listener(planned: Plan, bundle: Path) -> socket.socket | None:
+    """The socket a new shim serves; None where the group's shim serves already."""
+    if planned.socket_dir:
+        _link_socket_dir(bundle, planned.socket_dir)
+    return listen(planned.path)
+
+
 def listen(path: str) -> socket.socket | None:
     """A socket that listens on `path`, mode 0600; None where another shim answers there already."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -102,22 +136,6 @@ def listen(path: str) -> socket.socket | None:
         listener.close()
         raise
     return listener
-
-
-def link_socket_dir(bundle: Path, directory: str) -> None:
-    """Leave the socket directory's place in the bundle, where the daemon chose one."""
-    link = bundle / "s"
-    link.unlink(missing_ok=True)
-    link.symlink_to(directory)
-
-
-def result(path: str, params: Params) -> bytes:
-    """What the daemon is told: the shim's address, in the dialect it spoke."""
-    from aiocontainerd import api
-
-    if params.legacy:
-        return f"unix://{path}".encode()
-    return bytes(api.bootstrap.BootstrapResult(version=3, address=f"unix://{path}", protocol="ttrpc"))
 
 
 def default_socket_dir() -> str:
@@ -136,8 +154,8 @@ def default_socket_dir() -> str:
     return f"/tmp/containerd-s-{uid}"
 
 
-def oom_score_adj_of_parent(pid: int) -> int | None:
-    """The OOM score adjustment a child of `pid` is to have: one above, at most 1000; None where it is unknown."""
+def oom_score_adj_for_child_of(pid: int | str) -> int | None:
+    """The OOM score adjustment a shim of daemon `pid` is to have: one above, at most 1000; None where unknown."""
     try:
         return min(int(Path(f"/proc/{pid}/oom_score_adj").read_text()) + 1, 1000)
     except (OSError, ValueError):
@@ -152,6 +170,12 @@ def set_oom_score_adj(score: int | None) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(score))
     except PermissionError:
         return
+
+
+def _link_socket_dir(bundle: Path, directory: str) -> None:
+    link = bundle / "s"
+    link.unlink(missing_ok=True)
+    link.symlink_to(directory)
 
 
 def _bind(listener: socket.socket, path: str) -> bool:

@@ -46,8 +46,8 @@ async def _delete(identity: Identity) -> None:
         return
     reaper = Reaper()
     reaper.start()
-    binary = shim.binary if shim else await oci_choice.choose(options.binary_name)
-    runtime = OciRuntime(binary, root, reaper, log=identity.bundle / "log.json")
+    binary = shim.binary if shim else oci_choice.choose(options.binary_name, identity.env)
+    runtime = OciRuntime(binary, root, reaper, env=identity.env, log=identity.bundle / "log.json")
     try:
         await runtime.delete(identity.id, force=True)
     finally:

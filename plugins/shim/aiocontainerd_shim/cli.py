@@ -100,24 +100,21 @@ def identity_of(flags: Flags) -> Identity:
         grpc_address=flags.address,
         ttrpc_address=os.environ.get("TTRPC_ADDRESS", ""),
         debug=flags.debug,
+        env=dict(os.environ),
     )
 
 
 def _start(identity: Identity) -> int:
     from aiocontainerd_shim import serve
 
-    params = bootstrap.read_params(sys.stdin.buffer.read(bootstrap.STDIN_LIMIT_BYTES), identity)
-    directory = params.socket_dir or bootstrap.default_socket_dir()
-    path = bootstrap.socket_path(directory, identity, bootstrap.group_of(identity))
-    listener = bootstrap.listen(path)
-    if params.socket_dir:
-        bootstrap.link_socket_dir(identity.bundle, directory)
+    planned = bootstrap.plan(sys.stdin.buffer.read(bootstrap.STDIN_LIMIT_BYTES), identity)
+    listener = bootstrap.open_listener(planned, identity.bundle)
     if listener is not None:
-        score = bootstrap.oom_score_adj_of_parent(os.getppid())
+        score = bootstrap.oom_score_adj_for_child_of(os.getppid())
         if os.fork() == 0:
             os.setpgid(0, 0)
-            serve.become_shim(listener, identity, params, score)
-    sys.stdout.buffer.write(bootstrap.result(path, params))
+            serve.become_shim(listener, identity, planned.shim_cgroup, score)
+    sys.stdout.buffer.write(planned.result())
     sys.stdout.flush()
     return 0
 

@@ -1,6 +1,8 @@
 """What the daemon and the fork server say to each other: one request and one reply per connection.
 
-A frame is a four byte big-endian length and that many bytes of MessagePack. No event loop in here.
+A frame is a four byte big-endian length and that many bytes of MessagePack. The listening socket of a new shim comes with
+the length, by SCM_RIGHTS. Whatever the server would have to work out is in the request already, because what it and
+its shims execute, each shim pays for with pages of its own. No event loop in here.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class Verb(StrEnum):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `command` comes with start and delete; its `env` is the shim's whole environment."""
+    """One request. `env` is the whole environment that a shim gives to the OCI runtime."""
 
     verb: Verb
     namespace: str = ""
@@ -36,7 +38,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     grpc_address: str = ""
     ttrpc_address: str = ""
     debug: bool = False
-    stdin: bytes = b""
+    shim_cgroup: str = ""
+    oom_score_adj: int | None = None
     env: dict[str, str] = {}
 
 
@@ -54,13 +57,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         return self.result
 
 
-def request_of(verb: Verb, command: ShimCommand, environ: dict[str, str]) -> Request:
-    """The request that carries out `command` as the binary would, started by a process with `environ`."""
-    own = {
-        "TTRPC_ADDRESS": command.ttrpc_address,
-        "GRPC_ADDRESS": command.grpc_address,
-        "NAMESPACE": command.namespace,
-    }
+def request_of(
+    verb: Verb, command: ShimCommand, env: dict[str, str], *, shim_cgroup: str = "", oom_score_adj: int | None = None
+) -> Request:
+    """The request that carries out `command`."""
     return Request(
         verb=verb,
         namespace=command.namespace,
@@ -69,8 +69,9 @@ def request_of(verb: Verb, command: ShimCommand, environ: dict[str, str]) -> Req
         grpc_address=command.grpc_address,
         ttrpc_address=command.ttrpc_address,
         debug=command.debug,
-        stdin=command.stdin,
-        env={**environ, **own, **command.env},
+        shim_cgroup=shim_cgroup,
+        oom_score_adj=oom_score_adj,
+        env=env,
     )
 
 
@@ -82,8 +83,14 @@ def failed(error: Exception) -> Reply:
 
 def frame(message: Request | Reply) -> bytes:
     """A message as it travels."""
+    header, body = split_frame(message)
+    return header + body
+
+
+def split_frame(message: Request | Reply) -> tuple[bytes, bytes]:
+    """The length and the bytes of a frame, apart."""
     body = msgspec.msgpack.encode(message)
-    return HEADER.pack(len(body)) + body
+    return HEADER.pack(len(body)), body
 
 
 def body_length(header: bytes) -> int:

@@ -29,14 +29,14 @@ import msgspec
 from aiocontainerd.errors import ContainerdError, InvalidArgument
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
-from aiocontainerd_shim import bootstrap, cleanup, fork_protocol, oci_choice, placement, records, serve, warm_up
-from aiocontainerd_shim.bootstrap import Identity
+from aiocontainerd_shim import bootstrap, fork_protocol, forked, oci_choice, placement, records, serve, warm_up
 from aiocontainerd_shim.fork_protocol import Reply, Request, Verb
 
 CLIENT_TIMEOUT_S = 2.0
 COMMAND_NAME = "aio-fork-server"
 _GC_THRESHOLDS = (20_000, 20, 20)
 _UCRED = struct.Struct("3i")
+_FD_LIMIT = 1 << 16
 
 
 class ForkServer:
@@ -77,69 +77,54 @@ class ForkServer:
         connection, _ = self._listener.accept()
         with connection:
             connection.settimeout(CLIENT_TIMEOUT_S)
-            pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if uid != os.geteuid():
                 return
             try:
-                self._answer(connection, pid)
+                self._answer(connection)
             except OSError:
                 return  # the client has gone; a shim that was forked for it is cleaned up by its daemon
 
-    def _answer(self, connection: socket.socket, client_pid: int) -> None:
-        try:
-            request = fork_protocol.parse_request(_receive(connection))
-            if request.verb == Verb.DELETE:
-                self._fork_delete(connection, request)
-                return
-            reply = Reply(result=self._carry_out(request, client_pid))
-        except (ContainerdError, OSError) as failure:
-            reply = fork_protocol.failed(failure)
-        connection.sendall(fork_protocol.frame(reply))
+    def _answer(self, connection: socket.socket) -> None:
+        with _Received(connection) as received:
+            try:
+                reply = self._carry_out(received, connection)
+            except ContainerdError as failure:
+                reply = fork_protocol.failed(failure)
+            if reply is not None:
+                connection.sendall(fork_protocol.frame(reply))
 
-    def _carry_out(self, request: Request, client_pid: int) -> bytes:
+    def _carry_out(self, received: _Received, connection: socket.socket) -> Reply | None:
+        """None where a child answers."""
+        request = received.request()
         if request.verb == Verb.START:
-            return self._start(request, client_pid)
+            self._start(request, received.listener())
+            return Reply()
+        if request.verb == Verb.DELETE:
+            if not self._fork(connection.fileno(), request):
+                forked.delete(request, connection)
+            return None
         if request.verb == Verb.RETIRE:
             self._retire()
-        return self._fingerprint.encode()
+        return Reply(result=self._fingerprint.encode())
 
-    def _start(self, request: Request, client_pid: int) -> bytes:
-        identity = identity_of(request)
-        params = bootstrap.read_params(request.stdin, identity)
-        directory = params.socket_dir or bootstrap.default_socket_dir()
-        path = bootstrap.socket_path(directory, identity, bootstrap.group_of(identity))
-        if params.socket_dir:
-            bootstrap.link_socket_dir(identity.bundle, directory)
-        listener = bootstrap.listen(path)
-        if listener is None:
-            return bootstrap.result(path, params)
-        score = bootstrap.oom_score_adj_of_parent(client_pid)
-        with listener:
-            pid = self._fork(request.env, (listener.fileno(),))
-            if not pid:
-                serve.become_shim(listener, identity, params, score)
-        self._bundles[pid] = identity.bundle
-        return bootstrap.result(path, params)
+    def _start(self, request: Request, listener: socket.socket) -> None:
+        pid = self._fork(listener.fileno(), request)
+        if not pid:
+            forked.start(request, listener)
+        self._bundles[pid] = Path(request.bundle)
 
-    def _fork_delete(self, connection: socket.socket, request: Request) -> None:
-        if self._fork(request.env, (connection.fileno(),)):
-            return
-        _delete(connection, identity_of(request))
-
-    def _fork(self, env: dict[str, str], kept_fds: Sequence[int]) -> int:
-        """Fork; the child has a session of its own, `env`, default signals and no descriptor but `kept_fds`."""
+    def _fork(self, kept_fd: int, request: Request) -> int:
+        """Fork; the child has a session of its own, default signals and no descriptor but `kept_fd`."""
         pid = os.fork()
         if pid:
             return pid
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        _close_all_but(kept_fds)
-        os.environ.clear()
-        os.environ.update(env)
-        if env.get("SCHED_CORE"):
+        _close_all_but(kept_fd)
+        if request.env.get("SCHED_CORE"):
             prctl.create_core_scheduling_group()
         return 0
 
@@ -175,6 +160,46 @@ class ForkServer:
             record_orphan_exit(directory, pid, status)
 
 
+class _Received:
+    """A request on a connection, with the descriptor that may have come along."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._fds: list[int] = []
+        self._listener: socket.socket | None = None
+
+    def __enter__(self) -> _Received:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        for fd in self._fds:
+            os.close(fd)
+
+    def request(self) -> Request:
+        """Read it. Raises InvalidArgument for what is none."""
+        header, self._fds, _, _ = socket.recv_fds(self._connection, fork_protocol.HEADER.size, 1)
+        header += self._exactly(fork_protocol.HEADER.size - len(header))
+        return fork_protocol.parse_request(self._exactly(fork_protocol.body_length(header)))
+
+    def listener(self) -> socket.socket:
+        """The socket for a new shim. Raises InvalidArgument where none came."""
+        if not self._fds:
+            raise InvalidArgument("a start comes with a listening socket")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._fds.pop())
+        return self._listener
+
+    def _exactly(self, count: int) -> bytes:
+        parts = b""
+        while len(parts) < count:
+            part = self._connection.recv(count - len(parts))
+            if not part:
+                raise InvalidArgument("the request ended early")
+            parts += part
+        return parts
+
+
 def record_orphan_exit(directory: Path, pid: int, status: int) -> bool:
     """Put the exit of a process whose shim is dead into the bundle, one of those in `directory`, that has its record."""
     if not directory.is_dir():
@@ -186,22 +211,6 @@ def record_orphan_exit(directory: Path, pid: int, status: int) -> bool:
                 records.write_process(bundle, ended)
                 return True
     return False
-
-
-def identity_of(request: Request) -> Identity:
-    """Who the shim of a request is. Raises InvalidArgument where it does not say."""
-    if not request.namespace:
-        raise InvalidArgument("shim namespace cannot be empty")
-    if not request.id:
-        raise InvalidArgument("shim id cannot be empty")
-    return Identity(
-        namespace=request.namespace,
-        id=request.id,
-        bundle=Path(request.bundle),
-        grpc_address=request.grpc_address,
-        ttrpc_address=request.ttrpc_address,
-        debug=request.debug,
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -233,7 +242,7 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
         listener = bootstrap.listen(path)
         if listener is not None:
             os.write(ready, b"1")
-            _close_all_but((listener.fileno(),))
+            _close_all_but(listener.fileno())
             serve.detach_stdio()
             ForkServer(listener, path, fingerprint).serve()
     finally:
@@ -247,6 +256,7 @@ def _prepare() -> None:
         oci_choice.find()
     except ContainerdError:
         pass  # said again to whoever creates a container without naming an OCI runtime
+    serve.prepare_log()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
@@ -259,38 +269,9 @@ def _libc_trim() -> None:
         trim(0)
 
 
-def _delete(connection: socket.socket, identity: Identity) -> NoReturn:
-    try:
-        try:
-            reply = Reply(result=bytes(cleanup.clean_up(identity)))
-        except Exception as failure:  # noqa: BLE001 - the edge of the process
-            reply = fork_protocol.failed(failure)
-        connection.sendall(fork_protocol.frame(reply))
-    finally:
-        os._exit(0)
-
-
-def _receive(connection: socket.socket) -> bytes:
-    length = fork_protocol.body_length(_receive_exactly(connection, fork_protocol.HEADER.size))
-    return _receive_exactly(connection, length)
-
-
-def _receive_exactly(connection: socket.socket, count: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < count:
-        part = connection.recv(count - len(parts))
-        if not part:
-            raise InvalidArgument("the request ended early")
-        parts += part
-    return bytes(parts)
-
-
-def _close_all_but(kept: Sequence[int]) -> None:
-    low = 3
-    for fd in sorted(kept):
-        os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX") if os.sysconf("SC_OPEN_MAX") < 1 << 20 else 1 << 16)
+def _close_all_but(kept_fd: int) -> None:
+    os.closerange(3, kept_fd)
+    os.closerange(kept_fd + 1, _FD_LIMIT)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +19,14 @@ import anyio.abc
 
 from aiocontainerd.errors import DeadlineExceeded, Unavailable, Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
-from aiocontainerd_shim import fork_protocol
-from aiocontainerd_shim.fork_protocol import Request, Verb
+from aiocontainerd_shim import bootstrap, fork_protocol
+from aiocontainerd_shim.fork_protocol import Request, Verb, request_of
+from aiocontainerd_shim.oci_choice import CONFIGURED_ENV
 
 log = logging.getLogger(__name__)
 
 PROGRAM = "containerd-shim-aio-v2"
 RUNTIMES = ("io.containerd.runc.v2", "io.containerd.aio.v2")
-OCI_RUNTIME_ENV = "AIOCONTAINERD_OCI_RUNTIME"
 _SERVER_START_TIMEOUT_S = 30.0
 _HELLO_TIMEOUT_S = 2.0
 
@@ -55,11 +56,37 @@ class AioLauncher:
 
     async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
         """Start a shim; returns the BootstrapResult. Raises the shim's error, DeadlineExceeded."""
-        return await self._act(Verb.START, command, timeout_s)
+        if not self.socket_path.exists():
+            return await self._execute(Verb.START, command, timeout_s)
+        planned, listener = await anyio.to_thread.run_sync(_open_listener, command)
+        if listener is None:
+            return planned.result()
+        with listener:
+            score = bootstrap.oom_score_adj_for_child_of("self")
+            env = self._environ(command)
+            request = request_of(Verb.START, command, env, shim_cgroup=planned.shim_cgroup, oom_score_adj=score)
+            try:
+                await self._ask(request, timeout_s, listener)
+            except (OSError, Unavailable) as gone:
+                log.debug("the fork server is not there: %s", gone)
+            except BaseException:
+                Path(planned.path).unlink(missing_ok=True)
+                raise
+            else:
+                self.forked += 1
+                return planned.result()
+        Path(planned.path).unlink(missing_ok=True)
+        return await self._execute(Verb.START, command, timeout_s)
 
     async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
         """Remove what a dead shim left; returns the DeleteResponse. Raises the shim's error, DeadlineExceeded."""
-        return await self._act(Verb.DELETE, command, timeout_s)
+        try:
+            result = await self._ask(request_of(Verb.DELETE, command, self._environ(command)), timeout_s)
+        except (OSError, Unavailable) as gone:
+            log.debug("the fork server is not there: %s", gone)
+            return await self._execute(Verb.DELETE, command, timeout_s)
+        self.forked += 1
+        return result
 
     async def ensure_server(self) -> None:
         """Have a fork server of this code running; a failure is logged, for there is the binary."""
@@ -81,24 +108,13 @@ class AioLauncher:
         """Tell the running server to end once its last shim has. Raises OSError where none runs."""
         await self._ask(Request(verb=Verb.RETIRE), _HELLO_TIMEOUT_S)
 
-    async def _act(self, verb: Verb, command: ShimCommand, timeout_s: float) -> bytes:
-        if self._fork_server:
-            request = fork_protocol.request_of(verb, command, self._environ())
-            try:
-                result = await self._ask(request, timeout_s)
-            except (OSError, Unavailable) as gone:
-                log.debug("the fork server is not there: %s", gone)
-            else:
-                self.forked += 1
-                return result
-        self.executed += 1
-        return await self._execute(verb, command, timeout_s)
-
-    async def _ask(self, request: Request, timeout_s: float) -> bytes:
+    async def _ask(self, request: Request, timeout_s: float, listener: socket.socket | None = None) -> bytes:
+        header, body = fork_protocol.split_frame(request)
         try:
             with anyio.fail_after(timeout_s):
                 async with await anyio.connect_unix(self.socket_path) as stream:
-                    await stream.send(fork_protocol.frame(request))
+                    await (stream.send(header) if listener is None else stream.send_fds(header, [listener.fileno()]))
+                    await stream.send(body)
                     return fork_protocol.parse_reply(await _receive_frame(stream)).unwrap()
         except (anyio.EndOfStream, anyio.BrokenResourceError) as lost:
             raise Unavailable(f"fork server at {self.socket_path}: the connection was lost") from lost
@@ -106,14 +122,14 @@ class AioLauncher:
             raise DeadlineExceeded(f"fork server: {request.verb} {request.id}") from None
 
     async def _execute(self, verb: Verb, command: ShimCommand, timeout_s: float) -> bytes:
-        request = fork_protocol.request_of(verb, command, self._environ())
+        self.executed += 1
         try:
             with anyio.fail_after(timeout_s):
                 done = await anyio.run_process(
                     argv_of(self.binary, verb, command),
                     input=command.stdin,
                     cwd=command.bundle,
-                    env=request.env,
+                    env=self._environ(command),
                     check=False,
                     start_new_session=True,
                 )
@@ -133,13 +149,27 @@ class AioLauncher:
         argv = [sys.executable, "-m", "aiocontainerd_shim.fork_server", "--socket", str(self.socket_path)]
         argv += ["--fingerprint", fingerprint, "--cgroup", self._cgroup]
         with anyio.fail_after(_SERVER_START_TIMEOUT_S):
-            done = await anyio.run_process(argv, check=False, env=self._environ())
+            done = await anyio.run_process(argv, check=False)
         if done.returncode:
             raise Unknown(f"fork server: {done.stderr.decode(errors='replace').strip()}")
 
-    def _environ(self) -> dict[str, str]:
-        own = {OCI_RUNTIME_ENV: self._oci_runtime} if self._oci_runtime else {}
-        return {**os.environ, **own}
+    def _environ(self, command: ShimCommand) -> dict[str, str]:
+        """What the environment of the binary would be (facts/runtime 3.1)."""
+        own = {
+            "TTRPC_ADDRESS": command.ttrpc_address,
+            "GRPC_ADDRESS": command.grpc_address,
+            "NAMESPACE": command.namespace,
+        }
+        configured = {CONFIGURED_ENV: self._oci_runtime} if self._oci_runtime else {}
+        return {**os.environ, **configured, **own, **command.env}
+
+
+def _open_listener(command: ShimCommand) -> tuple[bootstrap.Plan, socket.socket | None]:
+    identity = bootstrap.Identity(
+        namespace=command.namespace, id=command.id, bundle=command.bundle, grpc_address=command.grpc_address
+    )
+    planned = bootstrap.plan(command.stdin, identity)
+    return planned, bootstrap.open_listener(planned, command.bundle)
 
 
 def argv_of(binary: Path, verb: Verb, command: ShimCommand) -> list[str]:

@@ -7,7 +7,6 @@ be combined with posix_spawn, so a command outlives a killed shim; the delete ac
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,13 +70,15 @@ class CheckpointFlags(msgspec.Struct, frozen=True, kw_only=True):
 class OciRuntime:
     """One OCI runtime, its state directory and log, for the containers of one bundle."""
 
-    def __init__(self, binary: str, root: str, reaper: Reaper, *, log: Path, systemd_cgroup: bool = False) -> None:
+    def __init__(
+        self, binary: str, root: str, reaper: Reaper, *, env: Mapping[str, str], log: Path, systemd_cgroup: bool = False
+    ) -> None:
         self.binary = binary
         self.root = root
         self._reaper = reaper
         self._log = log
         self._systemd_cgroup = systemd_cgroup
-        self._env = child_environment(os.environ)
+        self._env = child_environment(env)
 
     def __repr__(self) -> str:
         return f"<OciRuntime {self.binary} --root {self.root}>"
@@ -181,7 +182,7 @@ class OciRuntime:
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The shim's environment without the service manager's socket, which a container must not talk to."""
+    """An environment without the service manager's socket, which a container must not talk to."""
     return {name: value for name, value in environ.items() if name != "NOTIFY_SOCKET"}
 
 

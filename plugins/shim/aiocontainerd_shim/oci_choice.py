@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -25,13 +26,13 @@ _PROBE_TIMEOUT_S = 10.0
 _found: list[str] = []
 
 
-async def choose(binary_name: str) -> str:
+def choose(binary_name: str, env: Mapping[str, str]) -> str:
     """The program to run. Raises FailedPrecondition where none works.
 
     The first call of a process that inherited no finding probes, for some 50 ms in which its loop stands still: a shim has
     nothing else to do before its first container, and its reaper must not take the probe's exit.
     """
-    return binary_name or os.environ.get(CONFIGURED_ENV) or find()
+    return binary_name or env.get(CONFIGURED_ENV) or find()
 
 
 def find() -> str:

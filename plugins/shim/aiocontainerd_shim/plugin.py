@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from aiocontainerd_shim.launcher import AioLauncher
 
 
-class Config(PluginConfig):
+class Config(PluginConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How shims are started."""
 
     fork_server: bool = True

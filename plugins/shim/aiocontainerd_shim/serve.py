@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.sys import prctl
-from aiocontainerd_shim import oci_choice, placement
+from aiocontainerd_shim import placement
 from aiocontainerd_shim.bootstrap import set_oom_score_adj
 from aiocontainerd_shim.container import Surroundings
 from aiocontainerd_shim.publisher import Forwarder, Publisher
@@ -21,7 +21,7 @@ from aiocontainerd_shim.reaper import Reaper
 from aiocontainerd_shim.service import TaskService, TaskServiceV2
 
 if TYPE_CHECKING:
-    from aiocontainerd_shim.bootstrap import Identity, Params
+    from aiocontainerd_shim.bootstrap import Identity
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ SHUTDOWN_TIMEOUT_S = 5.0
 _SERVER_GRACE_S = 1.0
 
 
-def become_shim(listener: socket.socket, identity: Identity, params: Params, oom_score_adj: int | None) -> NoReturn:
+def become_shim(listener: socket.socket, identity: Identity, shim_cgroup: str, oom_score_adj: int | None) -> NoReturn:
     """Go on as the shim in a freshly forked child; never returns.
 
     Whoever started it may read its standard streams until nobody can write there, so they go first.
@@ -40,8 +40,8 @@ def become_shim(listener: socket.socket, identity: Identity, params: Params, oom
         os.chdir(identity.bundle)
         detach_stdio()
         set_oom_score_adj(oom_score_adj)
-        if params.options.shim_cgroup:
-            placement.join(params.options.shim_cgroup, os.getpid())
+        if shim_cgroup:
+            placement.join(shim_cgroup, os.getpid())
         run(listener, identity)
         status = 0
     except Exception:  # the edge of the process
@@ -51,24 +51,36 @@ def become_shim(listener: socket.socket, identity: Identity, params: Params, oom
 
 
 def run(listener: socket.socket, identity: Identity) -> None:
-    """Be the shim of `identity` until it is shut down. The socket's file is removed at the end."""
+    """Be the shim of `identity` until it is shut down. The socket's file is removed at the end.
+
+    The loop is driven by hand: `asyncio.run` does more than a process needs that ends with its loop.
+    """
     path = listener.getsockname()
     prctl.set_child_subreaper()
     prctl.set_name(COMMAND_NAME)
     open_log(identity)
+    loop = asyncio.new_event_loop()
     try:
-        asyncio.run(serve(listener, identity))
+        loop.run_until_complete(serve(listener, identity))
     finally:
         _remove_socket(path)
 
 
-def open_log(identity: Identity) -> None:
-    """Write the log into the daemon's fifo, and nothing anywhere else; a daemon that does not read loses it."""
+def prepare_log() -> None:
+    """What a fork server can do ahead for the logs of its shims: they all go to stderr, wherever that leads then."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     logging.raiseExceptions = False
-    _redirect_stderr(os.path.join(identity.bundle, "log"))
-    logging.basicConfig(level=logging.DEBUG if identity.debug else logging.INFO, force=True)
-    faulthandler.register(signal.SIGUSR1)
+    logging.basicConfig(level=logging.INFO)
+    faulthandler.register(signal.SIGUSR1, file=2)
+
+
+def open_log(identity: Identity) -> None:
+    """Write the log into the daemon's fifo, and nothing anywhere else; a daemon that does not read loses it."""
+    if not logging.root.handlers:
+        prepare_log()
+    if identity.debug:
+        logging.root.setLevel(logging.DEBUG)
+    _redirect_stderr(f"{identity.bundle}/log")
 
 
 async def serve(listener: socket.socket, identity: Identity) -> None:
@@ -84,7 +96,7 @@ async def serve(listener: socket.socket, identity: Identity) -> None:
     async with asyncio.TaskGroup() as tasks:
         sender = tasks.create_task(publisher.run())
         around = Surroundings(reaper, publisher.publish, lambda work: tasks.create_task(_guarded(work)))
-        service = TaskService(identity.namespace, around, choose_runtime=oci_choice.choose, shut_down=ending.set)
+        service = TaskService(identity, around, shut_down=ending.set)
         server = TtrpcServer([service, TaskServiceV2(service)])
         await server.start(listener)
         await ending.wait()

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from aiocontainerd import timestamps, typeurl
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unknown
 from aiocontainerd.sys.mount import Mount
-from aiocontainerd_shim import cgroups, records
+from aiocontainerd_shim import cgroups, oci_choice, records
 from aiocontainerd_shim.container import Container, Surroundings
 from aiocontainerd_shim.init import Checkpoint, InitProcess
 from aiocontainerd_shim.oci import CheckpointFlags, OciError, OciRuntime, runtime_root
@@ -29,6 +29,7 @@ from aiocontainerd_shim.stdio import Stdio
 
 if TYPE_CHECKING:
     from aiocontainerd import api
+    from aiocontainerd_shim.bootstrap import Identity
     from aiocontainerd_shim.process import Process
 
 T = TypeVar("T")
@@ -43,14 +44,15 @@ class TaskService:
 
     def __init__(
         self,
-        namespace: str,
+        identity: Identity,
         around: Surroundings,
         *,
-        choose_runtime: Callable[[str], Awaitable[str]],
+        choose_runtime: Callable[[str, Mapping[str, str]], str] = oci_choice.choose,
         shut_down: Callable[[], None],
     ) -> None:
-        """`choose_runtime` gives the OCI runtime for a `binary_name`; `shut_down` ends the shim after the reply."""
-        self._namespace = namespace
+        """`choose_runtime` gives the OCI runtime for a `binary_name` and an environment; `shut_down` ends the shim."""
+        self._identity = identity
+        self._namespace = identity.namespace
         self._around = around
         self._choose_runtime = choose_runtime
         self._shut_down = shut_down
@@ -65,7 +67,7 @@ class TaskService:
 
         if request.id in self._containers:
             raise AlreadyExists(f"id {request.id}")
-        container = await self._new_container(request)
+        container = self._new_container(request)
         await container.create()
         self._containers[request.id] = container
         self._around.publish("/tasks/create", _created_event(request, container.init.pid))
@@ -211,10 +213,10 @@ class TaskService:
         except KeyError:
             raise NotFound("container not created") from None
 
-    async def _new_container(self, request: api.task_v3.CreateTaskRequest) -> Container:
+    def _new_container(self, request: api.task_v3.CreateTaskRequest) -> Container:
         options = records.options_from_wire(request.options)
         bundle = Path(request.bundle)
-        runtime = await self._runtime(bundle, options)
+        runtime = self._runtime(bundle, options)
         records.write_options(bundle, options)
         site = Site(namespace=self._namespace, id=request.id, bundle=bundle, runtime=runtime, options=options)
         record = records.ShimRecord(
@@ -230,11 +232,12 @@ class TaskService:
         checkpoint = Checkpoint(request.checkpoint, request.parent_checkpoint)
         return Container(site, InitProcess(site, _stdio(request), mounts, checkpoint), self._around)
 
-    async def _runtime(self, bundle: Path, options: records.RuncOptions) -> OciRuntime:
+    def _runtime(self, bundle: Path, options: records.RuncOptions) -> OciRuntime:
         return OciRuntime(
-            await self._choose_runtime(options.binary_name),
+            self._choose_runtime(options.binary_name, self._identity.env),
             runtime_root(options.root, self._namespace),
             self._around.reaper,
+            env=self._identity.env,
             log=bundle / "log.json",
             systemd_cgroup=options.systemd_cgroup,
         )

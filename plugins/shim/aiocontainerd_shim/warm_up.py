@@ -10,6 +10,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiocontainerd import timestamps, typeurl
@@ -83,13 +84,14 @@ def _filled(cls: type[betterproto2.Message]) -> betterproto2.Message:
 
 
 async def _serve_a_little() -> None:
+    identity = bootstrap.Identity(namespace="warm-up", id="warm-up", bundle=Path("/"))
     publisher = Publisher(_discard, "warm-up")
     reaper = Reaper()
     reaper.start()
     async with asyncio.TaskGroup() as tasks:
         sender = tasks.create_task(publisher.run())
         around = Surroundings(reaper, publisher.publish, tasks.create_task)
-        service = TaskService("warm-up", around, choose_runtime=_no_runtime, shut_down=reaper.reap)
+        service = TaskService(identity, around, shut_down=reaper.reap)
         with tempfile.TemporaryDirectory() as directory:
             await _converse(service, publisher, reaper, f"{directory}/s")
         sender.cancel()
@@ -118,7 +120,3 @@ async def _converse(service: TaskService, publisher: Publisher, reaper: Reaper, 
 
 async def _discard(request: betterproto2.Message) -> None:
     codec.encode(request)
-
-
-async def _no_runtime(_name: str) -> str:
-    return "true"
