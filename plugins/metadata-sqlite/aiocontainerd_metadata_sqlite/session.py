@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
@@ -19,8 +19,6 @@ from aiocontainerd_metadata_sqlite.resources import Connection
 if TYPE_CHECKING:
     import betterproto2
 
-    from aiocontainerd.events import EventBus
-
 T = TypeVar("T")
 _NUMBERS_AT_ONCE = 1000
 
@@ -32,10 +30,16 @@ class Caller(msgspec.Struct, frozen=True):
     lease: str
 
 
+class Publisher(Protocol):
+    """What the store needs of the event bus."""
+
+    def publish(self, topic: str, event: betterproto2.Message, *, namespace: str | None = None) -> None: ...
+
+
 class Session:
     """The engine with what belongs to every mutation."""
 
-    def __init__(self, engine: Engine, bus: EventBus) -> None:
+    def __init__(self, engine: Engine, bus: Publisher) -> None:
         self.engine = engine
         self.pinned: Counter[tuple[str, str, str]] = Counter()
         """Resources (namespace, type, key) that a call in progress works on; a sweep spares them."""

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 
@@ -23,11 +22,8 @@ from aiocontainerd_metadata_sqlite.images import Images
 from aiocontainerd_metadata_sqlite.leases import Leases
 from aiocontainerd_metadata_sqlite.namespaces import Namespaces
 from aiocontainerd_metadata_sqlite.references import CONTENT, IMAGES, INGESTS, SNAPSHOTS
-from aiocontainerd_metadata_sqlite.session import Session
+from aiocontainerd_metadata_sqlite.session import Publisher, Session
 from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
-
-if TYPE_CHECKING:
-    from aiocontainerd.events import EventBus
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +37,7 @@ class SqliteMetadataStore:
         *,
         content: ContentStore,
         snapshotters: Mapping[str, Snapshotter],
-        bus: EventBus,
+        bus: Publisher,
         policy: Policy = "shared",
         sync: bool = True,
     ) -> None:
