@@ -21,11 +21,11 @@ from pathlib import Path
 
 import anyio
 import msgspec
-from aiocontainerd.rpc.grpc_client import GrpcClient
-from harness import Debians, Ours, Peer, docker_registry, peer, processes_of, push
 
 from aiocontainerd import api
+from aiocontainerd.rpc.grpc_client import GrpcClient
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
+from harness import Debians, Ours, Peer, docker_registry, peer, processes_of, push
 
 CONTAINERS = 20
 CREATES = 400

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+
 from harness import Peer
 
 TTY_S = 30.0

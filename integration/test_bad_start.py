@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from harness import Ours, Peer, peer
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]

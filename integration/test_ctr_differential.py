@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from differential import Events, Outcome, Step, count_lines, run, wait_stopped, without_created_lines
-from harness import Debians, Ours, Peer, docker_registry, peer, push
 
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
+from differential import Events, Outcome, Step, count_lines, run, wait_stopped, without_created_lines
+from harness import Debians, Ours, Peer, docker_registry, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(300)]
 

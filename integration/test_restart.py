@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from differential import wait_stopped
-from harness import Ours, Peer, peer
 
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from differential import wait_stopped
+from harness import Ours, Peer, peer
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
 
