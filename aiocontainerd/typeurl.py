@@ -65,12 +65,16 @@ def message_class(full_name: str) -> type[betterproto2.Message]:
 
 def marshal(message: betterproto2.Message) -> Any:
     """Wrap a generated message."""
-    return Any(message_name(message), bytes(message))
+    from aiocontainerd.rpc import codec
+
+    return Any(message_name(message), codec.encode(message))
 
 
 def unmarshal(value: Any) -> betterproto2.Message:
-    """Decode a wrapped message. Raises NotFound where the type is not one of the API's."""
-    return message_class(value.type_url.rpartition("/")[2]).parse(value.value)
+    """Decode a wrapped message. Raises NotFound for a type the API lacks, InvalidArgument for bad bytes."""
+    from aiocontainerd.rpc import codec
+
+    return codec.decode(codec.resolve(value.type_url.rpartition("/")[2]), value.value)
 
 
 def from_wire(value: api.protobuf.Any | None) -> Any | None:

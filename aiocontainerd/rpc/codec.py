@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiocontainerd import typeurl
 from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.rpc import protobuf
 
 if TYPE_CHECKING:
     import betterproto2
@@ -22,12 +23,13 @@ def resolve(full_name: str) -> type[betterproto2.Message]:
 
 def encode(message: betterproto2.Message) -> bytes:
     """The wire form of a message."""
-    return bytes(message)
+    return protobuf.serialize(message)
 
 
 def decode(cls: type[MessageT], data: bytes) -> MessageT:
     """The message of `data`. Raises InvalidArgument naming the message type where the bytes are none of it."""
     try:
-        return cls.parse(data)
-    except Exception as error:
+        message: MessageT = protobuf.parse(cls, data)
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"decode {typeurl.class_name(cls)}: {error}") from error
+    return message

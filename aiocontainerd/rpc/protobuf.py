@@ -1,0 +1,390 @@
+"""The protocol buffer wire format for generated messages, by a table compiled once for each message class.
+
+Where the library's own parser takes bytes that end inside a field, or a field of another wire type, this one refuses
+the first and keeps the second as unknown, as Go's does; fields it does not know are kept and written again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import betterproto2
+    from betterproto2 import FieldMetadata
+
+VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+_WIDTHS = {FIXED64: 8, FIXED32: 4}
+_MASK64 = (1 << 64) - 1
+_FIXED = {
+    "double": (FIXED64, struct.Struct("<d")),
+    "fixed64": (FIXED64, struct.Struct("<Q")),
+    "sfixed64": (FIXED64, struct.Struct("<q")),
+    "float": (FIXED32, struct.Struct("<f")),
+    "fixed32": (FIXED32, struct.Struct("<I")),
+    "sfixed32": (FIXED32, struct.Struct("<i")),
+}
+
+Value = Callable[[bytes, int, int], tuple[Any, int]]
+"""Reads one value: data, position, end of the message -> value, position after it."""
+Reader = Callable[[Any, bytes, int, int], int]
+"""Reads one occurrence of a field into a message; gives the position after it."""
+Writer = Callable[[Any, bytearray], None]
+"""Appends one field of a message, or nothing where it has its default."""
+
+
+class Schema:
+    """The table of one message class."""
+
+    def __init__(self, cls: Any) -> None:
+        meta = cls._betterproto
+        self.cls = cls
+        self.readers: dict[int, Reader] = {}
+        self.writers: list[Writer] = []
+        self._constants: dict[str, Any] = {"_unknown_fields": b""}
+        self._factories: list[tuple[str, Callable[[], Any]]] = []
+        for name, make in meta.default_gen.items():
+            self._add_default(name, make)
+        for name in meta.sorted_field_names:
+            self._add_field(name, meta.meta_by_field_name[name], meta.cls_by_field)
+
+    def new(self) -> Any:
+        """A message with every field at its default."""
+        message = self.cls.__new__(self.cls)
+        values = message.__dict__
+        values.update(self._constants)
+        for name, make in self._factories:
+            values[name] = make()
+        return message
+
+    def _add_default(self, name: str, make: Callable[[], Any]) -> None:
+        if isinstance(make(), list | dict):
+            self._factories.append((name, make))
+        else:
+            self._constants[name] = make()
+
+    def _add_field(self, name: str, meta: FieldMetadata, classes: dict[str, Any]) -> None:
+        cls = classes[name]
+        if meta.proto_type == "map":
+            self._add_map(name, meta, cls, classes.get(f"{name}.value"))
+            return
+        wire, read, write = _kind(meta.proto_type, cls)
+        tag = meta.number << 3 | wire
+        if not meta.repeated:
+            is_message = meta.proto_type == "message"
+            self.readers[tag] = _merge_reader(name, cls) if is_message else _single_reader(name, read)
+            self.writers.append(_single_writer(name, tag, write, skip_default=not (is_message or meta.optional)))
+            return
+        self.readers[tag] = _append_reader(name, read)
+        if wire == LENGTH:
+            self.writers.append(_repeated_writer(name, tag, write))
+        else:
+            packed = meta.number << 3 | LENGTH
+            self.readers[packed] = _packed_reader(name, read)
+            self.writers.append(_packed_writer(name, packed, write))
+
+    def _add_map(self, name: str, meta: FieldMetadata, entry: Any, value_class: Any) -> None:
+        tag = meta.number << 3 | LENGTH
+        assert meta.map_meta is not None
+        key_type, value_type = (one.proto_type for one in meta.map_meta)
+        self.readers[tag] = _map_reader(name, entry, value_class if value_type == "message" else None)
+        self.writers.append(_map_writer(name, tag, _kind(key_type, None), _kind(value_type, value_class)))
+
+
+@cache
+def schema(cls: type[betterproto2.Message]) -> Schema:
+    """The table of a class, compiled at its first use."""
+    return Schema(cls)
+
+
+def parse(cls: type[betterproto2.Message], data: bytes) -> Any:
+    """The message of `data`. Raises ValueError where the bytes are no message."""
+    table = schema(cls)
+    message = table.new()
+    _read_fields(table, message, data, 0, len(data))
+    return message
+
+
+def serialize(message: betterproto2.Message) -> bytes:
+    """The bytes of a message, fields in the order of their numbers."""
+    out = bytearray()
+    _write_fields(message, out)
+    return bytes(out)
+
+
+def _read_fields(table: Schema, message: Any, data: bytes, position: int, end: int) -> None:
+    readers = table.readers
+    while position < end:
+        start = position
+        tag = data[position]
+        position += 1
+        if tag >= 0x80:
+            tag, position = _varint(data, start, end)
+        reader = readers.get(tag)
+        if reader is not None:
+            position = reader(message, data, position, end)
+        else:
+            position = _skip(tag, data, position, end)
+            message._unknown_fields += data[start:position]
+
+
+def _skip(tag: int, data: bytes, position: int, end: int) -> int:
+    wire = tag & 7
+    if not tag >> 3:
+        raise ValueError("invalid field number 0")
+    if wire == VARINT:
+        return _varint(data, position, end)[1]
+    if wire == LENGTH:
+        return _length(data, position, end)[1]
+    if wire not in _WIDTHS:
+        raise ValueError(f"invalid wire type {wire}")
+    return _advance(position, _WIDTHS[wire], end)
+
+
+def _advance(position: int, size: int, end: int) -> int:
+    if position + size > end:
+        raise ValueError("unexpected EOF")
+    return position + size
+
+
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    result = shift = 0
+    while position < end:
+        byte = data[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result & _MASK64, position
+        shift += 7
+        if shift >= 70:
+            raise ValueError("variable length integer overflow")
+    raise ValueError("unexpected EOF")
+
+
+def _length(data: bytes, position: int, end: int) -> tuple[int, int]:
+    """Start and end of a length-delimited value."""
+    size, start = _varint(data, position, end)
+    return start, _advance(start, size, end)
+
+
+def _put_varint(value: int, out: bytearray) -> None:
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+
+
+def _put_bytes(data: bytes | bytearray, out: bytearray) -> None:
+    _put_varint(len(data), out)
+    out += data
+
+
+Kind = tuple[int, Value, Callable[[Any, bytearray], None]]
+
+
+def _kind(proto_type: str, cls: Any) -> Kind:
+    """Wire type, reader and writer of one value of a type."""
+    if proto_type == "string":
+        return LENGTH, _read_string, lambda value, out: _put_bytes(value.encode(), out)
+    if proto_type == "bytes":
+        return LENGTH, _read_bytes, _put_bytes
+    if proto_type == "message":
+        return LENGTH, lambda data, position, end: _read_message(cls, data, position, end), _write_message
+    if proto_type in _FIXED:
+        return _fixed_kind(*_FIXED[proto_type])
+    return _varint_kind(proto_type, cls)
+
+
+def _read_string(data: bytes, position: int, end: int) -> tuple[str, int]:
+    start, stop = _length(data, position, end)
+    return data[start:stop].decode(), stop
+
+
+def _read_bytes(data: bytes, position: int, end: int) -> tuple[bytes, int]:
+    start, stop = _length(data, position, end)
+    return data[start:stop], stop
+
+
+def _read_message(cls: Any, data: bytes, position: int, end: int) -> tuple[Any, int]:
+    start, stop = _length(data, position, end)
+    table = schema(cls)
+    message = table.new()
+    _read_fields(table, message, data, start, stop)
+    return message, stop
+
+
+def _write_message(message: Any, out: bytearray) -> None:
+    body = bytearray()
+    _write_fields(message, body)
+    _put_bytes(body, out)
+
+
+def _write_fields(message: Any, out: bytearray) -> None:
+    for write in schema(message.__class__).writers:
+        write(message, out)
+    out += message._unknown_fields
+
+
+def _fixed_kind(wire: int, form: struct.Struct) -> Kind:
+    def read(data: bytes, position: int, end: int) -> tuple[Any, int]:
+        after = _advance(position, form.size, end)
+        return form.unpack_from(data, position)[0], after
+
+    def write(value: Any, out: bytearray) -> None:
+        out += form.pack(value)
+
+    return wire, read, write
+
+
+def _varint_kind(proto_type: str, cls: Any) -> Kind:
+    convert = _FROM_VARINT[proto_type] if proto_type != "enum" else (lambda number: cls(_signed32(number)))
+    zigzag = proto_type.startswith("sint")
+
+    def read(data: bytes, position: int, end: int) -> tuple[Any, int]:
+        number, position = _varint(data, position, end)
+        return convert(number), position
+
+    def write(value: Any, out: bytearray) -> None:
+        number = int(value)
+        _put_varint((number << 1 ^ number >> 63) & _MASK64 if zigzag else number & _MASK64, out)
+
+    return VARINT, read, write
+
+
+def _signed32(number: int) -> int:
+    return ((number & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+
+
+def _signed64(number: int) -> int:
+    return (number ^ (1 << 63)) - (1 << 63)
+
+
+def _unzigzag(number: int) -> int:
+    return number >> 1 ^ -(number & 1)
+
+
+_FROM_VARINT: dict[str, Callable[[int], Any]] = {
+    "int32": _signed32,
+    "int64": _signed64,
+    "uint32": lambda number: number & 0xFFFFFFFF,
+    "uint64": lambda number: number,
+    "sint32": lambda number: _unzigzag(number & 0xFFFFFFFF),
+    "sint64": _unzigzag,
+    "bool": bool,
+}
+
+
+def _single_reader(name: str, read: Value) -> Reader:
+    def reader(message: Any, data: bytes, position: int, end: int) -> int:
+        message.__dict__[name], position = read(data, position, end)
+        return position
+
+    return reader
+
+
+def _merge_reader(name: str, cls: Any) -> Reader:
+    """A message that comes again is merged into what came before."""
+
+    def reader(message: Any, data: bytes, position: int, end: int) -> int:
+        start, stop = _length(data, position, end)
+        table = schema(cls)
+        values = message.__dict__
+        if values[name] is None:
+            values[name] = table.new()
+        _read_fields(table, values[name], data, start, stop)
+        return stop
+
+    return reader
+
+
+def _append_reader(name: str, read: Value) -> Reader:
+    def reader(message: Any, data: bytes, position: int, end: int) -> int:
+        value, position = read(data, position, end)
+        message.__dict__[name].append(value)
+        return position
+
+    return reader
+
+
+def _packed_reader(name: str, read: Value) -> Reader:
+    def reader(message: Any, data: bytes, position: int, end: int) -> int:
+        position, stop = _length(data, position, end)
+        values = message.__dict__[name]
+        while position < stop:
+            value, position = read(data, position, stop)
+            values.append(value)
+        return stop
+
+    return reader
+
+
+def _map_reader(name: str, entry_class: Any, value_class: Any) -> Reader:
+    def reader(message: Any, data: bytes, position: int, end: int) -> int:
+        entry, position = _read_message(entry_class, data, position, end)
+        value = schema(value_class).new() if value_class is not None and entry.value is None else entry.value
+        message.__dict__[name][entry.key] = value
+        return position
+
+    return reader
+
+
+def _single_writer(name: str, tag: int, write: Callable[[Any, bytearray], None], *, skip_default: bool) -> Writer:
+    head = _head(tag)
+
+    def writer(message: Any, out: bytearray) -> None:
+        value = getattr(message, name)
+        if value is None or (skip_default and not value):
+            return
+        out += head
+        write(value, out)
+
+    return writer
+
+
+def _repeated_writer(name: str, tag: int, write: Callable[[Any, bytearray], None]) -> Writer:
+    head = _head(tag)
+
+    def writer(message: Any, out: bytearray) -> None:
+        for value in getattr(message, name):
+            out += head
+            write(value, out)
+
+    return writer
+
+
+def _packed_writer(name: str, tag: int, write: Callable[[Any, bytearray], None]) -> Writer:
+    head = _head(tag)
+
+    def writer(message: Any, out: bytearray) -> None:
+        values = getattr(message, name)
+        if values:
+            body = bytearray()
+            for value in values:
+                write(value, body)
+            out += head
+            _put_bytes(body, out)
+
+    return writer
+
+
+def _map_writer(name: str, tag: int, key: Kind, value: Kind) -> Writer:
+    head, key_head, value_head = _head(tag), _head(1 << 3 | key[0]), _head(2 << 3 | value[0])
+
+    def writer(message: Any, out: bytearray) -> None:
+        for map_key, map_value in getattr(message, name).items():
+            body = bytearray(key_head)
+            key[2](map_key, body)
+            body += value_head
+            value[2](map_value, body)
+            out += head
+            _put_bytes(body, out)
+
+    return writer
+
+
+def _head(tag: int) -> bytes:
+    out = bytearray()
+    _put_varint(tag, out)
+    return bytes(out)
