@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteReceiveStream, Process
+from anyio.abc import Process
 
 from aiocontainerd.errors import DeadlineExceeded, Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
@@ -143,44 +143,31 @@ async def run(
 
 
 async def _run(argv: Sequence[str], stdin: bytes, cwd: Path | None, env: Mapping[str, str] | None) -> Output:
-    process = await anyio.open_process(
-        list(argv), stdin=subprocess.PIPE, cwd=cwd, env=None if env is None else dict(env), start_new_session=True
-    )
-    printed: dict[str, bytes] = {}
+    """Files in memory in place of pipes: what a program leaves running may keep them open, and nobody waits for it."""
+    with _memory_file(stdin) as given, _memory_file() as stdout, _memory_file() as stderr:
+        process = await anyio.open_process(
+            list(argv), stdin=given, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
+        )
+        try:
+            status = await process.wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+        return Output(status, _content(stdout), _content(stderr))
 
-    async def collect(name: str, stream: ByteReceiveStream | None) -> None:
-        printed[name] = b"" if stream is None else await _read_all(stream)
 
+@contextmanager
+def _memory_file(data: bytes = b"") -> Iterator[int]:
+    descriptor = os.memfd_create("shim-stdio", os.MFD_CLOEXEC)
     try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(collect, "stdout", process.stdout)
-            group.start_soon(collect, "stderr", process.stderr)
-            group.start_soon(_feed, process, stdin)
-            await process.wait()
+        os.pwrite(descriptor, data, 0)
+        yield descriptor
     finally:
-        with anyio.CancelScope(shield=True):
-            await _end(process)
-    return Output(process.returncode or 0, printed["stdout"], printed["stderr"])
+        os.close(descriptor)
 
 
-async def _feed(process: Process, data: bytes) -> None:
-    if process.stdin is None:
-        return
-    try:
-        await process.stdin.send(data)
-        await process.stdin.aclose()
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-        pass  # it ended without reading; its exit status tells the rest
-
-
-async def _read_all(stream: ByteReceiveStream) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in stream:
-        size += len(chunk)
-        if size <= _LARGEST_OUTPUT:
-            chunks.append(chunk)
-    return b"".join(chunks)
+def _content(descriptor: int) -> bytes:
+    return os.pread(descriptor, _LARGEST_OUTPUT, 0)
 
 
 async def _end(process: Process) -> None:

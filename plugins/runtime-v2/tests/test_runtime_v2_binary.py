@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -74,6 +76,13 @@ async def test_a_program_that_hangs_is_ended_at_the_limit(tmp_path: Path, comman
     with pytest.raises(DeadlineExceeded, match=r"containerd-shim-test-v1 start did not end within 0.2s"):
         await program(tmp_path, "sleep 100").start(command, timeout_s=0.2)
     assert time.monotonic() - begun < 5
+
+
+async def test_what_a_program_leaves_running_is_not_waited_for(tmp_path: Path, command: ShimCommand) -> None:
+    begun = time.monotonic()
+    printed = await program(tmp_path, "sleep 2 & echo $!").start(command, timeout_s=5)
+    assert time.monotonic() - begun < 1.5
+    os.kill(int(printed), signal.SIGKILL)
 
 
 async def test_a_shim_that_stumbles_over_the_parameters_gets_options_from_then_on(

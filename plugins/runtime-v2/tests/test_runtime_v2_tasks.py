@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
+import anyio.to_thread
 import pytest
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2.bootstrap import Endpoint, to_json
@@ -456,7 +457,7 @@ async def test_a_legacy_address_file_is_rewritten(world: World) -> None:
     (world.bundle("a") / "address").write_text(f"unix://{world.launcher.shims['a'].path}")
     async with world.run() as runtime:
         assert (await runtime.get("a")).shim.version == 2
-    found = bundles.read_endpoint(world.layout.bundle(NAMESPACE, "a"))
+    found = await anyio.to_thread.run_sync(bundles.read_endpoint, world.layout.bundle(NAMESPACE, "a"))
     assert found is not None
     assert found.version == 2
 
