@@ -79,7 +79,7 @@ class LocalStore:
     async def status(self, ref: str) -> Status:
         """The status of an ingest, open or not. Raises NotFound."""
         try:
-            return layout.read_ingest(self._layout.ingest(ref))
+            return await anyio.to_thread.run_sync(layout.read_ingest, self._layout.ingest(ref))
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"reference {ref}") from None
         except ValueError as bad:

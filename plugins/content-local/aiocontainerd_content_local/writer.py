@@ -100,12 +100,9 @@ class LocalWriter:
         if self._closed:
             return
         self._closed = True
-        if not self._turn.acquire(blocking=False):
-            await anyio.to_thread.run_sync(self._turn.acquire)
         try:
-            self._close()
+            await anyio.to_thread.run_sync(self._close)
         finally:
-            self._turn.release()
             self._release()
 
     async def __aenter__(self) -> Self:
@@ -161,11 +158,12 @@ class LocalWriter:
         return self._publish(self._checked_digest(expected))
 
     def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            if not self._ended:
-                self._record_update()
+        with self._turn:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+                if not self._ended:
+                    self._record_update()
 
     def _named(self, error: OSError) -> Exception:
         """The error with the ref in it, and of a class that says a full disk is nobody's bad request."""

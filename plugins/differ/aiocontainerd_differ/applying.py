@@ -18,7 +18,7 @@ from aiocontainerd_differ.children import check, decode_answer, program, system_
 from aiocontainerd_differ.inflate import BrokenStream
 from aiocontainerd_differ.tar_header import InvalidArchive
 from aiocontainerd_differ.targets import Target, in_user_namespace, process_umask
-from aiocontainerd_differ.unpack import Job, Result, unpack
+from aiocontainerd_differ.unpack import Job, Result, Stopped, unpack
 
 SMALL_BYTES = 128 << 10
 
@@ -48,6 +48,8 @@ async def _in_thread(job: Job) -> Result:
 
     def run() -> Result:
         with turn:
+            if stop.is_set():
+                raise Stopped
             return unpack(job._replace(umask=process_umask()), stop.is_set, ahead=False)
 
     try:
@@ -59,7 +61,12 @@ async def _in_thread(job: Job) -> Result:
     finally:
         stop.set()
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(turn.acquire)
+            await anyio.to_thread.run_sync(_wait_for, turn)
+
+
+def _wait_for(turn: threading.Lock) -> None:
+    with turn:
+        pass
 
 
 async def _in_child(job: Job) -> Result:

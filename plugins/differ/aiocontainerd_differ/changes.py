@@ -10,9 +10,14 @@ import enum
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 CAPABILITY = "security.capability"
+_OVERLAY_WHOLE = frozenset(
+    f"{prefix}.overlay.{name}" for prefix in ("trusted", "user") for name in ("opaque", "redirect")
+)
+"""Marks of an upper directory that doesn't name all its changes: the layers below show through differently."""
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SECOND_NS = 1_000_000_000
@@ -37,15 +42,20 @@ class Change(NamedTuple):
     status: os.stat_result | None
 
 
-def changes(lower_fd: int, upper_fd: int) -> Iterator[Change]:
-    """Every path of the upper tree and every deleted one; a directory comes before what is in it."""
-    yield from _walk(lower_fd, upper_fd, b"")
+def changes(lower_fd: int, upper_fd: int, guide_fd: int | None = None) -> Iterator[Change]:
+    """Every path of the upper tree and every deleted one; a directory comes before what is in it.
+
+    `guide_fd` is the upper directory of the overlay that the upper tree is a mount of, over the lower tree: then only
+    what it names can have changed, and paths that stayed the same may be left out.
+    """
+    yield from _walk(lower_fd, upper_fd, guide_fd, b"")
 
 
-def _walk(lower: int | None, upper: int, path: bytes) -> Iterator[Change]:
+def _walk(lower: int | None, upper: int, guide: int | None, path: bytes) -> Iterator[Change]:
     below = _names(lower)
     above = _names(upper)
-    for name in sorted(below | above):
+    candidates = below | above if guide is None else (below | above) & _names(guide)
+    for name in sorted(candidates):
         here = path + b"/" + name if path else name
         if name not in above:
             yield Change(Kind.DELETED, here, upper, name, None)
@@ -56,22 +66,23 @@ def _walk(lower: int | None, upper: int, path: bytes) -> Iterator[Change]:
         yield Change(Kind.SAME if same else Kind.CHANGED, here, upper, name, status)
         if stat.S_ISDIR(status.st_mode):
             old_fd = lower if old is not None and stat.S_ISDIR(old.st_mode) else None
-            yield from _descend(old_fd, upper, name, here)
+            yield from _descend(old_fd, upper, guide, name, here)
 
 
-def _descend(lower: int | None, upper: int, name: bytes, path: bytes) -> Iterator[Change]:
-    upper_fd = os.open(name, _OPEN_DIRECTORY, dir_fd=upper)
-    try:
-        if lower is None:
-            yield from _walk(None, upper_fd, path)
-            return
-        lower_fd = os.open(name, _OPEN_DIRECTORY, dir_fd=lower)
-        try:
-            yield from _walk(lower_fd, upper_fd, path)
-        finally:
-            os.close(lower_fd)
-    finally:
-        os.close(upper_fd)
+def _descend(lower: int | None, upper: int, guide: int | None, name: bytes, path: bytes) -> Iterator[Change]:
+    with ExitStack() as stack:
+        upper_fd = _open_directory(name, upper, stack)
+        lower_fd = None if lower is None else _open_directory(name, lower, stack)
+        guide_fd = None if guide is None or lower is None else _open_directory(name, guide, stack)
+        if guide_fd is not None and _OVERLAY_WHOLE.intersection(os.listxattr(guide_fd)):
+            guide_fd = None
+        yield from _walk(lower_fd, upper_fd, guide_fd, path)
+
+
+def _open_directory(name: bytes, parent: int, stack: ExitStack) -> int:
+    fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _names(fd: int | None) -> set[bytes]:

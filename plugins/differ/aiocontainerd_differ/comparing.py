@@ -19,6 +19,7 @@ from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount, temp_mount
 from aiocontainerd_differ.children import check, decode_answer, program
 from aiocontainerd_differ.media_types import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
+from aiocontainerd_differ.targets import overlay_guide
 from aiocontainerd_differ.unpack import Result
 
 _COMPRESSION = {"": "gzip", OCI_LAYER_GZIP: "gzip", OCI_LAYER: "", OCI_LAYER_ZSTD: "zstd"}
@@ -43,6 +44,7 @@ async def compare(
         job = {
             "lower": lower_path,
             "upper": upper_path,
+            "guide": overlay_guide(lower, upper),
             "compression": compression,
             "epoch_s": _seconds(options.source_date_epoch_ns),
         }

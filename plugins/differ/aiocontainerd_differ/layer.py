@@ -191,12 +191,17 @@ class LayerWriter:
 
 
 def write_layer(
-    lower_fd: int, upper_fd: int, compression: str, epoch_s: int | None, sink: Callable[[bytes], object]
+    lower_fd: int,
+    upper_fd: int,
+    compression: str,
+    epoch_s: int | None,
+    sink: Callable[[bytes], object],
+    guide_fd: int | None = None,
 ) -> Result:
     """Write the difference to `sink`; returns digest and size of the archive before compression. Blocks."""
     output = _Output(compression, sink)
     writer = LayerWriter(output, upper_fd, epoch_s)
-    for change in changes(lower_fd, upper_fd):
+    for change in changes(lower_fd, upper_fd, guide_fd):
         writer.add(change)
     output.write(tar_writer.END)
     return output.finish()

@@ -43,6 +43,18 @@ def _overlay_target(mount: Mount) -> Target | None:
     return Target(upper, overlay=True, lowers=tuple(layer.replace("\\:", ":") for layer in lowers if layer))
 
 
+def overlay_guide(lower: Sequence[Mount], upper: Sequence[Mount]) -> str:
+    """The upper directory of `upper`, if that is an overlay over exactly what `lower` shows; else ""."""
+    if len(lower) != 1 or len(upper) != 1 or upper[0].type != "overlay":
+        return ""
+    below = mount_options.value_of(upper[0].options, "lowerdir")
+    same = below and below == (
+        mount_options.value_of(lower[0].options, "lowerdir") if lower[0].type == "overlay" else lower[0].source
+    )
+    is_view = mount_options.value_of(lower[0].options, "upperdir") is None
+    return (mount_options.value_of(upper[0].options, "upperdir") or "") if same and is_view else ""
+
+
 def in_user_namespace() -> bool:
     """Whether this process is in a user namespace that maps ids."""
     with open("/proc/self/uid_map") as file:

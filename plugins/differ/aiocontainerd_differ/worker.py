@@ -31,13 +31,17 @@ def main() -> None:
         os.write(2, _answer(lambda: _diff(**job)))
 
 
-def _diff(lower: str, upper: str, compression: str, epoch_s: int | None) -> Result:
+def _diff(lower: str, upper: str, guide: str, compression: str, epoch_s: int | None) -> Result:
     """The layer goes to standard output, the answer to standard error."""
     from aiocontainerd_differ.layer import write_layer
 
-    lower_fd = os.open(lower, os.O_RDONLY | os.O_DIRECTORY)
-    upper_fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY)
-    return write_layer(lower_fd, upper_fd, compression, epoch_s, _write_out)
+    lower_fd, upper_fd = _open_directory(lower), _open_directory(upper)
+    guide_fd = _open_directory(guide) if guide else None
+    return write_layer(lower_fd, upper_fd, compression, epoch_s, _write_out, guide_fd)
+
+
+def _open_directory(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _write_out(data: bytes) -> None:

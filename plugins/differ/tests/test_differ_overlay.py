@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,14 @@ from pathlib import Path
 import anyio
 import pytest
 from aiocontainerd_content_local.store import LocalStore
-from aiocontainerd_differ import applying, differ
+from aiocontainerd_differ import applying, comparing, differ
 from aiocontainerd_differ.differ import WalkingDiffer
-from aiocontainerd_differ.targets import Target, direct_target
+from aiocontainerd_differ.targets import Target, direct_target, overlay_guide
 
 from aiocontainerd.errors import Unknown
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.sys.mount import Mount, mounts_under
+from aiocontainerd.sys.mount import Mount, mounts_under, temp_mount
 from aiocontainerd.testing.content import digest_of, ingest
 from aiocontainerd.testing.differ import LAYER, bind, directory, entry, hard_link, symlink, tar_of, tree_of
 
@@ -99,6 +100,42 @@ async def test_difference_of_an_overlay_applies_to_an_equal_tree(
     assert sorted(tree_of(layers / "copy")) == ["a", "a/x", "b", "b/n", "h", "keep"]
     assert (layers / "copy/a/x").read_bytes() == b"2"
     assert os.listdir(layers / "tmpmounts") == []
+
+
+@pytest.mark.anyio
+async def test_difference_of_an_overlay_is_the_same_with_and_without_its_upper_directory(
+    layers: Path, content: LocalStore, walking: WalkingDiffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = [directory(f"d{n}") for n in range(3)] + [entry(f"d{n}/f{m}", b"1") for n in range(3) for m in range(3)]
+    await walking.apply(await put(content, tar_of(base)), bind(layers / "lower"), ApplyOptions())
+    async with temp_mount(overlay(layers), layers / "tmpmounts") as merged:
+        tree = Path(merged)
+        (tree / "d0/f0").write_bytes(b"2")
+        (tree / "d0/f1").unlink()
+        shutil.rmtree(tree / "d1")
+        (tree / "d1").mkdir()
+        (tree / "d1/f2").write_bytes(b"new")
+        (tree / "d2/f0").touch()
+        (tree / "d2/f0").rename(tree / "moved")
+        (tree / "new/deep").mkdir(parents=True)
+        os.setxattr(tree / "d2", "user.x", b"1")
+    assert overlay_guide(view(layers), overlay(layers)) == str(layers / "upper")
+    options = CompareOptions(media_type=LAYER)
+    guided = await walking.compare(view(layers), overlay(layers), options)
+    monkeypatch.setattr(comparing, "overlay_guide", lambda lower, upper: "")
+    assert await walking.compare(view(layers), overlay(layers), options) == guided
+
+
+def test_upper_directory_guides_only_over_what_the_lower_mounts_show(layers: Path) -> None:
+    others = [
+        [Mount("bind", str(layers), "", ("ro",))],
+        [Mount("overlay", "overlay", "", ("lowerdir=/a:/b",))],
+        [],
+        overlay(layers),
+    ]
+    for other in others:
+        assert overlay_guide(other, overlay(layers)) == ""
+    assert overlay_guide(view(layers), view(layers)) == ""
 
 
 @pytest.mark.anyio
