@@ -130,7 +130,7 @@ async def test_crash_at_any_step_leaves_the_old_or_the_new_tree(
 
     async def step_seen(name: str, layer_id: str) -> None:
         if name == step and layer_id == "2":
-            shutil.copytree(root, crashed)
+            await anyio.to_thread.run_sync(shutil.copytree, root, crashed)
 
     async with Directories(root, step_seen) as snapshotter:
         await chain(snapshotter, "base")
