@@ -8,6 +8,7 @@ so that a test can hold a call, fail it, or do something else meanwhile.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -110,6 +111,9 @@ class FakeContentStore:
         ingest = self.ingests.setdefault(ref, _Ingest(ref, total))
         if ingest.locked:
             raise Unavailable(f"ref {ref} locked")
+        if total and ingest.total and total != ingest.total:
+            ingest.data.clear()
+            ingest.total = total
         ingest.locked = True
         return FakeWriter(self, ingest)
 
@@ -140,6 +144,8 @@ class FakeContentStore:
     async def commit(self, ingest: _Ingest, size: int, expected: str) -> content.Info:
         """What a writer's commit does."""
         await self._call("commit", ingest.ref)
+        if self.ingests.get(ingest.ref) is not ingest:
+            raise NotFound(f"reference {ingest.ref}")
         data = bytes(ingest.data)
         digest = digest_of(data, expected.partition(":")[0] or "sha256")
         if size and size != len(data):
@@ -157,10 +163,11 @@ class FakeContentStore:
 
 
 class FakeReader:
-    """A reader of bytes in memory; it has no file descriptor."""
+    """A reader of bytes in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._descriptor = -1
 
     @property
     def size(self) -> int:
@@ -170,10 +177,15 @@ class FakeReader:
         return self._data[offset : offset + size]
 
     def fileno(self) -> int:
-        raise OSError("a blob in memory has no file descriptor")
+        if self._descriptor < 0:
+            self._descriptor = os.memfd_create("blob")
+            os.pwrite(self._descriptor, self._data, 0)
+        return self._descriptor
 
     async def close(self) -> None:
-        return
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     async def __aenter__(self) -> Self:
         return self
@@ -188,6 +200,7 @@ class FakeWriter:
     def __init__(self, store: FakeContentStore, ingest: _Ingest) -> None:
         self._store = store
         self._ingest = ingest
+        self._closed = False
 
     @property
     def offset(self) -> int:
@@ -197,6 +210,8 @@ class FakeWriter:
         return digest_of(bytes(self._ingest.data))
 
     async def write(self, data: bytes) -> None:
+        if self._closed:
+            raise FailedPrecondition(f"writer of {self._ingest.ref} is closed")
         self._ingest.data += data
         self._ingest.updated_ns = timestamps.now_ns()
 
@@ -211,7 +226,8 @@ class FakeWriter:
         return await self._store.update(msgspec.structs.replace(info, labels=labels or {}))
 
     async def close(self) -> None:
-        self._ingest.locked = False
+        if not self._closed:
+            self._closed, self._ingest.locked = True, False
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,6 +12,7 @@ from aiocontainerd import durations, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from aiocontainerd.interfaces.content import ContentStore, Info, Reader, Status
+from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.filtering import content_field, matcher, select, status_field
 from aiocontainerd_metadata_sqlite.guard import BlobGuard
@@ -42,7 +43,8 @@ class NamespacedContent:
         return f"<NamespacedContent {self.policy}, {len(self._open)} ingests open, {self.guard!r}>"
 
     async def info(self, digest: str) -> Info:
-        """Raises NotFound."""
+        """Raises NotFound, InvalidArgument for what is no digest."""
+        split_digest(digest)
         namespace = self._session.caller().namespace
         found = await self._session.read(lambda db: _load(db, namespace, digest))
         if found is None:
@@ -51,6 +53,7 @@ class NamespacedContent:
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Raises NotFound, InvalidArgument for a path other than `labels` and `labels.<key>`."""
+        split_digest(info.digest)
         namespace = self._session.caller().namespace
         for path in paths:
             if path != "labels" and not path.startswith("labels."):
@@ -78,6 +81,7 @@ class NamespacedContent:
 
     async def delete(self, digest: str) -> None:
         """Unlink the blob from the namespace; its file is left to garbage collection. Raises NotFound."""
+        split_digest(digest)
         caller = self._session.caller()
 
         def unlink(db: Connection) -> None:

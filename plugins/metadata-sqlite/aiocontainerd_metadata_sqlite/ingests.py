@@ -121,6 +121,7 @@ class NamespacedWriter:
 
         A blob that only other namespaces have is no error: the backend's duplicate is dropped.
         """
+        self._check_open()
         given = label_rules.without_empty(labels or {})
         label_rules.validate(given, "info.Labels")
         if self._inner is None:
@@ -152,13 +153,17 @@ class NamespacedWriter:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    def _open_inner(self) -> Writer:
-        if self._inner is None:
+    def _check_open(self) -> None:
+        if self._closed:
             raise FailedPrecondition(f'writer of "{self._ref}" is closed')
+
+    def _open_inner(self) -> Writer:
+        assert self._inner is not None
         return self._inner
 
     async def _own(self, *, copy: bool) -> None:
         """Turn a blob to link into an ingest of this namespace's own, with the blob's bytes or none."""
+        self._check_open()
         if self._inner is not None or self._shared is None:
             return
         inner = await self._backend.writer(self._backend_ref)
