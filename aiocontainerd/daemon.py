@@ -57,8 +57,8 @@ def run(config: Config, *, grpc_address: str = "", ttrpc_address: str = "") -> N
             root=root,
             state=state,
             temp=temp,
-            grpc_address=grpc_address,
-            ttrpc_address=ttrpc_address,
+            grpc_address=grpc_address or _configured_address(config, registry, GRPC_SERVER),
+            ttrpc_address=ttrpc_address or _configured_address(config, registry, TTRPC_SERVER),
             bus=EventBus(),
             plugins=lambda: registry.plugins,
             timeout_s=config.timeout_s,
@@ -68,6 +68,15 @@ def run(config: Config, *, grpc_address: str = "", ttrpc_address: str = "") -> N
             anyio.run(_serve, registry, daemon, config, started, backend_options={"use_uvloop": True})
         except BaseExceptionGroup as group:
             raise _root_cause(group) from group
+
+
+def _configured_address(config: Config, registry: Registry, uri: str) -> str:
+    """Where a server will listen; plugins that start before it, such as the shim manager, tell others."""
+    plugin = registry.get(uri)
+    if plugin is None or plugin.state != State.REGISTERED:
+        return ""
+    address: str = getattr(config.plugin_config(plugin.registration), "address", "")
+    return address
 
 
 async def _serve(registry: Registry, daemon: Daemon, config: Config, started: float) -> None:
