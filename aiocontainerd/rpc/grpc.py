@@ -280,11 +280,11 @@ class _Call:
         requests = self._requests(bound)
         given = requests if bound.client_streaming else await self._only(requests)
         if not bound.server_streaming:
-            await self._send(bound, await bound.call(given))
+            await self._send(bound, await bound.call(given), last=True)
             return
         async with aclosing(bound.call(given)) as responses:
             async for response in responses:
-                await self._send(bound, response)
+                await self._send(bound, response, last=False)
 
     @staticmethod
     async def _only(requests: AsyncIterator[Any]) -> Any:
@@ -304,12 +304,19 @@ class _Call:
                 raise WireStatus(errors.Internal.code, text) from error
             yield message
 
-    async def _send(self, bound: BoundMethod, message: Any) -> None:
+    async def _send(self, bound: BoundMethod, message: Any, *, last: bool) -> None:
         data = frame(codec.encode(message), self._front.max_send_message_size)
+        await self._stream.connection.write_ready.wait()
+        h2, stream_id = self._stream._h2_connection, self._stream.id
+        assert stream_id is not None
         if not self._headers_sent:
+            h2.send_headers(stream_id, _RESPONSE_HEADERS)
             self._headers_sent = True
-            await self._stream.send_headers(_RESPONSE_HEADERS)
-        await self._stream.send_data(data)
+        if last and len(data) <= min(h2.local_flow_control_window(stream_id), h2.max_outbound_frame_size):
+            # It leaves with the trailers, in one write.
+            h2.send_data(stream_id, data)
+        else:
+            await self._stream.send_data(data)
         self._front.metrics.sent[bound.path] += 1
 
     async def _finish(self, code: int, message: str) -> None:
@@ -342,6 +349,8 @@ class _Call:
     def _status(error: Exception, bound: BoundMethod) -> tuple[int, str]:
         if isinstance(error, WireStatus):
             return error.code, error.message
+        if isinstance(error, ProtocolError):
+            return errors.to_status(errors.Cancelled())  # the client reset the stream while it was written to
         if not isinstance(error, ContainerdError | TimeoutError):
             implementation = type(getattr(bound.call, "__self__", None)).__name__
             log.error("%s (%s) failed unexpectedly", bound.path, implementation, exc_info=error)

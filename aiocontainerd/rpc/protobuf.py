@@ -9,11 +9,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import betterproto2
-    from betterproto2 import FieldMetadata
+# Loaded with the front ends rather than by the first request: it reads files, which would block the loop.
+import betterproto2
+from betterproto2 import FieldMetadata
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _WIDTHS = {FIXED64: 8, FIXED32: 4}
