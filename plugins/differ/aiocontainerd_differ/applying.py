@@ -54,7 +54,7 @@ async def _in_thread(job: Job) -> Result:
 
     try:
         return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
-    except (InvalidArchive, BrokenStream) as error:
+    except (InvalidArchive, BrokenStream, OverflowError, RecursionError, ValueError) as error:
         raise Unknown(str(error)) from error
     except OSError as error:
         raise system_error(f"{error.strerror}: {error.filename}", error.errno or 0) from error

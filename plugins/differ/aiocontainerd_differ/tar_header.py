@@ -14,6 +14,8 @@ MAX_SPECIAL = 1 << 20
 """Bytes of a PAX record block or a long name; more is refused rather than held in memory (facts/security 2.4)."""
 XATTR_PREFIX = b"SCHILY.xattr."
 _MAX_DEVICE = 0xFFFFFFFF
+_MAX_ID = 0xFFFFFFFE
+"""The last id is the kernel's word for no change."""
 _ZERO = bytes(BLOCK)
 _MAX_SECONDS = (1 << 63) // 1_000_000_000 - 1
 
@@ -68,6 +70,8 @@ class Header:
         """Let PAX records replace what the block says. Raises InvalidArchive for a value that is none."""
         xattrs = {}
         for key, value in records.items():
+            if b"\0" in key:
+                raise InvalidArchive(f"NUL in a PAX record of {show(self.name)}")
             if key.startswith(XATTR_PREFIX):
                 xattrs[key[len(XATTR_PREFIX) :]] = value
             elif key.startswith(b"GNU.sparse."):
@@ -85,11 +89,11 @@ class Header:
                 case b"linkpath":
                     self.link = value
                 case b"size":
-                    self.size = int(value)
+                    self.size = _decimal(value)
                 case b"uid":
-                    self.uid = int(value)
+                    self.uid = _decimal(value)
                 case b"gid":
-                    self.gid = int(value)
+                    self.gid = _decimal(value)
                 case b"mtime":
                     self.mtime_ns = pax_time_ns(value)
         except ValueError:
@@ -103,6 +107,8 @@ class Header:
             raise InvalidArchive(f"name of {max(len(self.name), len(self.link))} bytes")
         if self.size < 0 or self.uid < 0 or self.gid < 0:
             raise InvalidArchive(f"negative number in the header of {show(self.name)}")
+        if self.uid > _MAX_ID or self.gid > _MAX_ID:
+            raise InvalidArchive(f"owner {self.uid}:{self.gid} of {show(self.name)}")
         if not (0 <= self.major <= _MAX_DEVICE and 0 <= self.minor <= _MAX_DEVICE):
             raise InvalidArchive(f"device number {self.major}:{self.minor} of {show(self.name)}")
         if self.type in _WITHOUT_DATA:
@@ -131,10 +137,10 @@ def number(field: bytes) -> int:
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False) & ~(0x80 << 8 * (len(field) - 1))
         return value - (1 << 8 * len(field) - 1) if field[0] & 0x40 else value
-    try:
-        return int(field.strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        raise InvalidArchive(f"number {show(field)} in a tar header") from None
+    digits = field.strip(b"\0 ") or b"0"
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
+        raise InvalidArchive(f"number {show(field)} in a tar header")
+    return int(digits, 8)
 
 
 def pax_records(data: bytes) -> dict[bytes, bytes]:
@@ -156,9 +162,16 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
 def pax_time_ns(value: bytes) -> int:
     """Nanoseconds of a PAX time, decimal seconds that may be negative and have a fraction. Raises ValueError."""
     seconds, _, fraction = value.partition(b".")
-    nanos = int(fraction[:9].ljust(9, b"0")) if fraction else 0
-    whole = int(seconds) * 1_000_000_000
+    nanos = _decimal(fraction[:9].ljust(9, b"0")) if fraction else 0
+    whole = _decimal(seconds) * 1_000_000_000
     return whole - nanos if seconds.startswith(b"-") else whole + nanos
+
+
+def _decimal(text: bytes) -> int:
+    """Digits with perhaps a minus: what PAX allows, which is less than `int` does. Raises ValueError."""
+    if not text.removeprefix(b"-").isdigit():
+        raise ValueError(text)
+    return int(text)
 
 
 def show(name: bytes) -> str:

@@ -113,6 +113,38 @@ def test_pax_sparse_file_is_refused() -> None:
         headers(tar_of([entry("f", b"x", pax_headers={"GNU.sparse.major": "1"})]))
 
 
+@pytest.mark.parametrize(
+    ("records", "text"),
+    [
+        ({"uid": "1_0"}, 'PAX record "uid"="1_0"'),
+        ({"mtime": "now"}, "PAX record"),
+        ({"uid": "4294967295"}, "owner 4294967295:0"),
+        ({"gid": "99999999999999999999"}, "owner 0:99999999999999999999"),
+        ({"size": "-1"}, "negative number"),
+        ({"SCHILY.xattr.user.a\0b": "1"}, "NUL in a PAX record"),
+        ({"path": "a\0b"}, "NUL in the name"),
+    ],
+)
+def test_bad_pax_record_is_an_invalid_archive(records: dict[str, str], text: str) -> None:
+    with pytest.raises(InvalidArchive, match=text):
+        headers(tar_of([entry("f", pax_headers=records)]))
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(at=st.integers(0, 2047), value=st.integers(0, 255), fix=st.booleans())
+def test_damaged_header_is_read_or_refused_and_nothing_else(at: int, value: int, fix: bool) -> None:
+    blob = bytearray(tar_of([entry("n" * 120, b"x", uid=1 << 30), symlink("l", "t")]))
+    blob[at] = value
+    if fix:
+        start = at - at % 512
+        blob[start + 148 : start + 156] = b" " * 8
+        blob[start + 148 : start + 156] = b"%06o\0 " % sum(blob[start : start + 512])
+    try:
+        headers(bytes(blob))
+    except InvalidArchive:
+        pass
+
+
 def test_unknown_type_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArchive, match="unhandled tar header type 90"):
         apply_bytes(raw(type=b"Z"), tmp_path)
