@@ -423,3 +423,10 @@ async def test_the_first_of_several_namespace_headers_counts(tmp_path: Path) -> 
     async with raw(tmp_path) as client:
         headers = (("containerd-namespace", "a"), ("containerd-namespace", "b"))
         assert (await client.call(GET, message(b""), *headers))["grpc-status"] == "0"
+
+
+async def test_unknown_http2_frames_are_ignored(tmp_path: Path) -> None:
+    async with raw(tmp_path) as client:
+        assert (await client.call(GET, message(b"")))["grpc-status"] == "0"
+        client.writer.write(bytes.fromhex("000004 fb 00 00000000 01020304"))
+        assert (await client.call(GET, message(b"")))["grpc-status"] == "0"

@@ -31,6 +31,11 @@ FORWARD = "containerd.services.events.ttrpc.v1.Events"
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
 class Version:
     service_name: ClassVar[str] = VERSION
     serves_tcp = True

@@ -19,6 +19,7 @@ from grpclib.config import Configuration
 from grpclib.metadata import decode_timeout
 from grpclib.protocol import AbstractHandler, H2Protocol, Stream
 from h2.config import H2Configuration
+from h2.events import UnknownFrameReceived
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
@@ -166,6 +167,8 @@ class _Protocol(H2Protocol):
         h2 = self.connection._connection
         h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS})
         self.connection.flush()
+        # Extension frames may come at any time and are ignored (RFC 9113, 4.1).
+        self.processor.processors[UnknownFrameReceived] = lambda _event: None
         self.handler.opened(transport)
 
 

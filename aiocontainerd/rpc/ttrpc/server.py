@@ -124,7 +124,10 @@ class TtrpcServer:
         tasks: set[asyncio.Task[None]] = set()
         for connection in list(self._connections):
             tasks |= connection.tasks
-            connection.abort()
+            if connection.in_flight:
+                connection.abort()
+            else:
+                connection.close()  # its last answer still leaves
         self._closed.set()
         return tasks
 
