@@ -30,7 +30,10 @@ _MASKS: tuple[tuple[str, str], ...] = (
     (r"\b\d{1,9}-[A-Za-z0-9_-]{4}\b", "<generated>"),
     (r"(?m)^(\w+ +)\d+( +(?:RUNNING|STOPPED|PAUSED|CREATED))", r"\1<pid>\2"),
     (r"(?m)^\d+( +-)$", r"<pid>\1"),
-    (r"(Version|Revision|UUID|Go version): +\S+", r"\1: <masked>"),
+    (r"(Version|Revision|UUID|Go version):.*", r"\1: <masked>"),
+    (r"WARNING: (?:version|revision) mismatch\n?", ""),
+    # ctr asks for progress until it cancels its own question, and says so when the answer came too late.
+    (r'time=\S+ level=error msg="failed to get content info" error="context canceled"\n?', ""),
     (r"[ \t]+", " "),
 )
 
@@ -44,6 +47,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     typed: bytes = b""
     unordered: bool = False
     only: Callable[[str], str] | None = None
+    runtime_speaks: bool = False
+    """The OCI runtime fails and prints to the container's standard error, which is the client's own with us."""
     before: Callable[[Peer], None] | None = None
 
 
@@ -187,7 +192,7 @@ class Events:
         if not found:
             return ""
         namespace, topic, payload = found.groups()
-        if namespace != self.peer.namespace:
+        if self.peer.namespace not in namespace:
             return ""
         return f"{topic} {_masked_payload(payload)}"
 

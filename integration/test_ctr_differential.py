@@ -67,6 +67,7 @@ def final_lines(text: str) -> str:
 
 
 SCRIPT = (
+    Step(args=("version",)),
     Step(args=("namespaces", "create", "made-{suffix}", "a=b")),
     Step(args=("namespaces", "label", "made-{suffix}", "a=c", "d=e")),
     Step(args=("namespaces", "ls"), only=lambda text: "\n".join(x for x in text.splitlines() if "made-" in x)),
@@ -105,7 +106,7 @@ SCRIPT = (
     Step(args=("run", "--rm", IMAGE, "a", "echo", "hi")),
     Step(args=("run", "--rm", "--snapshotter", "native", IMAGE, "a", "echo", "hi")),
     Step(args=("run", "--rm", IMAGE, "a", "sh", "-c", "exit 7")),
-    Step(args=("run", "--rm", "-t", IMAGE, "a", "tty"), tty=True),
+    Step(args=("run", "--rm", "-t", IMAGE, "a", "sh", "-c", "sleep 0.5; tty"), tty=True),
     Step(args=("run", "--rm", "-t", IMAGE, "a", "sh", "-c", "sleep 0.5; stty size"), tty=True),
     Step(args=("run", "--rm", "-t", IMAGE, "a", "sh", "-c", "read a; echo got $a"), tty=True, typed=b"typed\n"),
     Step(args=("run", "--rm", IMAGE, "a", "sh", "-c", "read a; echo got $a"), stdin=b"x\n"),
@@ -118,8 +119,8 @@ SCRIPT = (
     Step(args=("containers", "ls")),
     Step(args=("tasks", "exec", "--exec-id", "e1", "b", "cat"), stdin=b"x\n"),
     Step(args=("tasks", "exec", "--exec-id", "e2", "b", "sh", "-c", "exit 3")),
-    Step(args=("tasks", "exec", "--exec-id", "e3", "-t", "b", "tty"), tty=True),
-    Step(args=("tasks", "exec", "--exec-id", "e4", "b", "nosuch")),
+    Step(args=("tasks", "exec", "--exec-id", "e3", "-t", "b", "sh", "-c", "sleep 0.5; tty"), tty=True),
+    Step(args=("tasks", "exec", "--exec-id", "e4", "b", "nosuch"), runtime_speaks=True),
     Step(args=("tasks", "exec", "--exec-id", "e5", "nobody", "true")),
     Step(args=("tasks", "ps", "b")),
     Step(args=("tasks", "pause", "b")),
@@ -139,7 +140,7 @@ SCRIPT = (
     Step(args=("containers", "label", "b", "k=v")),
     Step(args=("containers", "rm", "b")),
     Step(args=("containers", "info", "b")),
-    Step(args=("run", "--rm", IMAGE, "c", "no-such-command")),
+    Step(args=("run", "--rm", IMAGE, "c", "no-such-command"), runtime_speaks=True),
     Step(args=("containers", "rm", "c")),
     Step(args=("run", "--rm", "{registry}/foreign:1", "d", "true")),
     Step(args=("images", "rm", "--sync", IMAGE)),
@@ -150,8 +151,15 @@ SCRIPT = (
     Step(args=("snapshots", "ls")),
 )
 
-NEW_IN_2 = ("/content/",)
-"""Topics that Debian's containerd, a 1.6, does not publish."""
+NEW_IN_2 = ("/content/", '/snapshot/remove {"key": "sha256:')
+"""Events that containerd publishes since 2.0, and Debian's 1.6 does not: of content, and of collected snapshots."""
+
+
+class OursOnRunc(Ours):
+    """Our daemon with the OCI runtime that Debian's containerd uses: an OCI runtime's own texts are compared too."""
+
+    def default_config(self) -> str:
+        return super().default_config() + '[plugins."io.containerd.shim-launcher.v1.aio"]\noci_runtime = "runc"\n'
 
 
 def play(kind: type[Peer], registry: str) -> tuple[list[Outcome], list[str], dict[str, str]]:
@@ -177,7 +185,7 @@ def _config_digest(daemon: Peer) -> str:
 
 @pytest.fixture(scope="module")
 def played(registry: str) -> tuple[tuple[list[Outcome], list[str]], tuple[list[Outcome], list[str]]]:
-    ours, our_events, _ = play(Ours, registry)
+    ours, our_events, _ = play(OursOnRunc, registry)
     theirs, their_events, _ = play(Debians, registry)
     return (ours, our_events), (theirs, their_events)
 
@@ -187,7 +195,11 @@ def test_ctr_prints_what_it_prints_against_containerd(
     played: tuple[tuple[list[Outcome], list[str]], tuple[list[Outcome], list[str]]], number: int
 ) -> None:
     (ours, _), (theirs, _) = played
-    assert ours[number] == theirs[number]
+    if SCRIPT[number].runtime_speaks:
+        assert ours[number].status == theirs[number].status
+        assert ours[number].stderr.endswith(theirs[number].stderr)
+    else:
+        assert ours[number] == theirs[number]
 
 
 def test_events_have_the_same_topics_in_the_same_order(
