@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 import anyio
 
@@ -27,9 +27,8 @@ T = TypeVar("T")
 
 async def store(content: ContentStore, directory: Path, spec: Any | None) -> list[Descriptor]:
     """Make blobs of a checkpoint directory and of the container's spec; returns their descriptors in that order."""
-    with tempfile.TemporaryFile(dir=directory.parent) as archive:
-        await _in_thread(_pack, directory, archive)
-        images = await _write(content, CRIU_MEDIA_TYPE, str(directory), _chunks_of(archive))
+    with await _in_thread(_packed, directory) as archive:
+        images = await _write(content, CRIU_MEDIA_TYPE, str(directory), lambda: archive.read(_CHUNK))
     message = to_wire(spec)
     data = b"" if message is None else codec.encode(message)
     config = await _write(content, CONFIG_MEDIA_TYPE, str(directory / "spec"), _chunks_of_bytes(data))
@@ -46,7 +45,7 @@ async def unpack(content: ContentStore, checkpoint: Descriptor, directory: Path)
         raise Unknown(f'unsupported checkpoint type "{checkpoint.media_type}"')
     await _in_thread(_make_empty, directory)
     try:
-        with tempfile.TemporaryFile(dir=directory.parent) as archive:
+        with await _in_thread(_scratch, directory.parent) as archive:
             await _read(content, checkpoint.digest, archive)
             await _in_thread(_extract, archive, directory)
     except BaseException:
@@ -58,11 +57,6 @@ async def unpack(content: ContentStore, checkpoint: Descriptor, directory: Path)
 async def remove(directory: Path) -> None:
     """Delete a checkpoint directory; one that is gone is no error."""
     await _in_thread(_remove, directory)
-
-
-def _chunks_of(archive: BinaryIO) -> Callable[[], bytes]:
-    archive.seek(0)
-    return lambda: archive.read(_CHUNK)
 
 
 def _chunks_of_bytes(data: bytes) -> Callable[[], bytes]:
@@ -83,22 +77,33 @@ async def _write(content: ContentStore, media_type: str, ref: str, read: Callabl
     return Descriptor(media_type, digest, size)
 
 
-async def _read(content: ContentStore, digest: str, into: BinaryIO) -> None:
+async def _read(content: ContentStore, digest: str, into: IO[bytes]) -> None:
     async with await content.reader(digest) as reader:
         offset = 0
         while chunk := await reader.read(_CHUNK, offset):
             await _in_thread(into.write, chunk)
             offset += len(chunk)
-    into.seek(0)
 
 
-def _pack(directory: Path, archive: BinaryIO) -> None:
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for entry in sorted(directory.iterdir()):
-            tar.add(entry, arcname=entry.name)
+def _scratch(directory: Path) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=directory)
 
 
-def _extract(archive: BinaryIO, directory: Path) -> None:
+def _packed(directory: Path) -> IO[bytes]:
+    archive = _scratch(directory.parent)
+    try:
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            for entry in sorted(directory.iterdir()):
+                tar.add(entry, arcname=entry.name)
+        archive.seek(0)
+    except BaseException:
+        archive.close()
+        raise
+    return archive
+
+
+def _extract(archive: IO[bytes], directory: Path) -> None:
+    archive.seek(0)
     try:
         with tarfile.open(fileobj=archive, mode="r:") as tar:
             for member in tar:
