@@ -1,0 +1,64 @@
+"""The registration as the daemon uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiocontainerd_metadata_sqlite.plugin import Config, register_plugins
+from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
+
+from aiocontainerd import context
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
+from aiocontainerd.registry import Daemon, Registry, State
+from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter
+
+
+async def _content(_context: InitContext[PluginConfig]) -> object:
+    return FakeContentStore()
+
+
+async def _snapshotter(_context: InitContext[PluginConfig]) -> object:
+    return FakeSnapshotter()
+
+
+async def _bus(context: InitContext[PluginConfig]) -> object:
+    return context.bus
+
+
+@pytest.mark.anyio
+async def test_plugin_opens_its_database_and_exports_path_and_policy(tmp_path: Path) -> None:
+    registry = Registry()
+    registry.add(Registration(kind=kinds.CONTENT, id="content", init=_content))
+    registry.add(Registration(kind=kinds.SNAPSHOTTER, id="fake", init=_snapshotter))
+    registry.add(Registration(kind=kinds.EVENT, id="exchange", init=_bus))
+    (registration,) = register_plugins()
+    plugin = registry.add(registration)
+    daemon = Daemon(
+        root=tmp_path / "root",
+        state=tmp_path / "state",
+        temp=tmp_path,
+        grpc_address="",
+        ttrpc_address="",
+        bus=FakeBus(),  # type: ignore[arg-type]  # all that the store needs of the bus
+        plugins=lambda: registry.plugins,
+        timeout_s=lambda _key: 1.0,
+    )
+    async with registry.run(daemon, lambda registration: registration.config()):
+        assert plugin.state == State.LOADED, plugin.reason
+        assert plugin.uri == "io.containerd.metadata.v1.bolt"
+        path = tmp_path / "root" / plugin.uri / "meta.db"
+        assert plugin.exports == {"path": str(path), "policy": "shared"}
+        assert isinstance(plugin.instance, SqliteMetadataStore)
+        with context.use(namespace="t1"):
+            await plugin.instance.leases.create("l", {})
+    assert not path.with_suffix(".db-wal").exists()
+
+
+def test_config_has_containerds_keys_and_refuses_others() -> None:
+    decoded = msgspec.convert({"content_sharing_policy": "isolated", "no_sync": True}, Config)
+    assert (decoded.content_sharing_policy, decoded.no_sync) == ("isolated", True)
+    for wrong in ({"content_sharing_policy": "other"}, {"nosync": True}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(wrong, Config)
