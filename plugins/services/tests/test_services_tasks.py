@@ -16,7 +16,7 @@ from aiocontainerd_services.tasks_grpc import TasksGrpc
 from aiocontainerd import api, context, timestamps, typeurl
 from aiocontainerd.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unknown
 from aiocontainerd.interfaces.metadata import Container
-from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
+from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc.binding import bind
 from aiocontainerd.sys.mount import Mount
@@ -183,17 +183,12 @@ async def test_create_takes_all_that_the_request_and_the_record_say(world: World
     assert created is not None
     assert (created.runtime, created.spec) == ("/opt/shim", SPEC)
     assert created.rootfs == [Mount("bind", "/s", "", ("ro",))]
-    assert (created.io.stdin, created.io.stdout, created.io.stderr, created.io.terminal) == (
-        "/in",
-        "/out",
-        "/err",
-        True,
-    )
+    assert created.io == IO(stdin="/in", stdout="/out", stderr="/err", terminal=True)
     assert (created.task_api_address, created.task_api_version, created.checkpoint) == ("ttrpc+unix:///s", 3, "")
 
 
 async def test_a_task_needs_a_record_and_is_made_once(world: World) -> None:
-    with pytest.raises(NotFound, match='^container "x" in namespace'):
+    with pytest.raises(NotFound, match=r'^container "x" in namespace'):
         await world.grpc.create(api.tasks.CreateTaskRequest(container_id="x"))
     world.container("c")
     with pytest.raises(AlreadyExists, match=r"^task c$"):
@@ -209,7 +204,7 @@ async def test_a_task_needs_a_record_and_is_made_once(world: World) -> None:
 async def test_runc_takes_its_own_options_only(world: World, options: TypedAny) -> None:
     world.container("c", task=False)
     request = api.tasks.CreateTaskRequest(container_id="c", options=typeurl.to_wire(options))
-    with pytest.raises(Unknown, match=f"^invalid task create option for {RUNC}$"):
+    with pytest.raises(Unknown, match=rf"^invalid task create option for {RUNC}$"):
         await world.grpc.create(request)
     world.container("k", task=False, runtime="io.containerd.kata.v2")
     request.container_id = "k"
@@ -320,7 +315,7 @@ async def test_a_checkpoint_into_a_directory_makes_no_blobs(world: World) -> Non
     assert (await world.grpc.checkpoint(request)).descriptors == []
     assert task.calls == [("checkpoint", "/image")]
     wrong = typeurl.to_wire(typeurl.marshal(api.runc.Options()))
-    with pytest.raises(Unknown, match=f"^invalid task checkpoint option for {RUNC}$"):
+    with pytest.raises(Unknown, match=rf"^invalid task checkpoint option for {RUNC}$"):
         await world.grpc.checkpoint(api.tasks.CheckpointTaskRequest(container_id="c", options=wrong))
 
 
@@ -367,10 +362,9 @@ async def test_an_archive_that_leaves_its_directory_is_refused(
         await writer.write(_archive(name, kind))
         digest, size = writer.digest(), writer.offset
         await writer.commit()
+    checkpoint = Descriptor(tasks_checkpoint.CRIU_MEDIA_TYPE, digest, size)
     with pytest.raises(InvalidArgument, match=text):
-        await tasks_checkpoint.unpack(
-            content, Descriptor(tasks_checkpoint.CRIU_MEDIA_TYPE, digest, size), tmp_path / "d"
-        )
+        await tasks_checkpoint.unpack(content, checkpoint, tmp_path / "d")
     assert list(tmp_path.iterdir()) == []
 
 
