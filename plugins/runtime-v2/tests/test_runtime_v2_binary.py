@@ -25,6 +25,11 @@ def program(directory: Path, script: str, name: str = "containerd-shim-test-v1")
     return BinaryLauncher(path)
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> ShimCommand:
     bundle = tmp_path / "bundle"

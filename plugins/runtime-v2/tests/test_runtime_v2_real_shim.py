@@ -132,6 +132,11 @@ def running(pid: int) -> bool:
         return False
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
 @pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
     root = tmp_path / "image"
