@@ -23,7 +23,7 @@ from aiocontainerd_runtime_v2.recovery import Recovery
 from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
 from anyio.abc import TaskGroup
 
-from aiocontainerd import api, context, timestamps
+from aiocontainerd import api, context, timestamps, typeurl
 from aiocontainerd.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -473,3 +473,32 @@ async def test_a_shims_log_lines_are_ours_under_its_name(world: World, caplog: p
             while len(caplog.messages) < 2:  # noqa: ASYNC110 - it is the log that is looked at
                 await anyio.sleep(0.005)
     assert caplog.messages == ["testing/a: first", "testing/a: second"]
+
+
+async def test_a_program_tells_of_itself_what_it_is_asked(world: World, tmp_path: Path) -> None:
+    info = api.types.RuntimeInfo(name="io.containerd.x.v1", annotations={"k": "v"})
+    (tmp_path / "info").write_bytes(codec.encode(info))
+    program = tmp_path / "shim"
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/given\n[ $1 = -info ] && cat {tmp_path}/info\n")
+    program.chmod(0o755)
+    options = api.protobuf.Any(type_url="t", value=b"v")
+    request = typeurl.marshal(api.types.RuntimeRequest(runtime_path=str(program), options=options))
+    async with world.run() as runtime:
+        answer = typeurl.unmarshal(await runtime.plugin_info(request))
+        assert answer == info
+        with pytest.raises(InvalidArgument, match=r"is no containerd\.types\.RuntimeRequest"):
+            await runtime.plugin_info(typeurl.marshal(info))
+    assert (tmp_path / "given").read_bytes() == codec.encode(options)
+
+
+async def test_an_id_is_taken_until_its_delete_action_is_through(world: World) -> None:
+    world.launcher.cleans_up = False
+    async with world.run() as runtime:
+        for _ in range(2):
+            task = await runtime.create("a", OPTIONS)
+            await task.delete()
+            with pytest.raises(NotFound):
+                await runtime.get("a")
+        assert world.launcher.actions == ["start a", "delete a", "start a"]
+        await runtime.create("a", OPTIONS)
+    assert world.launcher.actions == ["start a", "delete a"] * 2 + ["start a"]
