@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -243,6 +244,7 @@ class FakeSnapshotter:
         self.infos: dict[str, snapshotter.Info] = {}
         self.usages: dict[str, Usage] = {}
         self.cleanups = 0
+        self._children: Counter[str] = Counter()
         self.calls: list[tuple[str, str]] = []
         self.before: Hook = _nothing
 
@@ -283,15 +285,15 @@ class FakeSnapshotter:
         if info.kind != Kind.ACTIVE:
             raise FailedPrecondition(f"snapshot {key} is not active")
         self._check_parent(parent)
-        del self.infos[key]
+        self._drop(key)
         self._put(Kind.COMMITTED, name, info.parent or parent, labels)
 
     async def remove(self, key: str) -> None:
         await self._call("remove", key)
         await self.stat(key)
-        if any(info.parent == key for info in self.infos.values()):
+        if self._children[key]:
             raise FailedPrecondition("cannot remove snapshot with child")
-        del self.infos[key]
+        self._drop(key)
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[snapshotter.Info]:
         for key, info in sorted(self.infos.items()):
@@ -322,9 +324,13 @@ class FakeSnapshotter:
 
     def _put(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None) -> None:
         now = timestamps.now_ns()
+        self._children[parent] += 1
         self.infos[key] = snapshotter.Info(
             kind=kind, name=key, parent=parent, labels=dict(labels or {}), created_at_ns=now, updated_at_ns=now
         )
+
+    def _drop(self, key: str) -> None:
+        self._children[self.infos.pop(key).parent] -= 1
 
     async def _call(self, call: str, name: str) -> None:
         self.calls.append((call, name))

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import anyio
+import anyio.lowlevel
 
 from aiocontainerd.errors import ContainerdError, FailedPrecondition, NotFound, Unimplemented
 from aiocontainerd_metadata_sqlite import snapshot_rows
@@ -47,6 +48,7 @@ async def prune_snapshots(engine: Engine, snapshotter: NamespacedSnapshotter) ->
     known = await engine.read(lambda db: snapshot_rows.known_names(db, snapshotter.name))
     complete = True
     for key in doomed(parents, known, busy):
+        await anyio.lowlevel.checkpoint()  # a backend that answers at once must not keep others from the loop
         try:
             with anyio.fail_after(BACKEND_TIMEOUT_S):
                 await backend.remove(key)
@@ -106,6 +108,7 @@ async def _delete_blobs(engine: Engine, content: NamespacedContent, unknown: Seq
     claimed = content.guard.claim(unknown)
     try:
         for digest in await engine.read(lambda db: _unknown_blobs(db, claimed)):
+            await anyio.lowlevel.checkpoint()
             with anyio.fail_after(BACKEND_TIMEOUT_S):
                 await _forgiving_delete(content, digest)
     finally:
