@@ -138,6 +138,15 @@ def listen(path: str) -> socket.socket | None:
     return listener
 
 
+def remove_stale_socket(identity: Identity) -> None:
+    """Remove the socket of a shim that is gone; one that a shim of the group answers on stays."""
+    link = identity.bundle / "s"
+    directory = str(link.readlink()) if link.is_symlink() else default_socket_dir()
+    path = Path(socket_path(directory, identity, group_of(identity)))
+    if path.exists() and not _answers(str(path)):
+        path.unlink(missing_ok=True)
+
+
 def default_socket_dir() -> str:
     """containerd's directory for shim sockets; without root, the first of the usual places that can be made."""
     if os.geteuid() == 0:

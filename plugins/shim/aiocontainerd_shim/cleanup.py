@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiocontainerd import timestamps
 from aiocontainerd.sys.mount import unmount_recursive
-from aiocontainerd_shim import oci_choice, records
+from aiocontainerd_shim import bootstrap, oci_choice, records
 from aiocontainerd_shim.oci import OciRuntime, runtime_root
 from aiocontainerd_shim.reaper import Reaper
 
@@ -30,6 +30,7 @@ def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
     bundle = identity.bundle
     asyncio.run(_delete(identity))
     unmount_recursive(str(bundle / "rootfs"))
+    bootstrap.remove_stale_socket(identity)
     record = records.read_process(bundle)
     known = record is not None and record.exited_at_ns is not None
     return api.task_v3.DeleteResponse(

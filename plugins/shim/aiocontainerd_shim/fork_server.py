@@ -37,6 +37,7 @@ COMMAND_NAME = "aio-fork-server"
 _GC_THRESHOLDS = (20_000, 20, 20)
 _UCRED = struct.Struct("3i")
 _FD_LIMIT = 1 << 16
+_LOOK_AROUND_S = 60.0
 
 
 class ForkServer:
@@ -61,8 +62,11 @@ class ForkServer:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._reap)
         while not self._retired or self._bundles:
-            for key, _ in self._selector.select():
+            ready = self._selector.select(_LOOK_AROUND_S)
+            for key, _ in ready:
                 key.data()
+            if not ready and not os.path.exists(self._path):
+                self._retire()  # nobody can ask any more: the daemon's state directory has been removed
 
     def _take_signals(self) -> None:
         for end in (self._wake_in, self._wake_out):

@@ -66,7 +66,8 @@ def probe(binary: str) -> str:
     name = f"aiocontainerd-probe-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="aiocontainerd-probe") as directory:
         bundle = Path(directory)
-        (bundle / "rootfs").mkdir()
+        for mount_point in ("proc", "dev"):
+            (bundle / "rootfs" / mount_point).mkdir(parents=True)
         (bundle / "config.json").write_bytes(msgspec.json.encode(_probe_spec(name)))
         command = [binary, "--root", str(bundle / "state")]
         try:
@@ -98,6 +99,7 @@ def _probe_spec(name: str) -> dict[str, object]:
         "ociVersion": "1.0.2",
         "process": {"user": {"uid": 0, "gid": 0}, "args": [f"/{_MISSING_PROGRAM}"], "cwd": "/", "env": []},
         "root": {"path": "rootfs"},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
         "linux": {"cgroupsPath": f"/{name}", "namespaces": [{"type": kind} for kind in namespaces]},
     }
 

@@ -1,0 +1,356 @@
+"""Shims of the fork server and of the binary, with a real OCI runtime and a busybox root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from aiocontainerd_shim import fork_protocol, fork_server, records
+from aiocontainerd_shim.fork_protocol import Reply, Request, Verb
+from aiocontainerd_shim.launcher import AioLauncher, argv_of
+
+from aiocontainerd import api, typeurl
+from aiocontainerd.errors import InvalidArgument, NotFound, Unknown, from_status
+from aiocontainerd.interfaces.shim import ShimCommand
+from aiocontainerd.rpc.ttrpc.client import TtrpcClient
+
+BUSYBOX = Path("/bin/busybox")
+TIMEOUT_S = 10.0
+
+needs_runc = pytest.mark.skipif(
+    not (shutil.which("runc") and BUSYBOX.exists()), reason="needs runc and a static busybox"
+)
+
+
+class Node:
+    """A launcher, a root file system, and the containers made of it; everything under one directory."""
+
+    def __init__(self, directory: Path, launcher: AioLauncher) -> None:
+        self.directory = directory
+        self.launcher = launcher
+        self.namespace = f"t{uuid.uuid4().hex[:8]}"
+        self.clients: list[TtrpcClient] = []
+        self.source = directory / "image"
+        (self.source / "bin").mkdir(parents=True)
+        for mount_point in ("proc", "dev"):
+            (self.source / mount_point).mkdir()
+        shutil.copy(BUSYBOX, self.source / "bin" / "busybox")
+
+    @property
+    def sockets(self) -> Path:
+        return self.directory / "s"
+
+    def command(self, container: str) -> ShimCommand:
+        params = api.bootstrap.BootstrapParams(
+            instance_id=container, namespace=self.namespace, socket_dir=str(self.sockets)
+        )
+        return ShimCommand(
+            namespace=self.namespace,
+            id=container,
+            bundle=self.directory / self.namespace / container,
+            grpc_address="/no/daemon.sock",
+            ttrpc_address="",
+            publish_binary="",
+            stdin=bytes(params),
+        )
+
+    async def shim(self, container: str, *argv: str) -> TtrpcClient:
+        command = self.command(container)
+        (command.bundle / "rootfs").mkdir(parents=True)
+        spec = _spec(f"/{self.namespace}/{container}", argv)
+        (command.bundle / "config.json").write_bytes(msgspec.json.encode(spec))
+        result = api.bootstrap.BootstrapResult.parse(await self.launcher.start(command, timeout_s=TIMEOUT_S))
+        client = await TtrpcClient.connect(result.address, timeout_s=TIMEOUT_S)
+        self.clients.append(client)
+        return client
+
+    async def create(self, client: TtrpcClient, container: str, stdout: str = "") -> int:
+        options = typeurl.marshal(api.runc.Options(root=str(self.directory / "runc"), binary_name="runc"))
+        request = api.task_v3.CreateTaskRequest(
+            id=container,
+            bundle=str(self.command(container).bundle),
+            rootfs=[api.types.Mount(type="bind", source=str(self.source), options=["rbind", "ro"])],
+            stdout=stdout,
+            options=typeurl.to_wire(options),
+        )
+        return int((await call(client, "Create", request)).pid)
+
+    def leftovers(self) -> list[str]:
+        """Mounts, cgroups, sockets and state that containers left behind."""
+        mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.directory) in line]
+        groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{self.namespace}/*") if path.is_dir()]
+        sockets = [str(path) for path in self.sockets.glob("*")]
+        states = [str(path) for path in (self.directory / "runc").glob("*/*")]
+        return [*mounts, *groups, *sockets, *states]
+
+    async def close(self) -> None:
+        for client in self.clients:
+            await client.aclose()
+        for path in Path("/sys/fs/cgroup").glob(f"*/{self.namespace}"):
+            path.rmdir()
+
+
+def _spec(cgroup: str, argv: tuple[str, ...]) -> dict[str, Any]:
+    namespaces = ("pid", "mount", "ipc", "uts", "network")
+    return {
+        "ociVersion": "1.0.2",
+        "process": {"user": {"uid": 0, "gid": 0}, "args": ["/bin/busybox", *argv], "cwd": "/", "env": []},
+        "root": {"path": "rootfs", "readonly": True},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+        ],
+        "linux": {"cgroupsPath": cgroup, "namespaces": [{"type": kind} for kind in namespaces]},
+    }
+
+
+async def call(client: TtrpcClient, method: str, request: Any) -> Any:
+    return await client.call("containerd.task.v3.Task", method, request, timeout_s=TIMEOUT_S)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(TIMEOUT_S):
+        while not condition():
+            await anyio.sleep(0.01)
+
+
+async def finish(client: TtrpcClient, container: str) -> int:
+    waited = await call(client, "Wait", api.task_v3.WaitRequest(id=container))
+    await call(client, "Delete", api.task_v3.DeleteRequest(id=container))
+    await call(client, "Shutdown", api.task_v3.ShutdownRequest(id=container))
+    await client.wait_closed()
+    return int(waited.exit_status)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="shim-", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+async def launcher(short_path: Path) -> AsyncIterator[AioLauncher]:
+    launcher = AioLauncher(short_path)
+    await launcher.ensure_server()
+    yield launcher
+    if launcher.socket_path.exists():
+        await launcher.retire()
+
+
+@pytest.fixture(params=["forked", "executed"])
+async def node(short_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
+    forked = request.param == "forked"
+    launcher = AioLauncher(short_path, fork_server=forked)
+    await launcher.ensure_server()
+    node = Node(short_path, launcher)
+    try:
+        yield node
+        await eventually(lambda: not node.leftovers())
+        assert launcher.executed == 0 or not forked
+    finally:
+        if forked:
+            await launcher.retire()
+        await node.close()
+
+
+@pytest.mark.root
+@needs_runc
+@pytest.mark.anyio
+async def test_a_container_lives_and_leaves_nothing_behind(node: Node) -> None:
+    client = await node.shim("c1", "sh", "-c", "echo out; exit 3")
+    output = node.directory / "out"
+    output.touch()
+    pid = await node.create(client, "c1", str(output))
+    connected = await call(client, "Connect", api.task_v3.ConnectRequest(id="c1"))
+    assert connected.task_pid == pid
+    assert Path(f"/proc/{connected.shim_pid}/comm").read_text().strip() == "containerd-shim"
+    started = await call(client, "Start", api.task_v3.StartRequest(id="c1"))
+    assert started.pid == pid
+    assert await finish(client, "c1") == 3
+    assert output.read_text() == "out\n"
+    await eventually(lambda: not Path(f"/proc/{connected.shim_pid}/cmdline").exists() or _is_zombie(connected.shim_pid))
+
+
+def _is_zombie(pid: int) -> bool:
+    return " Z " in Path(f"/proc/{pid}/stat").read_text()
+
+
+@pytest.mark.root
+@needs_runc
+@pytest.mark.anyio
+async def test_execs_pids_and_kill(node: Node) -> None:
+    client = await node.shim("c1", "sleep", "60")
+    pid = await node.create(client, "c1")
+    await call(client, "Start", api.task_v3.StartRequest(id="c1"))
+    spec = msgspec.json.encode(_spec("", ("sh", "-c", "exit 4"))["process"])
+    exec_spec = typeurl.to_wire(typeurl.Any(typeurl.PROCESS_URL, spec))
+    await call(client, "Exec", api.task_v3.ExecProcessRequest(id="c1", exec_id="e1", spec=exec_spec))
+    await call(client, "Start", api.task_v3.StartRequest(id="c1", exec_id="e1"))
+    waited = await call(client, "Wait", api.task_v3.WaitRequest(id="c1", exec_id="e1"))
+    assert waited.exit_status == 4
+    await call(client, "Delete", api.task_v3.DeleteRequest(id="c1", exec_id="e1"))
+    pids = await call(client, "Pids", api.task_v3.PidsRequest(id="c1"))
+    assert [process.pid for process in pids.processes] == [pid]
+    stats = await call(client, "Stats", api.task_v3.StatsRequest(id="c1"))
+    assert stats.stats.type_url.startswith("io.containerd.cgroups.v")
+    await call(client, "Kill", api.task_v3.KillRequest(id="c1", signal=9))
+    assert await finish(client, "c1") == 137
+
+
+@pytest.mark.root
+@needs_runc
+@pytest.mark.anyio
+async def test_a_program_that_is_not_there_fails_the_create_cleanly(node: Node) -> None:
+    client = await node.shim("c1", "true")
+    config = node.command("c1").bundle / "config.json"
+    config.write_bytes(config.read_bytes().replace(b"/bin/busybox", b"/bin/nothing"))
+    with pytest.raises(Unknown, match="^OCI runtime create failed: .*/bin/nothing"):
+        await node.create(client, "c1")
+    with pytest.raises(NotFound, match="^container not created$"):
+        await call(client, "State", api.task_v3.StateRequest(id="c1"))
+    await call(client, "Shutdown", api.task_v3.ShutdownRequest(id="c1"))
+    await client.wait_closed()
+
+
+@pytest.mark.root
+@needs_runc
+@pytest.mark.anyio
+async def test_the_delete_action_cleans_up_after_a_killed_shim(node: Node) -> None:
+    client = await node.shim("c1", "sleep", "60")
+    pid = await node.create(client, "c1")
+    await call(client, "Start", api.task_v3.StartRequest(id="c1"))
+    connected = await call(client, "Connect", api.task_v3.ConnectRequest(id="c1"))
+    os.kill(connected.shim_pid, 9)
+    await client.wait_closed()
+    answer = await node.launcher.delete(node.command("c1"), timeout_s=TIMEOUT_S)
+    deleted = api.task_v3.DeleteResponse.parse(answer)
+    assert (deleted.pid, deleted.exit_status) == (pid, 137)
+
+
+@pytest.mark.root
+@needs_runc
+@pytest.mark.anyio
+async def test_the_exit_of_a_container_whose_shim_died_reaches_its_bundle(
+    short_path: Path, launcher: AioLauncher
+) -> None:
+    node = Node(short_path, launcher)
+    client = await node.shim("c1", "sh", "-c", "sleep 0.5; exit 6")
+    await node.create(client, "c1")
+    await call(client, "Start", api.task_v3.StartRequest(id="c1"))
+    connected = await call(client, "Connect", api.task_v3.ConnectRequest(id="c1"))
+    os.kill(connected.shim_pid, 9)
+    bundle = node.command("c1").bundle
+    await eventually(lambda: (record := records.read_process(bundle)) and record.exit_status is not None)
+    deleted = api.task_v3.DeleteResponse.parse(await launcher.delete(node.command("c1"), timeout_s=TIMEOUT_S))
+    assert deleted.exit_status == 6
+    assert node.leftovers() == []
+    await node.close()
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_server_is_found_again_and_one_of_other_code_replaced(
+    short_path: Path, launcher: AioLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = launcher.socket_path.stat().st_ctime_ns
+    await AioLauncher(short_path).ensure_server()
+    assert launcher.socket_path.stat().st_ctime_ns == created
+    monkeypatch.setattr("aiocontainerd_shim.launcher.code_fingerprint", lambda: "newer")
+    await AioLauncher(short_path).ensure_server()
+    assert launcher.socket_path.stat().st_ctime_ns != created
+    await launcher.retire()
+    assert not launcher.socket_path.exists()
+
+
+@pytest.mark.root
+@needs_runc
+@pytest.mark.anyio
+async def test_containers_of_a_group_share_a_shim(node: Node) -> None:
+    first = await node.shim("pod", "sleep", "60")
+    command = node.command("member")
+    command.bundle.mkdir()
+    (command.bundle / "config.json").write_text('{"annotations":{"io.kubernetes.cri.sandbox-id":"pod"}}')
+    result = api.bootstrap.BootstrapResult.parse(await node.launcher.start(command, timeout_s=TIMEOUT_S))
+    second = await TtrpcClient.connect(result.address, timeout_s=TIMEOUT_S)
+    pids = [(await call(c, "Connect", api.task_v3.ConnectRequest(id="pod"))).shim_pid for c in (first, second)]
+    assert pids[0] == pids[1]
+    await second.aclose()
+    await call(first, "Shutdown", api.task_v3.ShutdownRequest(id="pod"))
+    await first.wait_closed()
+
+
+def test_the_command_lines_are_containerds() -> None:
+    command = ShimCommand(
+        namespace="ns",
+        id="c",
+        bundle=Path("/b"),
+        grpc_address="/a",
+        ttrpc_address="/t",
+        publish_binary="/p",
+        debug=True,
+    )
+    common = ["/shim", "-namespace", "ns", "-address", "/a", "-publish-binary", "/p", "-id", "c"]
+    assert argv_of(Path("/shim"), Verb.START, command) == [*common, "-debug", "start"]
+    assert argv_of(Path("/shim"), Verb.DELETE, command) == [*common, "-bundle", "/b", "-debug", "delete"]
+
+
+def test_frames_survive_the_round_trip() -> None:
+    request = Request(verb=Verb.START, id="c", env={"A": "b"}, oom_score_adj=1)
+    frame = fork_protocol.frame(request)
+    size = fork_protocol.HEADER.size
+    assert fork_protocol.body_length(frame[:size]) == len(frame) - size
+    assert fork_protocol.parse_request(frame[size:]) == request
+    with pytest.raises(InvalidArgument, match="fork server request"):
+        fork_protocol.parse_request(b"\xff")
+
+
+def test_errors_cross_with_their_class() -> None:
+    reply = fork_protocol.failed(NotFound("x"))
+    with pytest.raises(NotFound, match="^x$"):
+        fork_protocol.parse_reply(fork_protocol.frame(reply)[4:]).unwrap()
+    assert Reply(result=b"r").unwrap() == b"r"
+    assert isinstance(from_status(5, "x: not found"), NotFound)
+
+
+def test_an_orphans_exit_is_put_where_its_record_is(tmp_path: Path) -> None:
+    bundle = tmp_path / "c1"
+    bundle.mkdir()
+    records.write_process(bundle, records.ProcessRecord(pid=77, started=True))
+    assert not fork_server.record_orphan_exit(tmp_path, 78, 1)
+    assert fork_server.record_orphan_exit(tmp_path, 77, 5)
+    record = records.read_process(bundle)
+    assert record is not None
+    assert record.exit_status == 5
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_without_a_server_the_binary_is_run(short_path: Path) -> None:
+    launcher = AioLauncher(short_path)
+    node = Node(short_path, launcher)
+    client = await node.shim("c1", "true")
+    assert launcher.statistics() == {"forked": 0, "executed": 1}
+    await call(client, "Shutdown", api.task_v3.ShutdownRequest(id="c1"))
+    await client.wait_closed()
+    await node.close()
+
+
+def test_the_binary_tells_its_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from aiocontainerd_shim.cli import main; main()", "-v"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert "Version:" in done.stdout

@@ -1,0 +1,156 @@
+"""Command lines of the OCI runtime and what its failures say (facts/runtime 6.1, 6.2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiocontainerd_shim import oci_choice
+from aiocontainerd_shim.init import kill_error
+from aiocontainerd_shim.oci import (
+    CheckpointFlags,
+    CreateFlags,
+    OciError,
+    OciRuntime,
+    child_environment,
+    failure,
+    last_error,
+    runtime_root,
+)
+from aiocontainerd_shim.reaper import Reaper
+
+from aiocontainerd.errors import FailedPrecondition, NotFound, Unknown
+
+FAKE = """#!/bin/sh
+echo "$@" >> "$0.calls"
+cat >> "$0.stdin"
+case "$*" in
+  *" ps "*) echo '[12,13]';;
+  *" create "*|*" exec "*|*" restore "*)
+    while [ "$1" != --pid-file ]; do shift; done; echo 42 > "$2";;
+  *" pause "*) echo '{"level":"error","msg":"old"}' >> "$FAKE_LOG"; echo '{"level":"error","msg":"frozen stiff"}' >> "$FAKE_LOG"; exit 1;;
+  *" delete "*) echo 'container does not exist' >&2; exit 1;;
+  *" resume "*) echo 'no words'; exit 3;;
+esac
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> None:
+    """The shim has no threads: it reads and writes small files of its bundle in the loop, by design."""
+
+
+@pytest.fixture
+async def runtime(tmp_path: Path) -> AsyncIterator[OciRuntime]:
+    program = tmp_path / "fake"
+    program.write_text(FAKE)
+    program.chmod(0o755)
+    reaper = Reaper()
+    reaper.start()
+    env = {**os.environ, "FAKE_LOG": str(tmp_path / "log.json")}
+    yield OciRuntime(str(program), "/r/ns", reaper, env=env, log=tmp_path / "log.json")
+    reaper.stop()
+
+
+def calls(tmp_path: Path) -> list[str]:
+    prefix = f"--root /r/ns --log {tmp_path}/log.json --log-format json "
+    return [line.removeprefix(prefix) for line in (tmp_path / "fake.calls").read_text().splitlines()]
+
+
+@pytest.mark.anyio
+async def test_verbs_have_the_arguments_of_the_facts(runtime: OciRuntime, tmp_path: Path) -> None:
+    pid_file = tmp_path / "init.pid"
+    flags = CreateFlags(no_pivot=True, no_new_keyring=True, console_socket="/s")
+    assert await runtime.create("c", tmp_path, pid_file, flags, None) == 42
+    assert await runtime.exec("c", tmp_path / "p", pid_file, "", None) == 42
+    await runtime.start("c")
+    await runtime.kill("c", 9, everyone=True)
+    assert await runtime.pids("c") == [12, 13]
+    await runtime.update("c", b"{}")
+    await runtime.delete("c")
+    assert calls(tmp_path) == [
+        f"create --bundle {tmp_path} --pid-file {pid_file} --console-socket /s --no-pivot --no-new-keyring c",
+        f"exec --process {tmp_path}/p --detach --pid-file {pid_file} c",
+        "start c",
+        "kill --all c 9",
+        "ps --format json c",
+        "update --resources=- c",
+        "delete c",
+    ]
+    assert (tmp_path / "fake.stdin").read_text() == "{}"
+
+
+@pytest.mark.anyio
+async def test_a_restore_is_detached_and_leaves_reaping_to_the_shim(runtime: OciRuntime, tmp_path: Path) -> None:
+    image = CheckpointFlags(image_path="/i", work_path="/w")
+    await runtime.restore("c", tmp_path, tmp_path / "p", CreateFlags(), image, None)
+    expected = (
+        f"restore --image-path /i --work-path /w --detach --pid-file {tmp_path}/p -no-subreaper --bundle {tmp_path} c"
+    )
+    assert calls(tmp_path) == [expected]
+
+
+@pytest.mark.anyio
+async def test_the_error_is_the_last_one_this_command_logged(runtime: OciRuntime, tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text('{"level":"error","msg":"of another command"}\n')
+    with pytest.raises(OciError, match="^frozen stiff$"):
+        await runtime.pause("c")
+    with pytest.raises(OciError, match="^fake did not terminate successfully: exit status 3: no words$"):
+        await runtime.resume("c")
+
+
+def test_checkpoint_flags_leave_running_unless_told_to_exit() -> None:
+    flags = CheckpointFlags(image_path="/i", work_path="/w", open_tcp=True, empty_namespaces=("network",))
+    assert flags.argv == [
+        "--image-path",
+        "/i",
+        "--work-path",
+        "/w",
+        "--tcp-established",
+        "--empty-ns",
+        "network",
+        "--leave-running",
+    ]
+    assert "--leave-running" not in CheckpointFlags(image_path="/i", work_path="/w", exit=True).argv
+
+
+def test_a_log_without_an_error_gives_none() -> None:
+    assert last_error(b'{"level":"info","msg":"x"}\nnot json\n') == ""
+    assert str(failure("/bin/runc", 1, b"out\n", b"")) == "runc did not terminate successfully: exit status 1: out"
+
+
+def test_kill_failures_are_told_apart_by_the_words_of_the_runtime() -> None:
+    assert kill_error(OciError("container not running", "")).message == "process already finished"
+    missing = kill_error(OciError("x", 'container "c" does not exist'))
+    assert isinstance(missing, NotFound)
+    assert missing.message == "no such container"
+    assert isinstance(kill_error(OciError("odd", "")), Unknown)
+
+
+def test_the_service_managers_socket_does_not_reach_containers() -> None:
+    assert child_environment({"NOTIFY_SOCKET": "/x", "A": "b"}) == {"A": "b"}
+
+
+def test_the_runtime_keeps_its_state_by_namespace() -> None:
+    assert runtime_root("", "k8s.io") == "/run/containerd/runc/k8s.io"
+
+
+def test_no_runtime_installed_says_what_was_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(oci_choice, "_found", [])
+    with pytest.raises(FailedPrecondition, match="neither crun or runc is in PATH .*install one"):
+        oci_choice.find()
+
+
+def test_options_and_config_come_before_the_probe() -> None:
+    assert oci_choice.choose("mine", {oci_choice.CONFIGURED_ENV: "theirs"}) == "mine"
+    assert oci_choice.choose("", {oci_choice.CONFIGURED_ENV: "theirs"}) == "theirs"
+
+
+@pytest.mark.root
+def test_a_probe_leaves_no_cgroup_behind() -> None:
+    before = set(Path("/sys/fs/cgroup").glob("*/aiocontainerd-probe-*"))
+    assert isinstance(oci_choice.probe("runc"), str)
+    assert set(Path("/sys/fs/cgroup").glob("*/aiocontainerd-probe-*")) == before

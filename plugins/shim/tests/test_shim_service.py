@@ -1,0 +1,233 @@
+"""The task service over an OCI runtime that makes plain processes: states, exits, the order of events."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiocontainerd_shim import records
+from aiocontainerd_shim.bootstrap import Identity
+from aiocontainerd_shim.container import Surroundings
+from aiocontainerd_shim.reaper import Reaper
+from aiocontainerd_shim.service import TaskService
+
+from aiocontainerd import api, typeurl
+from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
+from aiocontainerd.timestamps import ZERO_NS, from_wire
+
+FAKE = """#!/bin/sh
+# Makes the processes of $FAKE_PROGRAM children of the test, which is a subreaper.
+verb() { for word in create start exec kill delete pause resume ps; do case " $* " in *" $word "*) echo $word; return;; esac; done; }
+for last; do id=$signal; signal=$last; done
+case $(verb "$@") in
+  create) while [ "$1" != --pid-file ]; do shift; done
+    sh -c 'while [ ! -e "$0" ]; do sleep 0.01; done; '"$FAKE_PROGRAM" "$FAKE_DIR/started" & echo $! > "$2";;
+  start) touch "$FAKE_DIR/started";;
+  exec) while [ "$1" != --process ]; do shift; done; code=$(sed 's/.*"code":\\([0-9]*\\).*/\\1/' "$2")
+    while [ "$1" != --pid-file ]; do shift; done
+    [ "$code" = 99 ] && { echo '{"level":"error","msg":"no such program"}' >> "$FAKE_DIR/log.json"; exit 1; }
+    sh -c "exit $code" & echo $! > "$2";;
+  kill) kill -$signal $(cat "$FAKE_DIR/init.pid") || { echo 'container not running' >&2; exit 1; };;
+  ps) echo "[$(cat "$FAKE_DIR/init.pid")]";;
+esac
+"""
+PRIVATE_PID = b'{"linux":{"namespaces":[{"type":"pid"}]}}'
+
+
+class Shim:
+    """A service, its bundle and the events it published."""
+
+    def __init__(self, bundle: Path, reaper: Reaper, tasks: asyncio.TaskGroup) -> None:
+        self.bundle = bundle
+        self.events: list[tuple[str, Any]] = []
+        self.ended = asyncio.Event()
+        self.env = {**os.environ, "FAKE_DIR": str(bundle), "FAKE_PROGRAM": "sleep 60"}
+        around = Surroundings(reaper, lambda topic, event: self.events.append((topic, event)), tasks.create_task)
+        identity = Identity(namespace="ns", id="c", bundle=bundle, env=self.env)
+        program = str(bundle / "fake")
+        self.service = TaskService(
+            identity, around, choose_runtime=lambda _name, _env: program, shut_down=self.ended.set
+        )
+
+    @property
+    def topics(self) -> list[str]:
+        return [topic for topic, _ in self.events]
+
+    async def create(self, program: str = "sleep 60") -> int:
+        self.env["FAKE_PROGRAM"] = program
+        request = api.task_v3.CreateTaskRequest(id="c", bundle=str(self.bundle))
+        return (await self.service.create(request)).pid
+
+    async def start(self, exec_id: str = "") -> int:
+        return (await self.service.start(api.task_v3.StartRequest(id="c", exec_id=exec_id))).pid
+
+    async def kill(self, signum: int = 9) -> None:
+        await self.service.kill(api.task_v3.KillRequest(id="c", signal=signum))
+
+    async def wait(self, exec_id: str = "") -> int:
+        request = api.task_v3.WaitRequest(id="c", exec_id=exec_id)
+        return (await asyncio.wait_for(self.service.wait(request), 10)).exit_status
+
+    async def exec(self, exec_id: str, code: int) -> None:
+        spec = typeurl.to_wire(typeurl.Any(typeurl.PROCESS_URL, b'{"code":%d}' % code))
+        await self.service.exec(api.task_v3.ExecProcessRequest(id="c", exec_id=exec_id, spec=spec))
+
+    async def delete(self, exec_id: str = "") -> api.task_v3.DeleteResponse:
+        return await self.service.delete(api.task_v3.DeleteRequest(id="c", exec_id=exec_id))
+
+    async def state(self, exec_id: str = "") -> api.task_v3.StateResponse:
+        return await self.service.state(api.task_v3.StateRequest(id="c", exec_id=exec_id))
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> None:
+    """The shim has no threads: it reads and writes small files of its bundle in the loop, by design."""
+
+
+@pytest.fixture
+async def shim(tmp_path: Path) -> AsyncIterator[Shim]:
+    from aiocontainerd.sys import prctl
+
+    prctl.set_child_subreaper()
+    (tmp_path / "fake").write_text(FAKE)
+    (tmp_path / "fake").chmod(0o755)
+    (tmp_path / "config.json").write_bytes(PRIVATE_PID)
+    reaper = Reaper()
+    reaper.start()
+    async with asyncio.TaskGroup() as tasks:
+        shim = Shim(tmp_path, reaper, tasks)
+        yield shim
+        record = records.read_process(tmp_path)
+        if record is not None and record.exit_status is None:
+            os.kill(record.pid, 9)
+            await shim.wait()
+    reaper.stop()
+
+
+@pytest.mark.anyio
+async def test_a_life_has_its_events_in_order(shim: Shim) -> None:
+    pid = await shim.create("exit 7")
+    assert (await shim.state()).status == api.task_types.Status.CREATED
+    assert from_wire((await shim.state()).exited_at) == ZERO_NS
+    assert await shim.start() == pid
+    assert await shim.wait() == 7
+    assert (await shim.state()).status == api.task_types.Status.STOPPED
+    deleted = await shim.delete()
+    assert (deleted.pid, deleted.exit_status) == (pid, 7)
+    assert shim.topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+    assert shim.events[2][1].id == "c"
+
+
+@pytest.mark.anyio
+async def test_the_exit_is_on_disk_when_it_is_told(shim: Shim) -> None:
+    await shim.create("exit 3")
+    await shim.start()
+    await shim.wait()
+    record = records.read_process(shim.bundle)
+    assert record is not None
+    assert (record.exit_status, record.started) == (3, True)
+
+
+@pytest.mark.anyio
+async def test_an_exec_has_its_own_exit_and_no_delete_event(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("e1", 5)
+    with pytest.raises(AlreadyExists, match="^id e1$"):
+        await shim.exec("e1", 5)
+    await shim.start("e1")
+    assert await shim.wait("e1") == 5
+    await shim.delete("e1")
+    with pytest.raises(NotFound, match="^process does not exist e1$"):
+        await shim.state("e1")
+    assert shim.topics == ["/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
+
+
+@pytest.mark.anyio
+async def test_a_failed_exec_stays_created_and_releases_its_waiters(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("e1", 99)
+    with pytest.raises(Unknown, match="^OCI runtime exec failed: no such program$"):
+        await shim.start("e1")
+    await shim.wait("e1")
+    assert (await shim.state("e1")).status == api.task_types.Status.CREATED
+    await shim.delete("e1")
+
+
+@pytest.mark.anyio
+async def test_an_exec_does_not_start_after_the_init(shim: Shim) -> None:
+    await shim.create("exit 0")
+    await shim.exec("e1", 0)
+    await shim.start()
+    await shim.wait()
+    with pytest.raises(FailedPrecondition, match="^container c init process is not running$"):
+        await shim.start("e1")
+
+
+@pytest.mark.anyio
+async def test_killing_what_is_over_is_not_found(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    with pytest.raises(Unknown, match="^cannot delete a running process$"):
+        await shim.delete()
+    await shim.kill()
+    assert await shim.wait() == 137
+    with pytest.raises(NotFound, match="^process already finished$"):
+        await shim.kill()
+
+
+@pytest.mark.anyio
+async def test_an_exec_that_was_not_started_cannot_be_killed(shim: Shim) -> None:
+    await shim.create()
+    await shim.exec("e1", 0)
+    with pytest.raises(FailedPrecondition, match="^process not created$"):
+        await shim.service.kill(api.task_v3.KillRequest(id="c", exec_id="e1", signal=9))
+
+
+@pytest.mark.anyio
+async def test_pause_and_resume_are_told(shim: Shim) -> None:
+    await shim.create()
+    with pytest.raises(Unknown, match="^cannot pause task in created state$"):
+        await shim.service.pause(api.task_v3.PauseRequest(id="c"))
+    await shim.start()
+    await shim.service.pause(api.task_v3.PauseRequest(id="c"))
+    assert (await shim.state()).status == api.task_types.Status.PAUSED
+    await shim.service.resume(api.task_v3.ResumeRequest(id="c"))
+    assert shim.topics[-2:] == ["/tasks/paused", "/tasks/resumed"]
+
+
+@pytest.mark.anyio
+async def test_an_unknown_container_is_not_created(shim: Shim) -> None:
+    with pytest.raises(NotFound, match="^container not created$"):
+        await shim.state()
+    connected = await shim.service.connect(api.task_v3.ConnectRequest(id="c"))
+    assert (connected.shim_pid, connected.task_pid) == (os.getpid(), 0)
+
+
+@pytest.mark.anyio
+async def test_shutdown_waits_for_the_last_container(shim: Shim) -> None:
+    await shim.create("exit 0")
+    await shim.service.shutdown(api.task_v3.ShutdownRequest(id="c"))
+    assert not shim.ended.is_set()
+    await shim.start()
+    await shim.wait()
+    await shim.delete()
+    await shim.service.shutdown(api.task_v3.ShutdownRequest(id="c"))
+    assert shim.ended.is_set()
+
+
+def test_records_survive_the_round_trip(tmp_path: Path) -> None:
+    record = records.ProcessRecord(exec_id="e", pid=5, start_time=9, started=True, stdout="/o", exit_status=0)
+    records.write_process(tmp_path, record)
+    assert records.read_process(tmp_path, "e") == record
+    assert list(records.read_processes(tmp_path)) == [record]
+    options = records.RuncOptions(root="/r", systemd_cgroup=True)
+    records.write_options(tmp_path, options)
+    assert msgspec.json.decode((tmp_path / "options.json").read_bytes()) == {"root": "/r", "systemd_cgroup": True}
+    assert records.read_options(tmp_path) == options
