@@ -17,6 +17,7 @@ from aiocontainerd import context
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, NotFound, Unimplemented
 from aiocontainerd.interfaces.shim import ShimLauncher
 from aiocontainerd_runtime_v2 import bundle as bundles
+from aiocontainerd_runtime_v2 import strays
 from aiocontainerd_runtime_v2.bundle import Bundle
 from aiocontainerd_runtime_v2.manager import to_thread
 from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
@@ -99,27 +100,10 @@ class Recovery:
     async def _connect(self, bundle: Bundle, launcher: ShimLauncher, *, joined: bool) -> Shim:
         endpoint = await to_thread(bundles.read_endpoint, bundle)
         if endpoint is None:
-            await self._end_unknown_shim(bundle, launcher)
+            await to_thread(strays.kill, bundle)
             raise NotFound("the bundle is half made")
         await to_thread(bundles.write_endpoint, bundle, endpoint)
         return await self._manager.connect(bundle, endpoint, launcher, joined=joined)
-
-    async def _end_unknown_shim(self, bundle: Bundle, launcher: ShimLauncher) -> None:
-        """A daemon that died while it started a shim may have left one that nothing on disk leads to.
-
-        `start` is idempotent: it finds that shim by its socket, or makes one.
-        """
-        try:
-            shim = await self._manager.start(bundle, launcher, None)
-        except ContainerdError:
-            return
-        limits = self._manager.deadlines
-        try:
-            await shim.call_either("Delete", limit_s=limits.cleanup_s)
-        except ContainerdError:
-            pass  # it has no such container, as it should be
-        await shim.shut_down(limit_s=limits.shutdown_s)
-        await shim.aclose()
 
     async def _take_up(self, shim: Shim) -> None:
         task = self._runtime.adopt(shim)

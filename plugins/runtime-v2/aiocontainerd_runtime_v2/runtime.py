@@ -15,6 +15,7 @@ from aiocontainerd.rpc import codec
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
 from aiocontainerd_runtime_v2 import bundle as bundles
+from aiocontainerd_runtime_v2 import strays
 from aiocontainerd_runtime_v2.bootstrap import Endpoint, from_api_address
 from aiocontainerd_runtime_v2.bundle import Bundle, Layout
 from aiocontainerd_runtime_v2.manager import ShimManager, prefixed, to_thread
@@ -94,6 +95,7 @@ class ShimTaskRuntime:
             shim = await self._shim(bundle, launcher, options)
         except BaseException:
             with anyio.CancelScope(shield=True):
+                await to_thread(strays.kill, bundle)
                 await self.manager.clean_up(bundle, launcher)
                 await self.discard(bundle)
             raise

@@ -502,3 +502,35 @@ async def test_an_id_is_taken_until_its_delete_action_is_through(world: World) -
         assert world.launcher.actions == ["start a", "delete a", "start a"]
         await runtime.create("a", OPTIONS)
     assert world.launcher.actions == ["start a", "delete a"] * 2 + ["start a"]
+
+
+async def test_a_start_that_is_cut_short_leaves_no_process(world: World, tmp_path: Path) -> None:
+    program = tmp_path / "shim"
+    program.write_text(f'#!/bin/sh\ncase "$*" in *start) setsid sleep 30 & echo $! > {tmp_path}/pid; sleep 30;; esac\n')
+    program.chmod(0o755)
+    options = CreateOptions(runtime=str(program), spec=OPTIONS.spec)
+    async with world.run(limits=Deadlines(start_s=0.3)) as runtime:
+        text = rf"^failed to start shim: start failed: {program} start did not end within 0.3s$"
+        with pytest.raises(DeadlineExceeded, match=text):
+            await runtime.create("a", options)
+        assert not world.bundle("a").exists()
+    assert not _runs(int((tmp_path / "pid").read_text()))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+async def test_a_shim_of_a_half_made_bundle_is_killed_at_the_next_start(world: World) -> None:
+    bundle = await anyio.to_thread.run_sync(world.layout.create, NAMESPACE, "a", b"{}")
+    await anyio.to_thread.run_sync(bundles.write_shim_path, bundle, world.launcher.binary)
+    stray = await anyio.open_process(["/bin/sleep", "30"], cwd=bundle.path, stdin=None, stdout=None, stderr=None)
+    async with world.run() as runtime:
+        assert await runtime.list() == []
+        with anyio.fail_after(5):
+            assert await stray.wait() == -9
+    assert not bundle.path.exists()
+    assert world.launcher.actions == ["delete a"]
