@@ -12,7 +12,7 @@ Execs are added by `exec`, then live the same life; their `delete` ends only the
 All methods work in the namespace of the current call (`aiocontainerd.context`) unless they say otherwise. A task is
 read from its shim at every call: nothing about it is cached, except exits once they are known.
 
-What must fail and how (facts/runtime 4.2, 4.3): no such task: NotFound `task <id>`; a task of that id exists:
+What must fail and how (facts/runtime 4.2, 4.3): no such task: NotFound `task <id> not found`; a task of that id exists:
 AlreadyExists `task <id>`; a bad id: InvalidArgument `invalid task id ...` or `invalid exec id ...`; what the shim
 answers travels unchanged. A shim that does not answer within its limit raises DeadlineExceeded naming the task, the
 call and the limit, and delays no other task. A lost shim answers `state` and `kill` with NotFound, `wait` and `delete`
