@@ -1,7 +1,7 @@
 """Starting a shim: what the daemon says, where the shim listens, what the daemon is told (facts/runtime 3.1-3.4).
 
-Two dialects of one start: a daemon of 2.2 and newer writes BootstrapParams to stdin and reads a BootstrapResult; an older one
-writes the runtime options, or nothing, and takes the bare address, which means protocol version 2.
+Two dialects of one start: a daemon of 2.2 and newer writes BootstrapParams to stdin and reads a BootstrapResult; an
+older one writes the runtime options, or nothing, and takes the bare address, which means protocol version 2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The program `containerd-shim-aio-v2`: start, delete, info and serve, as any v2 daemon runs them (facts/runtime 3).
 
-Flags are Go's: one dash or two, `-flag value` or `-flag=value`. `start` binds the socket, prints where, and goes on as the shim
-in a forked child, which saves a second start of the interpreter; `serve` is the same shim on a socket given as fd 3.
+Flags are Go's: one dash or two, `-flag value` or `-flag=value`. `start` binds the socket, prints where, and goes on
+as the shim in a forked child, which saves a second start of the interpreter; `serve` is the same shim on a socket
+given as fd 3.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def main() -> None:
     try:
         sys.exit(run(sys.argv[1:]))
     except (UsageError, ContainerdError, OSError) as failure:
-        print(f"{RUNTIME_NAME}: {failure}", file=sys.stderr)
+        sys.stderr.write(f"{RUNTIME_NAME}: {failure}\n")
         sys.exit(2 if isinstance(failure, UsageError) else 1)
 
 
@@ -76,7 +77,8 @@ def run(argv: Sequence[str]) -> int:
     """Carry out a command line; returns the exit status."""
     flags = parse_flags(argv)
     if flags.v or flags.version:
-        print(f"{Path(sys.argv[0]).name}:\n  Version:  {__version__}\n  Python:   {sys.version.split()[0]}")
+        program = Path(sys.argv[0]).name
+        sys.stdout.write(f"{program}:\n  Version:  {__version__}\n  Python:   {sys.version.split()[0]}\n")
         return 0
     if flags.info:
         return _info()

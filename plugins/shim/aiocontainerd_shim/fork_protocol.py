@@ -1,8 +1,8 @@
 """What the daemon and the fork server say to each other: one request and one reply per connection.
 
-A frame is a four byte big-endian length and that many bytes of MessagePack. The listening socket of a new shim comes with
-the length, by SCM_RIGHTS. Whatever the server would have to work out is in the request already, because what it and
-its shims execute, each shim pays for with pages of its own. No event loop in here.
+A frame is a four byte big-endian length and that many bytes of MessagePack. The listening socket of a new shim comes
+with the length, by SCM_RIGHTS. Whatever the server would have to work out is in the request already, because what it
+and its shims execute, each shim pays for with pages of its own. No event loop in here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The fork server: a small process with the shim's code imported, that forks a shim within milliseconds.
 
-It has one thread and no event loop, so that a fork is safe and cheap. Its heap is frozen out of the garbage collector's sight
-before it serves, so that the shims' collections do not write to the pages they share with it. It lives in a session and, where it
-can, a cgroup of its own, and outlives the daemon. It is the parent of its shims and a subreaper: the containers of a
-shim that dies fall to it, and it puts their exits into their bundles.
+It has one thread and no event loop, so that a fork is safe and cheap. Its heap is frozen out of the garbage
+collector's sight before it serves, so that the shims' collections do not write to the pages they share with it. It
+lives in a session and, where it can, a cgroup of its own, and outlives the daemon. It is the parent of its shims and
+a subreaper: the containers of a shim that dies fall to it, and it puts their exits into their bundles.
 
 One that is told to retire stops listening, and ends when its last shim has.
 """
@@ -205,7 +205,7 @@ class _Received:
 
 
 def record_orphan_exit(directory: Path, pid: int, status: int) -> bool:
-    """Put the exit of a process whose shim is dead into the bundle, one of those in `directory`, that has its record."""
+    """Put the exit of a process whose shim is dead where its record is, in one of the bundles of `directory`."""
     if not directory.is_dir():
         return False
     for bundle in directory.iterdir():

@@ -1,7 +1,8 @@
 """The daemon's side of the fork server: starts it, finds it again, asks it, and does without it (`interfaces/shim.py`).
 
-A server that runs already is used when it was started from the same code; another one is told to retire, which keeps it as
-the parent of its shims, and a new one takes its place. While there is none, shims are started by executing the binary.
+A server that runs already is used when it was started from the same code; another one is told to retire, which keeps
+it as the parent of its shims, and a new one takes its place. While there is none, shims are started by executing the
+binary.
 """
 
 from __future__ import annotations

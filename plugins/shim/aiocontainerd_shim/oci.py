@@ -1,8 +1,9 @@
 """The OCI runtime's command line: argument lists of every verb, and what its failures say (facts/runtime 6.1, 6.2).
 
-The argument lists are pure functions of their inputs; `OciRuntime` runs them. A failed command raises `OciError`, whose text
-is the last error of the runtime's JSON log. A command is killed with the task that awaits it (a parent death signal cannot
-be combined with posix_spawn, so a command outlives a killed shim; the delete action cleans up after it).
+The argument lists are pure functions of their inputs; `OciRuntime` runs them. A failed command raises `OciError`,
+whose text is the last error of the runtime's JSON log. A command is killed with the task that awaits it (a parent
+death signal cannot be combined with posix_spawn, so a command outlives a killed shim; the delete action cleans up
+after it).
 """
 
 from __future__ import annotations

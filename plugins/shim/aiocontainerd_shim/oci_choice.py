@@ -1,8 +1,9 @@
 """Which OCI runtime to use: the one the options name, else the configured one, else the first that works on this host.
 
 Whether one works is found out by having it create a container whose program does not exist: a runtime that gets as
-far as looking for the program has mounted, made cgroups and namespaces. crun for one refuses a host whose cgroups are in hybrid
-mode, which nothing but trying tells. The probe runs once per process; a fork server hands its finding to its shims.
+far as looking for the program has mounted, made cgroups and namespaces. crun for one refuses a host whose cgroups are
+in hybrid mode, which nothing but trying tells. The probe runs once per process; a fork server hands its finding to
+its shims.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _found: list[str] = []
 def choose(binary_name: str, env: Mapping[str, str]) -> str:
     """The program to run. Raises FailedPrecondition where none works.
 
-    The first call of a process that inherited no finding probes, for some 50 ms in which its loop stands still: a shim has
-    nothing else to do before its first container, and its reaper must not take the probe's exit.
+    The first call of a process that inherited no finding probes, for some 50 ms in which its loop stands still: a
+    shim has nothing else to do before its first container, and its reaper must not take the probe's exit.
     """
     return binary_name or env.get(CONFIGURED_ENV) or find()
 

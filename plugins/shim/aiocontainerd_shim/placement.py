@@ -10,8 +10,8 @@ from aiocontainerd.sys import cgroup, mountinfo
 def join(path: str, pid: int) -> list[OSError]:
     """Make the cgroup `path`, counted from the top of every hierarchy, and move `pid` there.
 
-    Gives the refusals, for the log: a hierarchy that is not delegated keeps the process where it was, and a new version 1
-    cpuset has no processors to give.
+    Gives the refusals, for the log: a hierarchy that is not delegated keeps the process where it was, and a new
+    version 1 cpuset has no processors to give.
     """
     refused = []
     for mount_point in _hierarchies():

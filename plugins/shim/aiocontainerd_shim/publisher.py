@@ -1,9 +1,9 @@
 """Events to the daemon, over its ttrpc socket, in the order they came (facts/runtime 10).
 
-One sender takes the events one by one, so none overtakes another. A connection lost in the middle of a call is made anew and
-the event sent once more; a daemon that stays away is tried again after 1, 2, 3, 4 and 5 s, with all later events waiting
-behind, and the event dropped after that. An event the daemon refuses is dropped at once. Plain asyncio: the shim's memory
-counts, see `service.py`.
+One sender takes the events one by one, so none overtakes another. A connection lost in the middle of a call is made
+anew and the event sent once more; a daemon that stays away is tried again after 1, 2, 3, 4 and 5 s, with all later
+events waiting behind, and the event dropped after that. An event the daemon refuses is dropped at once. Plain
+asyncio: the shim's memory counts, see `service.py`.
 """
 
 from __future__ import annotations

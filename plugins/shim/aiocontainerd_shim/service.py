@@ -1,8 +1,8 @@
 """The task service of the shim, `containerd.task.v3.Task`, and the same as v2 for older daemons (facts/runtime 4).
 
-A shim runs once per container or pod, so its memory counts more than its comfort: it runs on plain asyncio and imports
-neither anyio nor uvloop. Handlers validate, call the container, convert. v2 and v3 differ in the package of their messages
-only, so both answer with v3's.
+A shim runs once per container or pod, so its memory counts more than its comfort: it runs on plain asyncio and
+imports neither anyio nor uvloop. Handlers validate, call the container, convert. v2 and v3 differ in the package of
+their messages only, so both answer with v3's.
 
 Commands of the OCI runtime that make a process die with the call that asked for them; those that change one run to
 their end, whatever becomes of the caller, so that the state here stays true.

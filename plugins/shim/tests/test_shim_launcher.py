@@ -120,7 +120,7 @@ async def call(client: TtrpcClient, method: str, request: Any) -> Any:
 
 async def eventually(condition: Callable[[], object]) -> None:
     with anyio.fail_after(TIMEOUT_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
             await anyio.sleep(0.01)
 
 
@@ -215,9 +215,9 @@ async def test_a_program_that_is_not_there_fails_the_create_cleanly(node: Node) 
     client = await node.shim("c1", "true")
     config = node.command("c1").bundle / "config.json"
     config.write_bytes(config.read_bytes().replace(b"/bin/busybox", b"/bin/nothing"))
-    with pytest.raises(Unknown, match="^OCI runtime create failed: .*/bin/nothing"):
+    with pytest.raises(Unknown, match=r"^OCI runtime create failed: .*/bin/nothing"):
         await node.create(client, "c1")
-    with pytest.raises(NotFound, match="^container not created$"):
+    with pytest.raises(NotFound, match=r"^container not created$"):
         await call(client, "State", api.task_v3.StateRequest(id="c1"))
     await call(client, "Shutdown", api.task_v3.ShutdownRequest(id="c1"))
     await client.wait_closed()
@@ -311,13 +311,13 @@ def test_frames_survive_the_round_trip() -> None:
     size = fork_protocol.HEADER.size
     assert fork_protocol.body_length(frame[:size]) == len(frame) - size
     assert fork_protocol.parse_request(frame[size:]) == request
-    with pytest.raises(InvalidArgument, match="fork server request"):
+    with pytest.raises(InvalidArgument, match=r"fork server request"):
         fork_protocol.parse_request(b"\xff")
 
 
 def test_errors_cross_with_their_class() -> None:
     reply = fork_protocol.failed(NotFound("x"))
-    with pytest.raises(NotFound, match="^x$"):
+    with pytest.raises(NotFound, match=r"^x$"):
         fork_protocol.parse_reply(fork_protocol.frame(reply)[4:]).unwrap()
     assert Reply(result=b"r").unwrap() == b"r"
     assert isinstance(from_status(5, "x: not found"), NotFound)

@@ -30,7 +30,8 @@ case "$*" in
   *" ps "*) echo '[12,13]';;
   *" create "*|*" exec "*|*" restore "*)
     while [ "$1" != --pid-file ]; do shift; done; echo 42 > "$2";;
-  *" pause "*) echo '{"level":"error","msg":"old"}' >> "$FAKE_LOG"; echo '{"level":"error","msg":"frozen stiff"}' >> "$FAKE_LOG"; exit 1;;
+  *" pause "*) echo '{"level":"error","msg":"old"}' >> "$FAKE_LOG"
+    echo '{"level":"error","msg":"frozen stiff"}' >> "$FAKE_LOG"; exit 1;;
   *" delete "*) echo 'container does not exist' >&2; exit 1;;
   *" resume "*) echo 'no words'; exit 3;;
 esac
@@ -95,9 +96,9 @@ async def test_a_restore_is_detached_and_leaves_reaping_to_the_shim(runtime: Oci
 @pytest.mark.anyio
 async def test_the_error_is_the_last_one_this_command_logged(runtime: OciRuntime, tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text('{"level":"error","msg":"of another command"}\n')
-    with pytest.raises(OciError, match="^frozen stiff$"):
+    with pytest.raises(OciError, match=r"^frozen stiff$"):
         await runtime.pause("c")
-    with pytest.raises(OciError, match="^fake did not terminate successfully: exit status 3: no words$"):
+    with pytest.raises(OciError, match=r"^fake did not terminate successfully: exit status 3: no words$"):
         await runtime.resume("c")
 
 
@@ -140,7 +141,7 @@ def test_the_runtime_keeps_its_state_by_namespace() -> None:
 def test_no_runtime_installed_says_what_was_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(oci_choice, "_found", [])
-    with pytest.raises(FailedPrecondition, match="neither crun or runc is in PATH .*install one"):
+    with pytest.raises(FailedPrecondition, match=r"neither crun or runc is in PATH .*install one"):
         oci_choice.find()
 
 

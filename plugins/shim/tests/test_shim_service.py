@@ -22,7 +22,8 @@ from aiocontainerd.timestamps import ZERO_NS, from_wire
 
 FAKE = """#!/bin/sh
 # Makes the processes of $FAKE_PROGRAM children of the test, which is a subreaper.
-verb() { for word in create start exec kill delete pause resume ps; do case " $* " in *" $word "*) echo $word; return;; esac; done; }
+verb() { for word in create start exec kill delete pause resume ps; do
+  case " $* " in *" $word "*) echo $word; return;; esac; done; }
 for last; do id=$signal; signal=$last; done
 case $(verb "$@") in
   create) while [ "$1" != --pid-file ]; do shift; done
@@ -138,12 +139,12 @@ async def test_an_exec_has_its_own_exit_and_no_delete_event(shim: Shim) -> None:
     await shim.create()
     await shim.start()
     await shim.exec("e1", 5)
-    with pytest.raises(AlreadyExists, match="^id e1$"):
+    with pytest.raises(AlreadyExists, match=r"^id e1$"):
         await shim.exec("e1", 5)
     await shim.start("e1")
     assert await shim.wait("e1") == 5
     await shim.delete("e1")
-    with pytest.raises(NotFound, match="^process does not exist e1$"):
+    with pytest.raises(NotFound, match=r"^process does not exist e1$"):
         await shim.state("e1")
     assert shim.topics == ["/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
 
@@ -153,7 +154,7 @@ async def test_a_failed_exec_stays_created_and_releases_its_waiters(shim: Shim) 
     await shim.create()
     await shim.start()
     await shim.exec("e1", 99)
-    with pytest.raises(Unknown, match="^OCI runtime exec failed: no such program$"):
+    with pytest.raises(Unknown, match=r"^OCI runtime exec failed: no such program$"):
         await shim.start("e1")
     await shim.wait("e1")
     assert (await shim.state("e1")).status == api.task_types.Status.CREATED
@@ -166,7 +167,7 @@ async def test_an_exec_does_not_start_after_the_init(shim: Shim) -> None:
     await shim.exec("e1", 0)
     await shim.start()
     await shim.wait()
-    with pytest.raises(FailedPrecondition, match="^container c init process is not running$"):
+    with pytest.raises(FailedPrecondition, match=r"^container c init process is not running$"):
         await shim.start("e1")
 
 
@@ -174,11 +175,11 @@ async def test_an_exec_does_not_start_after_the_init(shim: Shim) -> None:
 async def test_killing_what_is_over_is_not_found(shim: Shim) -> None:
     await shim.create()
     await shim.start()
-    with pytest.raises(Unknown, match="^cannot delete a running process$"):
+    with pytest.raises(Unknown, match=r"^cannot delete a running process$"):
         await shim.delete()
     await shim.kill()
     assert await shim.wait() == 137
-    with pytest.raises(NotFound, match="^process already finished$"):
+    with pytest.raises(NotFound, match=r"^process already finished$"):
         await shim.kill()
 
 
@@ -186,14 +187,14 @@ async def test_killing_what_is_over_is_not_found(shim: Shim) -> None:
 async def test_an_exec_that_was_not_started_cannot_be_killed(shim: Shim) -> None:
     await shim.create()
     await shim.exec("e1", 0)
-    with pytest.raises(FailedPrecondition, match="^process not created$"):
+    with pytest.raises(FailedPrecondition, match=r"^process not created$"):
         await shim.service.kill(api.task_v3.KillRequest(id="c", exec_id="e1", signal=9))
 
 
 @pytest.mark.anyio
 async def test_pause_and_resume_are_told(shim: Shim) -> None:
     await shim.create()
-    with pytest.raises(Unknown, match="^cannot pause task in created state$"):
+    with pytest.raises(Unknown, match=r"^cannot pause task in created state$"):
         await shim.service.pause(api.task_v3.PauseRequest(id="c"))
     await shim.start()
     await shim.service.pause(api.task_v3.PauseRequest(id="c"))
@@ -204,7 +205,7 @@ async def test_pause_and_resume_are_told(shim: Shim) -> None:
 
 @pytest.mark.anyio
 async def test_an_unknown_container_is_not_created(shim: Shim) -> None:
-    with pytest.raises(NotFound, match="^container not created$"):
+    with pytest.raises(NotFound, match=r"^container not created$"):
         await shim.state()
     connected = await shim.service.connect(api.task_v3.ConnectRequest(id="c"))
     assert (connected.shim_pid, connected.task_pid) == (os.getpid(), 0)
