@@ -269,7 +269,7 @@ class FakeSnapshotter:
         info = await self.stat(key)
         if info.kind not in (Kind.ACTIVE, Kind.VIEW):
             raise FailedPrecondition(f"snapshot {key} is not active or view")
-        return [Mount("bind", f"/fake/{key}", options=("rbind", "rw" if info.kind == Kind.ACTIVE else "ro"))]
+        return [Mount("bind", f"fake/{key}", options=("rbind", "rw" if info.kind == Kind.ACTIVE else "ro"))]
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         return await self._make("prepare", Kind.ACTIVE, key, parent, labels)

@@ -23,7 +23,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd.errors import Unavailable
+from aiocontainerd.errors import Internal, Unavailable
 from aiocontainerd_metadata_sqlite.schema import migrate
 
 log = logging.getLogger(__name__)
@@ -106,6 +106,8 @@ class Engine:
     async def write(self, function: Callable[[sqlite3.Connection], T], *, then: Callable[[T], None] | None = None) -> T:
         """Run `function` on the writer and return its result once it is on disk; what it raises undoes it alone.
 
+        Raises Internal, naming the database, for what SQLite cannot do, such as write to a full disk.
+
         `then(result)` is called on the event loop right after the commit, in the order of the commits, even if the
         caller was cancelled meanwhile. A caller that is cancelled learns so after its mutation has settled, so that
         what it holds for the mutation is not given back too early.
@@ -118,15 +120,21 @@ class Engine:
         self._gathering.append(job)
         self._waiting += 1
         await _settled(job.future)
-        result: T = job.future.result()
+        try:
+            result: T = job.future.result()
+        except sqlite3.Error as error:
+            raise self._mapped(error) from error
         return result
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `function` on a reader within one snapshot of the database."""
+        """Run `function` on a reader within one snapshot of the database. Raises Internal as `write` does."""
         if self._closed or self._loop is None:
             raise Unavailable(f"metadata database {self.path} is not open")
         self._reads += 1
-        return await self._loop.run_in_executor(self._readers, self._read, function)
+        try:
+            return await self._loop.run_in_executor(self._readers, self._read, function)
+        except sqlite3.Error as error:
+            raise self._mapped(error) from error
 
     async def aclose(self) -> None:
         """Finish what was handed in, then close. May be called twice."""
@@ -135,6 +143,9 @@ class Engine:
         self._closed = True
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._shut_down)
+
+    def _mapped(self, error: sqlite3.Error) -> Internal:
+        return Internal(f"metadata database {self.path}: {error}")
 
     def _hand_over(self) -> None:
         jobs, self._gathering = self._gathering, []

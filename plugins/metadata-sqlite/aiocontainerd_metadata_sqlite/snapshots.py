@@ -109,15 +109,16 @@ class NamespacedSnapshotter:
                 )
 
     async def remove(self, key: str) -> None:
-        """Drop the record; the backend's snapshot is left to garbage collection. Raises NotFound, FailedPrecondition.
+        """Drop the record; the backend's snapshot is left to garbage collection. Publishes `/snapshot/remove`.
 
-        Publishes `/snapshot/remove`.
+        Raises NotFound, FailedPrecondition where it has children or a call is making one of it just now.
         """
         caller = self._session.caller()
 
         def drop(db: Connection) -> None:
             row = self._require(db, caller.namespace, key)
-            if snapshot_rows.has_children(db, caller.namespace, self._type, key):
+            making = (caller.namespace, self._type, key) in self._session.pinned
+            if making or snapshot_rows.has_children(db, caller.namespace, self._type, key):
                 raise FailedPrecondition("cannot remove snapshot with child")
             resources.delete(db, row.id)
             resources.let_go(db, caller.namespace, caller.lease, self._type, key)
@@ -312,6 +313,7 @@ class NamespacedSnapshotter:
         labels: Mapping[str, str],
         backend_name: str,
     ) -> None:
+        self._parent(db, caller.namespace, base.key if base is not None else "")
         current = snapshot_rows.load(db, caller.namespace, self._type, key)
         if current is not None and current.id == active.id:
             resources.delete(db, current.id)

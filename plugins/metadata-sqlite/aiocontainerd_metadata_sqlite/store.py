@@ -134,13 +134,16 @@ class SqliteMetadataStore:
     async def _prune(self, resource_type: str) -> None:
         """What becomes dirty meanwhile stays so."""
         self._session.dirty.discard(resource_type)
+        complete = False
         try:
             complete = await self._prune_backend(resource_type)
         except Exception as error:  # noqa: BLE001 - the edge of a task: one backend's failure is its own
-            log.warning("cannot prune the backend of %s, will try again: %s", resource_type, error or type(error))
-            complete = False
-        if not complete:
-            self._session.dirty.add(resource_type)
+            log.warning(
+                "cannot prune the backend of %s, will try again: %s", resource_type, str(error) or type(error).__name__
+            )
+        finally:
+            if not complete:
+                self._session.dirty.add(resource_type)
 
     async def _prune_backend(self, resource_type: str) -> bool:
         if resource_type == CONTENT:

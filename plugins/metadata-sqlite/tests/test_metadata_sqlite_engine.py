@@ -16,7 +16,7 @@ import pytest
 from aiocontainerd_metadata_sqlite import schema
 from aiocontainerd_metadata_sqlite.engine import Engine
 
-from aiocontainerd.errors import FailedPrecondition, Unavailable
+from aiocontainerd.errors import FailedPrecondition, Internal, Unavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -90,16 +90,23 @@ async def test_group_whose_commit_fails_answers_every_caller_with_the_failure(en
     async def run(function: object) -> None:
         try:
             await engine.write(function)  # type: ignore[arg-type]  # one of two functions of a connection
-        except sqlite3.OperationalError as error:
-            failures.append(str(error))
+        except Internal as error:
+            failures.append(error.message)
 
     async with anyio.create_task_group() as group:
         group.start_soon(run, partial(insert, "a"))
         group.start_soon(run, lose_transaction)
-    assert failures == ["disk I/O error"] * 2
+    assert failures == [f"metadata database {engine.path}: disk I/O error"] * 2
     assert await engine.read(names) == []
     await engine.write(partial(insert, "later"))
     assert await engine.read(names) == ["later"]
+
+
+async def test_reads_that_fail_name_the_database(engine: Engine) -> None:
+    with pytest.raises(Internal, match=r"metadata database .*meta\.db: no such table: nowhere"):
+        await engine.read(lambda db: db.execute("SELECT 1 FROM nowhere"))
+    with pytest.raises(Internal, match="readonly"):
+        await engine.read(partial(insert, "a"))
 
 
 async def test_lone_mutation_waits_for_nobody(engine: Engine) -> None:

@@ -191,19 +191,34 @@ async def test_remote_snapshot_is_recorded_under_its_target(mine: NamespacedSnap
 
 
 async def test_record_that_cannot_be_made_takes_its_backend_snapshot_back(
+    mine: NamespacedSnapshotter, layers: FakeSnapshotter
+) -> None:
+    async def overtake(call: str, name: str) -> None:
+        if call == "prepare":
+            layers.before = FakeSnapshotter().before
+            await mine.prepare("a")
+
+    layers.before = overtake
+    with pytest.raises(AlreadyExists, match=r'snapshot "a"\Z'):
+        await mine.prepare("a")
+    assert len(layers.infos) == 1
+    assert mine.in_progress == set()
+    assert await mine.mounts("a")
+
+
+async def test_parent_of_a_snapshot_that_is_being_made_is_not_removed(
     mine: NamespacedSnapshotter, layers: FakeSnapshotter, metadata: SqliteMetadataStore
 ) -> None:
     await committed(metadata, "base")
 
-    async def remove_parent_meanwhile(call: str, name: str) -> None:
+    async def remove_parent(call: str, name: str) -> None:
         if call == "prepare":
-            await mine.remove("base")
+            with pytest.raises(FailedPrecondition, match="cannot remove snapshot with child"):
+                await mine.remove("base")
 
-    layers.before = remove_parent_meanwhile
-    with pytest.raises(NotFound, match="parent snapshot base does not exist"):
-        await mine.prepare("a", "base")
-    assert [name for name in layers.infos if name.endswith("/a")] == []
-    assert mine.in_progress == set()
+    layers.before = remove_parent
+    await mine.prepare("a", "base")
+    assert (await mine.stat("a")).parent == "base"
 
 
 async def test_commit_that_was_cut_short_is_kept_by_collections_and_can_be_tried_again(
