@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -236,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
+    """Prepare, listen, tell the waiting parent, serve. What goes wrong before that is on the starter's stderr."""
     try:
         os.chdir("/")
         prctl.set_name(COMMAND_NAME)
@@ -249,6 +251,8 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
             _close_all_but(listener.fileno())
             serve.detach_stdio()
             ForkServer(listener, path, fingerprint).serve()
+    except Exception:  # noqa: BLE001 - the edge of the process
+        traceback.print_exc()
     finally:
         os._exit(0)
 

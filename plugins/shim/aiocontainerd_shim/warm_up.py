@@ -1,7 +1,8 @@
 """Work a fork server does before it serves, so that no shim does it again in memory of its own.
 
 Imports that happen inside functions, the codec's tables of every message a shim meets, and the specialised instructions
-the interpreter writes into code that has run a few times.
+the interpreter writes into code that has run a few times: containers live whole lives here, on an OCI runtime that is a
+shell script.
 """
 
 from __future__ import annotations
@@ -11,35 +12,42 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiocontainerd import timestamps, typeurl
 from aiocontainerd.api.services import SERVICES
-from aiocontainerd.errors import ContainerdError
 from aiocontainerd.rpc import codec
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
-from aiocontainerd.rpc.ttrpc.server import TtrpcServer
-from aiocontainerd_shim import bootstrap
-from aiocontainerd_shim.container import Surroundings
-from aiocontainerd_shim.publisher import Publisher
-from aiocontainerd_shim.reaper import Reaper
-from aiocontainerd_shim.service import TaskService, TaskServiceV2
+from aiocontainerd_shim import bootstrap, serve
+from aiocontainerd_shim.oci_choice import CONFIGURED_ENV
 
 if TYPE_CHECKING:
     import betterproto2
 
-_ROUNDS = 10
+_CODEC_ROUNDS = 10
+_LIVES = 9
+"""One more than the interpreter runs a function before it specialises it."""
 _CALL_TIMEOUT_S = 5.0
-_SERVICES = ("containerd.task.v3.Task", "containerd.task.v2.Task", "containerd.services.events.ttrpc.v1.Events")
-_LIFE = ("Connect", "State", "Start", "Wait", "Kill", "Delete")
+_TASK = "containerd.task.v3.Task"
+_SERVICES = (_TASK, "containerd.task.v2.Task", "containerd.services.events.ttrpc.v1.Events")
+_RUNTIME = """#!/bin/sh
+case " $* " in
+*" create "*)
+    while [ "$1" != --pid-file ]; do shift; done
+    sleep 0.01 &
+    echo $! > "$2"
+esac
+"""
+_SPEC = '{"linux":{"namespaces":[{"type":"pid"}]}}'
 
 
 def run() -> None:
-    """Warm up. Nothing outside the process changes."""
+    """Warm up. The process must be a subreaper; nothing outside it changes for longer than this takes."""
     for message in _messages():
-        for _ in range(_ROUNDS):
+        for _ in range(_CODEC_ROUNDS):
             codec.decode(type(message), codec.encode(message))
-    asyncio.run(_serve_a_little())
+    with tempfile.TemporaryDirectory(prefix="aiocontainerd-warm-up") as directory:
+        asyncio.run(_live(Path(directory)))
 
 
 def _messages() -> Iterator[betterproto2.Message]:
@@ -51,7 +59,6 @@ def _messages() -> Iterator[betterproto2.Message]:
             yield _filled(codec.resolve(response))
     yield from map(_filled, _event_types())
     yield _filled(api.runc.Options)
-    yield api.bootstrap.BootstrapResult(version=3, address="unix:///", protocol="ttrpc")
 
 
 def _event_types() -> Iterable[type[betterproto2.Message]]:
@@ -78,45 +85,38 @@ def _filled(cls: type[betterproto2.Message]) -> betterproto2.Message:
         "rootfs": [api.types.Mount(type="overlay", source="overlay", options=["x"])],
     }
     fields = getattr(cls, "__dataclass_fields__", {})
-    return cls(
-        **{name: sample for name, sample in samples.items() if name in fields and "dict" not in fields[name].type}
-    )
+    return cls(**{name: sample for name, sample in samples.items() if name in fields})
 
 
-async def _serve_a_little() -> None:
-    identity = bootstrap.Identity(namespace="warm-up", id="warm-up", bundle=Path("/"))
-    publisher = Publisher(_discard, "warm-up")
-    reaper = Reaper()
-    reaper.start()
-    async with asyncio.TaskGroup() as tasks:
-        sender = tasks.create_task(publisher.run())
-        around = Surroundings(reaper, publisher.publish, tasks.create_task)
-        service = TaskService(identity, around, shut_down=reaper.reap)
-        with tempfile.TemporaryDirectory() as directory:
-            await _converse(service, publisher, reaper, f"{directory}/s")
-        sender.cancel()
-    reaper.stop()
+async def _live(bundle: Path) -> None:
+    runtime = bundle / "runtime.sh"
+    runtime.write_text(_RUNTIME)
+    runtime.chmod(0o700)
+    (bundle / "config.json").write_text(_SPEC)
+    env = {**os.environ, CONFIGURED_ENV: str(runtime)}
+    identity = bootstrap.Identity(namespace="warm-up", id="x", bundle=bundle, env=env)
+    for number in range(_LIVES):
+        await _live_once(identity, str(bundle / f"socket-{number}"))
 
 
-async def _converse(service: TaskService, publisher: Publisher, reaper: Reaper, path: str) -> None:
-    from aiocontainerd import api
-
+async def _live_once(identity: bootstrap.Identity, path: str) -> None:
     listener = bootstrap.listen(path)
     assert listener is not None
-    server = TtrpcServer([service, TaskServiceV2(service)])
-    await server.start(listener)
-    async with await TtrpcClient.connect(path, timeout_s=_CALL_TIMEOUT_S) as client:
-        for _ in range(_ROUNDS):
-            for method in _LIFE:
-                request = _filled(codec.resolve(SERVICES[_SERVICES[0]][method][0]))
-                try:
-                    await client.call(_SERVICES[0], method, request, timeout_s=_CALL_TIMEOUT_S)
-                except ContainerdError:
-                    continue  # there is no such container; the way there and back is what counts
-            publisher.publish("/tasks/exit", api.event_types.TaskExit(container_id="x"))
-            await reaper.run(["true"], env=os.environ)
-    await server.aclose(1.0)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(serve.serve(listener, identity))
+        async with await TtrpcClient.connect(path, timeout_s=_CALL_TIMEOUT_S) as client:
+            for method, request in _life(identity):
+                await client.call(_TASK, method, request, timeout_s=_CALL_TIMEOUT_S)
 
 
-async def _discard(request: betterproto2.Message) -> None:
-    codec.encode(request)
+def _life(identity: bootstrap.Identity) -> Iterator[tuple[str, Any]]:
+    from aiocontainerd import api
+
+    task, container = api.task_v3, identity.id
+    yield "Create", task.CreateTaskRequest(id=container, bundle=str(identity.bundle))
+    yield "Connect", task.ConnectRequest(id=container)
+    yield "Start", task.StartRequest(id=container)
+    yield "State", task.StateRequest(id=container)
+    yield "Wait", task.WaitRequest(id=container)
+    yield "Delete", task.DeleteRequest(id=container)
+    yield "Shutdown", task.ShutdownRequest(id=container)
