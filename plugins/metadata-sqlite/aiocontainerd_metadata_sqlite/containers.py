@@ -18,6 +18,7 @@ from aiocontainerd_metadata_sqlite.references import CONTAINERS, SNAPSHOTS, Edge
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Session
 
+_BARE_BYTES = 2048
 _ALL_FIELDS = ("labels", "spec", "extensions", "image", "snapshotkey")
 _PLAIN_FIELDS = {"spec": "spec", "extensions": "extensions", "image": "image", "snapshotkey": "snapshot_key"}
 _COLUMNS = (
@@ -36,7 +37,9 @@ class Containers:
     async def get(self, container_id: str) -> Container:
         """Raises NotFound."""
         namespace = self._session.caller().namespace
-        found = await self._session.read(lambda db: _load(db, namespace, container_id))
+        found = await self._session.lookup(
+            (namespace, CONTAINERS, container_id), lambda db: _load(db, namespace, container_id), _size_bytes
+        )
         if found is None:
             raise NotFound(f'container "{container_id}" in namespace "{namespace}"')
         return found[1]
@@ -232,3 +235,12 @@ def _join(url: str | None, value: bytes | None) -> Any | None:
 def _has_any(db: Connection, namespace: str) -> bool:
     query = "SELECT 1 FROM resources WHERE namespace = ? AND type = ? LIMIT 1"
     return db.execute(query, (namespace, CONTAINERS)).fetchone() is not None
+
+
+def _size_bytes(found: tuple[int, Container] | None) -> int:
+    """About what a record takes in memory: mostly its opaque values."""
+    if found is None:
+        return _BARE_BYTES
+    container = found[1]
+    anys = [container.spec, container.runtime_options, *container.extensions.values()]
+    return _BARE_BYTES + sum(len(value.value) for value in anys if value is not None)

@@ -46,7 +46,7 @@ class NamespacedContent:
         """Raises NotFound, InvalidArgument for what is no digest."""
         split_digest(digest)
         namespace = self._session.caller().namespace
-        found = await self._session.read(lambda db: _load(db, namespace, digest))
+        found = await self._session.lookup((namespace, CONTENT, digest), lambda db: _load(db, namespace, digest))
         if found is None:
             raise NotFound(f"content digest {digest}")
         return found[1]

@@ -3,7 +3,8 @@
 Mutations that wait at the same moment join one transaction. Each runs in a savepoint of its own, so a failure undoes
 that mutation only and goes to its caller; one COMMIT, which is one fsync, makes the whole group durable, and then all
 callers are answered. A lone mutation is a group of one and waits for nobody. A read runs in its own transaction on
-another connection: it sees everything acknowledged before it began and nothing half done.
+another connection: it sees everything acknowledged before it began and nothing half done. A lookup is a read of one
+resource that is answered from memory until a mutation of that resource is answered.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd.errors import Internal, Unavailable
+from aiocontainerd_metadata_sqlite.records import Name, RecordCache, watch_changes
 from aiocontainerd_metadata_sqlite.schema import migrate
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ MAX_GROUP = 512
 MAX_READERS = 3
 BUSY_TIMEOUT_S = 5.0
 _CACHED_STATEMENTS = 256
+_RECORD_BYTES = 1024
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +52,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 class _Job:
     """One mutation on its way through the writer."""
 
-    __slots__ = ("error", "function", "future", "result", "then")
+    __slots__ = ("changed", "error", "function", "future", "result", "then")
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class _Job:
         self.then = then
         self.future = future
         self.result: Any = None
+        self.changed: set[Name] = set()
         self.error: Exception | None = None
 
 
@@ -74,6 +78,9 @@ class Engine:
         self._gathering: list[_Job] = []
         self._waiting = 0
         self._commits = self._mutations = self._failed = self._largest = self._reads = 0
+        self._answered_groups = 0
+        self._records = RecordCache()
+        self._changed: set[Name] = set()
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
         self._readers = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="metadata-reader")
@@ -136,6 +143,29 @@ class Engine:
         except sqlite3.Error as error:
             raise self._mapped(error) from error
 
+    async def lookup(
+        self,
+        name: Name,
+        function: Callable[[sqlite3.Connection], T],
+        size_bytes: Callable[[T], int] = lambda _record: _RECORD_BYTES,
+    ) -> T:
+        """`read` of the resource `name`, or what an earlier one returned while nobody has changed it since.
+
+        `function` depends on that resource alone. `size_bytes` estimates what its result takes in memory.
+        """
+        if self._closed:
+            raise Unavailable(f"metadata database {self.path} is not open")
+        known = self._records.get(name)
+        if known is not None:
+            record: T = known[0]
+            return record
+        answered = self._answered_groups
+        record = await self.read(function)
+        if answered == self._answered_groups:
+            # Otherwise the snapshot may be older than a change that has been answered.
+            self._records.put(name, record, size_bytes(record))
+        return record
+
     async def aclose(self) -> None:
         """Finish what was handed in, then close. May be called twice."""
         if self._closed:
@@ -155,6 +185,7 @@ class Engine:
         connection = _connect(self.path, self._sync)
         try:
             migrate(connection, self.path)
+            watch_changes(connection, lambda *name: self._changed.add(name))
         except BaseException:
             connection.close()
             raise
@@ -220,6 +251,7 @@ class Engine:
         return jobs
 
     def _run_one(self, connection: sqlite3.Connection, job: _Job) -> None:
+        self._changed = job.changed
         connection.execute("SAVEPOINT mutation")
         try:
             job.result = job.function(connection)
@@ -246,7 +278,9 @@ class Engine:
             log.debug("event loop is closed, %d committed mutations have no one to tell", len(group))
 
     def _answer(self, group: Sequence[_Job]) -> None:
+        self._answered_groups += 1
         for job in group:
+            self._records.discard_all(job.changed)
             self._waiting -= 1
             self._mutations += 1
             if job.error is not None:

@@ -33,7 +33,7 @@ class Images:
     async def get(self, name: str) -> Image:
         """Raises NotFound."""
         namespace = self._session.caller().namespace
-        found = await self._session.read(lambda db: _load(db, namespace, name))
+        found = await self._session.lookup((namespace, IMAGES, name), lambda db: _load(db, namespace, name))
         if found is None:
             raise NotFound(f'image "{name}"')
         return found[1]

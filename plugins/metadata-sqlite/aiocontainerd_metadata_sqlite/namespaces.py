@@ -9,6 +9,7 @@ from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
 from aiocontainerd.interfaces.metadata import Namespace
 from aiocontainerd_metadata_sqlite import references, resources
+from aiocontainerd_metadata_sqlite.records import NAMESPACES
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Session
 
@@ -38,7 +39,7 @@ class Namespaces:
 
     async def get(self, name: str) -> Namespace:
         """Never fails for an unknown name."""
-        return Namespace(name, await self._session.read(lambda db: _labels(db, name)))
+        return Namespace(name, await self._session.lookup((name, NAMESPACES, ""), lambda db: _labels(db, name)))
 
     async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
         """Raises InvalidArgument for a path other than `labels.<key>`."""

@@ -13,6 +13,7 @@ from aiocontainerd import context
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.engine import Engine
+from aiocontainerd_metadata_sqlite.records import Name
 from aiocontainerd_metadata_sqlite.references import MAX_NS, MIN_NS
 from aiocontainerd_metadata_sqlite.resources import Connection
 
@@ -73,6 +74,14 @@ class Session:
     async def read(self, function: Callable[[Connection], T]) -> T:
         """Run a query in a snapshot that contains everything acknowledged."""
         return await self.engine.read(function)
+
+    async def lookup(
+        self, name: Name, function: Callable[[Connection], T], size_bytes: Callable[[T], int] | None = None
+    ) -> T:
+        """The record of one resource as `function` reads it; see `Engine.lookup`."""
+        if size_bytes is None:
+            return await self.engine.lookup(name, function)
+        return await self.engine.lookup(name, function, size_bytes)
 
     def on_mutation(self, callback: Callable[[bool], None]) -> None:
         """See `MetadataStore.on_mutation`."""

@@ -145,7 +145,11 @@ class NamespacedSnapshotter:
 
     async def _row(self, key: str) -> Row:
         namespace = self._session.caller().namespace
-        return await self._session.read(lambda db: self._require(db, namespace, key))
+        name = (namespace, self._type, key)
+        row = await self._session.lookup(name, lambda db: snapshot_rows.load(db, *name))
+        if row is None:
+            raise NotFound(f"snapshot {key} does not exist")
+        return row
 
     def _require(self, db: Connection, namespace: str, key: str) -> Row:
         row = snapshot_rows.load(db, namespace, self._type, key)

@@ -1,0 +1,78 @@
+"""Records of resources kept in memory between reads, and how the writer learns which of them a mutation changed."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Name = tuple[str, str, str]
+"""A resource: namespace, type, key. The labels of a namespace are (namespace, "namespaces", "")."""
+
+NAMESPACES = "namespaces"
+MAX_BYTES = 4 << 20
+"""What the records kept may take, by the estimates of those who read them."""
+
+_NOTE = "SELECT note_change({0}.namespace, {0}.type, {0}.key);"
+_NOTE_LABELS = f"SELECT note_change({{0}}.namespace, '{NAMESPACES}', '');"
+_WATCHED = (
+    ("resources", "INSERT", _NOTE.format("new")),
+    ("resources", "UPDATE", _NOTE.format("old") + _NOTE.format("new")),
+    ("resources", "DELETE", _NOTE.format("old")),
+    ("namespace_labels", "INSERT", _NOTE_LABELS.format("new")),
+    ("namespace_labels", "UPDATE", _NOTE_LABELS.format("old") + _NOTE_LABELS.format("new")),
+    ("namespace_labels", "DELETE", _NOTE_LABELS.format("old")),
+)
+
+
+class RecordCache:
+    """The records that were read last, those that do not exist included. Used on the event loop only."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._records: dict[Name, tuple[Any, int]] = {}
+
+    def __repr__(self) -> str:
+        return f"<RecordCache {len(self._records)} records, about {self._bytes} bytes>"
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, name: Name) -> tuple[Any, int] | None:
+        """The record and its size, None where it is not known."""
+        found = self._records.pop(name, None)
+        if found is not None:
+            self._records[name] = found
+        return found
+
+    def put(self, name: Name, record: Any, size_bytes: int) -> None:
+        """Keep a record, and let go of those longest unused."""
+        self.discard(name)
+        self._records[name] = (record, size_bytes)
+        self._bytes += size_bytes
+        while self._bytes > self._max_bytes:
+            self.discard(next(iter(self._records)))
+
+    def discard(self, name: Name) -> None:
+        """Forget a record, if it is known."""
+        found = self._records.pop(name, None)
+        if found is not None:
+            self._bytes -= found[1]
+
+    def discard_all(self, names: Iterable[Name]) -> None:
+        """Forget several records."""
+        for name in names:
+            self.discard(name)
+
+
+def watch_changes(connection: sqlite3.Connection, changed: Callable[[str, str, str], None]) -> None:
+    """Have `changed(*name)` called in the writer for every resource that a statement inserts, changes or deletes.
+
+    Triggers see what no caller names: rows that go with their namespace and those that a collection sweeps.
+    """
+    connection.create_function("note_change", 3, changed)
+    for table, event, statements in _WATCHED:
+        connection.execute(
+            f"CREATE TEMP TRIGGER cached_{table}_{event} AFTER {event} ON main.{table} BEGIN {statements} END"
+        )
