@@ -1,0 +1,65 @@
+"""Tables, sizes and times as `actr` prints them: plain columns for programs, drawn ones on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from aiocontainerd import timestamps
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_KILO = 1024
+_GAP = 4
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under their headers. Programs get columns of at least four spaces' distance."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _drawn(headers, texts)
+        return
+    widths = [max(len(row[column]) for row in [headers, *texts]) + _GAP for column in range(len(headers))]
+    for row in [headers, *texts]:
+        print("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _drawn(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        drawn.add_column(header, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    Console().print(drawn)
+
+
+def size(count: int) -> str:
+    """Bytes in binary units, as `ctr` prints them."""
+    value, unit = float(count), 0
+    while value >= _KILO and unit < len(_UNITS) - 1:
+        value, unit = value / _KILO, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}"
+
+
+def pairs(labels: Mapping[str, str]) -> str:
+    """Labels as `key=value,key=value`, `-` for none."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "-"
+
+
+def time(ns: int) -> str:
+    """A point in time, `-` for Go's zero time."""
+    return "-" if ns <= timestamps.ZERO_NS else timestamps.format_rfc3339(ns)
+
+
+def parse_labels(given: Sequence[str]) -> dict[str, str]:
+    """`key=value` arguments; a bare `key` has an empty value, which deletes the label. Raises ValueError."""
+    labels: dict[str, str] = {}
+    for text in given:
+        key, _, value = text.partition("=")
+        if not key:
+            raise ValueError(f'label "{text}" has no key; write it as key=value')
+        labels[key] = value
+    return labels

@@ -1,0 +1,95 @@
+"""What every command of `actr` shares: the connection, the event loop, exit codes and errors on one line."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from aiocontainerd.client.client import Client
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, FailedPrecondition, NotFound, to_status
+
+SIGNALLED = 128
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options of one invocation."""
+
+    address: str
+    namespace: str
+    timeout_s: float
+    debug: bool
+
+    def run(self, work: Callable[[Client], Awaitable[int | None]], *, hint: str = "") -> NoReturn:
+        """Do a command's work and exit with its status. `hint` says what to do where an object isn't found.
+
+        SIGINT and SIGTERM cancel the work, which then cleans up after itself.
+        """
+        received: list[int] = []
+        try:
+            status = asyncio.run(self._guarded(work, received))
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            self._complain("interrupted; what was begun has been undone")
+            sys.exit(SIGNALLED + (received[0] if received else signal.SIGINT))
+        except ContainerdError as error:
+            self._fail(_explained(error, self, hint))
+        except (OSError, ValueError, TimeoutError) as error:
+            self._fail(str(error) or f"no answer within {self.timeout_s:g} s (--timeout allows more)")
+        sys.exit(status or 0)
+
+    async def _guarded(self, work: Callable[[Client], Awaitable[int | None]], received: list[int]) -> int | None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def cancel(number: int, _frame: FrameType | None) -> None:
+            received.append(number)
+            if task is not None:
+                loop.call_soon_threadsafe(task.cancel)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, cancel)
+        async with Client(self.address, namespace=self.namespace, timeout_s=self.timeout_s) as client:
+            return await work(client)
+
+    def _fail(self, text: str) -> NoReturn:
+        if self.debug:
+            traceback.print_exc()
+        self._complain(text)
+        sys.exit(FAILED)
+
+    def _complain(self, text: str) -> None:
+        click.echo(f"actr: {' '.join(text.split())}", err=True)
+
+
+def _explained(error: ContainerdError, session: Session, hint: str) -> str:
+    """What happened and what to do next, for people."""
+    text = to_status(error)[1]
+    if text.startswith("connection to "):
+        return f"cannot reach a daemon at {session.address}: {_reason(error)}; is it running? name its socket with -a"
+    if isinstance(error, NotFound) and hint:
+        return f"{text} in namespace {session.namespace}; {hint}"
+    if isinstance(error, DeadlineExceeded):
+        return f"{text}: no answer within its deadline (--timeout {session.timeout_s:g} allows that many seconds)"
+    if isinstance(error, FailedPrecondition) and "must be stopped" in text:
+        return f"{text}; kill it first, or use --force"
+    return text
+
+
+def _reason(error: ContainerdError) -> str:
+    cause = error.__cause__
+    return (cause.strerror or str(cause)) if isinstance(cause, OSError) else error.message
+
+
+def session_of(ctx: click.Context) -> Session:
+    """The session of a command's context."""
+    session = ctx.find_object(Session)
+    assert session is not None, "the root group makes it"
+    return session

@@ -1,0 +1,126 @@
+"""Being a process's front: its streams, its terminal, its signals, and its end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from aiocontainerd.client import terminal
+from aiocontainerd.client.groups import unwrapped
+from aiocontainerd.client.stdio import Copier, Streams, fifos
+from aiocontainerd.errors import ContainerdError, NotFound
+from aiocontainerd.interfaces.runtime import IO, Exit
+
+if TYPE_CHECKING:
+    from aiocontainerd.client.tasks import Tasks
+
+GIVE_UP_SIGNALS = 3
+"""That many SIGINT or SIGTERM in all mean that whoever sends them wants the process gone."""
+DRAIN_S = 5.0
+"""How long output may still come once the process is deleted: another process may hold its streams."""
+CLEANUP_S = 40.0
+
+
+class Attachment:
+    """A process in front of this program: `tasks`, its container, "" or its exec id."""
+
+    def __init__(self, tasks: Tasks, container_id: str, exec_id: str = "", *, streams: Streams | None = None) -> None:
+        self._tasks = tasks
+        self._container_id = container_id
+        self._exec_id = exec_id
+        self._streams = streams or Streams()
+        self._interrupts = 0
+
+    def __repr__(self) -> str:
+        return f"<Attachment {self._container_id} {self._exec_id or 'init'}>"
+
+    async def run(self, create: Callable[[IO], Awaitable[object]], *, tty: bool, stdin: bool = True) -> Exit:
+        """Create a process by `create`, start it, be its front until it ends, delete it.
+
+        Whatever happens, no process of it is left (`facts/runtime 4.5`) and its fifos are gone.
+        """
+        with fifos(self._exec_id or self._container_id, terminal=tty, stdin=stdin) as io:
+            copier = Copier(io, self._streams)
+            try:
+                copier.open()
+                await create(io)
+                return await self._front(copier, io, start=True, delete=True)
+            except BaseException:
+                await self._discard()
+                raise
+            finally:
+                copier.close()
+
+    async def join(self, io: IO) -> Exit:
+        """Be the front of a process that runs; it is left as it is."""
+        copier = Copier(io, self._streams)
+        try:
+            copier.open()
+            return await self._front(copier, io, start=False, delete=False)
+        finally:
+            copier.close()
+
+    async def _front(self, copier: Copier, io: IO, *, start: bool, delete: bool) -> Exit:
+        drained = anyio.Event()
+        with terminal.raw(self._streams.stdin if io.terminal else -1), unwrapped():
+            async with anyio.create_task_group() as front:
+                front.start_soon(_outputs, copier, drained)
+                front.start_soon(self._forward_signals, io.terminal)
+                if start:
+                    await self._tasks.start(self._container_id, self._exec_id)
+                if io.terminal:
+                    await self._resize()
+                front.start_soon(self._input, copier, io)
+                ended = await self._tasks.wait(self._container_id, self._exec_id)
+                if delete:
+                    ended = await self._tasks.delete(self._container_id, self._exec_id)
+                with anyio.move_on_after(DRAIN_S):
+                    await drained.wait()
+                front.cancel_scope.cancel()
+        return ended
+
+    async def _input(self, copier: Copier, io: IO) -> None:
+        await copier.input()
+        if io.stdin:
+            await self._tolerantly(self._tasks.close_stdin(self._container_id, self._exec_id))
+
+    async def _forward_signals(self, tty: bool) -> None:
+        with terminal.received(terminal.FORWARDED) as signals:
+            while True:
+                number = await signals.get()
+                if number != signal.SIGWINCH:
+                    await self._forward(number)
+                elif tty:
+                    await self._resize()
+
+    async def _forward(self, number: signal.Signals) -> None:
+        self._interrupts += number in (signal.SIGINT, signal.SIGTERM)
+        sent = signal.SIGKILL if self._interrupts >= GIVE_UP_SIGNALS else number
+        await self._tolerantly(self._tasks.kill(self._container_id, sent, self._exec_id))
+
+    async def _resize(self) -> None:
+        size = terminal.size(self._streams.stdin)
+        if size is not None:
+            await self._tolerantly(self._tasks.resize_pty(self._container_id, *size, self._exec_id))
+
+    async def _tolerantly(self, call: Awaitable[object]) -> None:
+        """The process may end at any moment: what can no longer be done to it no longer matters."""
+        try:
+            await call
+        except ContainerdError:
+            pass
+
+    async def _discard(self) -> None:
+        with anyio.move_on_after(CLEANUP_S, shield=True):
+            try:
+                await self._tasks.delete(self._container_id, self._exec_id, force=True)
+            except NotFound:
+                pass
+
+
+async def _outputs(copier: Copier, drained: anyio.Event) -> None:
+    await copier.outputs()
+    drained.set()

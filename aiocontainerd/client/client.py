@@ -1,0 +1,137 @@
+"""The door to a daemon: one connection, and a typed client for each of its services."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+from aiocontainerd.client.connection import TIMEOUT_S, Connection
+from aiocontainerd.rpc.grpc_client import GrpcClient
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from aiocontainerd.client.content import Content
+    from aiocontainerd.client.daemon import Events, Introspection
+    from aiocontainerd.client.records import Containers, Images, Leases, Namespaces
+    from aiocontainerd.client.snapshots import Diff, Snapshots
+    from aiocontainerd.client.tasks import Tasks
+
+DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
+
+
+class Client:
+    """A client of one daemon in one namespace. Used as an async context manager.
+
+    Every call has a deadline of `timeout_s` seconds unless it names its own; only waiting for an exit or for events
+    has none. Errors are those of `aiocontainerd.errors`.
+    """
+
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, namespace: str = "default", timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self._transport: GrpcClient | None = GrpcClient(address)
+        self.connection = Connection(self._transport, namespace=namespace, timeout_s=timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<Client {self.connection!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls in flight fail with Unavailable. A view made by `under` closes nothing."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def under(self, *, lease: str | None = None, namespace: str | None = None) -> Client:
+        """The same connection with another lease or namespace."""
+        view = object.__new__(Client)
+        view._transport = None
+        view.connection = self.connection.under(lease=lease, namespace=namespace)
+        return view
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of every call."""
+        return self.connection.namespace
+
+    async def version(self) -> tuple[str, str]:
+        """The daemon's version and revision."""
+        from aiocontainerd.client.daemon import version
+
+        return await version(self.connection)
+
+    def snapshots(self, snapshotter: str) -> Snapshots:
+        """The snapshots of one backend."""
+        from aiocontainerd.client.snapshots import Snapshots
+
+        return Snapshots(self.connection, snapshotter)
+
+    @cached_property
+    def namespaces(self) -> Namespaces:
+        """Namespaces."""
+        from aiocontainerd.client.records import Namespaces
+
+        return Namespaces(self.connection)
+
+    @cached_property
+    def images(self) -> Images:
+        """Image records."""
+        from aiocontainerd.client.records import Images
+
+        return Images(self.connection)
+
+    @cached_property
+    def containers(self) -> Containers:
+        """Container records."""
+        from aiocontainerd.client.records import Containers
+
+        return Containers(self.connection)
+
+    @cached_property
+    def leases(self) -> Leases:
+        """Leases."""
+        from aiocontainerd.client.records import Leases
+
+        return Leases(self.connection)
+
+    @cached_property
+    def content(self) -> Content:
+        """Blobs and ingests."""
+        from aiocontainerd.client.content import Content
+
+        return Content(self.connection)
+
+    @cached_property
+    def diff(self) -> Diff:
+        """Differs."""
+        from aiocontainerd.client.snapshots import Diff
+
+        return Diff(self.connection)
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """Tasks."""
+        from aiocontainerd.client.tasks import Tasks
+
+        return Tasks(self.connection)
+
+    @cached_property
+    def events(self) -> Events:
+        """Events."""
+        from aiocontainerd.client.daemon import Events
+
+        return Events(self.connection)
+
+    @cached_property
+    def introspection(self) -> Introspection:
+        """Plugins and identity."""
+        from aiocontainerd.client.daemon import Introspection
+
+        return Introspection(self.connection)

@@ -1,0 +1,83 @@
+"""Calls as one client makes them: in its namespace, under its lease, each with a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import TYPE_CHECKING, TypeVar, cast
+
+if TYPE_CHECKING:
+    import betterproto2
+
+    from aiocontainerd.rpc.grpc_client import GrpcCall, GrpcClient
+
+MessageT = TypeVar("MessageT")
+
+TIMEOUT_S = 60.0
+"""Deadline of a call that names none of its own."""
+
+
+class Connection:
+    """What the typed clients share. `under` gives another view of the same transport."""
+
+    def __init__(self, transport: GrpcClient, *, namespace: str, lease: str = "", timeout_s: float = TIMEOUT_S) -> None:
+        self._transport = transport
+        self.namespace = namespace
+        self.lease = lease
+        self.timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.address} namespace={self.namespace} lease={self.lease or '-'}>"
+
+    @property
+    def address(self) -> str:
+        """The daemon's socket."""
+        return self._transport.address
+
+    def under(self, *, lease: str | None = None, namespace: str | None = None) -> Connection:
+        """The same transport with another lease or namespace."""
+        return Connection(
+            self._transport,
+            namespace=self.namespace if namespace is None else namespace,
+            lease=self.lease if lease is None else lease,
+            timeout_s=self.timeout_s,
+        )
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: betterproto2.Message,
+        answer: type[MessageT],  # noqa: ARG002 - names the type for the caller's checker; the transport decodes by method
+        *,
+        timeout_s: float | None = None,
+        unlimited: bool = False,
+    ) -> MessageT:
+        """A unary call; `unlimited` only where the wait is the purpose. Raises what the daemon answered."""
+        limit = None if unlimited else timeout_s or self.timeout_s
+        message = await self._transport.unary(
+            service, method, request, namespace=self.namespace, lease=self.lease, timeout_s=limit
+        )
+        return cast("MessageT", message)
+
+    async def messages(
+        self,
+        service: str,
+        method: str,
+        request: betterproto2.Message,
+        answer: type[MessageT],  # noqa: ARG002 - as in `call`
+        *,
+        unlimited: bool = False,
+    ) -> AsyncGenerator[MessageT, None]:
+        """The messages of a server stream; the deadline is for all of them."""
+        limit = None if unlimited else self.timeout_s
+        stream = self._transport.server_stream(
+            service, method, request, namespace=self.namespace, lease=self.lease, timeout_s=limit
+        )
+        async with aclosing(cast("AsyncGenerator[betterproto2.Message, None]", stream)) as received:
+            async for message in received:
+                yield cast("MessageT", message)
+
+    def stream(self, service: str, method: str) -> AbstractAsyncContextManager[GrpcCall]:
+        """A call of both directions. Its user bounds every step, for how long the whole takes depends on the data."""
+        return self._transport.stream(service, method, namespace=self.namespace, lease=self.lease)

@@ -1,0 +1,76 @@
+"""The daemon itself: version, plugins, events (facts/core 11 to 13)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd.client import convert
+from aiocontainerd.client.connection import Connection
+
+if TYPE_CHECKING:
+    from aiocontainerd.events import Envelope
+    from aiocontainerd.interfaces.services import PluginStatus, ServerStatus
+
+VERSION_SERVICE = "containerd.services.version.v1.Version"
+
+
+async def version(connection: Connection) -> tuple[str, str]:
+    """The daemon's version and revision."""
+    answer = await connection.call(VERSION_SERVICE, "Version", api.protobuf.Empty(), api.version.VersionResponse)
+    return answer.version, answer.revision
+
+
+class Introspection:
+    """What the daemon is made of."""
+
+    SERVICE = "containerd.services.introspection.v1.Introspection"
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def plugins(self, filters: Sequence[str] = ()) -> list[PluginStatus]:
+        """Every plugin that a filter matches, those that failed or were skipped included."""
+        i = api.introspection
+        request = i.PluginsRequest(filters=list(filters))
+        answer = await self._connection.call(self.SERVICE, "Plugins", request, i.PluginsResponse)
+        return [convert.plugin_from_wire(message) for message in answer.plugins]
+
+    async def server(self) -> ServerStatus:
+        """Identity and deprecation warnings."""
+        from aiocontainerd.interfaces.services import Deprecation, ServerStatus
+
+        i = api.introspection
+        answer = await self._connection.call(self.SERVICE, "Server", api.protobuf.Empty(), i.ServerResponse)
+        warnings = [
+            Deprecation(id=w.id, message=w.message, last_occurrence_ns=timestamps.from_wire(w.last_occurrence))
+            for w in answer.deprecations
+        ]
+        return ServerStatus(uuid=answer.uuid, pid=answer.pid, pidns=answer.pidns, deprecations=warnings)
+
+
+class Events:
+    """The daemon's events."""
+
+    SERVICE = "containerd.services.events.v1.Events"
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def subscribe(self, filters: Sequence[str] = ()) -> AsyncGenerator[Envelope, None]:
+        """Events of every namespace that a filter matches, from now on, until the iterator is closed."""
+        from aiocontainerd.events import Envelope
+
+        request = api.events.SubscribeRequest(filters=list(filters))
+        stream = self._connection.messages(self.SERVICE, "Subscribe", request, api.types.Envelope, unlimited=True)
+        async with aclosing(stream) as messages:
+            async for message in messages:
+                event = typeurl.from_wire(message.event) or typeurl.Any("", b"")
+                yield Envelope(timestamps.from_wire(message.timestamp), message.namespace, message.topic, event)
+
+    async def publish(self, topic: str, event: typeurl.Any) -> None:
+        """Raises InvalidArgument for a topic that is none."""
+        request = api.events.PublishRequest(topic=topic, event=typeurl.to_wire(event))
+        await self._connection.call(self.SERVICE, "Publish", request, api.protobuf.Empty)

@@ -1,0 +1,174 @@
+"""Running a container: snapshot, record, task and streams, and taking all of it away again (facts/runtime 4.5, 4.6)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from aiocontainerd import labels, typeurl
+from aiocontainerd.client.attach import Attachment
+from aiocontainerd.client.unpack import default_snapshotter, unpack
+from aiocontainerd.client.walk import choose
+from aiocontainerd.errors import NotFound
+from aiocontainerd.interfaces.metadata import Container
+from aiocontainerd.oci import spec as specs
+from aiocontainerd.oci import user as users
+from aiocontainerd.oci.image import ContainerConfig
+from aiocontainerd.sys.mount import temp_mount
+
+if TYPE_CHECKING:
+    from aiocontainerd.client.client import Client
+    from aiocontainerd.client.stdio import Streams
+    from aiocontainerd.interfaces.runtime import IO, Exit
+    from aiocontainerd.oci.platform import Ranking
+    from aiocontainerd.sys.mount import Mount
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+DEFAULT_RUNTIME = "io.containerd.runc.v2"
+STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
+RESERVED_LABELS = ("containerd.io/", "io.cri-containerd")
+"""Prefixes that only the client's own labels may have, never an image's (facts/security 2026-53488)."""
+CLEANUP_S = 60.0
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run and how. "" for snapshotter and runtime means the namespace's default."""
+
+    image: str
+    id: str
+    wishes: specs.Wishes = specs.Wishes()
+    user: str = ""
+    snapshotter: str = ""
+    runtime: str = ""
+    runtime_options: typeurl.Any | None = None
+    labels: Mapping[str, str] = _NONE
+
+
+async def create_container(client: Client, options: RunOptions, rank: Ranking) -> Container:
+    """Unpack the image if need be, prepare a snapshot named by the container's id, and create the record.
+
+    A failure leaves no snapshot. Raises NotFound for the image, AlreadyExists for the id.
+    """
+    image = await client.images.get(options.image)
+    snapshotter = options.snapshotter or await default_snapshotter(client)
+    async with client.leases.held() as lease:
+        held = client.under(lease=lease.id)
+        chosen = await choose(held.content, image.target, rank)
+        parent = await unpack(held, chosen, snapshotter)
+        config = chosen.config.config or ContainerConfig()
+        mounts = await held.snapshots(snapshotter).prepare(options.id, parent)
+        try:
+            user = await _user(options.user or config.user, mounts)
+            spec = specs.make(client.namespace, options.id, config, user, options.wishes)
+            return await held.containers.create(await _record(held, options, snapshotter, config, spec))
+        except BaseException:
+            await _remove_snapshot(client, snapshotter, options.id)
+            raise
+
+
+async def _record(
+    client: Client, options: RunOptions, snapshotter: str, config: ContainerConfig, spec: specs.Spec
+) -> Container:
+    return Container(
+        id=options.id,
+        image=options.image,
+        labels={**image_labels(config), **options.labels},
+        runtime_name=options.runtime or await _default_runtime(client),
+        runtime_options=options.runtime_options,
+        spec=specs.to_any(spec),
+        snapshotter=snapshotter,
+        snapshot_key=options.id,
+    )
+
+
+def image_labels(config: ContainerConfig) -> dict[str, str]:
+    """The labels that an image gives its containers: none that the daemon or its plugins act on."""
+    taken = {STOP_SIGNAL_LABEL: config.stop_signal or "SIGTERM"}
+    for key, value in (config.labels or {}).items():
+        short = len(key.encode()) + len(value.encode()) <= labels.MAX_SIZE_BYTES
+        if short and value and not key.startswith((*RESERVED_LABELS, STOP_SIGNAL_LABEL)):
+            taken[key] = value
+    return taken
+
+
+async def run(client: Client, options: RunOptions, rank: Ranking, *, streams: Streams, remove: bool) -> Exit:
+    """Run a container in front until it ends. `remove` leaves nothing of it, whatever happens."""
+    container = await create_container(client, options, rank)
+    try:
+        rootfs = await client.snapshots(container.snapshotter).mounts(container.snapshot_key)
+        return await Attachment(client.tasks, container.id, streams=streams).run(
+            lambda io: client.tasks.create(container.id, rootfs=rootfs, io=io), tty=options.wishes.tty
+        )
+    finally:
+        if remove:
+            await remove_container(client, container, force=True)
+
+
+async def run_detached(client: Client, options: RunOptions, rank: Ranking, io: IO | None = None) -> int:
+    """Run a container in the background and return its pid. A container that does not start is left without a task."""
+    container = await create_container(client, options, rank)
+    rootfs = await client.snapshots(container.snapshotter).mounts(container.snapshot_key)
+    pid = await client.tasks.create(container.id, rootfs=rootfs, io=io)
+    try:
+        await client.tasks.start(container.id)
+    except BaseException:
+        with anyio.move_on_after(CLEANUP_S, shield=True):
+            await client.tasks.delete(container.id, force=True)
+        raise
+    return pid
+
+
+async def remove_container(client: Client, container: Container, *, force: bool = False) -> None:
+    """Remove a container and its snapshot, with `force` its task as well. What is gone already is fine.
+
+    Raises FailedPrecondition where the task runs and `force` isn't given.
+    """
+    with anyio.move_on_after(CLEANUP_S, shield=True):
+        try:
+            await client.tasks.delete(container.id, force=force)
+        except NotFound:
+            pass
+        try:
+            await client.containers.delete(container.id)
+        except NotFound:
+            pass
+        if container.snapshot_key:
+            await _remove_snapshot(client, container.snapshotter, container.snapshot_key)
+
+
+async def _remove_snapshot(client: Client, snapshotter: str, key: str) -> None:
+    with anyio.move_on_after(CLEANUP_S, shield=True):
+        try:
+            await client.snapshots(snapshotter).remove(key)
+        except NotFound:
+            pass
+
+
+async def _user(text: str, mounts: Sequence[Mount]) -> users.User:
+    if not users.needs_lookup(text):
+        return users.User(0, 0, (0,) if text else ())
+    async with temp_mount(mounts, tempfile.gettempdir(), readonly=True) as root:
+        return await anyio.to_thread.run_sync(users.resolve, text, users.reader(root))
+
+
+async def exec_process(
+    client: Client, container_id: str, args: Sequence[str], *, tty: bool, cwd: str = "", user: str = ""
+) -> typeurl.Any:
+    """The process to execute in a container: its own with other arguments. Raises NotFound, InvalidArgument."""
+    container = await client.containers.get(container_id)
+    resolved = None
+    if user:
+        mounts = await client.snapshots(container.snapshotter).mounts(container.snapshot_key)
+        resolved = await _user(user, mounts)
+    return specs.exec_process(specs.from_any(container.spec), args, tty=tty, cwd=cwd, user=resolved)
+
+
+async def _default_runtime(client: Client) -> str:
+    namespace = await client.namespaces.get(client.namespace)
+    return namespace.labels.get(labels.DEFAULT_RUNTIME, DEFAULT_RUNTIME)

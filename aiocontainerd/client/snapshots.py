@@ -1,0 +1,159 @@
+"""Snapshots of one backend of a daemon, and its differs (facts/core 6, 8)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+
+from aiocontainerd import api
+from aiocontainerd.client import convert
+from aiocontainerd.client.connection import Connection
+from aiocontainerd.errors import Internal, NotFound
+from aiocontainerd.interfaces.snapshotter import Info, Usage
+from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.sys.mount import Mount
+
+APPLY_TIMEOUT_S = 3600.0
+"""Deadline of unpacking one layer: it grows with the layer, so that only a stuck daemon meets it."""
+
+
+class Snapshots:
+    """`Snapshotter` over the API."""
+
+    SERVICE = "containerd.services.snapshots.v1.Snapshots"
+
+    def __init__(self, connection: Connection, snapshotter: str) -> None:
+        self._connection = connection
+        self.name = snapshotter
+
+    async def stat(self, key: str) -> Info:
+        """Raises NotFound."""
+        s = api.snapshots
+        request = s.StatSnapshotRequest(snapshotter=self.name, key=key)
+        answer = await self._connection.call(self.SERVICE, "Stat", request, s.StatSnapshotResponse)
+        return _info(answer.info)
+
+    async def exists(self, key: str) -> bool:
+        """Whether the namespace has a snapshot of that key."""
+        try:
+            await self.stat(key)
+        except NotFound:
+            return False
+        return True
+
+    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+        """Change labels: all of them, or those that `paths` name."""
+        s = api.snapshots
+        request = s.UpdateSnapshotRequest(
+            snapshotter=self.name,
+            info=s.Info(name=info.name, labels=dict(info.labels)),
+            update_mask=convert.mask(paths),
+        )
+        answer = await self._connection.call(self.SERVICE, "Update", request, s.UpdateSnapshotResponse)
+        return _info(answer.info)
+
+    async def usage(self, key: str) -> Usage:
+        """Disk space of one snapshot without its parents."""
+        s = api.snapshots
+        request = s.UsageRequest(snapshotter=self.name, key=key)
+        answer = await self._connection.call(self.SERVICE, "Usage", request, s.UsageResponse)
+        return Usage(answer.size, answer.inodes)
+
+    async def mounts(self, key: str) -> list[Mount]:
+        """Raises NotFound, FailedPrecondition for a committed snapshot."""
+        s = api.snapshots
+        request = s.MountsRequest(snapshotter=self.name, key=key)
+        answer = await self._connection.call(self.SERVICE, "Mounts", request, s.MountsResponse)
+        return convert.mounts_from_wire(answer.mounts)
+
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Raises AlreadyExists, NotFound for the parent."""
+        s = api.snapshots
+        request = s.PrepareSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=dict(labels or {}))
+        answer = await self._connection.call(self.SERVICE, "Prepare", request, s.PrepareSnapshotResponse)
+        return convert.mounts_from_wire(answer.mounts)
+
+    async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Raises AlreadyExists, NotFound for the parent."""
+        s = api.snapshots
+        request = s.ViewSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=dict(labels or {}))
+        answer = await self._connection.call(self.SERVICE, "View", request, s.ViewSnapshotResponse)
+        return convert.mounts_from_wire(answer.mounts)
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        """Raises AlreadyExists, NotFound."""
+        s = api.snapshots
+        request = s.CommitSnapshotRequest(
+            snapshotter=self.name, name=name, key=key, labels=dict(labels or {}), parent=parent
+        )
+        await self._connection.call(self.SERVICE, "Commit", request, api.protobuf.Empty)
+
+    async def remove(self, key: str) -> None:
+        """Raises NotFound, FailedPrecondition where it has children."""
+        request = api.snapshots.RemoveSnapshotRequest(snapshotter=self.name, key=key)
+        await self._connection.call(self.SERVICE, "Remove", request, api.protobuf.Empty)
+
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
+        """Every snapshot that a filter matches, sorted by key."""
+        s = api.snapshots
+        request = s.ListSnapshotsRequest(snapshotter=self.name, filters=list(filters))
+        stream = self._connection.messages(self.SERVICE, "List", request, s.ListSnapshotsResponse)
+        async with aclosing(stream) as messages:
+            async for message in messages:
+                for info in message.info:
+                    yield convert.snapshot_info_from_wire(info)
+
+    async def cleanup(self) -> None:
+        """Raises Unimplemented where the backend is cleaned by garbage collection only."""
+        request = api.snapshots.CleanupRequest(snapshotter=self.name)
+        await self._connection.call(self.SERVICE, "Cleanup", request, api.protobuf.Empty)
+
+
+class Diff:
+    """The differs of a daemon, which it asks in turn."""
+
+    SERVICE = "containerd.services.diff.v1.Diff"
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def apply(
+        self, layer: Descriptor, mounts: Sequence[Mount], *, timeout_s: float = APPLY_TIMEOUT_S
+    ) -> Descriptor:
+        """Unpack a layer; the descriptor of its uncompressed tar. Raises what the differs say."""
+        d = api.diff
+        request = d.ApplyRequest(diff=convert.descriptor_to_wire(layer), mounts=convert.mounts_to_wire(mounts))
+        answer = await self._connection.call(self.SERVICE, "Apply", request, d.ApplyResponse, timeout_s=timeout_s)
+        if answer.applied is None:
+            raise Internal(f"the daemon applied {layer.digest} without telling what")
+        return convert.descriptor_from_wire(answer.applied)
+
+    async def compare(
+        self,
+        lower: Sequence[Mount],
+        upper: Sequence[Mount],
+        *,
+        media_type: str = "",
+        ref: str = "",
+        labels: Mapping[str, str] | None = None,
+        timeout_s: float = APPLY_TIMEOUT_S,
+    ) -> Descriptor:
+        """Write the difference of two trees to the content store."""
+        d = api.diff
+        request = d.DiffRequest(
+            left=convert.mounts_to_wire(lower),
+            right=convert.mounts_to_wire(upper),
+            media_type=media_type,
+            ref=ref,
+            labels=dict(labels or {}),
+        )
+        answer = await self._connection.call(self.SERVICE, "Diff", request, d.DiffResponse, timeout_s=timeout_s)
+        if answer.diff is None:
+            raise Internal("the daemon compared two trees without telling the result")
+        return convert.descriptor_from_wire(answer.diff)
+
+
+def _info(message: api.snapshots.Info | None) -> Info:
+    if message is None:
+        raise Internal("the daemon answered without the snapshot's info")
+    return convert.snapshot_info_from_wire(message)

@@ -1,0 +1,64 @@
+"""The terminal of this program while a container uses it: raw mode, its size, and signals to pass on."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import struct
+import termios
+import threading
+import tty
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+FORWARDED = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
+)  # fmt: skip
+"""Signals that `run` and `exec` pass on to the process; SIGWINCH becomes a resize."""
+
+
+@contextmanager
+def raw(descriptor: int) -> Iterator[None]:
+    """Raw mode for the block where `descriptor` is a terminal; always restored."""
+    if descriptor < 0 or not os.isatty(descriptor):
+        yield
+        return
+    before = termios.tcgetattr(descriptor)
+    tty.setraw(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def size(descriptor: int) -> tuple[int, int] | None:
+    """Columns and rows; None where `descriptor` is no terminal or has no size."""
+    try:
+        rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(descriptor, termios.TIOCGWINSZ, b"\0" * 8))
+    except OSError:
+        return None
+    return (columns, rows) if rows and columns else None
+
+
+@contextmanager
+def received(numbers: Sequence[signal.Signals]) -> Iterator[asyncio.Queue[signal.Signals]]:
+    """The signals that arrive during the block, instead of what they did before; that is restored.
+
+    Nothing arrives outside of the main thread, to which the interpreter gives them.
+    """
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[signal.Signals] = asyncio.Queue()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, signal.Signals(number))
+
+    ours = numbers if threading.current_thread() is threading.main_thread() else ()
+    before = [(number, signal.signal(number, handle)) for number in ours]
+    try:
+        yield queue
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
