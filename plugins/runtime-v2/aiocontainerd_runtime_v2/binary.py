@@ -4,43 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import anyio
-from anyio.abc import Process
-
-from aiocontainerd.errors import DeadlineExceeded, Unknown
+from aiocontainerd import programs
+from aiocontainerd.errors import Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
+from aiocontainerd.programs import Output
 from aiocontainerd_runtime_v2 import bootstrap
 
 log = logging.getLogger(__name__)
 
 _OPTIONS_ON_STDIN = ("shim-runc-v1", "shim-runhcs-v1")
-_LARGEST_OUTPUT = 4 << 20
-
-
-class Output:
-    """What a program printed and how it ended."""
-
-    def __init__(self, status: int, stdout: bytes, stderr: bytes) -> None:
-        self.status = status
-        self.stdout = stdout
-        self.stderr = stderr
-
-    def __repr__(self) -> str:
-        return f"<Output {self.ending}: {len(self.stdout)} + {len(self.stderr)} bytes>"
-
-    @property
-    def ending(self) -> str:
-        """How it ended, in the words of Go programs."""
-        return f"exit status {self.status}" if self.status >= 0 else f"signal: {signal.Signals(-self.status).name}"
-
-    def text(self) -> str:
-        """Everything printed, for people."""
-        return (self.stdout + self.stderr).decode(errors="replace").strip()
 
 
 class BinaryLauncher:
@@ -87,7 +62,7 @@ class BinaryLauncher:
 
     async def info(self, options: bytes, *, timeout_s: float) -> bytes:
         """The RuntimeInfo message that `-info` printed for a marshalled Any of options."""
-        output = await run([str(self.binary), "-info"], stdin=options, timeout_s=timeout_s)
+        output = await programs.run([str(self.binary), "-info"], stdin=options, timeout_s=timeout_s)
         if output.status != 0:
             raise Unknown(f"failed to run [{self.binary} -info]: {output.ending} (stderr: {output.text()})")
         return output.stdout
@@ -95,7 +70,7 @@ class BinaryLauncher:
     async def _run(self, arguments: Sequence[str], command: ShimCommand, stdin: bytes, timeout_s: float) -> Output:
         env = {**os.environ, **environment(command)}
         cwd = command.bundle if command.bundle.is_dir() else None
-        return await run([str(self.binary), *arguments], stdin=stdin, cwd=cwd, env=env, timeout_s=timeout_s)
+        return await programs.run([str(self.binary), *arguments], stdin=stdin, cwd=cwd, env=env, timeout_s=timeout_s)
 
 
 def environment(command: ShimCommand) -> dict[str, str]:
@@ -119,61 +94,3 @@ def _flags(command: ShimCommand) -> list[str]:
 
 def _debug(command: ShimCommand) -> list[str]:
     return ["-debug"] if command.debug else []
-
-
-async def run(
-    argv: Sequence[str],
-    *,
-    stdin: bytes = b"",
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-    timeout_s: float,
-) -> Output:
-    """Run a program to its end; it and its children are killed at the deadline or when the caller is cancelled.
-
-    Raises DeadlineExceeded naming the command and the limit, Unknown where the program can't be executed.
-    """
-    try:
-        with anyio.fail_after(timeout_s):
-            return await _run(argv, stdin, cwd, env)
-    except TimeoutError:
-        raise DeadlineExceeded(f"{argv[0]} {argv[-1]} did not end within {timeout_s:g}s") from None
-    except OSError as error:
-        raise Unknown(f"{argv[0]}: {error.strerror or error}") from error
-
-
-async def _run(argv: Sequence[str], stdin: bytes, cwd: Path | None, env: Mapping[str, str] | None) -> Output:
-    """Files in memory in place of pipes: what a program leaves running may keep them open, and nobody waits for it."""
-    with _memory_file(stdin) as given, _memory_file() as stdout, _memory_file() as stderr:
-        process = await anyio.open_process(
-            list(argv), stdin=given, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
-        )
-        try:
-            status = await process.wait()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await _end(process)
-        return Output(status, _content(stdout), _content(stderr))
-
-
-@contextmanager
-def _memory_file(data: bytes = b"") -> Iterator[int]:
-    descriptor = os.memfd_create("shim-stdio", os.MFD_CLOEXEC)
-    try:
-        os.pwrite(descriptor, data, 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _content(descriptor: int) -> bytes:
-    return os.pread(descriptor, _LARGEST_OUTPUT, 0)
-
-
-async def _end(process: Process) -> None:
-    if process.returncode is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    await process.aclose()

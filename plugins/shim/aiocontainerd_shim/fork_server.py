@@ -259,7 +259,10 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
 
 def _prepare() -> None:
     """Do once what every shim would do anew, then take what there is out of the collector's hands."""
-    warm_up.run()
+    try:
+        warm_up.run()
+    except Exception:  # noqa: BLE001 - a server that is not warm serves too, only slower
+        traceback.print_exc()
     try:
         oci_choice.find()
     except ContainerdError:

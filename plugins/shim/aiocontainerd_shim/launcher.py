@@ -18,6 +18,7 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
+from aiocontainerd import programs
 from aiocontainerd.errors import DeadlineExceeded, Unavailable, Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd_shim import bootstrap, fork_protocol
@@ -30,6 +31,8 @@ PROGRAM = "containerd-shim-aio-v2"
 RUNTIMES = ("io.containerd.runc.v2", "io.containerd.aio.v2")
 _SERVER_START_TIMEOUT_S = 30.0
 _HELLO_TIMEOUT_S = 2.0
+_RETRY_S = 60.0
+"""How long shims are executed after a fork server could not be started, before another one is tried."""
 
 
 class AioLauncher:
@@ -45,6 +48,7 @@ class AioLauncher:
         self._oci_runtime = oci_runtime
         self._cgroup = cgroup
         self._starting = anyio.Lock()
+        self._retry_at = 0.0
         self.forked = 0
         self.executed = 0
 
@@ -57,6 +61,8 @@ class AioLauncher:
 
     async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
         """Start a shim; returns the BootstrapResult. Raises the shim's error, DeadlineExceeded."""
+        if not self.socket_path.exists():
+            await self.ensure_server()
         if not self.socket_path.exists():
             return await self._execute(Verb.START, command, timeout_s)
         planned, listener = await anyio.to_thread.run_sync(_open_listener, command)
@@ -94,6 +100,8 @@ class AioLauncher:
         if not self._fork_server:
             return
         async with self._starting:
+            if anyio.current_time() < self._retry_at:
+                return
             fingerprint = await anyio.to_thread.run_sync(code_fingerprint)
             try:
                 running = await self._running_fingerprint()
@@ -103,6 +111,7 @@ class AioLauncher:
                     await self.retire()
                 await self._start_server(fingerprint)
             except (OSError, Unavailable, DeadlineExceeded, Unknown) as failure:
+                self._retry_at = anyio.current_time() + _RETRY_S
                 log.warning("no fork server, shims are executed instead: %s", failure)
 
     async def retire(self) -> None:
@@ -124,20 +133,11 @@ class AioLauncher:
 
     async def _execute(self, verb: Verb, command: ShimCommand, timeout_s: float) -> bytes:
         self.executed += 1
-        try:
-            with anyio.fail_after(timeout_s):
-                done = await anyio.run_process(
-                    argv_of(self.binary, verb, command),
-                    input=command.stdin,
-                    cwd=command.bundle,
-                    env=self._environ(command),
-                    check=False,
-                    start_new_session=True,
-                )
-        except TimeoutError:
-            raise DeadlineExceeded(f"{self.binary} {verb} {command.id}") from None
-        if done.returncode:
-            raise Unknown(f"{self.binary.name} {verb}: {done.stderr.decode(errors='replace').strip()}")
+        argv = argv_of(self.binary, verb, command)
+        env = self._environ(command)
+        done = await programs.run(argv, stdin=command.stdin, cwd=command.bundle, env=env, timeout_s=timeout_s)
+        if done.status:
+            raise Unknown(f"{self.binary.name} {verb}: {done.text()}: {done.ending}")
         return done.stdout
 
     async def _running_fingerprint(self) -> str:
@@ -149,10 +149,9 @@ class AioLauncher:
     async def _start_server(self, fingerprint: str) -> None:
         argv = [sys.executable, "-m", "aiocontainerd_shim.fork_server", "--socket", str(self.socket_path)]
         argv += ["--fingerprint", fingerprint, "--cgroup", self._cgroup]
-        with anyio.fail_after(_SERVER_START_TIMEOUT_S):
-            done = await anyio.run_process(argv, check=False)
-        if done.returncode:
-            raise Unknown(f"fork server: {done.stderr.decode(errors='replace').strip()}")
+        done = await programs.run(argv, timeout_s=_SERVER_START_TIMEOUT_S)
+        if done.status:
+            raise Unknown(f"fork server: {done.text()}: {done.ending}")
 
     def _environ(self, command: ShimCommand) -> dict[str, str]:
         """What the environment of the binary would be (facts/runtime 3.1)."""
