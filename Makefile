@@ -24,7 +24,7 @@ lint: setup-test
 	$(VENV)/bin/ruff format --check --quiet $(SOURCES)
 	$(VENV)/bin/mypy $(SOURCES)
 	$(PY) -m aiocontainerd.api.generate --check
-	$(PY) -m aiocontainerd.config.reference --check
+	$(PY) -m aiocontainerd.reference --check
 
 test: lint
 	$(VENV)/bin/pytest -q
@@ -36,7 +36,7 @@ proto: setup-test
 	$(PY) -m aiocontainerd.api.generate
 
 docs: setup-test
-	$(PY) -m aiocontainerd.config.reference
+	$(PY) -m aiocontainerd.reference
 
 format: setup-test
 	$(VENV)/bin/ruff format $(SOURCES)

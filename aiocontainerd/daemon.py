@@ -21,7 +21,7 @@ from aiocontainerd import discovery, dump, kinds, lock
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.events import EventBus
 from aiocontainerd.registry import Daemon, Plugin, PluginError, Registry, State
-from aiocontainerd.sys import systemd
+from aiocontainerd.sys import cgroup, systemd
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ GRPC_SERVER = f"{kinds.SERVER}.grpc"
 TTRPC_SERVER = f"{kinds.SERVER}.ttrpc"
 _ROOT_MODE, _STATE_MODE, _TEMP_MODE = 0o700, 0o711, 0o700
 _SERVER_GRACE_S = 5.0
+_SERVICE_MANAGERS_OWN = ("systemd", "unified")
+"""Hierarchies of a version 1 host in which systemd keeps track of the daemon: it stays where it was started."""
 
 
 class StartError(Exception):
@@ -83,13 +85,14 @@ async def _serve(registry: Registry, daemon: Daemon, config: Config, started: fl
     stop = anyio.Event()
     async with anyio.create_task_group() as signals:
         signals.start_soon(_handle_signals, stop, registry, signals.cancel_scope, name="signals")
-        async with registry.run(daemon, config.plugin_config, config.settings.required_plugins):
+        required = config.settings.required_plugins
+        async with registry.run(daemon, config.plugin_config, required, last_resort=_end_process):
             log_table(registry)
             await _start_servers(registry)
-            systemd.notify(systemd.READY)
+            _tell_service_manager(systemd.READY)
             log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
             await stop.wait()
-            systemd.notify(systemd.STOPPING)
+            _tell_service_manager(systemd.STOPPING)
             await _stop_servers(registry)
         signals.cancel_scope.cancel()
 
@@ -127,9 +130,7 @@ async def _handle_signals(stop: anyio.Event, registry: Registry, everything: any
     with anyio.open_signal_receiver(*wanted) as received:
         async for number in received:
             if number == signal.SIGUSR1:
-                text = dump.render(registry.plugins)
-                log.info("stacks are in %s", await anyio.to_thread.run_sync(dump.write, text))
-                log.debug("%s", text)
+                await _dump(registry)
             elif number == signal.SIGHUP:
                 log.info("SIGHUP does nothing here; restart the daemon to read its config anew")
             elif stop.is_set():
@@ -140,16 +141,44 @@ async def _handle_signals(stop: anyio.Event, registry: Registry, everything: any
                 stop.set()
 
 
+async def _dump(registry: Registry) -> None:
+    text = dump.render(registry.plugins)
+    log.info("%s", text)
+    try:
+        log.info("stacks are in %s", await anyio.to_thread.run_sync(dump.write, text))
+    except OSError as error:
+        log.warning("stacks are in this log only: %s", error)
+
+
+def _tell_service_manager(state: str) -> None:
+    """A service manager that cannot be told is no reason not to serve, or not to stop."""
+    try:
+        systemd.notify(state)
+    except OSError as error:
+        log.warning("cannot tell the service manager %s: %s", state, error)
+
+
+def _end_process(stuck: list[str], failure: Exception | None) -> None:
+    """The last resort at the end of the daemon: leave at once what ignores even its cancellation."""
+    if failure is not None:
+        log.critical("%s", failure)
+    log.critical("ending without plugins that cannot be stopped: %s", ", ".join(stuck))
+    logging.shutdown()
+    os._exit(1)
+
+
 def log_table(registry: Registry) -> None:
-    """One line a plugin: state, reason and cause. What failed is an error, what was skipped or works is told."""
+    """What became of the plugins: a summary, and a line for each one that is not loaded; all of them at debug."""
+    levels = {State.FAILED: logging.ERROR, State.SKIPPED: logging.INFO, State.DISABLED: logging.INFO}
     for plugin in registry.plugins:
         fields = {"plugin": plugin.uri, "state": plugin.state.value, "ms": round(plugin.init_s * 1000, 1)}
         if plugin.reason:
             fields["reason"] = plugin.reason
         if plugin.caused_by:
             fields["caused_by"] = plugin.caused_by
-        level = logging.ERROR if plugin.state == State.FAILED else logging.INFO
-        log.log(level, "plugin", extra={"fields": fields})
+        log.log(levels.get(plugin.state, logging.DEBUG), "plugin", extra={"fields": fields})
+    counts = registry.statistics()
+    log.info("plugins: %s", ", ".join(f"{counts[state]} {state}" for state in State if state in counts))
 
 
 @contextmanager
@@ -182,35 +211,53 @@ def _made(path: str, mode: int, name: str) -> Path:
 
 
 def _drop_old_mounts(root: Path) -> None:
-    """Unmount and remove what a killed daemon left below `<root>/tmpmounts`."""
+    """Unmount and remove what a killed daemon left below `<root>/tmpmounts`; what stays is logged."""
     from aiocontainerd.sys import mount
 
     directory = root / "tmpmounts"
     if not directory.is_dir():
         return
-    mount.unmount_recursive(str(directory))
-    for left in directory.iterdir():
-        left.rmdir()
+    try:
+        mount.unmount_recursive(str(directory))
+        for left in directory.iterdir():
+            left.rmdir()
+    except OSError as error:
+        log.warning("an old temporary mount stays: %s", error)
 
 
 def _join_cgroup(path: str) -> None:
     if not path:
         return
     try:
-        for procs in _cgroup_procs(path):
-            procs.write_text(str(os.getpid()))
+        for directory in _cgroup_directories(path):
+            (directory / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
         raise StartError(f"cannot join cgroup {path} (cgroup.path): {error}") from error
 
 
-def _cgroup_procs(path: str) -> Iterator[Path]:
-    """The `cgroup.procs` files of a cgroup in every hierarchy of this host, making the cgroup."""
-    base = Path("/sys/fs/cgroup")
-    hierarchies = [base] if (base / "cgroup.controllers").exists() else [d for d in base.iterdir() if d.is_dir()]
+def _cgroup_directories(path: str) -> Iterator[Path]:
+    """The directories of a cgroup, made where they are missing: one, or one for each version 1 controller."""
+    base = Path(cgroup.ROOT)
+    if (base / "cgroup.controllers").exists():
+        hierarchies = [base]
+    else:
+        entries = (d for d in base.iterdir() if d.is_dir() and not d.is_symlink())
+        hierarchies = [d for d in entries if d.name not in _SERVICE_MANAGERS_OWN]
     for hierarchy in hierarchies:
-        directory = hierarchy / path.lstrip("/")
-        directory.mkdir(parents=True, exist_ok=True)
-        yield directory / "cgroup.procs"
+        directory = hierarchy
+        for part in Path(path.lstrip("/")).parts:
+            directory /= part
+            directory.mkdir(exist_ok=True)
+            _inherit_cpuset(directory)
+        yield directory
+
+
+def _inherit_cpuset(directory: Path) -> None:
+    """A new version 1 cpuset is empty and takes no process until it has its parent's processors and memory nodes."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        file = directory / name
+        if file.exists() and not file.read_text().strip() and (directory.parent / name).exists():
+            file.write_text((directory.parent / name).read_text())
 
 
 def _set_oom_score(score: int) -> None:
@@ -221,6 +268,8 @@ def _set_oom_score(score: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(score))
     except PermissionError:
         log.warning("oom_score = %d needs CAP_SYS_RESOURCE; left as it is", score)
+    except OSError as error:
+        raise StartError(f"oom_score = {score} cannot be set (-1000 to 1000): {error.strerror}") from error
 
 
 EXPECTED_ERRORS = (StartError, ConfigError, PluginError, lock.RootLockedError)

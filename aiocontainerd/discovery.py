@@ -22,6 +22,8 @@ BUILT_IN = ("aiocontainerd.servers",)
 DECLARED_KIND = "python_plugins"
 """Rows of the plugin table that stand for a module which could not even register."""
 
+_NO_POLICY = PluginPolicy()
+
 
 class Candidate(msgspec.Struct, frozen=True):
     """A module that may bring plugins: its name in messages, its path, and the distribution it came with."""
@@ -70,10 +72,10 @@ def discover(registry: Registry, declared: Mapping[str, PythonPlugin], policy: P
             registry.add_failed(f"{DECLARED_KIND}.{candidate.name}", reason, candidate.distribution)
 
 
-def all_registrations() -> list[Registration]:
-    """The registrations of every installed package; what generated documents are made from."""
+def all_registrations(policy: PluginPolicy = _NO_POLICY) -> list[Registration]:
+    """The registrations of every installed package that the policy allows."""
     registry = Registry()
-    discover(registry, {}, PluginPolicy())
+    discover(registry, {}, policy)
     return [plugin.registration for plugin in registry.plugins if plugin.kind != DECLARED_KIND]
 
 

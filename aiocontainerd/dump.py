@@ -20,7 +20,7 @@ def render(plugins: Iterable[Plugin]) -> str:
     out = io.StringIO()
     out.write("=== plugins\n")
     for plugin in plugins:
-        out.write(f"{plugin!r} {plugin.instance!r}\n" if plugin.instance is not None else f"{plugin!r}\n")
+        out.write(f"{plugin!r} {_shown(plugin.instance)}\n")
     out.write("=== tasks\n")
     for task in sorted(asyncio.all_tasks(), key=lambda t: t.get_name()):
         out.write(f"--- {task.get_name()}\n")
@@ -33,8 +33,22 @@ def render(plugins: Iterable[Plugin]) -> str:
     return out.getvalue()
 
 
+def _shown(instance: object) -> str:
+    if instance is None:
+        return ""
+    try:
+        return repr(instance)
+    except Exception as error:  # noqa: BLE001 - a plugin's broken repr must not cost the rest of the dump
+        return f"<{type(instance).__name__}, whose repr raises {type(error).__name__}: {error}>"
+
+
 def write(text: str) -> Path:
-    """Write a dump to `containerd.<pid>.stacks.log` in the directory for temporary files; returns the path."""
+    """Write a dump to `containerd.<pid>.stacks.log` in the directory for temporary files; returns the path.
+
+    Raises OSError, also where somebody put a link in its place.
+    """
     path = Path(tempfile.gettempdir()) / f"containerd.{os.getpid()}.stacks.log"
-    path.write_text(text)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "w") as file:
+        file.write(text)
     return path

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -20,7 +21,8 @@ import anyio
 import msgspec
 
 from aiocontainerd import kinds
-from aiocontainerd.errors import ContainerdError, NotFound
+from aiocontainerd.errors import ContainerdError, NotFound, Unknown
+from aiocontainerd.lifecycle import Limits, PluginLife, PluginTasks
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -98,6 +100,20 @@ class Plugin:
     def uri(self) -> str:
         return self.registration.uri
 
+    def loaded(self, instance: object) -> None:
+        """Keep what init returned."""
+        self.instance, self.state = instance, State.LOADED
+        self.caused_by = ""
+
+    def failed(self, error: Exception) -> None:
+        """Keep why the plugin was not loaded: skipped or failed (facts/core 12)."""
+        if isinstance(error, SkipPlugin):
+            self.state, self.reason, self.code = State.SKIPPED, f"{error}: skip plugin", Unknown.code
+            return
+        self.state, self.reason = State.FAILED, str(error) or type(error).__name__
+        self.code = error.code if isinstance(error, ContainerdError) else Unknown.code
+        log.debug("plugin %s failed", self.uri, exc_info=error)
+
     def __repr__(self) -> str:
         reason = f": {self.reason}" if self.reason else ""
         return f"<Plugin {self.uri} {self.state}{reason}>"
@@ -119,6 +135,7 @@ class InitContext(Generic[ConfigT]):
         loaded: Mapping[str, Mapping[str, Plugin]],
         tasks: PluginTasks,
         stack: AsyncExitStack,
+        registered: Callable[[str], Plugin | None],
     ) -> None:
         self.config = config
         self.daemon = daemon
@@ -131,6 +148,7 @@ class InitContext(Generic[ConfigT]):
         self._plugin = plugin
         self._loaded = loaded
         self._stack = stack
+        self._registered = registered
 
     @property
     def uri(self) -> str:
@@ -151,8 +169,16 @@ class InitContext(Generic[ConfigT]):
         """The instance of a required plugin. Raises NotFound naming it and, where it failed, why."""
         plugin = self._loaded.get(kind, {}).get(plugin_id)
         if plugin is None:
-            raise NotFound(f"plugin {kind}.{plugin_id}")
+            raise NotFound(f"plugin {self._why_absent(f'{kind}.{plugin_id}')}")
         return plugin.instance
+
+    def _why_absent(self, uri: str) -> str:
+        """The URI and, for a plugin that did not load, why; it is then the cause where this plugin fails, too."""
+        absent = self._registered(uri)
+        if absent is None:
+            return uri
+        self._plugin.caused_by = uri
+        return f"{uri} ({absent.reason})" if absent.reason else uri
 
     def get_single(self, kind: str) -> Any:
         """The instance of the one plugin of a kind. Raises NotFound where there is none, PluginError for several."""
@@ -168,7 +194,7 @@ class InitContext(Generic[ConfigT]):
         return {plugin_id: plugin.instance for plugin_id, plugin in self._loaded.get(kind, {}).items()}
 
     def on_stop(self, callback: Callable[[], Awaitable[object]]) -> None:
-        """Run `callback` when the plugin stops; last registered runs first."""
+        """Run `callback` when the plugin stops, also after a failed init; last registered runs first."""
         self._stack.push_async_callback(callback)
 
 
@@ -201,7 +227,7 @@ class Registry:
         """How many plugins are in each state."""
         counts: dict[str, int] = {}
         for plugin in self._plugins.values():
-            counts[plugin.state] = counts.get(plugin.state, 0) + 1
+            counts[plugin.state.value] = counts.get(plugin.state.value, 0) + 1
         return counts
 
     def add(self, registration: Registration, distribution: str = "") -> Plugin:
@@ -220,7 +246,7 @@ class Registry:
         """Keep a row for something that could not even register, so that it is seen in the table."""
         kind, _, plugin_id = uri.rpartition(".")
         plugin = Plugin(Registration(kind=kind, id=plugin_id, init=_never), distribution)
-        plugin.state, plugin.reason, plugin.code = State.FAILED, reason, 2
+        plugin.state, plugin.reason, plugin.code = State.FAILED, reason, Unknown.code
         self._plugins[uri] = plugin
         return plugin
 
@@ -259,54 +285,74 @@ class Registry:
         daemon: Daemon,
         config_of: Callable[[Registration], PluginConfig],
         required: Sequence[str] = (),
+        *,
+        last_resort: Callable[[list[str], Exception | None], object] | None = None,
     ) -> AsyncIterator[None]:
         """Start every plugin, run the block, stop them in reverse order.
 
         `config_of` gives a registration its decoded config; what it raises fails that plugin. A required plugin that
-        is missing or did not load raises PluginError after everything that did start is stopped.
+        is missing or did not load raises PluginError after everything that did start is stopped. `last_resort` is
+        called at the end with the plugins that cannot be ended, and the block's error; without it they are waited for.
         """
-        loaded: dict[str, dict[str, Plugin]] = {}
-        async with AsyncExitStack() as stack:
-            self._order = self.order()
-            for plugin in self._order:
-                await self._start_one(plugin, daemon, config_of, loaded, stack)
-            self._check_required(required)
-            yield
+        self._order = self.order()
+        lives: list[PluginLife] = []
+        failure: Exception | None = None
+        async with anyio.create_task_group() as group:
+            try:
+                await self._start_all(daemon, config_of, group, lives)
+                self._check_required(required)
+                yield
+            except Exception as error:  # noqa: BLE001 - raised again below: inside of the group it would be wrapped
+                failure = error
+            finally:
+                await _stop_all(lives)
+                stuck = [life.uri for life in lives if not life.ended]
+                if stuck and last_resort is not None:
+                    last_resort(stuck, failure)
+        if failure is not None:
+            raise failure
 
-    async def _start_one(
+    async def _start_all(
+        self,
+        daemon: Daemon,
+        config_of: Callable[[Registration], PluginConfig],
+        group: TaskGroup,
+        lives: list[PluginLife],
+    ) -> None:
+        limits = Limits.of(daemon.timeout_s)
+        loaded: dict[str, dict[str, Plugin]] = {}
+        for plugin in self._order:
+            cause = self._missing_need(plugin, loaded)
+            if cause is not None:
+                plugin.caused_by = cause.caused_by or cause.uri
+                plugin.failed(NotFound(f"requires {cause.uri}, which is not loaded"))
+                continue
+            started = time.perf_counter()
+            life = PluginLife(plugin.uri, partial(self._init, plugin, daemon, config_of, loaded), limits)
+            lives.append(life)
+            group.start_soon(life.run, name=f"plugin {plugin.uri}")
+            await life.begun()
+            plugin.init_s = time.perf_counter() - started
+            if life.failure is None:
+                plugin.loaded(life.instance)
+                loaded.setdefault(plugin.kind, {})[plugin.id] = plugin
+            else:
+                plugin.failed(life.failure)
+
+    async def _init(
         self,
         plugin: Plugin,
         daemon: Daemon,
         config_of: Callable[[Registration], PluginConfig],
-        loaded: dict[str, dict[str, Plugin]],
+        loaded: Mapping[str, Mapping[str, Plugin]],
+        tasks: PluginTasks,
         stack: AsyncExitStack,
-    ) -> None:
-        started = time.perf_counter()
-        own = AsyncExitStack()
-        try:
-            cause = self._missing_need(plugin, loaded)
-            if cause is not None:
-                plugin.caused_by = cause.uri
-                raise NotFound(f"requires {cause.uri}, which is not loaded")
-            tasks = await own.enter_async_context(_plugin_tasks(plugin))
-            context = InitContext(
-                plugin, config_of(plugin.registration), daemon=daemon, loaded=loaded, tasks=tasks, stack=own
-            )
-            plugin.instance = await plugin.registration.init(context)
-        except SkipPlugin as skip:
-            plugin.state, plugin.reason, plugin.code = State.SKIPPED, f"{skip}: skip plugin", 2
-        except Exception as error:  # the edge of a plugin: whatever it raises is its outcome
-            plugin.state, plugin.reason = State.FAILED, str(error) or type(error).__name__
-            plugin.code = error.code if isinstance(error, ContainerdError) else 2
-            log.debug("plugin %s failed", plugin.uri, exc_info=error)
-        else:
-            plugin.state = State.LOADED
-            loaded.setdefault(plugin.kind, {})[plugin.id] = plugin
-            stack.push_async_exit(own)
-            return
-        finally:
-            plugin.init_s = time.perf_counter() - started
-        await own.aclose()
+    ) -> object:
+        config = config_of(plugin.registration)
+        context = InitContext(
+            plugin, config, daemon=daemon, loaded=loaded, tasks=tasks, stack=stack, registered=self.get
+        )
+        return await plugin.registration.init(context)
 
     def _missing_need(self, plugin: Plugin, loaded: Mapping[str, Mapping[str, Plugin]]) -> Plugin | None:
         """A plugin that failed and leaves a required kind without any; None where every need is met or optional."""
@@ -360,39 +406,16 @@ def _dependency_order(enabled: Mapping[str, Plugin]) -> list[Plugin]:
     return list(done.values())
 
 
-class PluginTasks:
-    """Tasks that end with their plugin. One that fails is logged under the plugin's name and harms nothing else."""
-
-    def __init__(self, plugin: Plugin, group: TaskGroup) -> None:
-        self._plugin = plugin
-        self._group = group
-        self.running: set[str] = set()
-
-    def __repr__(self) -> str:
-        return f"<PluginTasks of {self._plugin.uri}: {len(self.running)} running>"
-
-    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object, name: str = "") -> None:
-        """Start `function(*args)`; `name` is what logs and dumps call it."""
-        label = f"{self._plugin.uri}:{name or getattr(function, '__name__', 'task')}"
-        self._group.start_soon(self._guarded, function, args, label, name=label)
-
-    async def _guarded(self, function: Callable[..., Awaitable[object]], args: tuple[object, ...], label: str) -> None:
-        self.running.add(label)
-        try:
-            await function(*args)
-        except Exception:  # the edge of a task: a plugin's failure is its own
-            log.exception("task %s of plugin %s failed", label, self._plugin.uri)
-        finally:
-            self.running.discard(label)
-
-
-@asynccontextmanager
-async def _plugin_tasks(plugin: Plugin) -> AsyncIterator[PluginTasks]:
-    async with anyio.create_task_group() as group:
-        try:
-            yield PluginTasks(plugin, group)
-        finally:
-            group.cancel_scope.cancel()
+async def _stop_all(lives: Sequence[PluginLife]) -> None:
+    """Stop in reverse order; all at once when the daemon itself is cancelled."""
+    try:
+        for life in reversed(lives):
+            await life.stop()
+    except anyio.get_cancelled_exc_class():
+        with anyio.CancelScope(shield=True):
+            for life in reversed(lives):
+                await life.stop_at_once()
+        raise
 
 
 def _made(directory: Path) -> Path:

@@ -95,7 +95,7 @@ def _printing(defaults_only: bool) -> Callable[[Flags], None]:
         from aiocontainerd.config import render
 
         try:
-            config = Config({}, {}) if defaults_only else flags.load(missing_is_fine=not Path(flags.config).exists())
+            config = Config({}, {}) if defaults_only else flags.load(missing_is_fine=True)
             registrations = discovery.all_registrations()
             config.check_plugins(registrations)
             click.echo(render.dump(config, registrations), nl=False)
@@ -123,11 +123,11 @@ def publish(flags: Flags, topic: str, namespace: str) -> None:
 
     from aiocontainerd import api
     from aiocontainerd.errors import ContainerdError
+    from aiocontainerd.rpc import codec
     from aiocontainerd.rpc.grpc_client import GrpcClient
 
-    event = api.protobuf.Any.parse(sys.stdin.buffer.read())
-
     async def send() -> None:
+        event = codec.decode(api.protobuf.Any, serialised)
         async with GrpcClient(flags.address or DEFAULT_ADDRESS) as client:
             await client.unary(
                 "containerd.services.events.v1.Events",
@@ -137,6 +137,7 @@ def publish(flags: Flags, topic: str, namespace: str) -> None:
                 timeout_s=5.0,
             )
 
+    serialised = sys.stdin.buffer.read()
     try:
         anyio.run(send)
     except (ContainerdError, OSError) as error:

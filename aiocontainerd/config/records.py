@@ -19,6 +19,8 @@ TIMEOUTS: Mapping[str, str] = MappingProxyType(
         "io.containerd.timeout.bolt.open": "0s",
         "io.containerd.timeout.cri.defercleanup": "1m0s",
         "io.containerd.timeout.metrics.shimstats": "2s",
+        "io.containerd.timeout.plugin.init": "30s",
+        "io.containerd.timeout.plugin.stop": "10s",
         "io.containerd.timeout.shim.cleanup": "5s",
         "io.containerd.timeout.shim.create": "2m0s",
         "io.containerd.timeout.shim.load": "5s",
@@ -27,7 +29,7 @@ TIMEOUTS: Mapping[str, str] = MappingProxyType(
         "io.containerd.timeout.task.state": "2s",
     }
 )
-"""Deadlines of calls that leave the process. `shim.create` and `shim.start` are ours: containerd waits without end."""
+"""Deadlines of what may hang. Those of `plugin`, `shim.create` and `shim.start` are ours: containerd waits for ever."""
 
 UNKNOWN_TIMEOUT_S = 1.0
 """A deadline that nobody named has one second, as in containerd (facts/runtime 9)."""

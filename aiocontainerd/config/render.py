@@ -51,8 +51,16 @@ def example(registrations: Iterable[Registration]) -> str:
     for registration in registrations:
         values = tree["plugins"][registration.uri]
         if values:
-            parts.append(_table(("plugins", registration.uri), values, registration.config))
+            parts.append(_plugin_table(registration, values))
     return "\n".join(parts)
+
+
+def _plugin_table(registration: Registration, values: Mapping[str, Any]) -> str:
+    """A plugin's table. A default that is computed where the daemon runs, such as its user id, is only named."""
+    computed = [f.name for f in msgspec.structs.fields(registration.config) if inspect.isbuiltin(f.default_factory)]
+    fixed = {key: value for key, value in values.items() if key not in computed}
+    table = _table(("plugins", registration.uri), fixed, registration.config)
+    return table + "".join(f"# {name}: the daemon's own\n" for name in computed)
 
 
 def _table(path: tuple[str, ...], values: Mapping[str, Any], record: type[msgspec.Struct] | None) -> str:
