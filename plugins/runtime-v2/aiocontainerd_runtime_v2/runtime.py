@@ -190,22 +190,15 @@ class ShimTaskRuntime:
         if not self.table.begin_removal(task):
             return shim.exit or ended
         shim.exit = ended
-        with anyio.CancelScope(shield=True):
-            clean = await shim.shut_down(limit_s=self.manager.deadlines.shutdown_s)
-            await self._finish_quickly(task, clean=clean and missing is None)
+        self.spawn(self._finish_later, task, missing is None, name=f"finish {task.namespace}/{task.id}")
         if missing is not None:
             raise missing
         return ended
 
-    async def _finish_quickly(self, task: ShimTask, *, clean: bool) -> None:
-        """Reply before a `delete` action that nobody waits for; the id stays taken until it is through."""
-        if clean and not _needs_action(task.shim):
-            await self._finish(task, clean=True)
-        else:
-            self.spawn(self._finish_later, task, clean, name=f"finish {task.namespace}/{task.id}")
-
-    async def _finish_later(self, task: ShimTask, clean: bool) -> None:
-        await self._finish(task, clean=clean)
+    async def _finish_later(self, task: ShimTask, deleted: bool) -> None:
+        """End the shim and remove the bundle while the caller goes on; the id stays taken until it is through."""
+        clean = await task.shim.shut_down(limit_s=self.manager.deadlines.shutdown_s)
+        await self._finish(task, clean=clean and deleted)
 
     async def _finish(self, task: ShimTask, *, clean: bool) -> None:
         shim = task.shim
