@@ -1,4 +1,4 @@
-"""gRPC front end: services on a listening socket, on the HTTP/2 layer of grpclib.
+"""gRPC front end: services on a listening socket, on our own HTTP/2 layer (`http2`).
 
 Each call runs in a task and a context of its own, which carries the namespace and lease of its headers. It is
 cancelled when its client resets it, goes away or set a deadline that passed. A call that breaks a limit or a rule of
@@ -15,25 +15,17 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
-from grpclib.config import Configuration
-from grpclib.metadata import decode_timeout
-from grpclib.protocol import AbstractHandler, H2Protocol, Stream
-from h2.config import H2Configuration
-from h2.events import UnknownFrameReceived
-from h2.exceptions import ProtocolError
-from h2.settings import SettingCodes
-
 from aiocontainerd import context, errors
 from aiocontainerd.errors import ContainerdError, InvalidArgument
-from aiocontainerd.rpc import binding, codec
+from aiocontainerd.rpc import binding, codec, http2
 from aiocontainerd.rpc.grpc_stream import (
     CONTENT_TYPE,
     MAX_MESSAGE_BYTES,
-    Headers,
     WireStatus,
     frame,
     receive,
     status_headers,
+    timeout_s,
 )
 from aiocontainerd.rpc.metrics import Metrics
 
@@ -49,18 +41,11 @@ CANCEL_TIMEOUT_S = 5.0
 """How long stopping waits for cancelled calls to give back what they took."""
 CLOSE_TIMEOUT_S = 1.0
 """How long stopping waits for a client to take what was sent to it last."""
-MAX_STREAMS = (1 << 31) - 1
-"""Calls at once on one connection: no limit, since each waiting `Tasks.Wait` of a client is one."""
+GATHER_BYTES = 64 << 10
+"""What is written to a connection at once at the latest; less waits for the end of the loop's step."""
 
-_RESPONSE_HEADERS: Headers = [(":status", "200"), ("content-type", CONTENT_TYPE)]
-_H2_CONFIG = H2Configuration(
-    client_side=False,
-    header_encoding="ascii",
-    validate_inbound_headers=False,
-    validate_outbound_headers=False,
-    normalize_inbound_headers=False,
-    normalize_outbound_headers=False,
-)
+_RESPONSE_HEADERS = http2.header_block([(":status", "200"), ("content-type", CONTENT_TYPE)])
+_OK_TRAILERS = http2.header_block(status_headers(0, ""))
 
 
 class GrpcFrontEnd:
@@ -83,11 +68,10 @@ class GrpcFrontEnd:
         self.metrics = Metrics() if metrics is None else metrics
         self.accept_peer = accept_peer
         self.stopping = False
-        self.connections: set[_Connection] = set()
+        self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.closed = asyncio.Event()
         self._listener: asyncio.Server | None = None
-        self._config = Configuration().__for_server__()
 
     def __repr__(self) -> str:
         return f"<GrpcFrontEnd {self.statistics()}>"
@@ -105,9 +89,9 @@ class GrpcFrontEnd:
         """Begin to accept connections of a bound socket, which is closed by `stop`."""
         loop = asyncio.get_running_loop()
         if sock.family == socket.AF_UNIX:
-            self._listener = await loop.create_unix_server(self._connection, sock=sock, ssl=tls)
+            self._listener = await loop.create_unix_server(self._accept, sock=sock, ssl=tls)
         else:
-            self._listener = await loop.create_server(self._connection, sock=sock, ssl=tls)
+            self._listener = await loop.create_server(self._accept, sock=sock, ssl=tls)
 
     async def stop(self, grace_s: float) -> None:
         """Stop accepting, end streams that only the server feeds, let other calls end for `grace_s`, then cancel them.
@@ -153,90 +137,202 @@ class GrpcFrontEnd:
             for connection in list(self.connections):
                 connection.abort()
 
-    def _connection(self) -> H2Protocol:
-        return _Protocol(_Connection(self), self._config, _H2_CONFIG)
+    def _accept(self) -> Connection:
+        return Connection(self)
 
 
-class _Protocol(H2Protocol):
-    """One HTTP/2 connection."""
-
-    handler: _Connection
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        h2 = self.connection._connection
-        h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS})
-        self.connection.flush()
-        # Extension frames may come at any time and are ignored (RFC 9113, 4.1).
-        self.processor.processors[UnknownFrameReceived] = lambda _event: None
-        self.handler.opened(transport)
-
-
-class _Connection(AbstractHandler):
-    """The calls of one connection."""
+class Connection(asyncio.Protocol):
+    """One HTTP/2 connection and its calls."""
 
     def __init__(self, front: GrpcFrontEnd) -> None:
-        self._front = front
-        self._calls: dict[Stream, tuple[asyncio.Task[None], _Call]] = {}
+        self.front = front
+        self.http2 = http2.ServerConnection(self)
+        self._calls: dict[http2.Stream, _Call] = {}
         self._transport: asyncio.Transport | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._window_opened: asyncio.Future[None] | None = None
+        self._flush_planned = False
 
-    def opened(self, transport: asyncio.BaseTransport) -> None:
+    def __repr__(self) -> str:
+        return f"<Connection {self.http2!r}, {len(self._calls)} calls>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._front.connections.add(self)
-        accept_peer = self._front.accept_peer
+        self.front.connections.add(self)
+        self.flush()
+        accept_peer = self.front.accept_peer
         if accept_peer is not None and not accept_peer(transport):
             self.drop()
 
-    def accept(self, stream: Stream, headers: Any, release_stream: Callable[[], None]) -> None:
-        call = _Call(self._front, stream, headers)
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.http2.feed(data)
+        except http2.ConnectionBroken as broken:
+            log.debug("a client broke HTTP/2: %s", broken)
+            self.http2.go_away(broken.code)
+            self.drop()
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the Protocol's signature
+        self._transport = None
+        self._writable.set()
+        self.front.connections.discard(self)
+        self.front.closed.set()
+        for call in self._calls.values():
+            call.cancel()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def requested(self, stream: http2.Stream) -> None:
+        """Start the call of a stream."""
+        call = self._calls[stream] = _Call(self, stream)
         # The one place that makes tasks: a protocol callback cannot await a task group. The front end owns every
         # task, and the end of its connection or of the front end cancels it.
-        task = asyncio.get_running_loop().create_task(call.run())
-        self._calls[stream] = (task, call)
-        self._front.tasks.add(task)
+        call.task = asyncio.get_running_loop().create_task(call.run())
+        self.front.tasks.add(call.task)
+        call.task.add_done_callback(call.ended)
 
-        def ended(task: asyncio.Task[None]) -> None:
-            self._front.tasks.discard(task)
-            self._calls.pop(stream, None)
-            release_stream()
+    def received(self, stream: http2.Stream) -> None:
+        """Wake the call that reads the stream."""
+        call = self._calls.get(stream)
+        if call is not None:
+            call.wake()
 
-        task.add_done_callback(ended)
+    def was_reset(self, stream: http2.Stream) -> None:
+        """Cancel the call of a stream."""
+        call = self._calls.get(stream)
+        if call is not None:
+            call.cancel()
 
-    def cancel(self, stream: Stream) -> None:
-        running = self._calls.get(stream)
-        if running is not None:
-            running[0].cancel()
+    def may_send(self) -> None:
+        """Wake every call that waits for a window."""
+        opened, self._window_opened = self._window_opened, None
+        if opened is not None:
+            opened.set_result(None)
 
-    def close(self) -> None:
-        self._front.connections.discard(self)
-        self._front.closed.set()
-        for task, _ in self._calls.values():
-            task.cancel()
+    def going_away(self) -> None:
+        """The client is about to close; its calls end."""
+        for call in self._calls.values():
+            call.cancel()
+        self.drop()
+
+    def ended(self, stream: http2.Stream) -> None:
+        """A call is over."""
+        self.http2.reset(stream)
+        self.flush()
+        self._calls.pop(stream, None)
 
     def cancel_subscriptions(self) -> None:
-        for task, call in self._calls.values():
+        """Cancel the calls that only the server feeds."""
+        for call in self._calls.values():
             if call.is_subscription:
-                task.cancel()
+                call.cancel()
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        out = self.http2.out
+        if out:
+            self.http2.out = bytearray()
+            if self._transport is not None:
+                self._transport.write(out)
+
+    def flush_soon(self) -> None:
+        """Write what has gathered by the end of this step of the loop."""
+        if len(self.http2.out) >= GATHER_BYTES:
+            self.flush()
+        elif not self._flush_planned:
+            self._flush_planned = True
+            asyncio.get_running_loop().call_soon(self._planned_flush)
+
+    async def send_data(self, stream: http2.Stream, data: bytes) -> None:
+        """Send data as the client takes it."""
+        rest = memoryview(data)
+        while rest and not stream.local_closed:
+            await self.writable()
+            size = self.http2.sendable(stream)
+            if size <= 0:
+                await self._window()
+                continue
+            self.http2.send_data(stream, rest[:size])
+            rest = rest[size:]
+        self.flush_soon()
+
+    async def writable(self) -> None:
+        """Wait until the socket takes more."""
+        if not self._writable.is_set():
+            await self._writable.wait()
+
+    async def _window(self) -> None:
+        self.flush()
+        if self._window_opened is None:
+            self._window_opened = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._window_opened)
 
     def drop(self) -> None:
+        """Close the connection once the client has taken what was sent."""
+        self.flush()
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
+        """Close the connection now."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _planned_flush(self) -> None:
+        self._flush_planned = False
+        self.flush()
 
 
 class _Call:
     """One call, from its request headers to its trailers."""
 
-    def __init__(self, front: GrpcFrontEnd, stream: Stream, headers: Iterable[tuple[str, str]]) -> None:
-        self._front = front
+    def __init__(self, connection: Connection, stream: http2.Stream) -> None:
+        self._connection = connection
+        self._front = connection.front
         self._stream = stream
-        self._headers = _first_values(headers)
+        self._headers = stream.headers
         self._path = self._headers.get(":path", "")
         self._headers_sent = False
+        self._woken: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self.is_subscription = False
+
+    def cancel(self) -> None:
+        """Cancel the handler."""
+        if self.task is not None:
+            self.task.cancel()
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """The task is done."""
+        self._front.tasks.discard(task)
+        self._connection.ended(self._stream)
+
+    def wake(self) -> None:
+        """There is more to read, or nothing will come any more."""
+        woken, self._woken = self._woken, None
+        if woken is not None and not woken.done():
+            woken.set_result(None)
+
+    async def recv_data(self, size: int) -> bytes:
+        """Exactly `size` bytes of the request, none at its end. Raises EOFError where it ends in between."""
+        stream = self._stream
+        while len(stream.buffer) < size and not stream.remote_closed:
+            self._connection.http2.acknowledge(stream)
+            self._connection.flush()
+            self._woken = asyncio.get_running_loop().create_future()
+            await self._woken
+        data = bytes(stream.buffer[:size])
+        if data and len(data) < size:
+            raise EOFError
+        del stream.buffer[:size]
+        self._connection.http2.acknowledge(stream)
+        return data
 
     async def run(self) -> None:
         """Serve the call. Cancellation ends it without a status where the client is gone."""
@@ -268,8 +364,11 @@ class _Call:
 
     async def _serve(self, bound: BoundMethod) -> int:
         try:
-            async with asyncio.timeout(_timeout_s(self._headers)):
-                context.enter(_call_context(self._headers))
+            context.enter(_call_context(self._headers))
+            if "grpc-timeout" in self._headers:
+                async with asyncio.timeout(_timeout_s(self._headers)):
+                    await self._answer(bound)
+            else:
                 await self._answer(bound)
         except Exception as error:  # noqa: BLE001 - the edge of a request
             code, message = self._status(error, bound)
@@ -280,104 +379,81 @@ class _Call:
 
     async def _answer(self, bound: BoundMethod) -> None:
         assert bound.call is not None
-        requests = self._requests(bound)
-        given = requests if bound.client_streaming else await self._only(requests)
+        given = self._requests(bound) if bound.client_streaming else await self._only(bound)
         if not bound.server_streaming:
-            await self._send(bound, await bound.call(given), last=True)
+            await self._send(bound, await bound.call(given))
             return
         async with aclosing(bound.call(given)) as responses:
             async for response in responses:
-                await self._send(bound, response, last=False)
+                await self._send(bound, response)
 
-    @staticmethod
-    async def _only(requests: AsyncIterator[Any]) -> Any:
-        async for request in requests:
-            return request
-        raise WireStatus(errors.Internal.code, "grpc: the request has no message")
+    async def _only(self, bound: BoundMethod) -> Any:
+        request = await self._request(bound)
+        if request is None:
+            raise WireStatus(errors.Internal.code, "grpc: the request has no message")
+        return request
 
     async def _requests(self, bound: BoundMethod) -> AsyncIterator[Any]:
-        encoding = self._headers.get("grpc-encoding", "")
-        limit = self._front.max_recv_message_size
-        while (payload := await receive(self._stream, limit, encoding)) is not None:
-            self._front.metrics.received[bound.path] += 1
-            try:
-                message = codec.decode(bound.request_class, payload)
-            except InvalidArgument as error:
-                text = f"grpc: error unmarshalling request: {error.message}"
-                raise WireStatus(errors.Internal.code, text) from error
-            yield message
+        while (request := await self._request(bound)) is not None:
+            yield request
 
-    async def _send(self, bound: BoundMethod, message: Any, *, last: bool) -> None:
+    async def _request(self, bound: BoundMethod) -> Any:
+        """The next message, None at the end of the stream."""
+        payload = await receive(self, self._front.max_recv_message_size, self._headers.get("grpc-encoding", ""))
+        if payload is None:
+            return None
+        self._front.metrics.received[bound.path] += 1
+        try:
+            return codec.decode(bound.request_class, payload)
+        except InvalidArgument as error:
+            text = f"grpc: error unmarshalling request: {error.message}"
+            raise WireStatus(errors.Internal.code, text) from error
+
+    async def _send(self, bound: BoundMethod, message: Any) -> None:
         data = frame(codec.encode(message), self._front.max_send_message_size)
-        await self._stream.connection.write_ready.wait()
-        h2, stream_id = self._stream._h2_connection, self._stream.id
-        assert stream_id is not None
+        await self._connection.writable()
         if not self._headers_sent:
-            h2.send_headers(stream_id, _RESPONSE_HEADERS)
+            self._connection.http2.send_headers(self._stream, _RESPONSE_HEADERS)
             self._headers_sent = True
-        if last and len(data) <= min(h2.local_flow_control_window(stream_id), h2.max_outbound_frame_size):
-            # It leaves with the trailers, in one write.
-            h2.send_data(stream_id, data)
-        else:
-            await self._stream.send_data(data)
+        await self._connection.send_data(self._stream, data)
         self._front.metrics.sent[bound.path] += 1
 
     async def _finish(self, code: int, message: str) -> None:
-        try:
-            await self._stream.send_headers(self._trailers(code, message), end_stream=True)
-            if self._stream.closable:
-                # The client still sends: it is told that nobody reads.
-                self._stream.reset_nowait()
-        except ProtocolError:
-            log.debug("the client of %s is gone", self._path)
+        await self._connection.writable()
+        self._end(code, message)
+        # The client may still be sending: it is told that nobody reads.
+        self._connection.http2.reset(self._stream)
+        self._connection.flush()
 
     def _finish_cancelled(self) -> None:
         """Tell a client that is still there, without waiting."""
-        if not self._stream.closable:
-            return
         error = errors.Unavailable("the daemon is stopping") if self._front.stopping else errors.Cancelled()
-        h2 = self._stream._h2_connection
-        assert self._stream.id is not None
-        try:
-            h2.send_headers(self._stream.id, self._trailers(*errors.to_status(error)), end_stream=True)
-            self._stream.connection.flush()
-        except ProtocolError:
-            log.debug("the client of %s is gone", self._path)
+        self._end(*errors.to_status(error))
+        self._connection.flush()
 
-    def _trailers(self, code: int, message: str) -> Headers:
-        trailers = status_headers(code, message)
-        return trailers if self._headers_sent else _RESPONSE_HEADERS + trailers
+    def _end(self, code: int, message: str) -> None:
+        trailers = http2.header_block(status_headers(code, message)) if code or message else _OK_TRAILERS
+        block = trailers if self._headers_sent else _RESPONSE_HEADERS + trailers
+        self._connection.http2.send_headers(self._stream, block, end=True)
 
     @staticmethod
     def _status(error: Exception, bound: BoundMethod) -> tuple[int, str]:
         if isinstance(error, WireStatus):
             return error.code, error.message
-        if isinstance(error, ProtocolError):
-            return errors.to_status(errors.Cancelled())  # the client reset the stream while it was written to
         if not isinstance(error, ContainerdError | TimeoutError):
             implementation = type(getattr(bound.call, "__self__", None)).__name__
             log.error("%s (%s) failed unexpectedly", bound.path, implementation, exc_info=error)
         return errors.to_status(error)
 
 
-def _first_values(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    values: dict[str, str] = {}
-    for key, value in headers:
-        values.setdefault(key, value)
-    return values
-
-
-def _timeout_s(headers: dict[str, str]) -> float | None:
-    value = headers.get("grpc-timeout")
-    if value is None:
-        return None
+def _timeout_s(headers: http2.Headers) -> float:
     try:
-        return decode_timeout(value)
-    except ValueError:
-        raise WireStatus(errors.Internal.code, f"malformed grpc-timeout: {value}") from None
+        return timeout_s(headers["grpc-timeout"])
+    except ValueError as bad:
+        raise WireStatus(errors.Internal.code, str(bad)) from None
 
 
-def _call_context(headers: dict[str, str]) -> context.CallContext:
+def _call_context(headers: http2.Headers) -> context.CallContext:
     return context.CallContext(
         namespace=headers.get(context.GRPC_NAMESPACE_HEADER, ""), lease=headers.get(context.GRPC_LEASE_HEADER, "")
     )

@@ -1,25 +1,33 @@
-"""gRPC messages on an HTTP/2 stream of grpclib, both sides: length prefix, size limits, status headers."""
+"""gRPC messages on an HTTP/2 stream, both sides: length prefix, size limits, status headers."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-from grpclib.metadata import decode_grpc_message, encode_grpc_message
+from typing import Protocol
+from urllib.parse import quote, unquote
 
 from aiocontainerd import errors
-
-if TYPE_CHECKING:
-    from grpclib.protocol import Stream
 
 MAX_MESSAGE_BYTES = 16 << 20
 """Largest message either way unless configured otherwise (facts/core 0)."""
 
 CONTENT_TYPE = "application/grpc"
 _PREFIX = struct.Struct(">BI")
+_UNQUOTED = bytes(set(range(0x20, 0x7F)) - {ord("%")}).decode()
+_TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 Headers = list[tuple[str, str]]
+
+
+class ByteStream(Protocol):
+    """Where messages are read from."""
+
+    async def recv_data(self, size: int, /) -> bytes:
+        """Exactly `size` bytes; none at the end of the stream.
+
+        Raises AssertionError (as grpclib does) or EOFError where it ends in between.
+        """
 
 
 class WireStatus(Exception):
@@ -31,7 +39,7 @@ class WireStatus(Exception):
         self.message = message
 
 
-async def receive(stream: Stream, limit_bytes: int, encoding: str = "") -> bytes | None:
+async def receive(stream: ByteStream, limit_bytes: int, encoding: str = "") -> bytes | None:
     """The next message's bytes, None at the end of the stream.
 
     Raises WireStatus for a message over the limit, before any of it is held, for a compressed one, and for a stream
@@ -51,7 +59,7 @@ async def receive(stream: Stream, limit_bytes: int, encoding: str = "") -> bytes
                 errors.ResourceExhausted.code, f"grpc: received message larger than max ({length} vs. {limit_bytes})"
             )
         return await stream.recv_data(length)
-    except AssertionError:
+    except (AssertionError, EOFError):
         raise WireStatus(errors.Internal.code, "unexpected EOF") from None
 
 
@@ -69,8 +77,16 @@ def status_headers(code: int, message: str) -> Headers:
     """The trailers of a status."""
     headers = [("grpc-status", str(code))]
     if message:
-        headers.append(("grpc-message", encode_grpc_message(message)))
+        headers.append(("grpc-message", quote(message, safe=_UNQUOTED)))
     return headers
+
+
+def timeout_s(value: str) -> float:
+    """Seconds of a `grpc-timeout` header. Raises ValueError."""
+    digits, unit = value[:-1], value[-1:]
+    if unit not in _TIMEOUT_UNITS_S or not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"malformed grpc-timeout: {value}")
+    return int(digits) * _TIMEOUT_UNITS_S[unit]
 
 
 def status_of(headers: Iterable[tuple[str, str]]) -> tuple[int, str] | None:
@@ -79,4 +95,4 @@ def status_of(headers: Iterable[tuple[str, str]]) -> tuple[int, str] | None:
     status = found.get("grpc-status")
     if status is None or not status.isdigit():
         return None
-    return int(status), decode_grpc_message(found.get("grpc-message", ""))
+    return int(status), unquote(found.get("grpc-message", ""), errors="replace")
