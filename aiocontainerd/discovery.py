@@ -64,8 +64,8 @@ def discover(registry: Registry, declared: Mapping[str, PythonPlugin], policy: P
     for candidate in found:
         try:
             for registration in _registrations(manager, candidate):
-                registry.add(registration, candidate.distribution)
-        except Exception as error:  # the edge of a plugin package: its failure is a row, not the daemon's end
+                registry.add(registration, candidate.distribution or candidate.name)
+        except (Exception, SystemExit) as error:  # the edge of a plugin package: a failed row, not the daemon's end
             reason = f"{type(error).__name__}: {error}"
             log.error("plugin module %s of %s cannot be loaded: %s", candidate.module, candidate.name, reason)
             log.debug("loading %s failed", candidate.module, exc_info=error)
@@ -89,6 +89,10 @@ def _registrations(manager: pluggy.PluginManager, candidate: Candidate) -> Itera
         )
     for hook in hooks:
         returned: Any = hook.function()
+        if not isinstance(returned, Iterable):
+            raise PluginError(
+                f"register_plugins of {candidate.module} returned {type(returned).__name__}, not a list of Registration"
+            )
         for registration in returned:
             if not isinstance(registration, Registration):
                 raise PluginError(

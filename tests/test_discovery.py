@@ -1,0 +1,201 @@
+"""Finding plugins: installed ones, declared ones, the allow-list, and modules that cannot be used."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from aiocontainerd import discovery, hookspecs
+from aiocontainerd.config.records import PluginPolicy, PythonPlugin
+from aiocontainerd.registry import Registry, State
+
+GOOD = """
+from aiocontainerd.plugin import Registration, hookimpl, kinds
+
+async def init(context):
+    return object()
+
+@hookimpl
+def register_plugins():
+    return [Registration(kind=kinds.SNAPSHOTTER, id="acme", init=init)]
+"""
+CLASS = """
+from aiocontainerd.plugin import Registration, hookimpl, kinds
+
+class Plugin:
+    async def init(self, context):
+        return self
+
+    @hookimpl
+    def register_plugins(self):
+        return [Registration(kind=kinds.SNAPSHOTTER, id="acme", init=self.init)]
+"""
+ONLY_DECLARED = PluginPolicy(allow=("nothing-that-is-installed",))
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory on the interpreter's path whose modules are forgotten afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("acme"):
+            del sys.modules[name]
+
+
+def discovered(module: str) -> Registry:
+    registry = Registry()
+    discovery.discover(registry, {"acme": PythonPlugin(module=module)}, ONLY_DECLARED)
+    return registry
+
+
+def failed(modules: Path, text: str, caplog: pytest.LogCaptureFixture) -> str:
+    """The reason of the row of a module that cannot be used; checks that one error line told it."""
+    (modules / "acme_bad.py").write_text(text)
+    row = discovered("acme_bad").get("python_plugins.acme")
+    assert row is not None
+    assert row.state == State.FAILED
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.getMessage() for record in errors] == [
+        f"plugin module acme_bad of acme cannot be loaded: {row.reason}"
+    ]
+    assert errors[0].exc_info is None
+    return row.reason
+
+
+def entry(name: str, distribution: str) -> EntryPoint:
+    class Distribution:
+        pass
+
+    found = EntryPoint(name, f"{name}.plugin", hookspecs.ENTRY_POINT_GROUP)
+    dist = Distribution()
+    dist.name = distribution  # type: ignore[attr-defined]
+    vars(found)["dist"] = dist
+    return found
+
+
+@pytest.mark.parametrize(
+    ("allow", "distribution", "allowed"),
+    [
+        ((), "anything", True),
+        (("acme",), "acme", True),
+        (("acme",), "acme-more", False),
+        (("acme-*", "other"), "acme-more", True),
+        (("ACME",), "acme", False),
+        (("acme",), "", False),
+    ],
+)
+def test_an_allow_list_names_distributions_or_patterns(
+    allow: tuple[str, ...], distribution: str, allowed: bool
+) -> None:
+    assert discovery.allows(PluginPolicy(allow=allow), distribution) is allowed
+
+
+def test_candidates_come_in_a_stable_order_built_in_first() -> None:
+    found, denied = discovery.candidates(
+        [entry("zeta", "z-dist"), entry("beta", "b-dist"), entry("alpha", "evil")],
+        {"y": PythonPlugin(module="y.mod"), "x": PythonPlugin(module="x.mod")},
+        PluginPolicy(allow=("?-dist",)),
+    )
+    assert [c.module for c in found] == ["aiocontainerd.servers", "beta.plugin", "zeta.plugin", "x.mod", "y.mod"]
+    assert [c.distribution for c in denied] == ["evil"]
+
+
+def test_a_denied_distribution_is_logged_by_name_and_not_loaded(caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry()
+    discovery.discover(registry, {}, PluginPolicy(allow=("aiocontainerd-gc",)))
+    assert registry.get("io.containerd.gc.v1.scheduler") is not None
+    assert registry.get("io.containerd.content.v1.content") is None
+    denial = "plugin package aiocontainerd-content-local is installed but plugin_policy.allow does not name it; "
+    assert denial + "not loaded" in caplog.messages
+
+
+def test_every_installed_first_party_package_registers() -> None:
+    registry = Registry()
+    discovery.discover(registry, {}, PluginPolicy())
+    assert registry.statistics() == {"registered": len(registry.plugins)}
+    assert len(registry.plugins) > len(discovery.BUILT_IN)
+
+
+def test_a_declared_module_registers_through_its_hook(modules: Path) -> None:
+    (modules / "acme_good.py").write_text(GOOD)
+    plugin = discovered("acme_good")["io.containerd.snapshotter.v1.acme"]
+    assert plugin.state == State.REGISTERED
+
+
+def test_a_declared_class_is_made_once_and_asked(modules: Path) -> None:
+    (modules / "acme_pkg").mkdir()
+    (modules / "acme_pkg" / "mod.py").write_text(CLASS)
+    assert discovered("acme_pkg.mod:Plugin").get("io.containerd.snapshotter.v1.acme") is not None
+
+
+def test_a_module_that_does_not_import_is_one_line_with_the_root_cause(
+    modules: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = failed(modules, "import acme_missing_library", caplog)
+    assert reason == "ModuleNotFoundError: No module named 'acme_missing_library'"
+
+
+def test_a_module_with_a_syntax_error_is_named(modules: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert failed(modules, "def broken(:", caplog).startswith("SyntaxError: ")
+
+
+def test_a_module_that_exits_at_import_does_not_end_the_daemon(modules: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert failed(modules, "raise SystemExit('no')", caplog) == "SystemExit: no"
+
+
+def test_a_module_without_the_hook_is_told_what_to_write(modules: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert failed(modules, "x = 1", caplog) == (
+        "PluginError: acme_bad has no hook named register_plugins; write @hookimpl def register_plugins()"
+    )
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        ("['acme']", "PluginError: register_plugins of acme_bad returned str, not Registration"),
+        ("None", "PluginError: register_plugins of acme_bad returned NoneType, not a list of Registration"),
+        ("7", "PluginError: register_plugins of acme_bad returned int, not a list of Registration"),
+    ],
+)
+def test_a_hook_that_returns_something_else_is_told_what(
+    modules: Path, caplog: pytest.LogCaptureFixture, returned: str, reason: str
+) -> None:
+    text = f"from aiocontainerd.plugin import hookimpl\n@hookimpl\ndef register_plugins():\n    return {returned}\n"
+    assert failed(modules, text, caplog) == reason
+
+
+def test_a_hook_that_raises_is_a_row_with_its_words(modules: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = (
+        "from aiocontainerd.plugin import hookimpl\n@hookimpl\ndef register_plugins():\n    raise OSError('no acme')\n"
+    )
+    assert failed(modules, text, caplog) == "OSError: no acme"
+
+
+def test_a_hook_with_arguments_of_its_own_is_refused(modules: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "from aiocontainerd.plugin import hookimpl\n@hookimpl\ndef register_plugins(acme):\n    return []\n"
+    assert failed(modules, text, caplog).startswith("PluginValidationError: ")
+
+
+def test_an_attribute_that_is_missing_is_named(modules: Path) -> None:
+    (modules / "acme_good.py").write_text(GOOD)
+    row = discovered("acme_good:Nothing")["python_plugins.acme"]
+    assert row.reason == "AttributeError: module 'acme_good' has no attribute 'Nothing'"
+
+
+def test_an_id_that_is_taken_fails_the_second_package(modules: Path) -> None:
+    (modules / "acme_one.py").write_text(GOOD)
+    (modules / "acme_two.py").write_text(GOOD)
+    registry = Registry()
+    declared = {"one": PythonPlugin(module="acme_one"), "two": PythonPlugin(module="acme_two")}
+    discovery.discover(registry, declared, ONLY_DECLARED)
+    assert registry["io.containerd.snapshotter.v1.acme"].state == State.REGISTERED
+    assert registry["python_plugins.two"].reason == (
+        "PluginError: plugin io.containerd.snapshotter.v1.acme is registered twice: by one and by two"
+    )
