@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from aiocontainerd.registry import Plugin
 
@@ -24,13 +25,24 @@ def render(plugins: Iterable[Plugin]) -> str:
     out.write("=== tasks\n")
     for task in sorted(asyncio.all_tasks(), key=lambda t: t.get_name()):
         out.write(f"--- {task.get_name()}\n")
-        task.print_stack(file=out)
+        out.writelines(traceback.format_list(_awaits(task.get_coro())))
     out.write("=== threads\n")
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     for ident, frame in sys._current_frames().items():
         out.write(f"--- {names.get(ident, ident)}\n")
         traceback.print_stack(frame, file=out)
     return out.getvalue()
+
+
+def _awaits(awaited: Any) -> traceback.StackSummary:
+    """Every frame from a task's coroutine to what it waits for; `Task.get_stack` has the outermost one alone."""
+    frames = []
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            frames.append((frame, frame.f_lineno))
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    return traceback.StackSummary.extract(iter(frames))
 
 
 def _shown(instance: object) -> str:
