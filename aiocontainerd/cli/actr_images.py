@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aiocontainerd.client.client import Client
+    from aiocontainerd.client.registry_hosts import Credentials
     from aiocontainerd.interfaces.metadata import Image
     from aiocontainerd.oci.platform import Ranking
 
@@ -225,8 +226,10 @@ def pull(
     session_of(ctx).run(work)
 
 
-def _credentials(user: str) -> tuple[str, str] | None:
+def _credentials(user: str) -> Credentials | None:
     if not user:
         return None
+    from aiocontainerd.client.registry_hosts import Credentials
+
     name, colon, secret = user.partition(":")
-    return name, secret if colon else click.prompt("Password", hide_input=True, err=True)
+    return Credentials(name, secret if colon else click.prompt("Password", hide_input=True, err=True))

@@ -75,7 +75,8 @@ def _explained(error: ContainerdError, session: Session, hint: str) -> str:
     if text.startswith("connection to "):
         return f"cannot reach a daemon at {session.address}: {_reason(error)}; is it running? name its socket with -a"
     if isinstance(error, NotFound) and hint:
-        return f"{text} in namespace {session.namespace}; {hint}"
+        where = "" if "in namespace" in text else f" in namespace {session.namespace}"
+        return f"{text}{where}; {hint}"
     if isinstance(error, DeadlineExceeded):
         return f"{text}: no answer within its deadline (--timeout {session.timeout_s:g} allows that many seconds)"
     if isinstance(error, FailedPrecondition) and "must be stopped" in text:

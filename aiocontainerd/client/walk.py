@@ -157,5 +157,7 @@ async def _chosen(content: Content, target: Descriptor, manifest: Manifest, rank
     return Chosen(target=target, manifest=manifest, config=config)
 
 
-def _bound(visit: Callable[[ChildDescriptor, int], Coroutine[Any, Any, None]], child: ChildDescriptor, depth: int) -> Job:
+def _bound(
+    visit: Callable[[ChildDescriptor, int], Coroutine[Any, Any, None]], child: ChildDescriptor, depth: int
+) -> Job:
     return lambda: visit(child, depth)

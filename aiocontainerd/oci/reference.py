@@ -55,9 +55,13 @@ class Reference(msgspec.Struct, frozen=True):
     @property
     def wanted(self) -> str:
         """What to ask a registry for: the digest, else the tag. Raises InvalidArgument where there is neither."""
+        self.require_object()
+        return self.digest or self.tag
+
+    def require_object(self) -> None:
+        """Raises InvalidArgument `object required` for a reference with neither tag nor digest."""
         if not self.object:
             raise InvalidArgument(f"image reference {self}: object required (a tag or a digest, such as {self}:latest)")
-        return self.digest or self.tag
 
 
 def parse(text: str) -> Reference:

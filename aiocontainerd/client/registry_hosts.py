@@ -1,0 +1,131 @@
+"""Where and how to reach a registry: base URLs in the order to try, proxies, what may follow a redirect.
+
+Loopback means the literal `localhost` or a loopback address, never what a name resolves to (facts/security, moby
+2026-92543). Only there is plain http tried of itself, and certificates are not checked (facts/core 14).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from types import MappingProxyType
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from aiocontainerd.oci.reference import DOCKER_HOST
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+DOCKER_REGISTRY = "registry-1.docker.io"
+_HTTP_PORT, _HTTPS_PORT = 80, 443
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """A user and a secret; an empty user means that the secret is a refresh token."""
+
+    user: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Credentials(user={self.user!r}, secret=<redacted>)"
+
+
+class RegistryOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to talk to the registry of a reference. `headers` go to it and its token server alone."""
+
+    plain_http: bool = False
+    skip_verify: bool = False
+    credentials: Credentials | None = None
+    headers: Mapping[str, str] = _NONE
+
+    def __repr__(self) -> str:
+        names = sorted(self.headers)
+        return (
+            f"RegistryOptions(plain_http={self.plain_http}, skip_verify={self.skip_verify}, "
+            f"credentials={self.credentials!r}, headers={names})"
+        )
+
+
+class Base(msgspec.Struct, frozen=True):
+    """A base URL of a registry's API, and whether its certificate is checked."""
+
+    url: str
+    verify: bool = True
+
+
+def bases(host: str, options: RegistryOptions) -> list[Base]:
+    """The base URLs of a registry: the first, and where plain http may follow, that one."""
+    name = DOCKER_REGISTRY if host == DOCKER_HOST else host
+    http, https = f"http://{name}/v2", f"https://{name}/v2"
+    if options.plain_http:
+        return [Base(http)]
+    if not is_loopback(name):
+        return [Base(https, not options.skip_verify)]
+    port = urlsplit(https).port
+    if port == _HTTP_PORT:
+        return [Base(http)]
+    if port in (None, _HTTPS_PORT):
+        return [Base(https, verify=False)]
+    return [Base(https, verify=False), Base(http)]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host[:port]` is literally this machine."""
+    name = urlsplit(f"//{host}").hostname or ""
+    return name == "localhost" or _address_is(name, "is_loopback")
+
+
+def _address_is(name: str, what: str) -> bool:
+    try:
+        return bool(getattr(ipaddress.ip_address(name), what))
+    except ValueError:
+        return False
+
+
+def same_origin(one: str, other: str) -> bool:
+    """Whether two URLs have the same scheme, host and port."""
+    return _origin(urlsplit(one)) == _origin(urlsplit(other))
+
+
+def _origin(parts: SplitResult) -> tuple[str, str, int]:
+    return (
+        parts.scheme,
+        (parts.hostname or "").lower(),
+        parts.port or (_HTTPS_PORT if parts.scheme == "https" else _HTTP_PORT),
+    )
+
+
+def may_redirect(before: str, after: str) -> bool:
+    """Whether a redirect may be followed: http and https only, never from https to http."""
+    scheme = urlsplit(after).scheme
+    return scheme == "https" or (scheme == "http" and urlsplit(before).scheme == "http")
+
+
+def realm_problem(realm: str, registry: str) -> str:
+    """Why credentials must not go to a token server, "" where they may (facts/security 2.3)."""
+    token, own = urlsplit(realm), urlsplit(registry)
+    if token.scheme not in ("http", "https") or not token.hostname:
+        return "it is no http URL"
+    if token.scheme == "http" and own.scheme != "http":
+        return "it is http while the registry is https"
+    inside = is_loopback(token.netloc.rpartition("@")[2]) or _address_is(token.hostname, "is_link_local")
+    if inside and not is_loopback(own.netloc):
+        return "it is an address of this machine while the registry is elsewhere"
+    return ""
+
+
+def redacted(url: str) -> str:
+    """A URL fit for messages: without user information and with the values of its query hidden."""
+    parts = urlsplit(url)
+    query = "&".join(f"{pair.partition('=')[0]}=redacted" for pair in parts.query.split("&") if pair)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment="").geturl()
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for a URL."""
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    if proxy_bypass(parts.netloc) or is_loopback(parts.netloc):
+        return None
+    return getproxies().get(parts.scheme)
