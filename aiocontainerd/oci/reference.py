@@ -72,7 +72,7 @@ def parse(text: str) -> Reference:
     if not slash or not host:
         raise InvalidArgument(f'image reference "{text}": hostname required (such as docker.io/library/busybox:latest)')
     path, following = _split(rest)
-    if not _HOST.match(host) or not _PATH.match(path):
+    if not _HOST.match(host) or not _PATH.match(path) or rest.endswith(":"):
         raise InvalidArgument(f'image reference "{text}": invalid reference')
     reference = Reference(host, path, following)
     _check_object(reference, text)

@@ -1,0 +1,110 @@
+"""Image documents, above all that none can be read as another (facts/security 2021-41190)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from aiocontainerd.errors import InvalidArgument, Unimplemented
+from aiocontainerd.oci import image
+from aiocontainerd.oci.descriptor import Descriptor
+
+DIGEST = "sha256:" + "a" * 64
+CHILD = {"digest": DIGEST, "size": 3, "mediaType": image.OCI_CONFIG}
+TYPES = (image.OCI_INDEX, image.DOCKER_INDEX, image.OCI_MANIFEST, image.DOCKER_MANIFEST)
+
+
+def document(kind: str, **more: object) -> bytes:
+    body: dict[str, object] = {"schemaVersion": 2, **more}
+    body |= {"manifests": []} if kind in image.INDEX_TYPES else {"config": CHILD, "layers": []}
+    return json.dumps(body).encode()
+
+
+def decode(data: bytes, media_type: str) -> object:
+    return (image.decode_index if media_type in image.INDEX_TYPES else image.decode_manifest)(data, media_type)
+
+
+@pytest.mark.parametrize("outer", TYPES)
+@pytest.mark.parametrize("inner", TYPES)
+def test_a_document_of_another_sort_than_its_type_is_refused(outer: str, inner: str) -> None:
+    data = document(outer, mediaType=inner)
+    if (outer in image.INDEX_TYPES) == (inner in image.INDEX_TYPES):
+        decode(data, outer)
+    else:
+        with pytest.raises(InvalidArgument):
+            decode(data, outer)
+
+
+@pytest.mark.parametrize("outer", TYPES)
+def test_the_other_sorts_fields_and_schema_1_are_refused(outer: str) -> None:
+    other: dict[str, object] = {"config": CHILD} if outer in image.INDEX_TYPES else {"manifests": []}
+    schema_1: dict[str, object] = {"fsLayers": []}
+    for extra in (other, schema_1):
+        with pytest.raises(InvalidArgument):
+            decode(document(outer, **extra), outer)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"[]", b"{", b'{"manifests":[],"manifests":[]}', b'{"manifests":[{"digest":"x","size":1}]}',
+        b'{"manifests":' + b"[" * 70 + b"]" * 70 + b"}", b'{"manifests":' + b"[" * 100_000,
+        b'{"manifests":[{"digest":"' + DIGEST.encode() + b'","size":-1}]}',
+    ],
+)  # fmt: skip
+def test_malformed_documents_are_refused(data: bytes) -> None:
+    with pytest.raises(InvalidArgument):
+        image.decode_index(data, image.OCI_INDEX)
+
+
+def test_large_documents_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="more than"):
+        image.decode_index(b" " * (image.MAX_DOCUMENT_BYTES + 1), image.OCI_INDEX)
+
+
+def test_null_is_as_good_as_absent() -> None:
+    config = image.decode_config(b'{"os":"linux","config":{"Cmd":null,"Env":["A=b"]},"rootfs":{"diff_ids":null}}')
+    assert config.config is not None
+    assert (config.config.cmd, config.config.env, config.rootfs.diff_ids) == (None, ("A=b",), ())
+
+
+def test_chain_ids_hash_what_is_below() -> None:
+    one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    wanted = "sha256:" + hashlib.sha256(f"{one} {two}".encode()).hexdigest()
+    assert image.chain_ids([one, two]) == [one, wanted]
+
+
+def test_children_are_labelled_by_sort_and_number() -> None:
+    def child(media_type: str, fill: str) -> image.ChildDescriptor:
+        return image.ChildDescriptor("sha256:" + fill * 64, 1, media_type)
+
+    labels = image.child_labels(
+        [
+            child(image.OCI_CONFIG, "a"),
+            child(image.OCI_LAYER + "+gzip", "b"),
+            child(image.DOCKER_LAYER_GZIP, "c"),
+            child(image.OCI_MANIFEST, "d"),
+            child("application/x", "e"),
+        ]
+    )
+    assert list(labels) == [f"containerd.io/gc.ref.content.{key}" for key in ("config", "l.0", "l.1", "m.0", "0")]
+
+
+@pytest.mark.parametrize(
+    ("media_type", "kind"),
+    [
+        (image.OCI_MANIFEST, "manifest"), (image.DOCKER_INDEX, "index"), (image.DOCKER_LAYER_GZIP, "layer"),
+        (image.OCI_CONFIG, "config"), ("application/vnd.in-toto+json", "attestation"), ("a/b", "unknown"),
+    ],
+)  # fmt: skip
+def test_ingests_are_named_by_sort_and_digest(media_type: str, kind: str) -> None:
+    assert image.ingest_key(Descriptor(media_type, DIGEST, 1)) == f"{kind}-{DIGEST}"
+    named = Descriptor(media_type, DIGEST, 1, {image.REF_ANNOTATION: "v1"})
+    assert image.ingest_key(named) == f"v1@{DIGEST}"
+
+
+def test_schema_1_is_not_converted() -> None:
+    with pytest.raises(Unimplemented, match="no longer supported"):
+        image.refuse_schema1(image.DOCKER_SCHEMA1)
