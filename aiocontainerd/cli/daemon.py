@@ -122,7 +122,7 @@ def publish(flags: Flags, topic: str, namespace: str) -> None:
     import anyio
 
     from aiocontainerd import api
-    from aiocontainerd.errors import ContainerdError
+    from aiocontainerd.errors import ContainerdError, to_status
     from aiocontainerd.rpc import codec
     from aiocontainerd.rpc.grpc_client import GrpcClient
 
@@ -141,7 +141,7 @@ def publish(flags: Flags, topic: str, namespace: str) -> None:
     try:
         anyio.run(send)
     except (ContainerdError, OSError) as error:
-        raise click.ClickException(f"cannot publish {topic}: {error}") from error
+        raise click.ClickException(f"cannot publish {topic}: {to_status(error)[1]}") from error
 
 
 if __name__ == "__main__":

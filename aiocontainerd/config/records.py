@@ -9,6 +9,8 @@ import msgspec
 
 CURRENT_VERSION = 4
 DEFAULT_PATH = "/etc/containerd/config.toml"
+DEFAULT_IMPORTS = "/etc/containerd/conf.d/*.toml"
+"""Written into printed configs; only imports that stand in a file are followed (facts/core 16)."""
 DEFAULT_ROOT = "/var/lib/containerd"
 DEFAULT_STATE = "/run/containerd"
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"

@@ -11,7 +11,7 @@ import msgspec
 import tomli_w
 
 from aiocontainerd.config.load import Config
-from aiocontainerd.config.records import TIMEOUTS, Settings
+from aiocontainerd.config.records import DEFAULT_IMPORTS, TIMEOUTS, Settings
 
 if TYPE_CHECKING:
     from aiocontainerd.registry import Registration
@@ -34,8 +34,10 @@ def tree_of(config: Config, registrations: Iterable[Registration]) -> dict[str, 
 
 
 def dump(config: Config, registrations: Iterable[Registration]) -> str:
-    """TOML of the whole config."""
-    return tomli_w.dumps(_without_none(tree_of(config, registrations)))
+    """TOML of the whole config. Its imports begin with containerd's own pattern, as in every config it prints."""
+    tree = tree_of(config, registrations)
+    tree["imports"] = list(dict.fromkeys([DEFAULT_IMPORTS, *config.settings.imports]))
+    return tomli_w.dumps(_without_none(tree))
 
 
 def example(registrations: Iterable[Registration]) -> str:

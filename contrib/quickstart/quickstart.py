@@ -12,12 +12,13 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SCRIPTS = Path(sys.executable).parent
@@ -42,17 +43,32 @@ def daemon(directory: Path) -> Iterator[Path]:
         wait_for(address, process, log)
         yield address
     finally:
-        process.terminate()
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the daemon, by force where it does not end by itself."""
+    process.terminate()
+    try:
         process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return when the daemon serves. Exits with its log where it does not."""
     until = time.monotonic() + START_S
-    while not address.exists():
+    while not serves(address):
         if process.poll() is not None or time.monotonic() > until:
             sys.exit(f"the daemon did not start:\n{log.read_text(errors='replace')}")
         time.sleep(0.02)
+
+
+def serves(address: Path) -> bool:
+    """Whether somebody listens on a socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(address)) == 0
 
 
 def actr(address: Path, namespace: str, *args: str) -> int:
@@ -91,7 +107,8 @@ def run(image: str, command: list[str]) -> int:
 def clean(directory: Path, namespace: str) -> None:
     """End the helper that outlives the daemon; remove the directory and what the OCI runtime left of the namespace."""
     for pid in helpers(directory):
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
         wait_gone(pid)
     for hierarchy in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
         if (hierarchy / namespace).is_dir():
@@ -115,7 +132,10 @@ def helpers(directory: Path) -> list[int]:
 
 def wait_gone(pid: int) -> None:
     until = time.monotonic() + STOP_S
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+    while Path(f"/proc/{pid}").exists():
+        if time.monotonic() > until:
+            print(f"process {pid} does not end; it is left running", file=sys.stderr)
+            return
         time.sleep(0.01)
 
 

@@ -1,0 +1,225 @@
+"""The program `aiocontainerd`: its config commands, `publish`, and what its errors look like."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import pytest
+from click.testing import CliRunner, Result
+
+import aiocontainerd
+from aiocontainerd import api, context, errors, lock
+from aiocontainerd.cli.daemon import Flags, main
+from aiocontainerd.config import load
+from aiocontainerd.rpc import codec
+from aiocontainerd.rpc.grpc import GrpcFrontEnd
+from aiocontainerd.rpc.sockets import bind_unix
+
+GRPC = "io.containerd.server.v1.grpc"
+TTRPC = "io.containerd.server.v1.ttrpc"
+GC = "io.containerd.gc.v1.scheduler"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+def run(*args: str | Path, stdin: bytes = b"") -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args], input=stdin)
+
+
+def printed(*args: str | Path) -> dict[str, Any]:
+    done = run(*args)
+    assert done.exit_code == 0, done.output
+    return tomllib.loads(done.stdout)
+
+
+def file(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_the_version_is_a_line() -> None:
+    assert run("--version").stdout == run("-v").stdout == f"aiocontainerd {aiocontainerd.__version__}\n"
+
+
+def test_the_default_config_loads_again_to_itself(tmp_path: Path) -> None:
+    text = run("config", "default").stdout
+    own = file(tmp_path / "c.toml", text.replace("/etc/containerd/conf.d/*.toml", str(tmp_path / "none*.toml")))
+    assert load(own).settings.root == "/var/lib/containerd"
+    again = run("--config", own, "config", "dump").stdout
+    assert again.replace(f'    "{tmp_path}/none*.toml",\n', "") == text
+
+
+def test_a_dump_shows_the_file_its_imports_and_the_default_pattern(tmp_path: Path) -> None:
+    file(tmp_path / "more.toml", f'version = 3\n[plugins."{GC}"]\npause_threshold = 0.5\n')
+    main_file = file(tmp_path / "c.toml", 'version = 3\nroot = "/r"\nimports = ["more.toml"]\n')
+    tree = printed("--config", main_file, "config", "dump")
+    assert (tree["version"], tree["root"]) == (4, "/r")
+    assert tree["imports"] == ["/etc/containerd/conf.d/*.toml", "more.toml"]
+    assert tree["plugins"][GC]["pause_threshold"] == 0.5
+    assert tree["plugins"][GC]["mutation_threshold"] == 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[grpc]\naddress = "/g.sock"\n[plugins.scheduler]\npause_threshold = 0.5\n',
+        f'version = 2\n[grpc]\naddress = "/g.sock"\n[plugins."{GC}"]\npause_threshold = 0.5\n',
+    ],
+    ids=["version 1", "version 2"],
+)
+def test_older_files_migrate_to_version_4(tmp_path: Path, text: str) -> None:
+    tree = printed("--config", file(tmp_path / "c.toml", text), "config", "migrate")
+    assert tree["version"] == 4
+    assert "grpc" not in tree
+    assert tree["plugins"][GRPC]["address"] == "/g.sock"
+    assert tree["plugins"][TTRPC]["address"] == "/g.sock.ttrpc"
+    assert tree["plugins"][GC]["pause_threshold"] == 0.5
+
+
+@pytest.mark.parametrize("command", ["dump", "migrate"])
+def test_a_missing_file_prints_the_defaults_even_where_it_is_named(tmp_path: Path, command: str) -> None:
+    done = run("--config", tmp_path / "none.toml", "config", command)
+    assert done.exit_code == 0
+    assert done.stdout == run("config", "default").stdout
+
+
+def test_flags_are_in_the_dump(tmp_path: Path) -> None:
+    flags = ("--root", "/r", "--state", "/s", "--address", "/a.sock", "--log-level", "debug")
+    tree = printed("--config", tmp_path / "none", *flags, "config", "dump")
+    assert (tree["root"], tree["state"], tree["debug"]["level"]) == ("/r", "/s", "debug")
+    assert tree["plugins"][GRPC]["address"] == "/a.sock"
+
+
+@pytest.mark.parametrize("command", ["dump", "migrate"])
+def test_a_bad_file_is_one_line_and_status_1(tmp_path: Path, command: str) -> None:
+    bad = file(tmp_path / "c.toml", "version = 4\nroto = 1\n")
+    done = run("--config", bad, "config", command)
+    assert done.exit_code == 1
+    assert done.stderr == f'Error: containerd: {bad}:2: unknown key roto; did you mean "root"?\n'
+
+
+@pytest.mark.parametrize(
+    ("config", "address", "ttrpc"),
+    [
+        ("", "/a.sock", "/a.sock.ttrpc"),
+        ("", "", ""),
+        (f'[plugins."{TTRPC}"]\naddress = "/t.sock"\n', "/a.sock", ""),
+    ],
+)
+def test_ttrpc_follows_the_address_flag_where_it_is_not_configured(
+    tmp_path: Path, config: str, address: str, ttrpc: str
+) -> None:
+    path = file(tmp_path / "c.toml", f"version = 4\n{config}")
+    flags = Flags(str(path), address, "", "", "", False)
+    assert flags.ttrpc_address(flags.load()) == ttrpc
+
+
+def starting(tmp_path: Path, *args: str | Path, config: str = "version = 4\n") -> Result:
+    """A daemon that must not start, in directories of its own."""
+    path = file(tmp_path / "c.toml", config)
+    return run("--config", path, "--root", tmp_path / "r", "--state", tmp_path / "s", *args)
+
+
+@pytest.mark.parametrize(
+    ("args", "config", "text"),
+    [
+        (["--config", "/nothing/c.toml"], "", "failed to load TOML from /nothing/c.toml: No such file or directory"),
+        (["--log-level", "loud"], "", 'unknown log level "loud"; use one of trace, '),
+        (["--state", "{dir}/r"], "", "root and state must be different directories"),
+        (["--root", "/proc/version/r"], "", "root directory /proc/version/r cannot be used: Not a directory; choose"),
+        ([], "version = 9", "expected containerd config version equal to or less than `4`, got `9`"),
+        ([], "version = 4\nroto = 1", '{dir}/c.toml:2: unknown key roto; did you mean "root"?'),
+        ([], 'version = 4\ndisabled_plugins = ["cri"]', 'invalid disabled plugin URI "cri" expect io.containerd.x.vx'),
+        ([], 'version = 4\n[debug]\nformat = "xml"', 'unknown log format "xml"; use one of text, json'),
+        ([], f'version = 4\n[plugins."{GC}"]\npause_treshold = 1', 'did you mean "pause_threshold"?'),
+    ],
+    ids=[
+        "no config file", "log level", "root is state", "root is unusable", "newer version", "unknown key",
+        "disabled plugin", "log format", "unknown plugin key",
+    ],
+)  # fmt: skip
+def test_what_an_operator_can_mend_is_one_line_and_status_1(
+    tmp_path: Path, args: list[str], config: str, text: str
+) -> None:
+    done = starting(tmp_path, *(arg.format(dir=tmp_path) for arg in args), config=config or "version = 4\n")
+    assert done.exit_code == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("containerd: ")
+    assert text.replace("{dir}", str(tmp_path)) in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_root_that_is_in_use_is_told_with_its_holder(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    with lock.hold(tmp_path / "r"):
+        done = starting(tmp_path)
+    assert done.exit_code == 1
+    assert f"containerd: root {tmp_path / 'r'} is in use by another daemon (pid " in done.stderr
+
+
+def test_an_unknown_flag_or_command_is_a_usage_error() -> None:
+    assert run("--nothing").exit_code == 2
+    assert run("nothing").exit_code == 2
+
+
+class Events:
+    service_name: ClassVar[str] = "containerd.services.events.v1.Events"
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, str, api.protobuf.Any | None]] = []
+
+    async def publish(self, request: api.events.PublishRequest) -> api.protobuf.Empty:
+        if request.topic == "/refused":
+            raise errors.InvalidArgument("topic /refused")
+        self.published.append((context.namespace(), request.topic, request.event))
+        return api.protobuf.Empty()
+
+
+async def publish(address: Path, topic: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    command = [
+        sys.executable, "-m", "aiocontainerd.cli.daemon", "--address", str(address),
+        "publish", "--topic", topic, "--namespace", "ns",
+    ]  # fmt: skip
+    return await anyio.run_process(command, input=stdin, check=False)
+
+
+@pytest.mark.anyio
+async def test_publish_sends_the_event_of_its_input(tmp_path: Path) -> None:
+    events, bound = Events(), bind_unix(str(tmp_path / "c.sock"), -1, -1)
+    front = GrpcFrontEnd([events])
+    await front.start(bound.sock)
+    event = api.protobuf.Any(type_url="containerd.events.TaskOOM", value=b"\x0a\x01c")
+    try:
+        with anyio.fail_after(30):
+            done = await publish(tmp_path / "c.sock", "/tasks/oom", codec.encode(event))
+            refused = await publish(tmp_path / "c.sock", "/refused", codec.encode(event))
+            rubbish = await publish(tmp_path / "c.sock", "/tasks/oom", b"\xff\xff")
+    finally:
+        await front.stop(1)
+        bound.remove()
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert events.published == [("ns", "/tasks/oom", event)]
+    assert refused.returncode == 1
+    assert refused.stderr == b"Error: cannot publish /refused: topic /refused: invalid argument\n"
+    assert rubbish.returncode == 1
+    assert rubbish.stderr.startswith(b"Error: cannot publish /tasks/oom: decode google.protobuf.Any: ")
+
+
+def test_publish_without_a_daemon_names_topic_and_status_1(tmp_path: Path) -> None:
+    done = run("--address", tmp_path / "none.sock", "publish", "--topic", "/t", "--namespace", "ns")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: cannot publish /t: ")

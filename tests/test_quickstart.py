@@ -1,0 +1,82 @@
+"""The quick start's own steps; `integration/` runs real daemons."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+CONTRIB = Path(__file__).resolve().parents[1] / "contrib"
+
+
+@pytest.fixture
+def quickstart() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("quickstart", CONTRIB / "quickstart" / "quickstart.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sleeper(*names: str, ignore_term: bool = False) -> subprocess.Popen[bytes]:
+    setup = "import signal, sys, time\n"
+    if ignore_term:
+        setup += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{setup}print(flush=True); time.sleep(60)", *names], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    return process
+
+
+def test_helpers_are_the_processes_that_name_the_directory(quickstart: ModuleType, tmp_path: Path) -> None:
+    process = sleeper(f"{tmp_path}/x.sock")
+    try:
+        assert quickstart.helpers(tmp_path) == [process.pid]
+        assert quickstart.helpers(tmp_path / "other") == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_daemon_that_does_not_end_is_killed(quickstart: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "STOP_S", 0.1)
+    process = sleeper(ignore_term=True)
+    quickstart.stop(process)
+    assert process.returncode == -9
+
+
+def test_a_daemon_that_does_not_start_shows_its_log(quickstart: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("containerd: no\n")
+    process = subprocess.Popen(["false"])
+    with pytest.raises(SystemExit, match="the daemon did not start:\ncontainerd: no"):
+        quickstart.wait_for(tmp_path / "c.sock", process, tmp_path / "log")
+    process.wait()
+
+
+def test_cleaning_leaves_nothing_of_the_directory(quickstart: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "d" / "root").mkdir(parents=True)
+    quickstart.clean(tmp_path / "d", f"no-such-namespace-{os.getpid()}")
+    assert not (tmp_path / "d").exists()
+
+
+def test_without_root_it_says_so(quickstart: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(SystemExit, match="run this as root"):
+        quickstart.serve()
+
+
+def test_shell_scripts_parse_and_know_the_commands_of_the_makefile() -> None:
+    setup = CONTRIB / "quickstart" / "setup.sh"
+    assert subprocess.run(["sh", "-n", str(setup)], check=False).returncode == 0
+    makefile = (CONTRIB.parent / "Makefile").read_text()
+    assert "setup.sh run" in makefile
+    assert "setup.sh test" in makefile
