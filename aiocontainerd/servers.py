@@ -11,12 +11,13 @@ import logging
 import os
 import socket
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from aiocontainerd import kinds
 from aiocontainerd.hookspecs import hookimpl
+from aiocontainerd.interfaces.server import Server
 from aiocontainerd.registry import InitContext, PluginConfig, Registration, SkipPlugin
 
 if TYPE_CHECKING:
@@ -31,20 +32,6 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 DEFAULT_TTRPC_ADDRESS = f"{DEFAULT_ADDRESS}.ttrpc"
 DEFAULT_MESSAGE_BYTES = 16 << 20
-
-
-class Server(Protocol):
-    """What the daemon needs of an instance of kind `io.containerd.server.v1`."""
-
-    @property
-    def address(self) -> str:
-        """Socket path, or host:port."""
-
-    async def start(self) -> None:
-        """Begin to accept."""
-
-    async def stop(self, grace_s: float) -> None:
-        """Stop accepting, let calls end for `grace_s`, close, remove the socket. May be called again."""
 
 
 ServerT = TypeVar("ServerT", bound=Server)

@@ -12,7 +12,8 @@ namespace and lease of `aiocontainerd.context`, and gets the same checks, texts 
     introspection-service   IntrospectionService
 
 and of other kinds: `io.containerd.lease.v1.manager` is a LeaseManager, `io.containerd.warning.v1.deprecations` a
-DeprecationLog. Any plugin whose instance is a PluginInfoProvider answers `Introspection.PluginInfo` (facts/core 12).
+DeprecationLog (`interfaces/warning.py`). Any plugin whose instance is a PluginInfoProvider answers
+`Introspection.PluginInfo` (facts/core 12).
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ import msgspec
 
 from aiocontainerd.interfaces.metadata import ImageStore, LeaseStore
 from aiocontainerd.interfaces.snapshotter import Snapshotter
+from aiocontainerd.interfaces.warning import Deprecation, DeprecationLog
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.typeurl import Any
+
+__all__ = [
+    "Deprecation", "DeprecationLog", "ImageService", "IntrospectionService", "LeaseManager", "PluginInfoProvider",
+    "PluginStatus", "ServerStatus", "SnapshotsService",
+]  # fmt: skip
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -52,26 +59,6 @@ class SnapshotsService(Protocol):
 
     def snapshotter(self, name: str) -> Snapshotter:
         """The current namespace's snapshots in that backend. Raises InvalidArgument for "" or an unknown name."""
-        ...
-
-
-class Deprecation(msgspec.Struct, frozen=True, kw_only=True):
-    """Use of something that a later release drops; `id` is the part after `io.containerd.deprecation/`."""
-
-    id: str
-    message: str
-    last_occurrence_ns: int
-
-
-class DeprecationLog(Protocol):
-    """What deprecated things were used since the daemon started."""
-
-    def emit(self, deprecation: str) -> None:
-        """Record a use, now. Raises InvalidArgument for an id that no deprecation has."""
-        ...
-
-    def warnings(self) -> list[Deprecation]:
-        """Each deprecation used so far with its latest use, sorted by id."""
         ...
 
 

@@ -1,0 +1,46 @@
+"""Stream processors (kind `io.containerd.stream-processor.v1`): one layer media type into another (facts/core 8).
+
+Vocabulary. A layer is a stream of bytes with a *media type*. A processor *accepts* some media types and *returns*
+one: decryption, another compression. A *payload* is a typed value that the caller of `Diff.Apply` sends for one
+processor, by its id: a key, say.
+
+Life cycle. Applying a layer asks for processors until the stream is a plain tar
+(`application/vnd.oci.image.layer.v1.tar`), each one fed by the one before. Those of `[stream_processors]` in the
+config, which are programs, and those that are plugins are one list; a plugin wins over a program, and among plugins
+the last id in alphabetical order wins.
+
+`process` is an asynchronous generator: it takes chunks of any size and gives chunks of any size, never holding more
+than a bounded amount of the stream. Work on the bytes that takes longer than a millisecond belongs in a thread
+(`anyio.to_thread.run_sync`). It must read its input to the end, also where it has all it needs, since digests are
+computed on the way.
+
+What must fail and how. A stream that is no valid input raises; the layer is then not applied, and the caller gets
+the text. When the generator is closed early it gives back what it took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from aiocontainerd.typeurl import Any
+
+__all__ = ["Any", "StreamProcessor"]
+
+
+class StreamProcessor(Protocol):
+    """Turns layers of some media types into another."""
+
+    @property
+    def accepts(self) -> Sequence[str]:
+        """Media types of the input."""
+        ...
+
+    @property
+    def returns(self) -> str:
+        """Media type of the output."""
+        ...
+
+    def process(self, media_type: str, stream: AsyncIterator[bytes], payload: Any | None) -> AsyncIterator[bytes]:
+        """The output for an input of `media_type`: an asynchronous generator."""
+        ...
