@@ -61,9 +61,9 @@ async def serving(handler: Handler) -> AsyncIterator[Script]:
     script = Script(handler)
     app = web.Application()
     app.router.add_route("*", "/{rest:.*}", script.answer)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+    site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0][:2]
     script.url = f"{host}:{port}"

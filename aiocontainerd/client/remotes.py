@@ -64,12 +64,12 @@ class Remote(RegistryHttp):
     async def _head(self, path: str) -> Descriptor:
         try:
             async with self.request("HEAD", path, {"Accept": ACCEPT}) as response:
-                found = self._described(response)
+                answered = response
         except NotFound as error:
             raise NotFound(str(self.reference)) from error
         except (PermissionDenied, Unknown):
             return await self._get(path)
-        return found or await self._get(path)
+        return self._described(answered) or await self._get(path)
 
     def _described(self, response: aiohttp.ClientResponse) -> Descriptor | None:
         """The descriptor that the headers tell; None where they don't."""
