@@ -6,6 +6,7 @@ killed first; then the execs' exits come, then the init's.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from aiocontainerd_shim.reaper import Exit, Reaper
 
 log = logging.getLogger(__name__)
+
+EXIT_TIMEOUT_S = 5.0
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -102,11 +105,11 @@ class Container:
         from aiocontainerd import api
 
         process = self.exec(exec_id)
-        if self._init_over:
-            raise FailedPrecondition(f"container {self.site.id} init process is not running")
+        self._check_init_runs()
         async with process.lock:
+            self._check_init_runs()
             with self._around.reaper.claiming():
-                await process.start()
+                await self._start_or_end(process)
                 self._watch(process)
             event = api.event_types.TaskExecStarted(container_id=self.site.id, exec_id=exec_id, pid=process.pid)
             self._publish("/tasks/exec-started", event)
@@ -126,9 +129,9 @@ class Container:
 
         async with self.init.lock:
             await self.init.delete()
-            for process in self.execs.values():
-                await process.close_streams()
+        await asyncio.gather(*(process.close_streams() for process in self.execs.values()))
         self._unwatch_cgroup()
+        await self._exit_told()
         event = api.event_types.TaskDelete(
             container_id=self.site.id,
             pid=self.init.pid,
@@ -153,6 +156,28 @@ class Container:
         async with self.init.lock:
             await self.init.resume()
         self._publish("/tasks/resumed", api.event_types.TaskResumed(container_id=self.site.id))
+
+    def _check_init_runs(self) -> None:
+        if self._init_over:
+            raise FailedPrecondition(f"container {self.site.id} init process is not running")
+
+    async def _start_or_end(self, process: ExecProcess) -> None:
+        try:
+            await process.start()
+        except BaseException:
+            if pid := process.leftover_pid():
+                self._around.reaper.end(pid)
+            raise
+
+    async def _exit_told(self) -> None:
+        """Wait for the exit of an init that was deleted before it ran, for its event comes first."""
+        if not self.init.pid:
+            return
+        try:
+            async with asyncio.timeout(EXIT_TIMEOUT_S):
+                await self.init.exited.wait()
+        except TimeoutError:
+            log.warning("container %s: deleted, but its init has not exited", self.site.id)
 
     def _watch(self, process: Process) -> None:
         self._around.reaper.watch(process.pid, lambda exited: self._on_exit(process, exited))

@@ -254,6 +254,8 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
     except Exception:  # noqa: BLE001 - the edge of the process
         traceback.print_exc()
     finally:
+        if own_cgroup:
+            placement.leave(own_cgroup, os.getpid())
         os._exit(0)
 
 

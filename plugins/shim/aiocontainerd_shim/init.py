@@ -128,7 +128,8 @@ class InitProcess(Process):
     async def delete(self) -> None:
         """Remove the container: output taken, state of the OCI runtime gone, root unmounted."""
         self.check(Action.DELETE)
-        await self.drained()
+        if self.state == State.STOPPED:  # one that never ran has written nothing, and still holds its pipes
+            await self.drained()
         try:
             await self.site.runtime.delete(self.site.id)
         except OciError as failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from aiocontainerd.sys import cgroup, mountinfo
 
@@ -15,13 +16,32 @@ def join(path: str, pid: int) -> list[OSError]:
     """
     refused = []
     for mount_point in _hierarchies():
-        directory = f"{mount_point}/{path.strip('/')}"
+        directory = _directory(mount_point, path)
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
             cgroup.add_process(directory, pid)
         except OSError as refusal:
             refused.append(refusal)
     return refused
+
+
+def leave(path: str, pid: int) -> None:
+    """Move `pid` from the cgroup `path` to the top of every hierarchy, and remove the cgroup where that emptied it.
+
+    The top takes processes even where it hands controllers down. A namespace's top that refuses keeps the process and
+    the cgroup.
+    """
+    for mount_point in _hierarchies():
+        directory = _directory(mount_point, path)
+        members = (cgroup.read_text(f"{directory}/cgroup.procs") or "").split()
+        if str(pid) in members:
+            with suppress(OSError):
+                cgroup.add_process(mount_point, pid)
+                os.rmdir(directory)
+
+
+def _directory(mount_point: str, path: str) -> str:
+    return f"{mount_point}/{path.strip('/')}"
 
 
 def _hierarchies() -> list[str]:

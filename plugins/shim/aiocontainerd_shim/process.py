@@ -7,25 +7,27 @@ before the event of the exit, however quickly the process dies. The exit is on d
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiocontainerd.errors import ContainerdError, FailedPrecondition, InvalidArgument, NotFound, Unknown
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unknown
 from aiocontainerd.timestamps import ZERO_NS
 from aiocontainerd_shim import records, states
 from aiocontainerd_shim.console import Console, ConsoleSocket
-from aiocontainerd_shim.oci import OciError, OciRuntime
+from aiocontainerd_shim.oci import OciError, OciRuntime, read_pid
 from aiocontainerd_shim.reaper import Exit
 from aiocontainerd_shim.states import Action, State
 from aiocontainerd_shim.stdio import ProcessIO, Stdio, open_io
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.records import RuncOptions
+
+log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 10.0
 
@@ -73,9 +75,14 @@ class Process:
         """Take the end of the process, put it on disk and release its waiters."""
         self.exit_status = exited.status
         self.exited_at_ns = exited.exited_at_ns
-        self.state = State.STOPPED
-        self.save()
-        self.exited.set()
+        if self.state != State.DELETED:
+            self.state = State.STOPPED
+        try:
+            self.save()
+        except OSError as failure:
+            log.warning("%r: exit not recorded: %s", self, failure)
+        finally:
+            self.exited.set()
 
     def save(self) -> None:
         """Put the record of the process on disk."""
@@ -161,20 +168,27 @@ class ExecProcess(Process):
     def __init__(self, site: Site, exec_id: str, stdio: Stdio, spec: bytes) -> None:
         super().__init__(site, exec_id, stdio)
         self._spec = spec
+        self._pid_file = site.bundle / f"{exec_id}.pid"
 
     async def start(self) -> None:
         """Start it. A failed start leaves it created and releases its waiters."""
         self.check(Action.START)
         try:
             self.pid = await self.launch(self._execute)
-        except OciError as failure:
+        except BaseException as failure:
             self.exited.set()
-            raise Unknown(f"OCI runtime exec failed: {failure}") from failure
-        except ContainerdError:
-            self.exited.set()
+            if isinstance(failure, OciError):
+                raise Unknown(f"OCI runtime exec failed: {failure}") from failure
             raise
         self.state = State.RUNNING
         self.save()
+
+    def leftover_pid(self) -> int:
+        """The process a failed start has made after all; 0 where there is none."""
+        try:
+            return read_pid(self._pid_file)
+        except OciError:
+            return 0
 
     def kill(self, signum: int) -> None:
         """Signal it."""
@@ -200,11 +214,9 @@ class ExecProcess(Process):
 
     async def _execute(self, console_socket: str, stdio: StdioFds | None) -> int:
         site = self.site
-        fd, path = tempfile.mkstemp(prefix="runc-process")
+        spec_file = site.bundle / f"{self.exec_id}.process"
         try:
-            os.write(fd, self._spec)
-            pid_file = site.bundle / f"{self.exec_id}.pid"
-            return await site.runtime.exec(site.id, Path(path), pid_file, console_socket, stdio)
+            records.replace_file(spec_file, self._spec)
+            return await site.runtime.exec(site.id, spec_file, self._pid_file, console_socket, stdio)
         finally:
-            os.close(fd)
-            os.unlink(path)
+            spec_file.unlink(missing_ok=True)

@@ -94,6 +94,15 @@ class Reaper:
             if not self._claims:
                 self._early.clear()
 
+    def end(self, pid: int) -> None:
+        """Kill a process that somebody gave up inside a claim, unless it has exited: its pid is another's then."""
+        if pid in self._early:
+            return
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
     async def run(
         self,
         argv: Sequence[str],
@@ -125,8 +134,9 @@ class Reaper:
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
-            os.kill(pid, signal.SIGKILL)
-            await done
+            if not done.done():
+                os.kill(pid, signal.SIGKILL)
+                await done
             raise
 
     def _exited(self, exited: Exit) -> None:

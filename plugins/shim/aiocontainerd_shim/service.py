@@ -4,8 +4,8 @@ A shim runs once per container or pod, so its memory counts more than its comfor
 imports neither anyio nor uvloop. Handlers validate, call the container, convert. v2 and v3 differ in the package of
 their messages only, so both answer with v3's.
 
-Commands of the OCI runtime that make a process die with the call that asked for them; those that change one run to
-their end, whatever becomes of the caller, so that the state here stays true.
+The creation of a container dies with the call that asked for it and is undone; everything else the OCI runtime does
+runs to its end, whatever becomes of the caller, so that the state here stays true.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TaskService:
 
         container = self._container(request.id)
         if request.exec_id:
-            pid = (await container.start_exec(request.exec_id)).pid
+            pid = (await _to_the_end(container.start_exec(request.exec_id))).pid
         else:
             await _to_the_end(container.start())
             pid = container.init.pid

@@ -11,14 +11,16 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiocontainerd import timestamps, typeurl
 from aiocontainerd.api.services import SERVICES
+from aiocontainerd.errors import NotFound
 from aiocontainerd.rpc import codec
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
-from aiocontainerd_shim import bootstrap, serve
+from aiocontainerd_shim import bootstrap, cgroups, serve
 from aiocontainerd_shim.oci_choice import CONFIGURED_ENV
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def run() -> None:
     for message in _messages():
         for _ in range(_CODEC_ROUNDS):
             codec.decode(type(message), codec.encode(message))
+    _measure()
     with tempfile.TemporaryDirectory(prefix="aiocontainerd-warm-up") as directory:
         asyncio.run(_live(Path(directory)))
 
@@ -59,6 +62,12 @@ def _messages() -> Iterator[betterproto2.Message]:
             yield _filled(codec.resolve(response))
     yield from map(_filled, _event_types())
     yield _filled(api.runc.Options)
+
+
+def _measure() -> None:
+    """Measure the own cgroup: what that imports depends on the host's version of cgroups."""
+    with suppress(OSError, NotFound):
+        cgroups.find(os.getpid()).stats()
 
 
 def _event_types() -> Iterable[type[betterproto2.Message]]:

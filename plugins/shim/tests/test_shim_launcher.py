@@ -337,7 +337,7 @@ def test_an_orphans_exit_is_put_where_its_record_is(tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.anyio
 async def test_without_a_server_the_binary_is_run(short_path: Path) -> None:
-    launcher = AioLauncher(short_path)
+    launcher = AioLauncher(short_path, fork_server=False)
     node = Node(short_path, launcher)
     client = await node.shim("c1", "true")
     assert launcher.statistics() == {"forked": 0, "executed": 1}

@@ -78,6 +78,22 @@ async def test_a_cancelled_command_is_killed_and_reaped(reaper: Reaper) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_command_that_has_ended_is_not_killed_when_it_is_cancelled(
+    reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = asyncio.ensure_future(reaper.run(["true"], env=os.environ))
+    await asyncio.sleep(0)
+    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - `true` takes a moment
+    reaper.reap()
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _number: killed.append(pid))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+    assert not killed
+
+
+@pytest.mark.anyio
 async def test_children_do_not_inherit_ignored_signals(reaper: Reaper) -> None:
     done = await reaper.run(["sh", "-c", "kill -PIPE $$"], env=os.environ)
     assert done.status == 128 + signal.SIGPIPE

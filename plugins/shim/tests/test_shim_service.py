@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,15 @@ case $(verb "$@") in
   create) while [ "$1" != --pid-file ]; do shift; done
     sh -c 'while [ ! -e "$0" ]; do sleep 0.01; done; '"$FAKE_PROGRAM" "$FAKE_DIR/started" & echo $! > "$2";;
   start) touch "$FAKE_DIR/started";;
-  exec) while [ "$1" != --process ]; do shift; done; code=$(sed 's/.*"code":\\([0-9]*\\).*/\\1/' "$2")
+  exec) while [ "$1" != --process ]; do shift; done; spec=$2; code=$(sed 's/.*"code":\\([0-9]*\\).*/\\1/' "$2")
     while [ "$1" != --pid-file ]; do shift; done
+    case "$FAKE_DIR"/e* in "${spec%/*}"/*) ;; *) exit 3;; esac
     [ "$code" = 99 ] && { echo '{"level":"error","msg":"no such program"}' >> "$FAKE_DIR/log.json"; exit 1; }
+    [ "$code" = 98 ] && { sleep 60 & echo $! > "$2"; exit 1; }
+    [ "$code" = 97 ] && { touch "$FAKE_DIR/slow"; sleep 0.3; }
     sh -c "exit $code" & echo $! > "$2";;
   kill) kill -$signal $(cat "$FAKE_DIR/init.pid") || { echo 'container not running' >&2; exit 1; };;
+  delete) [ -e "$FAKE_DIR/started" ] || kill -9 $(cat "$FAKE_DIR/init.pid");;
   ps) echo "[$(cat "$FAKE_DIR/init.pid")]";;
 esac
 """
@@ -47,7 +52,7 @@ class Shim:
         self.bundle = bundle
         self.events: list[tuple[str, Any]] = []
         self.ended = asyncio.Event()
-        self.env = {**os.environ, "FAKE_DIR": str(bundle), "FAKE_PROGRAM": "sleep 60"}
+        self.env = {**os.environ, "FAKE_DIR": str(bundle), "FAKE_PROGRAM": "exec sleep 60"}
         around = Surroundings(reaper, lambda topic, event: self.events.append((topic, event)), tasks.create_task)
         identity = Identity(namespace="ns", id="c", bundle=bundle, env=self.env)
         program = str(bundle / "fake")
@@ -59,7 +64,7 @@ class Shim:
     def topics(self) -> list[str]:
         return [topic for topic, _ in self.events]
 
-    async def create(self, program: str = "sleep 60") -> int:
+    async def create(self, program: str = "exec sleep 60") -> int:
         self.env["FAKE_PROGRAM"] = program
         request = api.task_v3.CreateTaskRequest(id="c", bundle=str(self.bundle))
         return (await self.service.create(request)).pid
@@ -159,6 +164,94 @@ async def test_a_failed_exec_stays_created_and_releases_its_waiters(shim: Shim) 
     await shim.wait("e1")
     assert (await shim.state("e1")).status == api.task_types.Status.CREATED
     await shim.delete("e1")
+
+
+@pytest.mark.anyio
+async def test_an_exec_that_cannot_be_run_at_all_releases_its_waiters(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("e1", 0)
+    (shim.bundle / "fake").rename(shim.bundle / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        await shim.start("e1")
+    await shim.wait("e1")
+    assert not list(shim.bundle.glob("*.process"))
+
+
+@pytest.mark.anyio
+async def test_a_process_of_a_failed_exec_is_killed(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("e1", 98)
+    with pytest.raises(Unknown, match=r"^OCI runtime exec failed: "):
+        await shim.start("e1")
+    pid = int((shim.bundle / "e1.pid").read_text())
+    async with asyncio.timeout(5):
+        while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110 - nobody is told of this exit
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_an_exec_starts_although_its_caller_has_gone(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("e1", 97)
+    caller = asyncio.ensure_future(shim.start("e1"))
+    while not (shim.bundle / "slow").exists():  # noqa: ASYNC110 - made by another process
+        await asyncio.sleep(0.01)
+    caller.cancel()
+    assert await shim.wait("e1") == 97
+    assert (await shim.state("e1")).pid
+
+
+@pytest.mark.anyio
+async def test_an_exec_that_waited_for_its_turn_does_not_start_after_the_init(shim: Shim) -> None:
+    await shim.create("exit 0")
+    await shim.exec("e1", 0)
+    container = shim.service._containers["c"]
+    async with container.exec("e1").lock:
+        starting = asyncio.ensure_future(shim.start("e1"))
+        await asyncio.sleep(0)
+        await shim.start()
+        while not container._init_over:  # noqa: ASYNC110 - the child of a real SIGCHLD sets no event
+            await asyncio.sleep(0.005)
+    with pytest.raises(FailedPrecondition, match=r"^container c init process is not running$"):
+        await starting
+
+
+@pytest.mark.anyio
+async def test_a_created_container_is_deleted_at_once_and_its_exit_comes_first(shim: Shim) -> None:
+    os.mkfifo(shim.bundle / "out")
+    request = api.task_v3.CreateTaskRequest(id="c", bundle=str(shim.bundle), stdout=str(shim.bundle / "out"))
+    pid = (await shim.service.create(request)).pid
+    waiting = asyncio.ensure_future(shim.wait())
+    async with asyncio.timeout(5):
+        deleted = await shim.delete()
+    assert (deleted.pid, deleted.exit_status, await waiting) == (pid, 137, 137)
+    assert shim.topics == ["/tasks/create", "/tasks/exit", "/tasks/delete"]
+
+
+@pytest.mark.anyio
+async def test_an_exit_that_cannot_be_recorded_releases_the_waiters(shim: Shim) -> None:
+    await shim.create("exit 4")
+    await shim.start()
+    init = shim.service._containers["c"].init
+    async with init.lock:
+        shutil.rmtree(shim.bundle / "process")
+        (shim.bundle / "process").write_text("")
+    assert await shim.wait() == 4
+    (shim.bundle / "process").unlink()
+
+
+@pytest.mark.anyio
+async def test_execs_may_be_deleted_while_the_container_is(shim: Shim) -> None:
+    await shim.create("exit 0")
+    for exec_id in ("e1", "e2"):
+        await shim.exec(exec_id, 0)
+    await shim.start()
+    await shim.wait()
+    await asyncio.gather(shim.delete(), shim.delete("e1"), shim.delete("e2"))
+    assert shim.topics[-1] == "/tasks/delete"
 
 
 @pytest.mark.anyio
