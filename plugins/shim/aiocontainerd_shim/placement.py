@@ -26,7 +26,7 @@ def join(path: str, pid: int) -> list[OSError]:
 
 
 def leave(path: str, pid: int) -> None:
-    """Move `pid` from the cgroup `path` to the top of every hierarchy, and remove the cgroup where that emptied it.
+    """Move `pid` from the cgroup `path` to the top of every hierarchy, and remove the cgroup where nobody is in it.
 
     The top takes processes even where it hands controllers down. A namespace's top that refuses keeps the process and
     the cgroup.
@@ -34,10 +34,10 @@ def leave(path: str, pid: int) -> None:
     for mount_point in _hierarchies():
         directory = _directory(mount_point, path)
         members = (cgroup.read_text(f"{directory}/cgroup.procs") or "").split()
-        if str(pid) in members:
-            with suppress(OSError):
+        with suppress(OSError):
+            if str(pid) in members:
                 cgroup.add_process(mount_point, pid)
-                os.rmdir(directory)
+            os.rmdir(directory)
 
 
 def _directory(mount_point: str, path: str) -> str:

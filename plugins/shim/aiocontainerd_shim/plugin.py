@@ -18,7 +18,8 @@ class Config(PluginConfig, frozen=True, kw_only=True, forbid_unknown_fields=True
     oci_runtime: str = ""
     """The OCI runtime for containers whose options name none; empty takes crun or runc, whichever works here."""
     cgroup: str = "/aiocontainerd-shims"
-    """The cgroup of the fork server and its shims, where the daemon may make it; empty keeps them in the daemon's."""
+    """The cgroup of the fork server and its shims, where the daemon may make it, removed after the last
+    of them; empty keeps them in the daemon's."""
 
 
 async def init(context: InitContext[Config]) -> AioLauncher:
