@@ -94,7 +94,14 @@ def equal(both: tuple[Actr, Actr], *args: str, stdin: bytes = b"") -> tuple[int,
     return ours
 
 
+def collect(both: tuple[Actr, Actr], name: str) -> None:
+    """Wait for a garbage collection, so that both daemons have the same left."""
+    equal(both, "images", "tag", name, "collect:1")
+    equal(both, "images", "rm", "--sync", "collect:1")
+
+
 def test_records_of_an_import_are_the_same(imported: tuple[Actr, Actr]) -> None:
+    collect(imported, NAME)
     for command in (("images", "ls"), ("content", "ls"), ("snapshots", "ls"), ("namespaces", "ls", "-q")):
         status, out, _ = equal(imported, *command)
         assert status == 0
@@ -270,7 +277,7 @@ def _read_until(descriptor: int, wanted: bytes) -> bytes:
 
 def test_events_are_shown_as_they_come(both: tuple[Actr, Actr]) -> None:
     for actr in both:
-        with subprocess.Popen(actr.command("events", "topic~=/namespaces/.*"), stdout=subprocess.PIPE) as program:
+        with subprocess.Popen(actr.command("events", 'topic=="/namespaces/create"'), stdout=subprocess.PIPE) as program:
             assert program.stdout is not None
             time.sleep(1.0)
             actr("namespaces", "create", "seen")
@@ -288,6 +295,7 @@ def test_a_pull_brings_labels_snapshots_and_name(both: tuple[Actr, Actr], archiv
         name = f"{registry}/some/thing:1"
         status, _, err = equal(both, "images", "pull", name)
         assert status == 0, err
+        collect(both, name)
         assert "containerd.io/distribution.source.127.0.0.1=some/thing" in equal(both, "content", "ls")[1]
         assert equal(both, "run", "--rm", name, "c1", "cat", "/etc/hello")[1] == "hello\n"
         assert "not found" in equal(both, "images", "pull", f"{registry}/some/thing:2")[2]

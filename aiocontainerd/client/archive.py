@@ -91,7 +91,7 @@ async def import_archive(
     """
     contents = await _Reader(client, await anyio.to_thread.run_sync(TarStream, source)).read()
     index = await _index_of(client, contents)
-    walker = Walker(client.content, _must_exist(client, contents), rank, all_platforms=all_platforms)
+    walker = Walker(client.content, _must_exist(client, contents), rank, all_platforms=all_platforms, label_all=False)
     images: list[Image] = []
     failure: NotFound | None = None
     for child in index.manifests:

@@ -49,12 +49,15 @@ class Walker:
         rank: Ranking,
         *,
         all_platforms: bool = False,
+        label_all: bool = True,
         concurrency: int = CONCURRENCY,
     ) -> None:
+        """`label_all` keeps children of other platforms alive too, as a pull does and an import does not."""
         self._content = content
         self._fetch = fetch
         self._rank = rank
         self._all = all_platforms
+        self._label_all = label_all
         self._limiter = anyio.CapacityLimiter(concurrency)
         self._seen: set[str] = set()
         self._repeats = 0
@@ -89,20 +92,23 @@ class Walker:
         return True
 
     async def _children(self, item: ChildDescriptor, depth: int) -> Sequence[ChildDescriptor]:
-        """What to handle next; every child is labelled, also those of other platforms."""
+        """What to handle next, once the parent has its labels."""
         document = await read_document(self._content, item.plain())
         if document is None:
             return ()
         if depth >= MAX_DEPTH:
             raise InvalidArgument(f"image is nested deeper than {MAX_DEPTH} indexes")
         if isinstance(document, Manifest):
-            children: Sequence[ChildDescriptor] = (document.config, *document.layers)
+            there: Sequence[ChildDescriptor] = (document.config, *document.layers)
         else:
-            children = document.manifests
-        await self._content.add_labels(item.digest, oci.child_labels(children))
+            there = document.manifests
         if isinstance(document, Manifest) or self._all:
-            return children
-        return select(document, item.digest, self._rank)
+            children = there
+        else:
+            children = select(document, item.digest, self._rank)
+        labels = oci.child_labels(there if self._label_all else children)
+        await self._content.add_labels(item.digest, labels)
+        return children
 
 
 async def read_document(content: Content, target: Descriptor) -> Index | Manifest | None:
