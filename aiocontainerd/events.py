@@ -1,7 +1,7 @@
 """The event bus: publish, forward, subscribe with filters (facts/core 11).
 
-Publishing never waits: each subscriber has a queue of its own without bound, every subscriber sees the same order,
-and nothing is dropped. Subscribing crosses namespaces. All of it belongs to the event loop's thread.
+Publishing never waits: each subscriber has a queue of its own, every subscriber sees the same order, and nothing is
+dropped unless the subscriber set a limit. Subscribing crosses namespaces. All of it belongs to the event loop's thread.
 """
 
 from __future__ import annotations
@@ -68,8 +68,10 @@ class EventBus:
         for subscription in self._subscriptions:
             subscription.offer(envelope, adaptor)
 
-    def subscribe(self, *filter_texts: str) -> AbstractContextManager[Subscription]:
+    def subscribe(self, *filter_texts: str, limit: int | None = None) -> AbstractContextManager[Subscription]:
         """Receive every event sent inside the block that one of the filters matches; all of them without filters.
+
+        No more than `limit` of them wait: beyond it the oldest is dropped and counted.
 
         Raises InvalidArgument for a filter that does not parse.
         """
@@ -77,7 +79,7 @@ class EventBus:
             compiled = filters.compile_filters(filter_texts)
         except InvalidArgument as error:
             raise InvalidArgument(f"failed parsing subscription filters: {error.message}") from error
-        return self._subscribed(Subscription(compiled, filter_texts))
+        return self._subscribed(Subscription(compiled, filter_texts, limit))
 
     @contextmanager
     def _subscribed(self, subscription: Subscription) -> Iterator[Subscription]:
@@ -92,11 +94,12 @@ class EventBus:
 class Subscription:
     """The events of one subscriber, in the order they were sent. One task iterates; the end of the block ends it."""
 
-    def __init__(self, chosen: filters.Filter, texts: tuple[str, ...]) -> None:
+    def __init__(self, chosen: filters.Filter, texts: tuple[str, ...], limit: int | None = None) -> None:
         self._filter = chosen
         self._texts = texts
+        self._limit = limit
         self._queue: deque[Envelope] = deque()
-        self._delivered = 0
+        self._delivered = self._dropped = 0
         self._closed = False
         self._reader: asyncio.Future[None] | None = None
 
@@ -107,14 +110,18 @@ class Subscription:
         return len(self._queue)
 
     def statistics(self) -> dict[str, int]:
-        """Events that wait for the subscriber, and those it took."""
-        return {"waiting": len(self._queue), "delivered": self._delivered}
+        """Events that wait for the subscriber, those it took, and those its limit dropped."""
+        return {"waiting": len(self._queue), "delivered": self._delivered, "dropped": self._dropped}
 
     def offer(self, envelope: Envelope, adaptor: filters.Adaptor) -> None:
         """Queue the event if it matches."""
-        if self._filter.matches(adaptor):
-            self._queue.append(envelope)
-            self._wake()
+        if not self._filter.matches(adaptor):
+            return
+        if len(self._queue) == self._limit:
+            self._queue.popleft()
+            self._dropped += 1
+        self._queue.append(envelope)
+        self._wake()
 
     def close(self) -> None:
         """End the iteration after what is queued."""

@@ -7,9 +7,9 @@ Life cycle. The mount manager calls `mount` for a mount of that type, on an empt
 the same activation that are active already are given in order. Deactivation calls `unmount` in reverse order, perhaps
 in another daemon than the one that mounted: nothing may be kept in memory only.
 
-What must fail and how (facts/core 7). A mount that cannot be made raises (OSError with its errno, or an error of the daemon) and
-leaves nothing mounted or attached. Unimplemented says that this one needs no handling: the mount goes to whoever
-asked. `unmount` of a path that is no mount point is no error.
+What must fail and how (facts/core 7). A mount that cannot be made raises (OSError with its errno, or an error of the
+daemon) and leaves nothing mounted or attached. Unimplemented says that this one needs no handling: the mount goes to
+whoever asked. `unmount` of a path that is no mount point is no error.
 """
 
 from __future__ import annotations
