@@ -42,7 +42,7 @@ CANCEL_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
 """How long stopping waits for a client to take what was sent to it last."""
 GATHER_BYTES = 64 << 10
-"""What is written to a connection at once at the latest; less waits for the end of the loop's step."""
+"""What is written to a connection at once at the latest; less waits for the loop to come round."""
 
 _RESPONSE_HEADERS = http2.header_block([(":status", "200"), ("content-type", CONTENT_TYPE)])
 _OK_TRAILERS = http2.header_block(status_headers(0, ""))

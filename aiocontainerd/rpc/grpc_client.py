@@ -57,14 +57,27 @@ _HTTP_ERRORS: dict[str, type[ContainerdError]] = {
 }
 
 
+class Unreachable(Unavailable):
+    """The server cannot be reached, or went away during the call. It is not what a server answered."""
+
+
 class GrpcClient:
     """Calls methods of the API by name. Used as an async context manager, or closed by `close`."""
 
     def __init__(
-        self, address: str, *, tls: ssl.SSLContext | None = None, max_message_size: int = MAX_MESSAGE_BYTES
+        self,
+        address: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        max_message_size: int = MAX_MESSAGE_BYTES,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
-        """`address` is `/path`, `unix:///path` or `host:port`; `max_message_size` in bytes, each way."""
+        """`address` is `/path`, `unix:///path` or `host:port`; `max_message_size` in bytes, each way.
+
+        `on_lost` is called whenever a connection that was made has gone, on either side.
+        """
         self.address = address
+        self._on_lost = on_lost
         self._tls = tls
         self._limit = max_message_size
         self._protocol: H2Protocol | None = None
@@ -87,6 +100,18 @@ class GrpcClient:
             self._protocol.processor.close("connection closed")
             self._protocol = None
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection that nobody has closed."""
+        return self._protocol is not None and not self._protocol.connection.is_closing()
+
+    async def connect(self) -> None:
+        """Connect now, unless there is a connection. Raises Unreachable."""
+        try:
+            await self._connected()
+        except OSError as error:
+            raise Unreachable(f"connection to {self.address}: {error}") from error
+
     async def unary(
         self,
         service: str,
@@ -99,7 +124,7 @@ class GrpcClient:
     ) -> betterproto2.Message:
         """Call a unary method.
 
-        Raises the error the server answered with, DeadlineExceeded after `timeout_s`, Unavailable where the server
+        Raises the error the server answered with, DeadlineExceeded after `timeout_s`, Unreachable where the server
         cannot be reached or goes away, ResourceExhausted for a message over the limit.
         """
         async with self.stream(service, method, namespace=namespace, lease=lease, timeout_s=timeout_s) as call:
@@ -155,24 +180,28 @@ class GrpcClient:
                 termination.stream = stream
                 release = await stream.send_request(headers, _processor=protocol.processor)
         except (OSError, StreamTerminatedError, ProtocolError) as error:
-            raise Unavailable(f"connection to {self.address}: {error}") from error
+            raise Unreachable(f"connection to {self.address}: {error}") from error
         return GrpcCall(bound, stream, termination, release, self._limit)
 
     async def _connected(self) -> H2Protocol:
         async with self._connecting:
-            if self._protocol is None or self._protocol.connection.is_closing():
-                self._protocol = await self._connect()
-            return self._protocol
+            protocol = self._protocol
+            if protocol is None or protocol.connection.is_closing():
+                self._protocol = protocol = await self._connect()
+            return protocol
 
     async def _connect(self) -> H2Protocol:
         loop = asyncio.get_running_loop()
         if self.address.startswith(("/", "unix:")):
             path = self.address.removeprefix("unix://").removeprefix("unix:")
-            _, protocol = await loop.create_unix_connection(_protocol, path, ssl=self._tls)
+            _, protocol = await loop.create_unix_connection(self._new_protocol, path, ssl=self._tls)
         else:
             host, _, port = self.address.rpartition(":")
-            _, protocol = await loop.create_connection(_protocol, host.strip("[]"), int(port), ssl=self._tls)
+            _, protocol = await loop.create_connection(self._new_protocol, host.strip("[]"), int(port), ssl=self._tls)
         return protocol
+
+    def _new_protocol(self) -> H2Protocol:
+        return _Protocol(self._on_lost)
 
     def _headers(self, bound: BoundMethod, namespace: str, lease: str, timeout_s: float | None) -> Headers:
         headers = [
@@ -265,7 +294,7 @@ class GrpcCall:
             for headers in (self._stream.trailers, self._stream.headers):
                 if headers is not None and status_of(headers) is not None:
                     _raise_for(headers)
-            raise Unavailable(f"{self._bound.path}: {error}") from error
+            raise Unreachable(f"{self._bound.path}: {error}") from error
 
 
 class _Termination(Wrapper):
@@ -292,5 +321,14 @@ def _raise_for(headers: Headers) -> None:
         raise from_status(code, message)
 
 
-def _protocol() -> H2Protocol:
-    return H2Protocol(Handler(), Configuration().__for_client__(), _H2_CONFIG)
+class _Protocol(H2Protocol):
+    """A connection that tells when it is gone."""
+
+    def __init__(self, on_lost: Callable[[], None] | None) -> None:
+        super().__init__(Handler(), Configuration().__for_client__(), _H2_CONFIG)
+        self._on_lost = on_lost
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._on_lost is not None:
+            self._on_lost()

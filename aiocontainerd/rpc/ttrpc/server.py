@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Container, Coroutine, Iterable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from aiocontainerd import context, errors
 from aiocontainerd.rpc import binding, codec
@@ -29,6 +31,13 @@ CANCEL_TIMEOUT_S = 5.0
 """How long closing waits for cancelled handlers to give back what they took."""
 
 
+class RestedConnection(msgspec.Struct, frozen=True):
+    """What a connection needs to be served on by another process: its newest stream and the calls in flight."""
+
+    last_id: int
+    calls: list[RequestReceived]
+
+
 class TtrpcServer:
     """Serves services to every connection of a socket until closed."""
 
@@ -41,6 +50,8 @@ class TtrpcServer:
         self._listener: asyncio.Server | None = None
         self._closed = asyncio.Event()
         self._changed = asyncio.Event()
+        self.requests = 0
+        """Calls received so far."""
 
     def __repr__(self) -> str:
         return f"<TtrpcServer {self.statistics()}>"
@@ -80,6 +91,20 @@ class TtrpcServer:
             tasks = self._close_now()
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
+
+    def can_rest(self, methods: Container[str]) -> bool:
+        """Whether another process could serve on: the calls in flight are all of `methods`, nothing is half done."""
+        return all(connection.can_rest(methods) for connection in self._connections)
+
+    def rested(self) -> list[tuple[int, RestedConnection]]:
+        """Descriptor and state of every connection, for `resume` in another process. This one is to serve no more."""
+        return [(connection.fileno, connection.rested()) for connection in self._connections if not connection.closed]
+
+    async def resume(self, sock: socket.socket, rested: RestedConnection) -> None:
+        """Serve a connection on; its calls in flight are carried out anew, with the time they had left."""
+        loop = asyncio.get_running_loop()
+        _, protocol = await loop.connect_accepted_socket(lambda: _ServerProtocol(self, rested.last_id), sock)
+        protocol.resume(rested.calls)
 
     def lookup(self, service: str, method: str) -> BoundMethod:
         """The method of a request. Raises Unimplemented in the words of ttrpc."""
@@ -133,16 +158,37 @@ class TtrpcServer:
 
 
 class _ServerProtocol(ConnectionProtocol):
-    def __init__(self, server: TtrpcServer) -> None:
+    def __init__(self, server: TtrpcServer, last_id: int = 0) -> None:
         super().__init__()
         self._server = server
-        self._wire = ServerConnection(server.is_streaming)
-        self.tasks: set[asyncio.Task[None]] = set()
+        self._wire = ServerConnection(server.is_streaming, last_id)
+        self._calls: dict[asyncio.Task[None], tuple[RequestReceived, float]] = {}
         self._inboxes: dict[int, Inbox] = {}
 
     @property
     def in_flight(self) -> int:
-        return len(self.tasks)
+        return len(self._calls)
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        return set(self._calls)
+
+    @property
+    def fileno(self) -> int:
+        return int(self.transport.get_extra_info("socket").fileno())
+
+    def can_rest(self, methods: Container[str]) -> bool:
+        if self.transport.is_closing() or self.transport.get_write_buffer_size() or self._inboxes:
+            return False
+        return self._wire.at_rest and all(request.method in methods for request, _ in self._calls.values())
+
+    def rested(self) -> RestedConnection:
+        now = asyncio.get_running_loop().time()
+        return RestedConnection(self._wire.last_id, [_left(*call, now) for call in self._calls.values()])
+
+    def resume(self, calls: Iterable[RequestReceived]) -> None:
+        for request in calls:
+            self._begin(request)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -159,7 +205,7 @@ class _ServerProtocol(ConnectionProtocol):
     def connection_ended(self) -> None:
         for inbox in self._inboxes.values():
             inbox.end(errors.Cancelled("ttrpc: closed"))
-        for task in self.tasks:
+        for task in self._calls:
             task.cancel()
         self._server.changed(self)
 
@@ -180,28 +226,30 @@ class _ServerProtocol(ConnectionProtocol):
             inbox.end()
 
     def _begin(self, request: RequestReceived) -> None:
+        self._server.requests += 1
         try:
             bound = self._server.lookup(request.service, request.method)
         except errors.Unimplemented as error:
             self._wire.fail(request.stream_id, error.code, error.message)
             return
         if not bound.streaming:
-            self._start(self._unary(bound, request))
+            self._start(self._unary(bound, request), request)
             return
         inbox = self._inboxes[request.stream_id] = Inbox(request.stream_id, self.gate)
         if request.payload is not None:
             inbox.put(request.payload)
-        self._start(self._streaming(bound, request, inbox))
+        self._start(self._streaming(bound, request, inbox), request)
 
-    def _start(self, handler: Coroutine[Any, Any, None]) -> None:
-        # The one place that makes tasks: a protocol callback cannot await a task group. `tasks` owns every task,
+    def _start(self, handler: Coroutine[Any, Any, None], request: RequestReceived) -> None:
+        # The one place that makes tasks: a protocol callback cannot await a task group. `_calls` owns every task,
         # and the end of the connection cancels them.
-        task = asyncio.get_running_loop().create_task(handler)
-        self.tasks.add(task)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(handler)
+        self._calls[task] = request, loop.time()
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+        del self._calls[task]
         self._server.changed(self)
 
     async def _unary(self, bound: BoundMethod, request: RequestReceived) -> None:
@@ -252,6 +300,13 @@ class _ServerProtocol(ConnectionProtocol):
 
     def _flush(self) -> None:
         self.write(self._wire.data_to_send())
+
+
+def _left(request: RequestReceived, begun_at: float, now: float) -> RequestReceived:
+    """The same call with the time it has left."""
+    if request.timeout_s is None:
+        return request
+    return msgspec.structs.replace(request, timeout_s=max(request.timeout_s - (now - begun_at), 0.0))
 
 
 def _enter(metadata: Mapping[str, str]) -> None:

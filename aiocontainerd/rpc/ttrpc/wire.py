@@ -125,6 +125,11 @@ class FrameReader:
             del self._buffer[:end]
             yield Frame(stream_id, kind, flags, length, payload)
 
+    @property
+    def between_frames(self) -> bool:
+        """Whether no frame has come in part."""
+        return not self._buffer and not self._to_skip
+
     def _skip(self) -> None:
         skipped = min(self._to_skip, len(self._buffer))
         del self._buffer[:skipped]
@@ -135,6 +140,11 @@ class _Connection:
     def __init__(self) -> None:
         self._reader = FrameReader()
         self._out: list[bytes] = []
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is half received or waits to be sent."""
+        return self._reader.between_frames and not self._out
 
     def data_to_send(self) -> bytes:
         """Everything to write now, once."""
@@ -157,14 +167,19 @@ class _Connection:
 class ServerConnection(_Connection):
     """The server's side. `is_streaming(service, method)` decides how a request is read, not its flags."""
 
-    def __init__(self, is_streaming: Callable[[str, str], bool]) -> None:
+    def __init__(self, is_streaming: Callable[[str, str], bool], last_id: int = 0) -> None:
         super().__init__()
         self._is_streaming = is_streaming
-        self._last_id = 0
+        self._last_id = last_id
         self._open: dict[int, bool] = {}
 
     def __repr__(self) -> str:
         return f"<ttrpc ServerConnection last stream {self._last_id}, {len(self._open)} streams open>"
+
+    @property
+    def last_id(self) -> int:
+        """The newest stream the client has opened."""
+        return self._last_id
 
     def receive(self, data: bytes) -> Iterator[ServerEvent]:
         """The events of `data`; breaches of the protocol are answered, not raised."""

@@ -1,0 +1,96 @@
+"""HTTP/2 of the gRPC server: bytes in, calls and bytes out."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiocontainerd.rpc import http2
+
+REQUEST = http2.header_block([(":method", "POST"), (":path", "/a.B/C")])
+
+
+class Recorder:
+    """A listener that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+        self.connection = http2.ServerConnection(self)
+        self.connection.feed(http2.PREFACE)
+        self.connection.out.clear()
+
+    def requested(self, stream: http2.Stream) -> None:
+        self.told.append(("requested", stream.id))
+
+    def received(self, stream: http2.Stream) -> None:
+        self.told.append(("received", stream.id))
+
+    def was_reset(self, stream: http2.Stream) -> None:
+        self.told.append(("reset", stream.id))
+
+    def may_send(self) -> None:
+        self.told.append(("may send", 0))
+
+    def going_away(self) -> None:
+        self.told.append(("going away", 0))
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def test_frames_may_arrive_byte_by_byte() -> None:
+    client = Recorder()
+    for byte in frame(1, 4, 1, REQUEST) + frame(0, 1, 1, b"abc"):
+        client.connection.feed(bytes((byte,)))
+    assert client.told == [("requested", 1), ("received", 1)]
+    assert client.connection.streams[1].buffer == b"abc"
+    assert client.connection.streams[1].headers[":path"] == "/a.B/C"
+
+
+def test_a_header_block_may_be_continued() -> None:
+    client = Recorder()
+    client.connection.feed(frame(1, 0, 1, REQUEST[:5]) + frame(9, 4, 1, REQUEST[5:]))
+    assert client.connection.streams[1].headers[":path"] == "/a.B/C"
+
+
+def test_data_is_padded_or_not() -> None:
+    client = Recorder()
+    client.connection.feed(frame(1, 4, 1, REQUEST) + frame(0, 8, 1, b"\x02abc\0\0"))
+    assert client.connection.streams[1].buffer == b"abc"
+
+
+def test_a_ping_is_answered() -> None:
+    client = Recorder()
+    client.connection.feed(frame(6, 0, 0, b"12345678"))
+    assert client.connection.out == frame(6, 1, 0, b"12345678")
+
+
+def test_a_stream_ends_when_both_sides_have_ended() -> None:
+    client = Recorder()
+    client.connection.feed(frame(1, 5, 1, REQUEST))
+    client.connection.send_headers(client.connection.streams[1], b"", end=True)
+    assert not client.connection.streams
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frame(0, 0, 1, b"x"), http2.PROTOCOL_ERROR),
+        (frame(1, 4, 2, REQUEST), http2.PROTOCOL_ERROR),
+        (frame(1, 0, 1, REQUEST) + frame(6, 0, 0, b"12345678"), http2.PROTOCOL_ERROR),
+        (frame(1, 4, 1, b"\xff\xff\xff\xff\x0f"), http2.COMPRESSION_ERROR),
+        (frame(6, 0, 0, b"short"), http2.FRAME_SIZE_ERROR),
+        (frame(8, 0, 0, b"\0\0\0\0"), http2.PROTOCOL_ERROR),
+        (frame(8, 0, 0, b"\x7f\xff\xff\xff"), http2.FLOW_CONTROL_ERROR),
+        (b"\0\xff\xff\0\0\0\0\0\1", http2.FRAME_SIZE_ERROR),
+    ],
+)
+def test_a_broken_rule_ends_the_connection(sent: bytes, code: int) -> None:
+    with pytest.raises(http2.ConnectionBroken) as caught:
+        Recorder().connection.feed(sent)
+    assert caught.value.code == code
+
+
+def test_no_preface_no_connection() -> None:
+    with pytest.raises(http2.ConnectionBroken):
+        http2.ServerConnection(Recorder()).feed(b"GET / HTTP/1.1\r\n")
