@@ -36,7 +36,6 @@ MAX_JSON_BYTES = 20 << 20
 LAYOUT_VERSION = "1.0.0"
 _DOCUMENTS = ("oci-layout", "index.json", "manifest.json")
 _MAX_LINKS = 16
-CLEANUP_S = 10.0
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -169,16 +168,9 @@ class _Reader:
         except AlreadyExists:
             pass
         except BaseException:
-            await self._abort(ref)
+            await content.discard(ref)
             raise
         return Stored(f"sha256:{hashed.hexdigest()}", entry.size, start)
-
-    async def _abort(self, ref: str) -> None:
-        with anyio.move_on_after(CLEANUP_S, shield=True):
-            try:
-                await self._client.content.abort(ref)
-            except NotFound:
-                pass
 
 
 def _check_named(entry: Entry, digest: str) -> None:

@@ -11,7 +11,15 @@ import anyio
 from aiocontainerd import api, timestamps
 from aiocontainerd.client import convert
 from aiocontainerd.client.connection import Connection
-from aiocontainerd.errors import AlreadyExists, DataLoss, FailedPrecondition, Internal, NotFound, Unavailable
+from aiocontainerd.errors import (
+    AlreadyExists,
+    ContainerdError,
+    DataLoss,
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    Unavailable,
+)
 from aiocontainerd.interfaces.content import Info, Status
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc.grpc_client import GrpcCall
@@ -22,6 +30,8 @@ WRITE_BYTES = 1 << 20
 LOCK_WAIT_S = 30.0
 """How long to wait for another writer of the same ingest; Go clients poll as well."""
 LOCK_PAUSE_S = 0.2
+DISCARD_S = 5.0
+DISCARD_PAUSE_S = 0.05
 
 
 class Content:
@@ -111,6 +121,22 @@ class Content:
     async def abort(self, ref: str) -> None:
         """Drop an ingest. Raises NotFound."""
         await self._connection.call(self.SERVICE, "Abort", api.content.AbortRequest(ref=ref), api.protobuf.Empty)
+
+    async def discard(self, ref: str) -> None:
+        """Drop an ingest whose writing failed; that failure is what counts, so this raises nothing.
+
+        A daemon may still be busy ending the write, then it is asked again. What it keeps all the same goes with the
+        lease it was written under.
+        """
+        with anyio.move_on_after(DISCARD_S, shield=True):
+            while True:
+                try:
+                    await self.abort(ref)
+                except NotFound:
+                    return
+                except ContainerdError:
+                    pass
+                await anyio.sleep(DISCARD_PAUSE_S)
 
     @asynccontextmanager
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> AsyncIterator[Writer]:

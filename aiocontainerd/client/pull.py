@@ -11,13 +11,12 @@ from contextlib import aclosing
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import anyio
 import msgspec
 
 from aiocontainerd import labels
 from aiocontainerd.client.unpack import default_snapshotter, unpack
 from aiocontainerd.client.walk import CONCURRENCY, Walker, choose
-from aiocontainerd.errors import AlreadyExists, ContainerdError, FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.oci import image as oci
 from aiocontainerd.oci import reference as references
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from aiocontainerd.oci.platform import Ranking
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-CLEANUP_S = 10.0
 
 Progress = Callable[[str, str, int, int], None]
 """Told of every object: its name, its status, bytes done, bytes in all."""
@@ -128,7 +126,7 @@ class Fetcher:
         except AlreadyExists:
             raise
         except BaseException as error:
-            await self._abort(key)
+            await self._content.discard(key)
             if isinstance(error, FailedPrecondition):
                 raise FailedPrecondition(
                     f"blob {item.digest} of {self._remote.reference}: the registry sent something else: {error.message}"
@@ -143,13 +141,6 @@ class Fetcher:
             async for data in body:
                 await writer.write(data)
                 self._told(key, "downloading", writer.offset, item.size)
-
-    async def _abort(self, key: str) -> None:
-        with anyio.move_on_after(CLEANUP_S, shield=True):
-            try:
-                await self._content.abort(key)
-            except ContainerdError:
-                pass
 
     async def _label(self, digest: str) -> None:
         """Add this repository to those that a blob came from, sorted and unique."""

@@ -102,10 +102,7 @@ class Walker:
             there: Sequence[ChildDescriptor] = (document.config, *document.layers)
         else:
             there = document.manifests
-        if isinstance(document, Manifest) or self._all:
-            children = there
-        else:
-            children = select(document, item.digest, self._rank)
+        children = there if isinstance(document, Manifest) or self._all else select(document, item.digest, self._rank)
         labels = oci.child_labels(there if self._label_all else children)
         await self._content.add_labels(item.digest, labels)
         return children
