@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -156,7 +157,7 @@ def test_the_log_is_short_when_all_is_well(process: Process) -> None:
     assert process.told() == systemd.READY
     process.logged("successfully booted")
     log = process.log.read_text()
-    assert 'level=info msg="plugins: 4 ok, 1 skip"' in log
+    assert re.search(r'level=info msg="plugins: \d+ ok, \d+ skip"', log)
     assert "plugin=io.containerd.server.v1.grpc-tcp state=skip" in log
     assert "plugin=io.containerd.server.v1.grpc state=" not in log
 

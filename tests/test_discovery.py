@@ -103,7 +103,7 @@ def test_candidates_come_in_a_stable_order_built_in_first() -> None:
         {"y": PythonPlugin(module="y.mod"), "x": PythonPlugin(module="x.mod")},
         PluginPolicy(allow=("?-dist",)),
     )
-    assert [c.module for c in found] == ["aiocontainerd.servers", "beta.plugin", "zeta.plugin", "x.mod", "y.mod"]
+    assert [c.module for c in found] == [*discovery.BUILT_IN, "beta.plugin", "zeta.plugin", "x.mod", "y.mod"]
     assert [c.distribution for c in denied] == ["evil"]
 
 

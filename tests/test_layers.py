@@ -31,7 +31,9 @@ def package(name: str) -> str:
 
 
 def printed(code: str) -> list[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def test_no_core_module_has_an_import_of_a_plugin() -> None:
