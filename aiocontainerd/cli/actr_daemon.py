@@ -28,9 +28,9 @@ def version(ctx: click.Context) -> None:
         from aiocontainerd import __version__
 
         found, revision = await client.version()
-        server = await client.introspection.server()
+        uuid = await client.introspection.uuid()
         print(f"Client:\n  Version:  {__version__}\n\nServer:\n  Version:  {found}\n  Revision: {revision}")
-        print(f"  UUID: {server.uuid}")
+        print(f"  UUID: {uuid}")
 
     session_of(ctx).run(work)
 

@@ -38,6 +38,11 @@ class Introspection:
         answer = await self._connection.call(self.SERVICE, "Plugins", request, i.PluginsResponse)
         return [convert.plugin_from_wire(message) for message in answer.plugins]
 
+    async def uuid(self) -> str:
+        """The daemon's persistent identity."""
+        i = api.introspection
+        return (await self._connection.call(self.SERVICE, "Server", api.protobuf.Empty(), i.ServerResponse)).uuid
+
     async def server(self) -> ServerStatus:
         """Identity and deprecation warnings."""
         from aiocontainerd.interfaces.services import Deprecation, ServerStatus
