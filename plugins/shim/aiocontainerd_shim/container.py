@@ -73,6 +73,7 @@ class Container:
             await self.init.create()
             if self.init.pid:
                 self._watch(self.init)
+                self._watch_cgroup()
 
     async def start(self) -> None:
         """Start the init; its start event is queued before its exit can be."""
@@ -84,8 +85,8 @@ class Container:
                 await self.init.start()
                 if restored:
                     self._watch(self.init)
+                    self._watch_cgroup()
             self._publish("/tasks/start", api.event_types.TaskStart(container_id=self.site.id, pid=self.init.pid))
-        self._watch_cgroup()
 
     def add_exec(self, exec_id: str, stdio: Stdio, spec: bytes) -> None:
         """Take another process to start later. Raises AlreadyExists."""
@@ -183,6 +184,8 @@ class Container:
         self._around.reaper.watch(process.pid, lambda exited: self._on_exit(process, exited))
 
     def _on_exit(self, process: Process, exited: Exit) -> None:
+        if self._oom is not None:
+            self._oom.look()
         if process is self.init:
             self._init_over = True
             self._around.spawn(self._init_exited(exited))

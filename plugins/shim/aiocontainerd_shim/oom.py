@@ -36,6 +36,11 @@ class OomWatch:
         self._fd = self._open_unified() if self._unified else self._open_version_1()
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
+    def look(self) -> None:
+        """Tell of a kill whose notice is still on its way: version 2 sends it from a work queue, after the kill."""
+        if self._fd >= 0 and self._unified and self._has_killed():
+            self._on_oom(self.container_id)
+
     def close(self) -> None:
         """Stop watching. May be called again."""
         if self._fd >= 0:

@@ -12,11 +12,13 @@ import pytest
 from aiocontainerd_shim.cgroups import Cgroup
 from aiocontainerd_shim.oom import OomWatch
 
-from aiocontainerd.sys.cgroup import CgroupPaths, add_process, write_text
+from aiocontainerd.sys.cgroup import CgroupPaths, add_process, enable_controllers, write_text
 
 pytestmark = pytest.mark.anyio
 
 MEMORY_V1 = Path("/sys/fs/cgroup/memory")
+UNIFIED = Path("/sys/fs/cgroup")
+HUNGRY = "input(); data = bytearray(b'x') * (64 << 20)"
 
 
 @pytest.fixture
@@ -63,12 +65,65 @@ async def test_version_2_tells_when_the_count_of_kills_rises(tmp_path: Path, no_
     assert seen == ["c1"]
 
 
+async def test_version_2_tells_a_kill_once_to_who_looks_before_the_notice(tmp_path: Path, no_leaks: None) -> None:
+    events = tmp_path / "memory.events"
+    events.write_text("oom_kill 0\n")
+    seen = Seen()
+    watch = OomWatch("c1", Cgroup(CgroupPaths(unified=str(tmp_path))), seen.tell)
+    watch.start()
+    watch.look()
+    assert seen == []
+    write_text(str(events), "oom_kill 1\n")
+    watch.look()
+    assert seen == ["c1"]
+    await asyncio.sleep(0.05)
+    assert seen == ["c1"]
+    watch.close()
+    watch.look()
+    assert seen == ["c1"]
+
+
 async def test_a_cgroup_without_memory_controller_is_refused(tmp_path: Path, no_leaks: None) -> None:
     for paths in (CgroupPaths(unified=str(tmp_path)), CgroupPaths(controllers={"memory": str(tmp_path)})):
         watch = OomWatch("c1", Cgroup(paths), Seen().tell)
         with pytest.raises(FileNotFoundError, match=str(tmp_path)):
             watch.start()
         watch.close()
+
+
+async def starve_in(directory: Path) -> None:
+    """Have a process killed for want of memory in a cgroup."""
+    hungry = await asyncio.create_subprocess_exec(sys.executable, "-c", HUNGRY, stdin=asyncio.subprocess.PIPE)
+    add_process(str(directory), hungry.pid)
+    await hungry.communicate(b"\n")
+    assert hungry.returncode == -9
+
+
+@pytest.fixture
+def unified_cgroup() -> Iterator[Path]:
+    path = UNIFIED / f"aiocontainerd-test-{os.getpid()}"
+    if not (UNIFIED / "cgroup.controllers").exists():
+        pytest.skip("needs a host of version 2 alone")
+    enable_controllers(str(path))
+    path.mkdir()
+    yield path
+    if path.exists():
+        path.rmdir()
+
+
+@pytest.mark.root
+async def test_version_2_tells_of_a_kill_and_not_of_the_removal(unified_cgroup: Path, no_leaks: None) -> None:
+    write_text(str(unified_cgroup / "memory.max"), str(8 << 20))
+    seen = Seen()
+    watch = OomWatch("c1", Cgroup(CgroupPaths(unified=str(unified_cgroup))), seen.tell)
+    watch.start()
+    await starve_in(unified_cgroup)
+    await seen.first()
+    assert seen == ["c1"]
+    unified_cgroup.rmdir()
+    await asyncio.sleep(0.05)
+    assert seen == ["c1"]
+    watch.close()
 
 
 @pytest.fixture
@@ -88,12 +143,7 @@ async def test_version_1_tells_of_a_kill_and_not_of_the_removal(memory_cgroup: P
     seen = Seen()
     watch = OomWatch("c1", Cgroup(CgroupPaths(controllers={"memory": str(memory_cgroup)})), seen.tell)
     watch.start()
-    hungry = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "input(); data = bytearray(b'x') * (64 << 20)", stdin=asyncio.subprocess.PIPE
-    )
-    add_process(str(memory_cgroup), hungry.pid)
-    await hungry.communicate(b"\n")
-    assert hungry.returncode == -9
+    await starve_in(memory_cgroup)
     await seen.first()
     assert set(seen) == {"c1"}
     told = len(seen)
