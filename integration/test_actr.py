@@ -293,13 +293,14 @@ def test_a_pull_brings_labels_snapshots_and_name(both: tuple[Actr, Actr], archiv
     with docker_registry(tmp_path) as registry:
         push(archive, registry, "some/thing:1")
         name = f"{registry}/some/thing:1"
-        status, _, err = equal(both, "images", "pull", name)
-        assert status == 0, err
+        debians, ours = (actr("images", "pull", name) for actr in both)
+        assert (ours[0], sorted(ours[1].splitlines())) == (0, sorted(debians[1].splitlines())), ours[2]
         collect(both, name)
         assert "containerd.io/distribution.source.127.0.0.1=some/thing" in equal(both, "content", "ls")[1]
         assert equal(both, "run", "--rm", name, "c1", "cat", "/etc/hello")[1] == "hello\n"
         assert "not found" in equal(both, "images", "pull", f"{registry}/some/thing:2")[2]
-        assert "it has linux/amd64, linux/arm64" in equal(both, "images", "pull", "--platform", "s390x", name)[2]
+        for actr in both:
+            assert "it has linux/amd64, linux/arm64" in actr("images", "pull", "--platform", "s390x", name)[2]
         assert "object required" in equal(both, "images", "pull", f"{registry}/some/thing")[2]
         assert equal(both, "images", "rm", name)[0] == 0
     assert [actr.left() for actr in both] == [[], []]
