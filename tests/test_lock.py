@@ -49,8 +49,12 @@ def test_the_lock_file_of_a_dead_process_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_a_child_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    code = "print(flush=True); input()"
+    pipe = subprocess.PIPE
     with hold(tmp_path):
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, close_fds=False)
+        assert child.stdout is not None
+        child.stdout.readline()
     try:
         with hold(tmp_path):
             pass
