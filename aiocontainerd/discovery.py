@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
 
 import msgspec
-import pluggy
 
-from aiocontainerd import hookspecs
+from aiocontainerd import hookspecs, loading
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
-from aiocontainerd.registry import PluginError, Registration, Registry
+from aiocontainerd.registry import Registration, Registry
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = ("aiocontainerd.servers",)
+BUILT_IN = ("aiocontainerd.servers", "aiocontainerd.sinks")
 DECLARED_KIND = "python_plugins"
 """Rows of the plugin table that stand for a module which could not even register."""
 
@@ -59,11 +56,9 @@ def discover(registry: Registry, declared: Mapping[str, PythonPlugin], policy: P
             "plugin package %s is installed but plugin_policy.allow does not name it; not loaded",
             candidate.distribution,
         )
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
     for candidate in found:
         try:
-            for registration in _registrations(manager, candidate):
+            for registration in loading.registrations_of(candidate.module):
                 registry.add(registration, candidate.distribution or candidate.name)
         except (Exception, SystemExit) as error:  # the edge of a plugin package: a failed row, not the daemon's end
             reason = f"{type(error).__name__}: {error}"
@@ -77,35 +72,3 @@ def all_registrations(policy: PluginPolicy = _NO_POLICY) -> list[Registration]:
     registry = Registry()
     discover(registry, {}, policy)
     return [plugin.registration for plugin in registry.plugins if plugin.kind != DECLARED_KIND]
-
-
-def _registrations(manager: pluggy.PluginManager, candidate: Candidate) -> Iterator[Registration]:
-    plugin = _load(candidate.module)
-    manager.register(plugin, name=f"{candidate.name} ({candidate.module})")
-    hooks = [impl for impl in manager.hook.register_plugins.get_hookimpls() if impl.plugin is plugin]
-    if not hooks:
-        raise PluginError(
-            f"{candidate.module} has no hook named register_plugins; write @hookimpl def register_plugins()"
-        )
-    for hook in hooks:
-        returned: Any = hook.function()
-        if not isinstance(returned, Iterable):
-            raise PluginError(
-                f"register_plugins of {candidate.module} returned {type(returned).__name__}, not a list of Registration"
-            )
-        for registration in returned:
-            if not isinstance(registration, Registration):
-                raise PluginError(
-                    f"register_plugins of {candidate.module} returned {type(registration).__name__}, not Registration"
-                )
-            yield registration
-
-
-def _load(path: str) -> Any:
-    """A module, or with `module:Name` an attribute of one; a class is instantiated."""
-    module_name, _, attribute = path.partition(":")
-    module: Any = importlib.import_module(module_name)
-    if not attribute:
-        return module
-    found = getattr(module, attribute)
-    return found() if isinstance(found, type) else found

@@ -1,21 +1,95 @@
 """The one import of a plugin author.
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+    from aiocontainerd.plugin import PluginConfig, Secret, kinds, register
 
-class Config(PluginConfig):
-    root_path: str = ""
+    class Config(PluginConfig, frozen=True):
+        token: Secret = Secret()
 
-async def init(context: InitContext[Config]) -> object: ...
+    @register(kinds.EVENT_SINK, "acme", config=Config)
+    class Acme:
+        filters = ("topic~=^/tasks/",)
 
-@hookimpl
-def register_plugins():
-    return [Registration(kind=kinds.SNAPSHOTTER, id="acme", config=Config, init=init)]
+        def __init__(self, config: Config) -> None: ...
+
+        async def deliver(self, envelope: Envelope) -> None: ...
+
+The package names the module in its entry points (group `aiocontainerd.plugins`). Where a class is too little, a
+module has a function `register_plugins` under `@hookimpl`, which returns a list of `Registration`.
+
+`call` tells namespace and lease of the current call, `errors` has what a plugin may raise, `typeurl` decodes payloads.
+Everything else here is the vocabulary of the interfaces (`aiocontainerd/interfaces/`), imported when it is first
+used, so that a plugin's module is cheap to import.
 """
 
 from __future__ import annotations
 
-from aiocontainerd import kinds
-from aiocontainerd.hookspecs import hookimpl
-from aiocontainerd.registry import InitContext, Plugin, PluginConfig, Registration, SkipPlugin, State
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["InitContext", "Plugin", "PluginConfig", "Registration", "SkipPlugin", "State", "hookimpl", "kinds"]
+from aiocontainerd import context as call
+from aiocontainerd import errors, kinds, typeurl
+from aiocontainerd.authoring import register
+from aiocontainerd.config.secret import Secret
+from aiocontainerd.hookspecs import hookimpl
+from aiocontainerd.registry import InitContext, Plugin, PluginConfig, PluginError, Registration, SkipPlugin, State
+
+if TYPE_CHECKING:
+    from aiocontainerd.events import Envelope, EventBus
+    from aiocontainerd.interfaces.content import ContentStore
+    from aiocontainerd.interfaces.credentials import Credentials, CredentialsProvider
+    from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions, Differ
+    from aiocontainerd.interfaces.event_sink import EventSink
+    from aiocontainerd.interfaces.mount_handler import ActiveMount, MountHandler
+    from aiocontainerd.interfaces.runtime import Task, TaskRuntime
+    from aiocontainerd.interfaces.sandbox_controller import SandboxController
+    from aiocontainerd.interfaces.service import Method, Service
+    from aiocontainerd.interfaces.snapshotter import Kind, Snapshotter, Usage
+    from aiocontainerd.interfaces.stream_processor import StreamProcessor
+    from aiocontainerd.interfaces.task_monitor import TaskMonitor
+    from aiocontainerd.interfaces.verifier import ImageVerifier, Verdict
+    from aiocontainerd.oci.descriptor import Descriptor
+    from aiocontainerd.snapshots.base import SnapshotterBase
+    from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
+    from aiocontainerd.snapshots.layer import Layer
+    from aiocontainerd.sys.mount import Mount
+
+_ELSEWHERE = {
+    "events": ("Envelope", "EventBus"),
+    "interfaces.content": ("ContentStore",),
+    "interfaces.credentials": ("Credentials", "CredentialsProvider"),
+    "interfaces.differ": ("ApplyOptions", "CompareOptions", "Differ"),
+    "interfaces.event_sink": ("EventSink",),
+    "interfaces.mount_handler": ("ActiveMount", "MountHandler"),
+    "interfaces.runtime": ("Task", "TaskRuntime"),
+    "interfaces.sandbox_controller": ("SandboxController",),
+    "interfaces.service": ("Method", "Service"),
+    "interfaces.snapshotter": ("Kind", "Snapshotter", "Usage"),
+    "interfaces.stream_processor": ("StreamProcessor",),
+    "interfaces.task_monitor": ("TaskMonitor",),
+    "interfaces.verifier": ("ImageVerifier", "Verdict"),
+    "oci.descriptor": ("Descriptor",),
+    "snapshots.base": ("SnapshotterBase",),
+    "snapshots.disk": ("make_directory", "names_in", "remove_tree", "usage_of_tree"),
+    "snapshots.layer": ("Layer",),
+    "sys.mount": ("Mount",),
+}
+"""Module of `aiocontainerd` -> the names that are imported from it when they are first used."""
+
+_MODULES = {name: module for module, names in _ELSEWHERE.items() for name in names}
+
+__all__ = [
+    "ActiveMount", "ApplyOptions", "CompareOptions", "ContentStore", "Credentials", "CredentialsProvider", "Descriptor",
+    "Differ", "Envelope", "EventBus", "EventSink", "ImageVerifier", "InitContext", "Kind", "Layer", "Method", "Mount",
+    "MountHandler", "Plugin", "PluginConfig", "PluginError", "Registration", "SandboxController", "Secret", "Service",
+    "SkipPlugin", "Snapshotter", "SnapshotterBase", "State", "StreamProcessor", "Task", "TaskMonitor", "TaskRuntime",
+    "Usage", "Verdict", "call", "errors", "hookimpl", "kinds", "make_directory", "names_in", "register", "remove_tree",
+    "typeurl", "usage_of_tree",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(importlib.import_module(f"aiocontainerd.{module}"), name)
+    return found

@@ -58,13 +58,17 @@ class State(StrEnum):
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plugin's hook returns. `requires` names kinds; `kinds.ALL` means everything that is not a server."""
+    """What a plugin's hook returns. `requires` names kinds; `kinds.ALL` means everything that is not a server.
+
+    An `early` plugin starts, with what it requires, before those that are not.
+    """
 
     kind: str
     id: str
     init: Callable[[InitContext[Any]], Awaitable[object]]
     requires: tuple[str, ...] = ()
     config: type[PluginConfig] = PluginConfig
+    early: bool = False
 
     @property
     def uri(self) -> str:
@@ -401,7 +405,7 @@ def _dependency_order(enabled: Mapping[str, Plugin]) -> list[Plugin]:
         trail.pop()
         done[plugin.uri] = plugin
 
-    for uri in sorted(enabled):
+    for uri in sorted(enabled, key=lambda uri: (not enabled[uri].registration.early, uri)):
         visit(enabled[uri])
     return list(done.values())
 

@@ -152,7 +152,8 @@ def test_a_module_that_exits_at_import_does_not_end_the_daemon(modules: Path, ca
 
 def test_a_module_without_the_hook_is_told_what_to_write(modules: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert failed(modules, "x = 1", caplog) == (
-        "PluginError: acme_bad has no hook named register_plugins; write @hookimpl def register_plugins()"
+        "PluginError: acme_bad registers nothing; write @register(kinds.<KIND>, <id>) above a class, "
+        "or @hookimpl def register_plugins()"
     )
 
 
@@ -186,7 +187,7 @@ def test_a_hook_with_arguments_of_its_own_is_refused(modules: Path, caplog: pyte
 def test_an_attribute_that_is_missing_is_named(modules: Path) -> None:
     (modules / "acme_good.py").write_text(GOOD)
     row = discovered("acme_good:Nothing")["python_plugins.acme"]
-    assert row.reason == "AttributeError: module 'acme_good' has no attribute 'Nothing'"
+    assert row.reason == "PluginError: module acme_good has no Nothing"
 
 
 def test_an_id_that_is_taken_fails_the_second_package(modules: Path) -> None:

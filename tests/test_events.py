@@ -178,6 +178,6 @@ async def test_a_waiting_subscriber_wakes_and_the_end_of_the_block_ends_it() -> 
         bus.forward(envelope("/a/c"))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert repr(events) == "<Subscription ['topic~=\"^/a\"'] {'waiting': 0, 'delivered': 2}>"
+        assert repr(events) == "<Subscription ['topic~=\"^/a\"'] {'waiting': 0, 'delivered': 2, 'dropped': 0}>"
     await asyncio.wait_for(reader, 5)
     assert taken == ["/a", "/a/c"]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from aiocontainerd.config.migrate import Origins
+from aiocontainerd.config.secret import decode_hook
 from aiocontainerd.config.source import KeyPath, Origin, Tree
 
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
@@ -36,7 +37,7 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
     rest = copy.deepcopy(tree)
     while True:
         try:
-            return msgspec.convert(rest, kind), problems
+            return msgspec.convert(rest, kind, dec_hook=decode_hook), problems
         except msgspec.ValidationError as error:
             unknown = _UNKNOWN_FIELD.match(str(error))
             if unknown is None:

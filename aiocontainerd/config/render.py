@@ -12,6 +12,7 @@ import tomli_w
 
 from aiocontainerd.config.load import Config
 from aiocontainerd.config.records import DEFAULT_IMPORTS, TIMEOUTS, Settings
+from aiocontainerd.config.secret import encode_redacted, encode_revealed
 
 if TYPE_CHECKING:
     from aiocontainerd.registry import Registration
@@ -22,20 +23,27 @@ _EXAMPLE_HEAD = """\
 """
 
 
-def tree_of(config: Config, registrations: Iterable[Registration]) -> dict[str, Any]:
-    """The whole config with every default filled in; tables of plugins that are not installed are kept."""
+def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bool = False) -> dict[str, Any]:
+    """The whole config with every default filled in; tables of plugins that are not installed are kept.
+
+    Secrets are redacted unless `reveal`.
+    """
     tree: dict[str, Any] = msgspec.to_builtins(config.settings)
+    hook = encode_revealed if reveal else encode_redacted
     tree["timeouts"] = {**TIMEOUTS, **config.settings.timeouts}
     plugins: dict[str, Any] = dict(config.plugin_tables)
     for registration in registrations:
-        plugins[registration.uri] = msgspec.to_builtins(config.plugin_config(registration))
+        plugins[registration.uri] = msgspec.to_builtins(config.plugin_config(registration), enc_hook=hook)
     tree["plugins"] = {uri: plugins[uri] for uri in sorted(plugins)}
     return tree
 
 
-def dump(config: Config, registrations: Iterable[Registration]) -> str:
-    """TOML of the whole config. Its imports begin with containerd's own pattern, as in every config it prints."""
-    tree = tree_of(config, registrations)
+def dump(config: Config, registrations: Iterable[Registration], *, reveal: bool = False) -> str:
+    """TOML of the whole config. Its imports begin with containerd's own pattern, as in every config it prints.
+
+    Secrets are redacted unless `reveal`.
+    """
+    tree = tree_of(config, registrations, reveal=reveal)
     tree["imports"] = list(dict.fromkeys([DEFAULT_IMPORTS, *config.settings.imports]))
     return tomli_w.dumps(_without_none(tree))
 
