@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from aiocontainerd import context
+
 if TYPE_CHECKING:
     import betterproto2
 
@@ -81,3 +83,41 @@ class Connection:
     def stream(self, service: str, method: str) -> AbstractAsyncContextManager[GrpcCall]:
         """A call of both directions. Its user bounds every step, for how long the whole takes depends on the data."""
         return self._transport.stream(service, method, namespace=self.namespace, lease=self.lease)
+
+
+class CallerConnection(Connection):
+    """Calls made while serving another: in the namespace and under the lease of whoever is served."""
+
+    def _of_caller(self) -> Connection:
+        called = context.current()
+        return self.under(namespace=called.namespace, lease=called.lease)
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: betterproto2.Message,
+        answer: type[MessageT],
+        *,
+        timeout_s: float | None = None,
+        unlimited: bool = False,
+    ) -> MessageT:
+        """As Connection's."""
+        connection = self._of_caller()
+        return await connection.call(service, method, request, answer, timeout_s=timeout_s, unlimited=unlimited)
+
+    def messages(
+        self,
+        service: str,
+        method: str,
+        request: betterproto2.Message,
+        answer: type[MessageT],
+        *,
+        unlimited: bool = False,
+    ) -> AsyncGenerator[MessageT, None]:
+        """As Connection's."""
+        return self._of_caller().messages(service, method, request, answer, unlimited=unlimited)
+
+    def stream(self, service: str, method: str) -> AbstractAsyncContextManager[GrpcCall]:
+        """As Connection's."""
+        return self._of_caller().stream(service, method)

@@ -137,6 +137,19 @@ def content_info_from_wire(message: api.content.Info) -> content.Info:
     )
 
 
+def content_info_to_wire(info: content.Info) -> api.content.Info:
+    """The message of what is known of a blob."""
+    from aiocontainerd import api
+
+    return api.content.Info(
+        digest=info.digest,
+        size=info.size,
+        created_at=timestamps.to_wire(info.created_at_ns),
+        updated_at=timestamps.to_wire(info.updated_at_ns),
+        labels=dict(info.labels),
+    )
+
+
 def ingest_status_from_wire(message: api.content.Status) -> content.Status:
     """What is known of an ingest."""
     from aiocontainerd.interfaces.content import Status
@@ -151,6 +164,20 @@ def ingest_status_from_wire(message: api.content.Status) -> content.Status:
     )
 
 
+def ingest_status_to_wire(status: content.Status) -> api.content.Status:
+    """The message of what is known of an ingest."""
+    from aiocontainerd import api
+
+    return api.content.Status(
+        started_at=timestamps.to_wire(status.started_at_ns),
+        updated_at=timestamps.to_wire(status.updated_at_ns),
+        ref=status.ref,
+        offset=status.offset,
+        total=status.total,
+        expected=status.expected,
+    )
+
+
 def snapshot_info_from_wire(message: api.snapshots.Info) -> snapshotter.Info:
     """What is known of a snapshot."""
     from aiocontainerd.interfaces.snapshotter import Info, Kind
@@ -162,6 +189,20 @@ def snapshot_info_from_wire(message: api.snapshots.Info) -> snapshotter.Info:
         labels=message.labels,
         created_at_ns=timestamps.from_wire(message.created_at),
         updated_at_ns=timestamps.from_wire(message.updated_at),
+    )
+
+
+def snapshot_info_to_wire(info: snapshotter.Info) -> api.snapshots.Info:
+    """The message of what is known of a snapshot."""
+    from aiocontainerd import api
+
+    return api.snapshots.Info(
+        name=info.name,
+        parent=info.parent,
+        kind=api.snapshots.Kind(info.kind.value),
+        created_at=timestamps.to_wire(info.created_at_ns),
+        updated_at=timestamps.to_wire(info.updated_at_ns),
+        labels=dict(info.labels),
     )
 
 

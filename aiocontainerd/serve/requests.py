@@ -1,0 +1,40 @@
+"""What the services share in reading requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from aiocontainerd.errors import Cancelled, ContainerdError, DeadlineExceeded, InvalidArgument, Unknown, to_status
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+
+LIST_BATCH = 100
+"""Records in one message of a streamed list (facts/core 4, 6)."""
+
+MessageT = TypeVar("MessageT")
+
+
+def required(message: MessageT | None, field: str) -> MessageT:
+    """A sub-message that a request cannot do without. Raises InvalidArgument naming the field (facts/core 0)."""
+    if message is None:
+        raise InvalidArgument(f"field {field} must be set")
+    return message
+
+
+@contextmanager
+def unconverted() -> Iterator[None]:
+    """A block whose errors lose their class on the wire, but not their text, as containerd's do (facts/core 0)."""
+    try:
+        yield
+    except (Cancelled, DeadlineExceeded, Unknown):
+        raise
+    except ContainerdError as error:
+        raise Unknown(to_status(error)[1]) from error
+
+
+def mask_paths(mask: api.protobuf.FieldMask | None) -> Sequence[str]:
+    """The field paths of an update; none where the mask is absent."""
+    return () if mask is None else tuple(mask.paths)
