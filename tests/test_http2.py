@@ -94,3 +94,36 @@ def test_a_broken_rule_ends_the_connection(sent: bytes, code: int) -> None:
 def test_no_preface_no_connection() -> None:
     with pytest.raises(http2.ConnectionBroken):
         http2.ServerConnection(Recorder()).feed(b"GET / HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [frame(6, 0, 0, b"12345678"), frame(4, 0, 0, b""), frame(0, 0, 1, b"")],
+    ids=["pings", "settings", "empty data"],
+)
+def test_frames_without_use_end_the_connection_when_there_are_too_many(sent: bytes) -> None:
+    client = Recorder()
+    client.connection.feed(frame(1, 4, 1, REQUEST))
+    with pytest.raises(http2.ConnectionBroken) as broken:
+        for _ in range(http2.MAX_IDLE_FRAMES + 1):
+            client.connection.feed(sent)
+            client.connection.out.clear()
+    assert broken.value.code == http2.ENHANCE_YOUR_CALM
+
+
+def test_requests_that_are_reset_at_once_end_the_connection_when_there_are_too_many() -> None:
+    client = Recorder()
+    with pytest.raises(http2.ConnectionBroken) as broken:
+        for number in range(1, 2 * http2.MAX_IDLE_FRAMES + 4, 2):
+            client.connection.feed(frame(1, 4, number, REQUEST) + frame(3, 0, number, b"\0\0\0\x08"))
+    assert broken.value.code == http2.ENHANCE_YOUR_CALM
+
+
+def test_a_busy_connection_may_ping_for_ever() -> None:
+    client = Recorder()
+    client.connection.feed(frame(1, 4, 1, REQUEST))
+    stream = client.connection.streams[1]
+    for _ in range(2 * http2.MAX_IDLE_FRAMES):
+        client.connection.feed(frame(6, 0, 0, b"12345678"))
+        client.connection.send_data(stream, b"")
+        client.connection.out.clear()

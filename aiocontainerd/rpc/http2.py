@@ -24,7 +24,11 @@ MAX_WINDOW = (1 << 31) - 1
 MAX_STREAMS = (1 << 31) - 1
 """Calls at once on one connection: no limit, since each waiting `Tasks.Wait` of a client is one."""
 
+MAX_IDLE_FRAMES = 10_000
+"""Pings, settings, resets and empty data that a client may send in a row without anything useful between them."""
+
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, COMPRESSION_ERROR = 0, 1, 3, 6, 9
+ENHANCE_YOUR_CALM = 11
 _DEFAULT_WINDOW = 65535
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
     range(10)
@@ -110,6 +114,7 @@ class ServerConnection:
         self._decoder.header_table = _Table(self._blocks.clear)
         self._window = WINDOW_BYTES
         self._unacknowledged = 0
+        self._idle_frames = 0
         self._send_window = self._initial_send_window = _DEFAULT_WINDOW
         self._max_frame = MAX_FRAME_BYTES
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
@@ -168,6 +173,7 @@ class ServerConnection:
         """Send data, which is at most `sendable`. Nothing where the stream is gone."""
         if stream.local_closed:
             return
+        self._idle_frames = 0
         stream.send_window -= len(data)
         self._send_window -= len(data)
         for start in range(0, len(data), self._max_frame):
@@ -218,9 +224,17 @@ class ServerConnection:
     def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block is not None and kind != _CONTINUATION:
             raise ConnectionBroken(PROTOCOL_ERROR, "a header block was interrupted")
+        if kind not in (_DATA, _HEADERS) or (kind == _DATA and not payload):
+            self._count_idle()
         handler = self._handlers.get(kind)
         if handler is not None:  # frames of other kinds are ignored (RFC 9113, 4.1)
             handler(flags, stream_id, payload)
+
+    def _count_idle(self) -> None:
+        """One more frame that asks for work and brings none (RFC 9113, 10.5)."""
+        self._idle_frames += 1
+        if self._idle_frames > MAX_IDLE_FRAMES:
+            raise ConnectionBroken(ENHANCE_YOUR_CALM, f"{self._idle_frames} frames in a row without use")
 
     def _known(self, stream_id: int) -> Stream | None:
         """The stream of a frame, None for one that is over. Raises ConnectionBroken for one that never began."""
@@ -230,6 +244,8 @@ class ServerConnection:
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
+        if size:
+            self._idle_frames = 0
         self._window -= size
         if self._window < 0:
             raise ConnectionBroken(FLOW_CONTROL_ERROR, "more data than the connection's window")
