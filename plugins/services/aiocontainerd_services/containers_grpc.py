@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from aiocontainerd import timestamps, typeurl
 from aiocontainerd.interfaces.metadata import Container, ContainerStore
-from aiocontainerd_services.convert import mask_paths, required
+from aiocontainerd.serve.requests import mask_paths, required
 
 if TYPE_CHECKING:
     from aiocontainerd import api

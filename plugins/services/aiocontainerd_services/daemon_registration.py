@@ -32,7 +32,7 @@ async def _deprecations(_context: Context) -> object:
 
 
 async def _introspection(context: Context) -> object:
-    from aiocontainerd_services.introspection import Introspection
+    from aiocontainerd.introspection import Introspection
 
     daemon = context.daemon
     uuid_file = daemon.root / UUID_DIRECTORY / "uuid"
@@ -40,7 +40,7 @@ async def _introspection(context: Context) -> object:
 
 
 async def _introspection_grpc(context: Context) -> object:
-    from aiocontainerd_services.introspection_grpc import IntrospectionGrpc
+    from aiocontainerd.serve.introspection import IntrospectionGrpc
 
     return IntrospectionGrpc(context.get(kinds.SERVICE, "introspection-service"))
 
@@ -64,6 +64,6 @@ async def _version(_context: Context) -> object:
 
 
 async def _health(_context: Context) -> object:
-    from aiocontainerd_services.health_grpc import HealthGrpc
+    from aiocontainerd.serve.health import HealthGrpc
 
     return HealthGrpc()

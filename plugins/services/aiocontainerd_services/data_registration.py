@@ -37,7 +37,7 @@ async def _content(context: Context) -> object:
 
 
 async def _content_grpc(context: Context) -> object:
-    from aiocontainerd_services.content_grpc import ContentGrpc
+    from aiocontainerd.serve.content import ContentGrpc
 
     return ContentGrpc(context.get(kinds.SERVICE, "content-service"))
 
@@ -49,7 +49,7 @@ async def _snapshots(context: Context) -> object:
 
 
 async def _snapshots_grpc(context: Context) -> object:
-    from aiocontainerd_services.snapshots_grpc import SnapshotsGrpc
+    from aiocontainerd.serve.snapshots import SnapshotsGrpc
 
     return SnapshotsGrpc(context.get(kinds.SERVICE, "snapshots-service"))
 
@@ -62,6 +62,6 @@ async def _diff(context: InitContext[DiffConfig]) -> object:
 
 
 async def _diff_grpc(context: Context) -> object:
-    from aiocontainerd_services.diff_grpc import DiffGrpc
+    from aiocontainerd.serve.diff import DiffGrpc
 
     return DiffGrpc(context.get(kinds.SERVICE, "diff-service"))

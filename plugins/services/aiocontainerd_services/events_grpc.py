@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from aiocontainerd import timestamps, typeurl
 from aiocontainerd.errors import InvalidArgument, Unknown, to_status
 from aiocontainerd.events import Envelope
-from aiocontainerd_services.convert import required
+from aiocontainerd.serve.requests import required
 
 if TYPE_CHECKING:
     from aiocontainerd import api

@@ -11,7 +11,7 @@ from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.gc import GCScheduler
 from aiocontainerd.interfaces.metadata import Image, ImageStore
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd_services.convert import unconverted
+from aiocontainerd.serve.requests import unconverted
 
 
 class ImagesService:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from aiocontainerd import timestamps
+from aiocontainerd.client.convert import descriptor_from_wire, descriptor_to_wire
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.interfaces.services import ImageService
-from aiocontainerd_services.convert import descriptor_from_wire, descriptor_to_wire, mask_paths, required
+from aiocontainerd.serve.requests import mask_paths, required
 
 if TYPE_CHECKING:
     from aiocontainerd import api

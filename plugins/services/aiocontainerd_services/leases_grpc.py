@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from aiocontainerd import timestamps
 from aiocontainerd.interfaces.metadata import Lease, Resource
 from aiocontainerd.interfaces.services import LeaseManager
-from aiocontainerd_services.convert import required
+from aiocontainerd.serve.requests import required
 
 if TYPE_CHECKING:
     from aiocontainerd import api

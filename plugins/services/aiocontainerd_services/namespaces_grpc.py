@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from aiocontainerd.interfaces.metadata import Namespace, NamespaceStore
-from aiocontainerd_services.convert import mask_paths, required, unconverted
+from aiocontainerd.serve.requests import mask_paths, required, unconverted
 from aiocontainerd_services.namespaces import check_update
 
 if TYPE_CHECKING:

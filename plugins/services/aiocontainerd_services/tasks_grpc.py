@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from aiocontainerd import timestamps, typeurl
+from aiocontainerd.client.convert import descriptor_from_wire, descriptor_to_wire, mounts_from_wire
 from aiocontainerd.interfaces.runtime import IO, ExecOptions, Exit, ProcessState
-from aiocontainerd_services.convert import descriptor_from_wire, descriptor_to_wire, mounts_from_wire
 from aiocontainerd_services.tasks import CreateTask, TasksService
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from aiocontainerd_services.content import ContentService
-from aiocontainerd_services.content_grpc import READ_CHUNK_BYTES, ContentGrpc, read_range
 
 from aiocontainerd import api, timestamps
 from aiocontainerd.errors import InvalidArgument, NotFound, OutOfRange
 from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.serve.content import READ_CHUNK_BYTES, ContentGrpc, read_range
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
-from aiocontainerd_services.content_write_grpc import write_stream
 
 from aiocontainerd import api, timestamps
 from aiocontainerd.errors import (
@@ -21,6 +20,7 @@ from aiocontainerd.errors import (
     Unknown,
 )
 from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.serve.content_write import write_stream
 
 pytestmark = pytest.mark.anyio
 

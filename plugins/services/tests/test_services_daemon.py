@@ -12,11 +12,7 @@ import anyio
 import pytest
 from aiocontainerd_services.deprecations import PREFIX, Deprecations
 from aiocontainerd_services.diff import DiffService, choose
-from aiocontainerd_services.diff_grpc import DiffGrpc
 from aiocontainerd_services.events_grpc import EventsGrpc, EventsTtrpc
-from aiocontainerd_services.health_grpc import HealthGrpc
-from aiocontainerd_services.introspection import Introspection, load_uuid
-from aiocontainerd_services.introspection_grpc import IntrospectionGrpc
 from aiocontainerd_services.version_grpc import VersionGrpc
 
 import aiocontainerd
@@ -24,8 +20,12 @@ from aiocontainerd import api, context, timestamps, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Unknown
 from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
+from aiocontainerd.introspection import Introspection, load_uuid
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.registry import Plugin, PluginError, Registration, State
+from aiocontainerd.serve.diff import DiffGrpc
+from aiocontainerd.serve.health import HealthGrpc
+from aiocontainerd.serve.introspection import IntrospectionGrpc
 from aiocontainerd.sys.mount import Mount
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,6 @@ from aiocontainerd_services.leases_grpc import LeasesGrpc
 from aiocontainerd_services.namespaces import NamespacesService
 from aiocontainerd_services.namespaces_grpc import NamespacesGrpc
 from aiocontainerd_services.snapshots import SnapshotsService
-from aiocontainerd_services.snapshots_grpc import SnapshotsGrpc
 
 from aiocontainerd import api, timestamps
 from aiocontainerd.errors import (
@@ -30,6 +29,7 @@ from aiocontainerd.errors import (
 from aiocontainerd.interfaces.metadata import Collected, Container, Image, Lease, Namespace, Resource
 from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
 from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.serve.snapshots import SnapshotsGrpc
 from aiocontainerd.sys.mount import Mount
 
 pytestmark = pytest.mark.anyio

@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 from aiocontainerd_services import (
     containers_grpc,
-    content_grpc,
-    diff_grpc,
     events_grpc,
-    health_grpc,
     images_grpc,
-    introspection_grpc,
     leases_grpc,
     namespaces_grpc,
-    snapshots_grpc,
     version_grpc,
 )
 from aiocontainerd_services.plugin import register_plugins
@@ -25,18 +20,19 @@ from aiocontainerd_services.plugin import register_plugins
 from aiocontainerd import kinds
 from aiocontainerd.registry import PluginConfig
 from aiocontainerd.rpc.binding import bind
+from aiocontainerd.serve import content, diff, health, introspection, snapshots
 
 SERVICES: list[Any] = [
     containers_grpc.ContainersGrpc,
-    content_grpc.ContentGrpc,
-    diff_grpc.DiffGrpc,
+    content.ContentGrpc,
+    diff.DiffGrpc,
     events_grpc.EventsGrpc,
     events_grpc.EventsTtrpc,
     images_grpc.ImagesGrpc,
-    introspection_grpc.IntrospectionGrpc,
+    introspection.IntrospectionGrpc,
     leases_grpc.LeasesGrpc,
     namespaces_grpc.NamespacesGrpc,
-    snapshots_grpc.SnapshotsGrpc,
+    snapshots.SnapshotsGrpc,
 ]
 
 
@@ -45,7 +41,7 @@ def test_every_method_of_the_api_is_there(service: Any) -> None:
     assert [path for path, method in bind(service(None)).items() if method.call is None] == []
 
 
-@pytest.mark.parametrize("service", [version_grpc.VersionGrpc, health_grpc.HealthGrpc])
+@pytest.mark.parametrize("service", [version_grpc.VersionGrpc, health.HealthGrpc])
 def test_every_method_of_a_service_without_parts_is_there(service: Any) -> None:
     assert [path for path, method in bind(service()).items() if method.call is None] == []
 

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from aiocontainerd_services.containers_grpc import ContainersGrpc
-from aiocontainerd_services.content_grpc import ContentGrpc
-from aiocontainerd_services.diff_grpc import DiffGrpc
 from aiocontainerd_services.events_grpc import EventsGrpc, EventsTtrpc
-from aiocontainerd_services.health_grpc import HealthGrpc
 from aiocontainerd_services.images_grpc import ImagesGrpc
-from aiocontainerd_services.introspection_grpc import IntrospectionGrpc
 from aiocontainerd_services.leases_grpc import LeasesGrpc
 from aiocontainerd_services.namespaces_grpc import NamespacesGrpc
-from aiocontainerd_services.snapshots_grpc import SnapshotsGrpc
 from aiocontainerd_services.tasks_grpc import TasksGrpc
 from aiocontainerd_services.version_grpc import VersionGrpc
 
 from aiocontainerd.api.services import SERVICES
 from aiocontainerd.rpc.binding import bind
+from aiocontainerd.serve.content import ContentGrpc
+from aiocontainerd.serve.diff import DiffGrpc
+from aiocontainerd.serve.health import HealthGrpc
+from aiocontainerd.serve.introspection import IntrospectionGrpc
+from aiocontainerd.serve.snapshots import SnapshotsGrpc
 
 PAGE = Path(__file__).parents[3] / "docs" / "status.md"
 PARTS: tuple[Any, ...] = (
