@@ -7,10 +7,9 @@ daemon starts all servers when all plugins are loaded, and stops them before any
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -18,7 +17,7 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.hookspecs import hookimpl
 from aiocontainerd.interfaces.server import Server
-from aiocontainerd.registry import InitContext, PluginConfig, Registration, SkipPlugin
+from aiocontainerd.registry import InitContext, PluginConfig, PluginError, Registration, SkipPlugin
 
 if TYPE_CHECKING:
     import ssl
@@ -138,22 +137,31 @@ class TcpGrpcServer:
             self._sock.close()
 
 
-def servable(services: Mapping[str, Any], kind: str, log: logging.Logger) -> list[Service]:
-    """The instances that serve a service of the API nobody else serves; what is left out is logged with its plugin."""
+def servable(context: InitContext[Any], kind: str) -> list[Service]:
+    """The instances of a kind that serve a service nobody else serves.
+
+    A plugin that is left out has failed, and its row says why.
+    """
     from aiocontainerd.rpc import binding
 
-    chosen: dict[str, Service] = {}
-    for plugin_id, service in sorted(services.items()):
+    chosen: dict[str, tuple[str, Service]] = {}
+    for plugin_id, service in sorted(context.get_all(kind).items()):
         try:
             binding.bind(service)
-        except (ValueError, AttributeError) as error:
-            log.error("plugin %s.%s is not served: %s", kind, plugin_id, error)
+        except (ValueError, TypeError, AttributeError) as error:
+            _not_served(context, f"{kind}.{plugin_id}", str(error))
             continue
-        if service.service_name in chosen:
-            log.error("plugin %s.%s is not served: %s is served already", kind, plugin_id, service.service_name)
-            continue
-        chosen[service.service_name] = service
-    return list(chosen.values())
+        taken = chosen.setdefault(service.service_name, (plugin_id, service))
+        if taken[1] is not service:
+            _not_served(context, f"{kind}.{plugin_id}", f"{service.service_name} is served already, by {taken[0]}")
+    return [service for _, service in chosen.values()]
+
+
+def _not_served(context: InitContext[Any], uri: str, reason: str) -> None:
+    context.log.error("plugin %s is not served: %s", uri, reason)
+    for plugin in context.daemon.plugins():
+        if plugin.uri == uri:
+            plugin.failed(PluginError(f"not served: {reason}"))
 
 
 def tls_context(config: GrpcTcpConfig) -> ssl.SSLContext | None:
@@ -194,7 +202,7 @@ async def init_grpc(context: InitContext[GrpcConfig]) -> UnixGrpcServer:
     if not address:
         raise SkipPlugin("no address")
     front = GrpcFrontEnd(
-        servable(context.get_all(kinds.GRPC), kinds.GRPC, context.log),
+        servable(context, kinds.GRPC),
         max_recv_message_size=config.max_recv_message_size,
         max_send_message_size=config.max_send_message_size,
     )
@@ -210,7 +218,7 @@ async def init_ttrpc(context: InitContext[TtrpcConfig]) -> UnixTtrpcServer:
     address = context.daemon.ttrpc_address or config.address
     if not address:
         raise SkipPlugin("no address")
-    server = TtrpcServer(servable(context.get_all(kinds.TTRPC), kinds.TTRPC, context.log))
+    server = TtrpcServer(servable(context, kinds.TTRPC))
     return _kept(context, UnixTtrpcServer(server, bind_unix(_path(address), config.uid, config.gid)))
 
 
@@ -219,11 +227,7 @@ async def init_grpc_tcp(context: InitContext[GrpcTcpConfig]) -> TcpGrpcServer:
     config = context.config
     if not config.address:
         raise SkipPlugin("no address")
-    allowed = {
-        plugin_id: service
-        for plugin_id, service in context.get_all(kinds.GRPC).items()
-        if getattr(service, "serves_tcp", False)
-    }
+    allowed = [service for service in servable(context, kinds.GRPC) if getattr(service, "serves_tcp", False)]
     if not allowed:
         raise SkipPlugin("no service is served over TCP")
     from aiocontainerd.rpc.grpc import GrpcFrontEnd
@@ -232,7 +236,7 @@ async def init_grpc_tcp(context: InitContext[GrpcTcpConfig]) -> TcpGrpcServer:
     name = config.tls_common_name
     tls = tls_context(config)
     front = GrpcFrontEnd(
-        servable(allowed, kinds.GRPC, context.log),
+        allowed,
         max_recv_message_size=config.max_recv_message_size,
         max_send_message_size=config.max_send_message_size,
         accept_peer=(lambda transport: has_common_name(transport, name)) if name else None,

@@ -8,11 +8,13 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import betterproto2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -21,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from aiocontainerd import api, errors, kinds, servers, typeurl
 from aiocontainerd.events import EventBus
+from aiocontainerd.interfaces.service import Method
 from aiocontainerd.registry import Daemon, PluginConfig, Registration, Registry, State
 from aiocontainerd.rpc.grpc_client import GrpcClient
 from aiocontainerd.rpc.sockets import bind_tcp, bind_unix
@@ -34,6 +37,16 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param}
+
+
+@dataclass(eq=False, repr=False)
+class HelloRequest(betterproto2.Message):
+    names: list[str] = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)  # noqa: RUF009 - as the compiler writes it
+
+
+@dataclass(eq=False, repr=False)
+class HelloResponse(betterproto2.Message):
+    greeting: str = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
 class Version:
@@ -142,13 +155,52 @@ async def test_a_plugin_that_cannot_be_served_is_named_and_left_out(
         registration(kinds.GRPC, "b-version", Version()),
         registration(kinds.GRPC, "stranger", Stranger()),
     ]
-    async with running(tmp_path, *others):
+    async with running(tmp_path, *others) as registry:
         await version(f"{tmp_path}/c.sock")
+        assert registry["io.containerd.grpc.v1.stranger"].state == State.FAILED
+        assert registry["io.containerd.grpc.v1.b-version"].reason == (
+            f"not served: {VERSION} is served already, by a-version"
+        )
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
-        f"plugin io.containerd.grpc.v1.b-version is not served: {VERSION} is served already",
+        f"plugin io.containerd.grpc.v1.b-version is not served: {VERSION} is served already, by a-version",
         "plugin io.containerd.grpc.v1.stranger is not served: "
-        "Stranger.service_name is 'no.such.Service', which is no service of the API",
+        "Stranger.service_name is 'no.such.Service', which is no service of the API; "
+        "a service of another API has its methods in `methods`",
     ]
+
+
+class Hello:
+    """A service of an API of its own; its messages are of packages that the API has not."""
+
+    service_name: ClassVar[str] = "acme.hello.v1.Hello"
+    methods: ClassVar[Mapping[str, Method]] = {
+        "SayHello": Method(HelloRequest, HelloResponse),
+        "SayOften": Method(HelloRequest, HelloResponse, server_streams=True),
+    }
+
+    async def say_hello(self, request: HelloRequest) -> HelloResponse:
+        if not request.names:
+            raise errors.InvalidArgument("nobody to greet")
+        return HelloResponse(greeting=f"hello {' and '.join(request.names)}")
+
+    async def say_often(self, request: HelloRequest) -> AsyncIterator[HelloResponse]:
+        for name in request.names:
+            yield HelloResponse(greeting=f"hello {name}")
+
+
+async def test_a_service_of_an_api_of_its_own_is_served_on_the_same_socket(tmp_path: Path) -> None:
+    async with (
+        running(tmp_path, registration(kinds.GRPC, "hello", Hello())),
+        GrpcClient(str(tmp_path / "c.sock")) as client,
+    ):
+        request = HelloRequest(names=["a", "b"])
+        assert await client.unary(Hello, "SayHello", request) == HelloResponse(greeting="hello a and b")
+        answers = [answer async for answer in client.server_stream(Hello, "SayOften", request)]
+        assert answers == [HelloResponse(greeting="hello a"), HelloResponse(greeting="hello b")]
+        with pytest.raises(errors.InvalidArgument, match="nobody to greet"):
+            await client.unary(Hello, "SayHello", HelloRequest())
+        with pytest.raises(ValueError, match=r"the API has no method acme\.hello\.v1\.Hello/Nothing"):
+            await client.unary(Hello, "Nothing", HelloRequest())
 
 
 async def test_tcp_is_skipped_without_an_address_or_a_service_that_allows_it(tmp_path: Path) -> None:

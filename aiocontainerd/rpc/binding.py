@@ -1,9 +1,12 @@
-"""Service objects to callable methods: what a front end needs to serve `/package.Service/Method`."""
+"""Service objects to callable methods: what a front end needs to serve `/package.Service/Method`.
+
+A service of containerd's API is known by its name; any other brings its `methods` (interfaces/service.py).
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,13 +17,16 @@ from aiocontainerd.rpc import codec
 if TYPE_CHECKING:
     import betterproto2
 
-    from aiocontainerd.interfaces.service import Service
+    from aiocontainerd.interfaces.service import Method, Service
 
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class BoundMethod(msgspec.Struct, frozen=True):
-    """A method of a service object. `call` is None where the object has no such method."""
+    """A method of a service object. `call` is None where the object has no such method.
+
+    `classes` are those of requests and responses where the service brought them, else they are looked up by name.
+    """
 
     service: str
     method: str
@@ -29,6 +35,7 @@ class BoundMethod(msgspec.Struct, frozen=True):
     client_streaming: bool
     server_streaming: bool
     call: Callable[[Any], Any] | None
+    classes: tuple[type[betterproto2.Message], type[betterproto2.Message]] | None = None
 
     @property
     def path(self) -> str:
@@ -43,12 +50,12 @@ class BoundMethod(msgspec.Struct, frozen=True):
     @property
     def request_class(self) -> type[betterproto2.Message]:
         """The class of its requests; the first use imports the package of the message."""
-        return codec.resolve(self.request_type)
+        return self.classes[0] if self.classes else codec.resolve(self.request_type)
 
     @property
     def response_class(self) -> type[betterproto2.Message]:
         """The class of its responses."""
-        return codec.resolve(self.response_type)
+        return self.classes[1] if self.classes else codec.resolve(self.response_type)
 
 
 def python_name(method: str) -> str:
@@ -59,16 +66,49 @@ def python_name(method: str) -> str:
 def bind(service: Service) -> dict[str, BoundMethod]:
     """Every method of the service by path, in the order of its definition.
 
-    Raises ValueError where `service_name` names no service of the API.
+    Raises ValueError where `service_name` names no service of the API and the service brings no methods.
     """
-    name = service.service_name
-    if name not in SERVICES:
-        raise ValueError(f"{type(service).__name__}.service_name is {name!r}, which is no service of the API")
-    methods = (
-        BoundMethod(name, method, *signature, call=getattr(service, python_name(method), None))
-        for method, signature in SERVICES[name].items()
-    )
+    name = getattr(service, "service_name", None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{type(service).__name__} has no service_name; write it as package.v1.Service")
+    methods = (msgspec.structs.replace(one, call=_method(service, one.method)) for one in signatures(service).values())
     return {method.path: method for method in methods}
+
+
+def signatures(service: Service | type[Service]) -> dict[str, BoundMethod]:
+    """The methods of a service by name, without what to call. Raises ValueError as `bind`."""
+    name = service.service_name
+    if name in SERVICES:
+        return {method: BoundMethod(name, method, *types, call=None) for method, types in SERVICES[name].items()}
+    own: Mapping[str, Method] | None = getattr(service, "methods", None)
+    if not own:
+        raise ValueError(
+            f"{_class_name(service)}.service_name is {name!r}, which is no service of the API; "
+            "a service of another API has its methods in `methods`"
+        )
+    return {method: _own(name, method, definition) for method, definition in own.items()}
+
+
+def _own(service: str, method: str, definition: Method) -> BoundMethod:
+    return BoundMethod(
+        service,
+        method,
+        definition.request.__name__,
+        definition.response.__name__,
+        definition.client_streams,
+        definition.server_streams,
+        call=None,
+        classes=(definition.request, definition.response),
+    )
+
+
+def _method(service: Service, method: str) -> Callable[[Any], Any] | None:
+    return getattr(service, python_name(method), None)
+
+
+def _class_name(service: Any) -> str:
+    found: str = (service if isinstance(service, type) else type(service)).__name__
+    return found
 
 
 def bind_all(services: Iterable[Service]) -> dict[str, BoundMethod]:
@@ -83,9 +123,15 @@ def bind_all(services: Iterable[Service]) -> dict[str, BoundMethod]:
     return bound
 
 
-def signature(service: str, method: str) -> BoundMethod:
-    """A method of the API as a client knows it. Raises ValueError where the API has none of that name."""
+def signature(service: str | type[Service], method: str) -> BoundMethod:
+    """A method as a client knows it: of the API by the service's name, or of a service class that brings its own.
+
+    Raises ValueError where there is none of that name.
+    """
     try:
-        return BoundMethod(service, method, *SERVICES[service][method], call=None)
+        if isinstance(service, str):
+            return BoundMethod(service, method, *SERVICES[service][method], call=None)
+        return signatures(service)[method]
     except KeyError:
-        raise ValueError(f"the API has no method {service}/{method}") from None
+        name = service if isinstance(service, str) else service.service_name
+        raise ValueError(f"the API has no method {name}/{method}") from None

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     import betterproto2
 
+    from aiocontainerd.interfaces.service import Service
     from aiocontainerd.rpc.binding import BoundMethod
 
 _H2_CONFIG = H2Configuration(
@@ -114,7 +115,7 @@ class GrpcClient:
 
     async def unary(
         self,
-        service: str,
+        service: str | type[Service],
         method: str,
         request: betterproto2.Message,
         *,
@@ -122,7 +123,7 @@ class GrpcClient:
         lease: str = "",
         timeout_s: float | None = None,
     ) -> betterproto2.Message:
-        """Call a unary method.
+        """Call a unary method of a service of the API, or of a service class with `methods` of its own.
 
         Raises the error the server answered with, DeadlineExceeded after `timeout_s`, Unreachable where the server
         cannot be reached or goes away, ResourceExhausted for a message over the limit.
@@ -131,13 +132,13 @@ class GrpcClient:
             await call.send(request, end=True)
             response = await call.recv()
             if response is None:
-                raise Internal(f"{service}/{method} ended without a response")
+                raise Internal(f"{call.path} ended without a response")
             await call.recv()
             return response
 
     async def server_stream(
         self,
-        service: str,
+        service: str | type[Service],
         method: str,
         request: betterproto2.Message,
         *,
@@ -153,7 +154,13 @@ class GrpcClient:
 
     @asynccontextmanager
     async def stream(
-        self, service: str, method: str, *, namespace: str = "", lease: str = "", timeout_s: float | None = None
+        self,
+        service: str | type[Service],
+        method: str,
+        *,
+        namespace: str = "",
+        lease: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncIterator[GrpcCall]:
         """Open a call of any kind. Leaving the block before its end cancels it. Raises like `unary`."""
         bound = binding.signature(service, method)
@@ -237,6 +244,11 @@ class GrpcCall:
 
     def __repr__(self) -> str:
         return f"<GrpcCall {self._bound.path} stream {self._stream.id}>"
+
+    @property
+    def path(self) -> str:
+        """`/package.Service/Method`."""
+        return self._bound.path
 
     async def send(self, message: betterproto2.Message, *, end: bool = False) -> None:
         """Send a message, and with `end` say that it was the last; waits while the server takes none."""
