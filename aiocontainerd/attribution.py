@@ -1,0 +1,153 @@
+"""What is each plugin's doing: which code is whose, and a record per plugin of what it did to the daemon.
+
+Code belongs to a plugin by the package of its module. Where a package brings several plugins, the name of the task
+says which one of them it was: tasks of guarded calls and of `InitContext.tasks` begin with the plugin's URI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from aiocontainerd.dispatch_call import Call
+    from aiocontainerd.dispatch_records import MethodHealth, MethodRecord
+
+_CORE = "aiocontainerd"
+_SHARED = (builtins, os, socket, asyncio, signal, subprocess, sys, threading)
+"""Modules whose attributes everybody relies on."""
+_CHANGES_BY_ITSELF = frozenset({"_", "last_exc", "last_type", "last_value", "last_traceback", "environ"})
+_MISSING = object()
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """A time in which the event loop did not run. `where` is `file:line`."""
+
+    plugin: str
+    where: str
+    seconds: float
+
+
+class PluginHealth:
+    """What one plugin did. The dispatcher, the watchdog and the registry write it; `explain` and metrics read it."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.methods: dict[str, MethodRecord] = {}
+        """By name; those of a resource that the plugin gave have its role in front, as in `writer.commit`."""
+        self.abandoned: set[Call] = set()
+        """Calls that ignored their cancellation and still run."""
+        self.last_error = ""
+        self.last_error_at = 0.0
+        self.blocked = 0
+        self.blocked_s = 0.0
+        self.last_block: Block | None = None
+        self.changed_globals: list[str] = []
+        self.unclosed: list[str] = []
+        self.rss_bytes: Callable[[], int | None] = _in_the_daemon
+        """Memory of the plugin's own process; None for one that has none."""
+
+    def __repr__(self) -> str:
+        calls = sum(record.calls for record in self.methods.values())
+        return f"<PluginHealth {self.uri} {calls} calls, blocked {self.blocked} times>"
+
+    def note_block(self, block: Block) -> None:
+        """Count a time in which this plugin kept the event loop."""
+        self.blocked += 1
+        self.blocked_s += block.seconds
+        self.last_block = block
+
+    def method_health(self) -> list[MethodHealth]:
+        """Every method that was called or is under way, the most called first."""
+        used = [record for record in self.methods.values() if record.calls or record.in_flight or record.abandoned]
+        return [record.health() for record in sorted(used, key=lambda record: (-record.calls, record.method))]
+
+
+class Owners:
+    """Which plugins a module belongs to. `packages` maps a package to the URIs it registered."""
+
+    def __init__(self, packages: Mapping[str, Iterable[str]]) -> None:
+        self._packages = {package: tuple(uris) for package, uris in packages.items()}
+
+    def __repr__(self) -> str:
+        return f"<Owners of {len(self._packages)} packages>"
+
+    def of_module(self, module: str) -> tuple[str, ...]:
+        """The URIs whose package a module is in; empty for code of the core and of libraries."""
+        name = module
+        while name:
+            found = self._packages.get(name)
+            if found is not None:
+                return found
+            name = name.rpartition(".")[0]
+        return ()
+
+    def of_frame(self, frame: FrameType | None, task_name: str = "") -> tuple[str, str] | None:
+        """The plugin of the innermost frame that belongs to one, and its `file:line`."""
+        while frame is not None:
+            uris = self.of_module(frame.f_globals.get("__name__", ""))
+            if uris:
+                return _chosen(uris, task_name), f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            frame = frame.f_back
+        return None
+
+    def of_task(self, task: asyncio.Task[Any]) -> str | None:
+        """The plugin that a task runs for: by its name, else by the code it began with."""
+        name = task.get_name()
+        for uris in self._packages.values():
+            for uri in uris:
+                if name.startswith(f"{uri}:"):
+                    return uri
+        frame = getattr(task.get_coro(), "cr_frame", None)
+        if frame is None:
+            return None
+        uris = self.of_module(frame.f_globals.get("__name__", ""))
+        return _chosen(uris, name) if uris else None
+
+
+def package_of(module: str) -> str:
+    """The package that a registration's module stands for: its own, or the module where it is in none."""
+    parent = module.rpartition(".")[0]
+    return parent if parent and parent != _CORE else module
+
+
+@contextmanager
+def changed_globals(noted: list[str]) -> Iterator[None]:
+    """Note which attributes of widely used modules a block replaces, adds or removes."""
+    before = {module: dict(vars(module)) for module in _SHARED}
+    try:
+        yield
+    finally:
+        for module, attributes in before.items():
+            noted += _changes(module, attributes)
+
+
+def _changes(module: ModuleType, before: Mapping[str, object]) -> list[str]:
+    now = vars(module)
+    names = {name for name in (*before, *now) if now.get(name, _MISSING) is not before.get(name, _MISSING)}
+    return sorted(
+        f"{module.__name__}.{name}"
+        for name in names - _CHANGES_BY_ITSELF
+        if not isinstance(now.get(name), ModuleType)  # a submodule that was imported for the first time
+    )
+
+
+def _chosen(uris: tuple[str, ...], task_name: str) -> str:
+    """Of the plugins of one package, the one that the running task is named after; else the first."""
+    return next((uri for uri in uris if task_name.startswith(f"{uri}:")), uris[0])
+
+
+def _in_the_daemon() -> int | None:
+    return None

@@ -1,0 +1,306 @@
+"""One guarded call: in a task of its own, under a deadline, and left behind where it ignores its cancellation.
+
+The task is the price of not hanging: only what runs in another task can be walked away from. It is a bare one, for a
+task group would have to wait for it; whoever made the call waits on a future. Cancellation, by the caller or the
+deadline, waits for shielded parts of the plugin to finish, is delivered once, and is given `GRACE_S` to be answered:
+work that finished in this time counts as done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from typing import Any
+
+import anyio
+from anyio._backends import _asyncio as anyio_state
+
+from aiocontainerd import durations
+from aiocontainerd.dispatch_records import MethodRecord
+from aiocontainerd.errors import Cancelled, ContainerdError, DeadlineExceeded, Unknown
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 1.0
+"""What a cancelled call has to clean up after itself, or to finish."""
+_SHIELD_POLL_S, _LEFT_POLL_S = 0.02, 1.0
+
+_WAITING_CODE = frozenset({"anyio", "asyncio"})
+
+_monotonic = time.monotonic
+
+
+class Deadlines:
+    """The deadlines of all calls with one limit: in the order of their beginning, so that one timer is enough.
+
+    The timer runs only while there are calls, and is not set again by a call that ends: a quick call costs two
+    changes of a dictionary.
+    """
+
+    __slots__ = ("_timer", "limit_s", "pending")
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self.pending: dict[Call, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Deadlines of {self.limit_s:g} s, {len(self.pending)} pending>"
+
+    def add(self, call: Call) -> None:
+        """Watch a call that begins now."""
+        self.pending[call] = None
+        if self._timer is None:
+            self._timer = call.loop.call_later(self.limit_s, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        oldest = _monotonic() - self.limit_s
+        for call in list(self.pending):
+            if call.started > oldest:
+                self._timer = call.loop.call_later(call.started - oldest, self._due)
+                return
+            del self.pending[call]
+            call.expire()
+
+
+class Call:
+    """A call under way. `waiter` is what its caller awaits."""
+
+    __slots__ = (
+        "abandoned",
+        "cancelled",
+        "deadlines",
+        "done",
+        "expired",
+        "loop",
+        "over",
+        "record",
+        "started",
+        "task",
+        "trial",
+        "waiter",
+    )
+
+    def __init__(
+        self,
+        record: MethodRecord,
+        deadlines: Deadlines | None,
+        function: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.record = record
+        self.deadlines = deadlines
+        self.trial = record.trying
+        self.done = self.expired = self.cancelled = self.abandoned = False
+        self.over: asyncio.Event | None = None
+        self.loop = loop = asyncio.get_running_loop()
+        self.waiter: asyncio.Future[Any] = loop.create_future()
+        record.in_flight += 1
+        self.started = _monotonic()
+        self.task = loop.create_task(_attempt(self, function, args, kwargs), name=record.label)
+        if deadlines is not None:
+            deadlines.add(self)
+
+    def __repr__(self) -> str:
+        state = "abandoned" if self.abandoned else "expired" if self.expired else "running"
+        return f"<Call {self.record.label} {state} for {self.elapsed_s:.3f} s>"
+
+    @property
+    def elapsed_s(self) -> float:
+        """How long ago it began."""
+        return _monotonic() - self.started
+
+    def succeeded(self, result: object) -> bool:
+        """Give the result to the caller; False where nobody waits for it any more."""
+        record = self.record
+        self._ended()
+        if record.failures and not self.abandoned:
+            record.succeeded()
+        if self.waiter.done():
+            return False
+        self.waiter.set_result(result)
+        return True
+
+    def raised(self, error: BaseException) -> None:
+        """Give the error to the caller, as what it means there."""
+        self._ended()
+        if self.abandoned:
+            return
+        record = self.record
+        if self.expired:
+            error = self._too_slow(error)
+        elif self.cancelled:
+            record.trying = record.trying and not self.trial
+        elif isinstance(error, asyncio.CancelledError):
+            error = Cancelled(f"plugin {record.plugin.uri}: {record.method} was cancelled by the plugin itself")
+            record.failed(error.message, trial=self.trial)
+        elif _is_answer(error):
+            record.note_error(_text(error))
+            if record.failures:
+                record.succeeded()
+        else:
+            record.failed(_text(error), trial=self.trial)
+        if not self.waiter.done():
+            self.waiter.set_exception(error if isinstance(error, Exception) else Unknown(_text(error)))
+
+    def _ended(self) -> None:
+        self.done = True
+        record, deadlines = self.record, self.deadlines
+        record.latencies.observe(_monotonic() - self.started)
+        record.calls += 1
+        if deadlines is not None:
+            deadlines.pending.pop(self, None)
+        if self.abandoned:
+            record.plugin.abandoned.discard(self)
+            log.info("plugin %s: %s ended %.1fs after it began", record.plugin.uri, record.method, self.elapsed_s)
+        else:
+            record.in_flight -= 1
+
+    def expire(self) -> None:
+        """Cancel what missed its deadline. The caller is answered when it ends, or after the grace."""
+        self.expired = True
+        self.cancel()
+        self.loop.call_later(GRACE_S, self.abandon)
+
+    async def leave(self) -> None:
+        """The caller was cancelled: cancel the call and wait for its end, but not for ever."""
+        if self.deadlines is not None:
+            self.deadlines.pending.pop(self, None)
+        self.waiter.cancel()
+        if not self.done:
+            self.cancelled = True
+            self.record.cancelled += 1
+            self.over = asyncio.Event()
+            self.cancel()
+            try:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(GRACE_S):
+                    await self.over.wait()
+            finally:
+                self.abandon()
+        elif not self.waiter.cancelled() and self.waiter.exception() is None:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(GRACE_S):
+                await release(self.record, self.waiter.result())
+
+    def cancel(self) -> None:
+        """Deliver a cancellation, once, as soon as the plugin is in no shielded part."""
+        if self.done:
+            return
+        if not _shielded(self.task):
+            self.task.cancel()
+            return
+        self.loop.call_later(_LEFT_POLL_S if self.abandoned else _SHIELD_POLL_S, self.cancel)
+
+    def abandon(self) -> None:
+        """Answer the caller and leave the call to itself, where it has not ended."""
+        if self.done or self.abandoned:
+            return
+        self.abandoned = True
+        record = self.record
+        record.in_flight -= 1
+        record.abandoned += 1
+        record.plugin.abandoned.add(self)
+        log.error(
+            "plugin %s: %s did not end within %s of its cancellation, %.1fs after it began; left running at %s",
+            record.plugin.uri,
+            record.method,
+            durations.render(GRACE_S),
+            self.elapsed_s,
+            _where(self.task),
+        )
+        if self.expired:
+            error = self._too_slow(None)
+            if not self.waiter.done():
+                self.waiter.set_exception(error)
+        elif self.trial:
+            record.trying = False
+
+    def _too_slow(self, cause: BaseException | None) -> DeadlineExceeded:
+        record = self.record
+        record.expired += 1
+        left = "; it ignores its cancellation and was left running" if self.abandoned else ""
+        error = DeadlineExceeded(
+            f"plugin {record.plugin.uri}: {record.method} took longer than {durations.render(record.limit_s)} "
+            f"({record.timeout}), given up after {durations.render(round(self.elapsed_s, 2))}{left}"
+        )
+        error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
+        record.failed(error.message, trial=self.trial)
+        return error
+
+
+async def release(record: MethodRecord, result: Any) -> None:
+    """Close a resource that reaches nobody, such as a writer that holds the lock of its ingest."""
+    if not record.releases or result is None:
+        return
+    try:
+        await result.close()
+    except Exception as error:  # noqa: BLE001 - nobody is left to whom it could be told
+        log.warning("plugin %s: closing what %s gave failed: %s", record.plugin.uri, record.method, error)
+
+
+async def _attempt(
+    call: Call, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    returned: Any = None
+    try:
+        returned = function(*args, **kwargs)
+        result = await returned
+    except BaseException as error:  # noqa: BLE001 - whatever a plugin raises is its answer, and ends nothing else
+        call.raised(_explained(call.record, error, returned))
+    else:
+        if not call.succeeded(result):
+            await release(call.record, result)
+    finally:
+        if call.over is not None:
+            call.over.set()
+        del call  # an error keeps this frame, and the call keeps the error
+
+
+def _explained(record: MethodRecord, error: BaseException, returned: object) -> BaseException:
+    """The error; for a method that is not a coroutine function, one that says so."""
+    if isinstance(error, TypeError) and returned is not None and not isawaitable(returned):
+        return Unknown(
+            f"plugin {record.plugin.uri}: {record.method} gave {type(returned).__name__}, which cannot be awaited; "
+            f"declare it with async def"
+        )
+    return error
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether an error is one a working plugin gives: of a class, and no deadline."""
+    return isinstance(error, ContainerdError | NotImplementedError) and not isinstance(
+        error, DeadlineExceeded | Unknown
+    )
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, ContainerdError):
+        return error.message
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _shielded(task: asyncio.Task[Any]) -> bool:
+    """Whether a task is in a part that anyio shields from cancellation. anyio tells that only of the current task."""
+    state = anyio_state._task_states.get(task)
+    scope = state.cancel_scope if state is not None else None
+    while scope is not None:
+        if scope.shield:
+            return True
+        scope = scope._parent_scope
+    return False
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    """`file:line` of the plugin's code that a task waits in, innermost."""
+    where = "an unknown place"
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] not in _WAITING_CODE:
+            where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    return where

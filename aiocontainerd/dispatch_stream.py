@@ -1,0 +1,86 @@
+"""Guarded streams: the plugin's iterator runs in one task, a few items ahead, under a deadline for each item."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from inspect import iscoroutine
+from typing import Any
+
+from aiocontainerd.dispatch_call import Call, Deadlines
+from aiocontainerd.dispatch_records import OPENS_AFTER, MethodRecord
+from aiocontainerd.errors import Unknown
+
+AHEAD = 64
+"""Items that wait for their consumer at most."""
+
+Source = Callable[..., AsyncIterator[Any]]
+
+
+class _Flow:
+    """Between the task of the plugin's iterator and the one that reads."""
+
+    def __init__(self) -> None:
+        self.items: deque[Any] = deque()
+        self.arrived, self.room = asyncio.Event(), asyncio.Event()
+
+    async def fill(self, record: MethodRecord, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        iterator = _iterator(record, source(*args, **kwargs))
+        try:
+            async for item in iterator:
+                self.items.append(item)
+                self.arrived.set()
+                while len(self.items) >= AHEAD:
+                    self.room.clear()
+                    await self.room.wait()
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()
+
+
+async def guarded_stream(
+    record: MethodRecord, deadlines: Deadlines | None, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> AsyncIterator[Any]:
+    """The items of a plugin's stream. Raises what the plugin raises, DeadlineExceeded, Unavailable."""
+    if record.failures >= OPENS_AFTER:
+        record.admit()
+    flow = _Flow()
+    call = Call(record, None, flow.fill, (record, source, args, kwargs), {})
+    call.waiter.add_done_callback(lambda _waiter: flow.arrived.set())
+    try:
+        while flow.items or not call.waiter.done():
+            while flow.items:
+                yield flow.items.popleft()
+                flow.room.set()
+            if not call.waiter.done():
+                await _arrival(flow, call, deadlines)
+        call.waiter.result()
+    finally:
+        await call.leave()
+        del call  # an error keeps this frame, and the call keeps the error
+
+
+async def _arrival(flow: _Flow, call: Call, deadlines: Deadlines | None) -> None:
+    flow.arrived.clear()
+    if flow.items or call.waiter.done():
+        return
+    timer = call.loop.call_later(deadlines.limit_s, call.expire) if deadlines is not None else None
+    try:
+        await flow.arrived.wait()
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _iterator(record: MethodRecord, given: Any) -> AsyncIterator[Any]:
+    if hasattr(given, "__aiter__"):
+        iterator: AsyncIterator[Any] = given
+        return iterator
+    if iscoroutine(given):
+        given.close()
+    raise Unknown(
+        f"plugin {record.plugin.uri}: {record.method} gave {type(given).__name__}, which is no asynchronous iterator; "
+        f"write it with async def and yield"
+    )
