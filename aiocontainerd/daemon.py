@@ -18,6 +18,7 @@ from pathlib import Path
 import anyio
 
 from aiocontainerd import discovery, dump, kinds, lock
+from aiocontainerd.beside import Beside
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.events import EventBus
 from aiocontainerd.registry import Daemon, Plugin, PluginError, Registry, State
@@ -44,7 +45,9 @@ def run(config: Config, *, grpc_address: str = "", ttrpc_address: str = "") -> N
         log.warning("%s", warning)
     shown = len(config.warnings)
     registry = Registry()
-    discovery.discover(registry, config.settings.python_plugins, config.settings.plugin_policy)
+    settings = config.settings
+    beside = Beside(settings.proxy_plugins, settings.plugin_isolation)
+    discovery.discover(registry, settings.python_plugins, settings.plugin_policy, beside)
     config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
     for warning in config.warnings[shown:]:
         log.warning("%s", warning)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from aiocontainerd.beside import Isolation
+    from aiocontainerd.config.records import ProxyPlugin
     from aiocontainerd.registry import Registration
 
 PROJECT = "aiocontainerd"
@@ -24,3 +26,20 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 @hookspec
 def register_plugins() -> Iterable[Registration]:  # type: ignore[empty-body]
     """Return the registrations this package brings. Sync; called once at start-up, before any config is decoded."""
+
+
+@hookspec(firstresult=True)
+def register_proxy_plugin(name: str, settings: ProxyPlugin) -> Registration | None:
+    """Return the registration of a `[proxy_plugins]` table, None for a type that is not yours. Sync; called at start.
+
+    The plugin's id is `name`. The first that is not None counts; where there is none, a warning names the type.
+    """
+
+
+@hookspec(firstresult=True)
+def isolate_plugin(registration: Registration, isolation: Isolation) -> Registration | None:
+    """Return a registration that runs another one apart from the daemon, None for what is not yours. Sync; at start.
+
+    It has the kind, the id and the config of the other. The first that is not None counts; where there is none the
+    plugin does not load.
+    """

@@ -10,7 +10,9 @@ import pluggy
 import pytest
 
 from aiocontainerd import hookspecs, reference
-from aiocontainerd.plugin import Registration, hookimpl, kinds
+from aiocontainerd.beside import Beside, Isolation
+from aiocontainerd.config.records import ProxyPlugin, PythonPlugin
+from aiocontainerd.plugin import PluginError, Registration, hookimpl, kinds
 
 HOOKS = [function.__name__ for function in reference.hook_functions()]
 TESTS = [node.name for node in ast.parse(Path(__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
@@ -51,3 +53,45 @@ def test_register_plugins_returns_the_registrations_of_a_package() -> None:
     manager.check_pending()
     (registrations,) = manager.hook.register_plugins()
     assert [one.uri for one in registrations] == ["io.containerd.snapshotter.v1.acme"]
+
+
+class Companion:
+    """A package with the hooks of plugins beside the daemon."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    @hookimpl
+    def register_proxy_plugin(self, name: str, settings: ProxyPlugin) -> Registration | None:
+        return Registration(kind=self.kind, id=name, init=_init) if settings.type == self.kind else None
+
+    @hookimpl
+    def isolate_plugin(self, registration: Registration, isolation: Isolation) -> Registration | None:
+        return registration if isolation.mode == "thread" else None
+
+
+async def _init(_context: object) -> object:
+    return object()
+
+
+def test_register_proxy_plugin_is_asked_of_each_package_until_one_knows_the_type(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    beside = Beside({"x": ProxyPlugin(type="b"), "y": ProxyPlugin(type="c")})
+    for kind in ("a", "b"):
+        beside.learn(Companion(kind))
+    assert [(name, one.uri) for name, one in beside.proxies()] == [("x", "b.x")]
+    assert caplog.messages == ["proxy plugin y has the type 'c', which nothing here can use"]
+
+
+def test_isolate_plugin_gives_the_registration_that_stands_for_another() -> None:
+    beside = Beside(modes={"k.a": "thread", "k.b": "process", "k.c": "none"})
+    beside.learn(Companion("k"))
+    declared = PythonPlugin(module="m", isolation="process", uid=7)
+    one, two, three, four = (Registration(kind="k", id=name, init=_init) for name in "abcd")
+    assert beside.placed(one, "m", declared) is one
+    with pytest.raises(PluginError, match=r'^k\.b cannot have isolation = "process"'):
+        beside.placed(two, "m", None)
+    assert beside.placed(three, "m", declared) is three
+    assert beside.isolation_of(four.uri, "m", declared) == Isolation(mode="process", module="m", uid=7)
+    assert beside.isolation_of(four.uri, "m", None) is None

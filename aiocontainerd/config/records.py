@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 import msgspec
 
@@ -32,6 +33,9 @@ TIMEOUTS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Deadlines of what may hang. Those of `plugin`, `shim.create` and `shim.start` are ours: containerd waits for ever."""
+
+IsolationMode = Literal["none", "thread", "process"]
+"""Where a plugin lives: in the daemon, in a thread of it, in a process of its own that the daemon keeps."""
 
 UNKNOWN_TIMEOUT_S = 1.0
 """A deadline that nobody named has one second, as in containerd (facts/runtime 9)."""
@@ -80,9 +84,15 @@ class ProxyPlugin(Record, frozen=True):
 
 
 class PythonPlugin(Record, frozen=True):
-    """A plugin that is loaded by its module path, such as `acme.plugin` or `acme.plugin:Plugin`."""
+    """A plugin that is loaded by its module path, such as `acme.plugin` or `acme.plugin:Plugin`.
+
+    `isolation` keeps it apart from the daemon; `uid` and `gid` are those of its process, the daemon's own if absent.
+    """
 
     module: str
+    isolation: IsolationMode = "none"
+    uid: int | None = None
+    gid: int | None = None
 
 
 class PluginPolicy(Record, frozen=True):
@@ -108,4 +118,5 @@ class Settings(Record, frozen=True):
     stream_processors: dict[str, StreamProcessor] = {}
     proxy_plugins: dict[str, ProxyPlugin] = {}
     python_plugins: dict[str, PythonPlugin] = {}
+    plugin_isolation: dict[str, IsolationMode] = {}
     plugin_policy: PluginPolicy = PluginPolicy()

@@ -1,0 +1,87 @@
+"""Plugins that run beside the daemon: what TOML asks for, and the hooks that make registrations of it.
+
+`[proxy_plugins.<name>]` names a socket behind which a plugin lives. `isolation` of `[python_plugins.<name>]`, or
+`[plugin_isolation] "<kind>.<id>" = "process"` for any plugin, moves a plugin of ours out of the daemon.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import pluggy
+
+from aiocontainerd import hookspecs
+from aiocontainerd.config.records import IsolationMode, ProxyPlugin, PythonPlugin
+from aiocontainerd.registry import PluginError, Registration
+
+log = logging.getLogger(__name__)
+
+_NO_PROXIES: Mapping[str, ProxyPlugin] = MappingProxyType({})
+_NO_MODES: Mapping[str, IsolationMode] = MappingProxyType({})
+_HOOKS = ("register_proxy_plugin", "isolate_plugin")
+
+
+class Isolation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plugin is kept apart. `module` is the path it was registered from; ids of None are the daemon's own."""
+
+    mode: IsolationMode
+    module: str
+    uid: int | None = None
+    gid: int | None = None
+
+
+class Beside:
+    """What the config says of plugins beside the daemon, and the modules that can do it."""
+
+    def __init__(
+        self, proxies: Mapping[str, ProxyPlugin] = _NO_PROXIES, modes: Mapping[str, IsolationMode] = _NO_MODES
+    ) -> None:
+        self._proxies = proxies
+        self._modes = modes
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+
+    def __repr__(self) -> str:
+        return f"<Beside {len(self._proxies)} proxies, {len(self._modes)} isolated, {self._manager.get_plugins()}>"
+
+    def learn(self, module: Any) -> None:
+        """Take a module that may have the hooks; one that has none of them is left alone."""
+        if any(hasattr(module, name) for name in _HOOKS) and not self._manager.is_registered(module):
+            self._manager.register(module)
+
+    def placed(self, registration: Registration, module: str, declared: PythonPlugin | None) -> Registration:
+        """The registration, or what stands for it where the plugin is kept apart.
+
+        Raises PluginError where no package can keep it apart in the way that the config says.
+        """
+        isolation = self.isolation_of(registration.uri, module, declared)
+        if isolation is None:
+            return registration
+        made: Registration | None = self._manager.hook.isolate_plugin(registration=registration, isolation=isolation)
+        if made is None:
+            raise PluginError(
+                f'{registration.uri} cannot have isolation = "{isolation.mode}": that is what the package '
+                "aiocontainerd-proxy is for, which is not installed"
+            )
+        return made
+
+    def isolation_of(self, uri: str, module: str, declared: PythonPlugin | None) -> Isolation | None:
+        """How a plugin is to be kept apart, None for one that lives in the daemon. Pure."""
+        mode = self._modes.get(uri, declared.isolation if declared else "none")
+        if mode == "none":
+            return None
+        uid, gid = (declared.uid, declared.gid) if declared else (None, None)
+        return Isolation(mode=mode, module=module, uid=uid, gid=gid)
+
+    def proxies(self) -> Iterator[tuple[str, Registration]]:
+        """Each proxy plugin that somebody knows the type of, with its name; the others are one warning each."""
+        for name, settings in self._proxies.items():
+            made: Registration | None = self._manager.hook.register_proxy_plugin(name=name, settings=settings)
+            if made is None:
+                log.warning("proxy plugin %s has the type %r, which nothing here can use", name, settings.type)
+            else:
+                yield name, made

@@ -1,0 +1,58 @@
+"""What is on the other side of a proxy plugin's socket, asked once for every connection."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from aiocontainerd import api
+from aiocontainerd.errors import Unavailable, Unimplemented
+
+if TYPE_CHECKING:
+    from aiocontainerd.rpc.grpc_client import GrpcClient
+
+INTROSPECTION = "containerd.services.introspection.v1.Introspection"
+NAMESPACES = "containerd.services.namespaces.v1.Namespaces"
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """What a peer told of itself."""
+
+    capabilities: tuple[str, ...] = ()
+    namespaced: bool = False
+    """A whole daemon: it keeps what it is given apart by namespace, and collects what nothing refers to."""
+
+
+async def ask(transport: GrpcClient, kind: str, name: str, *, timeout_s: float) -> Peer:
+    """The peer behind a connection. Raises Unavailable for a plugin that did not load there, and what calls raise."""
+    return Peer(
+        await _capabilities(transport, kind, name, timeout_s),
+        await namespaces(transport, timeout_s=timeout_s) is not None,
+    )
+
+
+async def _capabilities(transport: GrpcClient, kind: str, name: str, timeout_s: float) -> tuple[str, ...]:
+    """Of the plugin where it lives; none where the peer has no introspection, or a plugin of that kind and name."""
+    i = api.introspection
+    request = i.PluginsRequest(filters=[f"type=={json.dumps(kind)},id=={json.dumps(name)}"])
+    try:
+        answer = await transport.unary(INTROSPECTION, "Plugins", request, timeout_s=timeout_s)
+    except Unimplemented:
+        return ()
+    for plugin in cast("api.introspection.PluginsResponse", answer).plugins:
+        if plugin.init_err is not None and plugin.init_err.code:
+            raise Unavailable(f"{kind}.{name} is not loaded there: {plugin.init_err.message}")
+        return tuple(plugin.capabilities)
+    return ()
+
+
+async def namespaces(transport: GrpcClient, *, timeout_s: float) -> list[str] | None:
+    """The namespaces of a peer, sorted; None for one that knows none."""
+    request = api.namespaces.ListNamespacesRequest()
+    try:
+        answer = await transport.unary(NAMESPACES, "List", request, timeout_s=timeout_s)
+    except Unimplemented:
+        return None
+    return sorted(n.name for n in cast("api.namespaces.ListNamespacesResponse", answer).namespaces)
