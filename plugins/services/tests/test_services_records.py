@@ -23,7 +23,6 @@ from aiocontainerd.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    Unimplemented,
     Unknown,
 )
 from aiocontainerd.interfaces.metadata import Collected, Container, Image, Lease, Namespace, Resource
@@ -430,6 +429,9 @@ class Backend:
         for number in range(self.count):
             yield Info(kind=Kind.COMMITTED, name=str(number))
 
+    async def cleanup(self) -> None:
+        self.calls.append(("cleanup",))
+
 
 class Metadata:
     snapshotters = ("native",)
@@ -521,7 +523,7 @@ async def test_errors_of_a_snapshot_walk_are_unknown() -> None:
         await anext(service.list(request))
 
 
-async def test_cleanup_of_a_snapshotter_is_not_implemented() -> None:
-    service, _ = snapshots()
-    with pytest.raises(Unimplemented, match=r"^snapshotter does not implement Cleanup method$"):
-        await service.cleanup(api.snapshots.CleanupRequest(snapshotter="native"))
+async def test_cleanup_is_left_to_the_snapshotter() -> None:
+    service, backend = snapshots()
+    await service.cleanup(api.snapshots.CleanupRequest(snapshotter="native"))
+    assert backend.calls == [("cleanup",)]
