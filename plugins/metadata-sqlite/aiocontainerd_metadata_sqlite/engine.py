@@ -24,7 +24,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd.errors import Internal, Unavailable
+from aiocontainerd.errors import FailedPrecondition, Internal, Unavailable
 from aiocontainerd_metadata_sqlite.records import Name, RecordCache, watch_changes
 from aiocontainerd_metadata_sqlite.schema import migrate
 
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MAX_GROUP = 512
+_SQLITE_MAGIC = b"SQLite format 3\0"
 MAX_READERS = 3
 BUSY_TIMEOUT_S = 5.0
 _CACHED_STATEMENTS = 256
@@ -182,6 +183,7 @@ class Engine:
         self._queue.put(jobs)
 
     def _open_writer(self) -> sqlite3.Connection:
+        _refuse_foreign(self.path)
         connection = _connect(self.path, self._sync)
         try:
             migrate(connection, self.path)
@@ -311,6 +313,20 @@ def _call(then: Callable[[Any], None], result: Any) -> None:
         then(result)
     except Exception:  # the edge of a callback: the mutation itself is on disk
         log.exception("callback after a metadata commit failed")
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise FailedPrecondition for a file that SQLite did not write: containerd's own database has this very name."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_SQLITE_MAGIC))
+    except FileNotFoundError:
+        return
+    if start and start != _SQLITE_MAGIC:
+        raise FailedPrecondition(
+            f"metadata database {path} was written by another program, probably containerd; "
+            "give this daemon a root of its own (--root)"
+        )
 
 
 def _connect(path: Path, sync: bool) -> sqlite3.Connection:

@@ -252,3 +252,13 @@ def _kill_while_writing(path: Path) -> list[str]:
         os.kill(writer.pid, signal.SIGKILL)
         rest = [line.strip() for line in writer.stdout if line.endswith("\n")]
     return lines + rest
+
+
+async def test_a_database_of_containerd_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    bolt = bytes(16) + b"\xed\xda\x0c\xed" + bytes(4076)
+    path.write_bytes(bolt)
+    with pytest.raises(FailedPrecondition, match=r"meta\.db was written by another program, probably containerd"):
+        await Engine(path).open()
+    assert path.read_bytes() == bolt
+    assert [p.name for p in tmp_path.iterdir()] == ["meta.db"]
