@@ -8,6 +8,7 @@ reverse order. Nothing here knows what a snapshotter is.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import anyio
 import msgspec
 
-from aiocontainerd import kinds
+from aiocontainerd import diagnosis, kinds
 from aiocontainerd.errors import ContainerdError, NotFound, Unknown
 from aiocontainerd.lifecycle import Limits, PluginLife, PluginTasks
 
@@ -42,6 +43,15 @@ class SkipPlugin(Exception):
 
 class PluginError(Exception):
     """A registration that cannot be used: a duplicate, a circular need, a missing required plugin."""
+
+
+class CircularNeedError(PluginError):
+    """Plugins that require each other in a circle, in its order."""
+
+    def __init__(self, circle: Sequence[Plugin]) -> None:
+        self.circle = circle
+        names = " -> ".join(plugin.uri for plugin in (*circle, circle[0]))
+        super().__init__(f"plugins require each other in a circle: {names}")
 
 
 ConfigT = TypeVar("ConfigT", bound=PluginConfig)
@@ -114,7 +124,7 @@ class Plugin:
         if isinstance(error, SkipPlugin):
             self.state, self.reason, self.code = State.SKIPPED, f"{error}: skip plugin", Unknown.code
             return
-        self.state, self.reason = State.FAILED, str(error) or type(error).__name__
+        self.state, self.reason = State.FAILED, diagnosis.describe(error)
         self.code = error.code if isinstance(error, ContainerdError) else Unknown.code
         log.debug("plugin %s failed", self.uri, exc_info=error)
 
@@ -182,6 +192,8 @@ class InitContext(Generic[ConfigT]):
         if absent is None:
             return uri
         self._plugin.caused_by = uri
+        if absent.state == State.REGISTERED and absent.kind not in self._plugin.registration.requires:
+            return f"{uri} (not started yet: {self.uri} does not name {absent.kind} in requires)"
         return f"{uri} ({absent.reason})" if absent.reason else uri
 
     def get_single(self, kind: str) -> Any:
@@ -218,11 +230,13 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registry:
-    """All registrations of one daemon."""
+    """All registrations of one daemon. `replaceable` are the URIs that may be taken from the daemon's own plugins."""
 
-    def __init__(self) -> None:
+    def __init__(self, replaceable: Iterable[str] = ()) -> None:
+        self.replaceable = frozenset(replaceable)
         self._plugins: dict[str, Plugin] = {}
         self._order: list[Plugin] = []
+        self._check: Callable[[str, object], object] | None = None
 
     def __repr__(self) -> str:
         return f"<Registry {self.statistics()}>"
@@ -235,12 +249,22 @@ class Registry:
         return counts
 
     def add(self, registration: Registration, distribution: str = "") -> Plugin:
-        """Take a registration. Raises PluginError where its URI is taken."""
+        """Take a registration. Raises PluginError where its URI is taken.
+
+        Of a plugin of the daemon's own and another one, the other one has the URI where `replaceable` names it.
+        """
         present = self._plugins.get(registration.uri)
+        if present is not None and registration.uri in self.replaceable:
+            if is_first_party(distribution) and not is_first_party(present.distribution):
+                return present
+            if is_first_party(present.distribution) and not is_first_party(distribution):
+                present = None
         if present is not None:
+            first_party = [is_first_party(name) for name in (present.distribution, distribution)]
+            hint = f", or name {registration.uri} in plugin_policy.replace" if any(first_party) else ""
             raise PluginError(
                 f"plugin {registration.uri} is registered twice: by {present.distribution or 'the daemon'} "
-                f"and by {distribution or 'the daemon'}"
+                f"and by {distribution or 'the daemon'}; choose another id{hint}"
             )
         plugin = Plugin(registration, distribution)
         self._plugins[registration.uri] = plugin
@@ -279,9 +303,19 @@ class Registry:
         return unknown
 
     def order(self) -> list[Plugin]:
-        """The plugins to start, each after everything it requires. Raises PluginError for a circular need."""
-        enabled = {u: p for u, p in self._plugins.items() if p.state == State.REGISTERED}
-        return _dependency_order(enabled)
+        """The plugins to start, each after everything it requires.
+
+        Of plugins that require each other in a circle, those that are not the daemon's own have failed; all where
+        none is another's.
+        """
+        while True:
+            enabled = {u: p for u, p in self._plugins.items() if p.state == State.REGISTERED}
+            try:
+                return _dependency_order(enabled)
+            except CircularNeedError as error:
+                strangers = [plugin for plugin in error.circle if not is_first_party(plugin.distribution)]
+                for plugin in strangers or error.circle:
+                    plugin.failed(error)
 
     @asynccontextmanager
     async def run(
@@ -291,13 +325,16 @@ class Registry:
         required: Sequence[str] = (),
         *,
         last_resort: Callable[[list[str], Exception | None], object] | None = None,
+        check: Callable[[str, object], object] | None = None,
     ) -> AsyncIterator[None]:
         """Start every plugin, run the block, stop them in reverse order.
 
         `config_of` gives a registration its decoded config; what it raises fails that plugin. A required plugin that
         is missing or did not load raises PluginError after everything that did start is stopped. `last_resort` is
         called at the end with the plugins that cannot be ended, and the block's error; without it they are waited for.
+        `check` is given the kind and instance of each plugin and raises where the instance cannot be used.
         """
+        self._check = check
         self._order = self.order()
         lives: list[PluginLife] = []
         failure: Exception | None = None
@@ -356,7 +393,13 @@ class Registry:
         context = InitContext(
             plugin, config, daemon=daemon, loaded=loaded, tasks=tasks, stack=stack, registered=self.get
         )
-        return await plugin.registration.init(context)
+        initialised: Any = plugin.registration.init(context)
+        if not inspect.isawaitable(initialised):
+            raise PluginError(f"init of {plugin.uri} is not async; write `async def init`")
+        instance: object = await initialised
+        if self._check is not None:
+            self._check(plugin.kind, instance)
+        return instance
 
     def _missing_need(self, plugin: Plugin, loaded: Mapping[str, Mapping[str, Plugin]]) -> Plugin | None:
         """A plugin that failed and leaves a required kind without any; None where every need is met or optional."""
@@ -383,7 +426,7 @@ def _dependency_order(enabled: Mapping[str, Plugin]) -> list[Plugin]:
     for plugin in enabled.values():
         by_kind.setdefault(plugin.kind, []).append(plugin)
     done: dict[str, Plugin] = {}
-    trail: list[str] = []
+    trail: list[Plugin] = []
 
     def needs(plugin: Plugin) -> Iterable[Plugin]:
         for kind in plugin.registration.requires:
@@ -395,10 +438,9 @@ def _dependency_order(enabled: Mapping[str, Plugin]) -> list[Plugin]:
     def visit(plugin: Plugin) -> None:
         if plugin.uri in done:
             return
-        if plugin.uri in trail:
-            circle = " -> ".join([*trail[trail.index(plugin.uri) :], plugin.uri])
-            raise PluginError(f"plugins require each other in a circle: {circle}")
-        trail.append(plugin.uri)
+        if plugin in trail:
+            raise CircularNeedError(trail[trail.index(plugin) :])
+        trail.append(plugin)
         for need in needs(plugin):
             if need is not plugin:
                 visit(need)
@@ -420,6 +462,11 @@ async def _stop_all(lives: Sequence[PluginLife]) -> None:
             for life in reversed(lives):
                 await life.stop_at_once()
         raise
+
+
+def is_first_party(distribution: str) -> bool:
+    """Whether a distribution is one of the daemon's own: the core, which may be without a name here, or its plugins."""
+    return distribution in ("", "aiocontainerd") or distribution.startswith("aiocontainerd-")
 
 
 def _made(directory: Path) -> Path:

@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from aiocontainerd import lifecycle
+from aiocontainerd.config import ConfigError
 from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.events import EventBus
 from aiocontainerd.plugin import InitContext, Plugin, PluginConfig, Registration, SkipPlugin, State, kinds
@@ -72,6 +73,9 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
+RAISED_AT = "(tests/test_registry.py:81 in init)"
+
+
 def raising(error: BaseException) -> Init:
     async def init(_context: InitContext[Any]) -> object:
         raise error
@@ -101,17 +105,25 @@ async def test_all_requires_everything_that_is_no_server(host: Host) -> None:
         assert host.did == ["init z", "init one", "init two"]
 
 
-async def test_a_circular_need_is_told_as_the_circle_and_nothing_starts(host: Host) -> None:
-    host.add(CONTENT, "c", METADATA)
-    host.add(METADATA, "m", CONTENT)
-    with pytest.raises(PluginError) as failed:
-        async with host.run():
-            pass
-    assert str(failed.value) == (
-        "plugins require each other in a circle: "
-        "io.containerd.content.v1.c -> io.containerd.metadata.v1.m -> io.containerd.content.v1.c"
-    )
-    assert host.did == []
+async def test_a_circular_need_is_told_as_the_circle_and_the_others_start(host: Host) -> None:
+    circle = [host.add(CONTENT, "c", METADATA), host.add(METADATA, "m", CONTENT)]
+    host.add(SNAPSHOTTER, "s")
+    async with host.run():
+        assert {plugin.reason for plugin in circle} == {
+            "plugins require each other in a circle: "
+            "io.containerd.content.v1.c -> io.containerd.metadata.v1.m -> io.containerd.content.v1.c"
+        }
+        assert host.did == ["init s"]
+
+
+async def test_of_a_circle_only_those_fail_that_are_not_the_daemons_own(host: Host) -> None:
+    own = Plugin(Registration(kind=METADATA, id="m", requires=(CONTENT,), init=raising(OSError("unused"))))
+    other = Plugin(Registration(kind=CONTENT, id="c", requires=(METADATA,), init=raising(OSError("unused"))), "acme")
+    registry = Registry()
+    registry.add(own.registration, "aiocontainerd-metadata-sqlite")
+    registry.add(other.registration, "acme")
+    assert [plugin.uri for plugin in registry.order()] == [own.uri]
+    assert registry[other.uri].state == State.FAILED
 
 
 async def test_a_plugin_may_require_its_own_kind(host: Host) -> None:
@@ -132,8 +144,28 @@ async def test_a_duplicate_names_both_distributions() -> None:
     with pytest.raises(PluginError) as failed:
         registry.add(one, "other-snapshots")
     assert str(failed.value) == (
-        "plugin io.containerd.snapshotter.v1.acme is registered twice: by acme-snapshots and by other-snapshots"
+        "plugin io.containerd.snapshotter.v1.acme is registered twice: by acme-snapshots and by other-snapshots; "
+        "choose another id"
     )
+
+
+@pytest.mark.parametrize("names", [("aiocontainerd-native", "acme"), ("acme", "aiocontainerd-native")])
+async def test_a_plugin_of_the_daemon_is_replaced_where_the_config_says_so(names: tuple[str, str]) -> None:
+    one = Registration(kind=SNAPSHOTTER, id="native", init=hang)
+    registry = Registry(replaceable=[one.uri])
+    for name in names:
+        registry.add(one, name)
+    assert registry[one.uri].distribution == "acme"
+    with pytest.raises(PluginError, match="is registered twice: by acme and by other; choose another id$"):
+        registry.add(one, "other")
+
+
+async def test_a_plugin_of_the_daemon_is_not_replaced_by_itself() -> None:
+    one = Registration(kind=SNAPSHOTTER, id="native", init=hang)
+    registry = Registry()
+    registry.add(one, "aiocontainerd-native")
+    with pytest.raises(PluginError, match=f", or name {one.uri} in plugin_policy.replace$"):
+        registry.add(one, "acme")
 
 
 async def test_skip_and_fail_are_two_outcomes(host: Host) -> None:
@@ -143,9 +175,13 @@ async def test_skip_and_fail_are_two_outcomes(host: Host) -> None:
     wordless = host.add(SNAPSHOTTER, "d", init=raising(KeyError()))
     async with host.run():
         assert (skipped.state, skipped.reason, skipped.code) == (State.SKIPPED, "no overlayfs here: skip plugin", 2)
-        assert (failed.state, failed.reason, failed.code) == (State.FAILED, "disk on fire", 2)
+        assert (failed.state, failed.reason, failed.code) == (
+            State.FAILED,
+            f"RuntimeError: disk on fire {RAISED_AT}",
+            2,
+        )
         assert (classed.state, classed.reason, classed.code) == (State.FAILED, "wrong disk", 9)
-        assert wordless.reason == "KeyError"
+        assert wordless.reason == f"KeyError {RAISED_AT}"
         assert host.registry.statistics() == {"skip": 1, "error": 3}
 
 
@@ -183,7 +219,7 @@ async def test_asking_for_a_failed_plugin_says_why_it_is_absent_and_makes_it_the
     host.add(SNAPSHOTTER, "b")
     needs = host.add(CONTENT, "c", SNAPSHOTTER, init=init)
     async with host.run():
-        assert needs.reason == "plugin io.containerd.snapshotter.v1.a (no disk)"
+        assert needs.reason == f"plugin io.containerd.snapshotter.v1.a (RuntimeError: no disk {RAISED_AT})"
         assert needs.caused_by == "io.containerd.snapshotter.v1.a"
 
 
@@ -222,7 +258,7 @@ async def test_disabled_plugins_are_not_started_and_strangers_are_returned(host:
         ("io.containerd.content.v1.none", "required plugin io.containerd.content.v1.none is not installed"),
         (
             "io.containerd.snapshotter.v1.bad",
-            "required plugin io.containerd.snapshotter.v1.bad is not loaded (error): no disk",
+            f"required plugin io.containerd.snapshotter.v1.bad is not loaded (error): RuntimeError: no disk {RAISED_AT}",
         ),
     ],
 )
@@ -324,7 +360,7 @@ async def test_exports_and_directories_are_the_plugins_own(host: Host, tmp_path:
 
 async def test_a_config_that_cannot_be_decoded_fails_its_plugin_alone(host: Host) -> None:
     def config_of(registration: Registration) -> PluginConfig:
-        raise ValueError(f"bad table of {registration.id}")
+        raise ConfigError(f"bad table of {registration.id}")
 
     plugin = host.add(SNAPSHOTTER, "a")
     daemon_run = host.run()
@@ -358,7 +394,7 @@ async def test_an_init_that_hangs_is_given_up_and_the_others_start(tmp_path: Pat
 async def test_a_timeout_inside_of_an_init_is_no_deadline_of_ours(host: Host) -> None:
     plugin = host.add(SNAPSHOTTER, "a", init=raising(TimeoutError("the disk did not answer")))
     async with host.run():
-        assert plugin.reason == "the disk did not answer"
+        assert plugin.reason == f"TimeoutError: the disk did not answer {RAISED_AT}"
 
 
 async def test_a_stop_that_hangs_is_given_up_with_a_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
