@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from aiocontainerd_shim import cgroups
 from aiocontainerd_shim.init import InitProcess
 from aiocontainerd_shim.oom import OomWatch
 from aiocontainerd_shim.process import ExecProcess, Process, Site
+from aiocontainerd_shim.rest import RestedContainer
 from aiocontainerd_shim.states import Action, State
 from aiocontainerd_shim.stdio import Stdio
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import betterproto2
 
     from aiocontainerd_shim.reaper import Exit, Reaper
+    from aiocontainerd_shim.rest import Descriptors, RestedProcess
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,39 @@ class Container:
 
     def __repr__(self) -> str:
         return f"<Container {self.site.id} {self.init.state} execs={len(self.execs)}>"
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether nothing is going on in it."""
+        return all(process.can_rest for process in (self.init, *self.execs.values()))
+
+    def rested(self, held: Descriptors) -> RestedContainer:
+        """What `adopt` needs."""
+        return RestedContainer(
+            id=self.site.id,
+            bundle=str(self.site.bundle),
+            binary=self.site.runtime.binary,
+            root=self.site.runtime.root,
+            options=self.site.options,
+            init=self.init.rested(held),
+            execs=[process.rested(held) for process in self.execs.values()],
+            cgroup=self.cgroup.paths if self.cgroup else None,
+            oom=self._oom.rested(held) if self._oom else None,
+        )
+
+    def adopt(self, rested: RestedContainer, fds: Sequence[int]) -> None:
+        """Go on as the container another worker has left."""
+        self._adopt_process(self.init, rested.init, fds)
+        self._init_over = self.init.exited.is_set()
+        for record in rested.execs:
+            process = ExecProcess(self.site, record.exec_id, record.stdio, record.spec)
+            self._adopt_process(process, record, fds)
+            self.execs[record.exec_id] = process
+        if rested.cgroup is not None:
+            self.cgroup = cgroups.Cgroup(rested.cgroup)
+        if rested.oom is not None and self.cgroup is not None:
+            self._oom = OomWatch(self.site.id, self.cgroup, self._on_oom)
+            self._oom.adopt(rested.oom, fds)
 
     def process(self, exec_id: str) -> Process:
         """The init, or an exec by id. Raises NotFound."""
@@ -157,6 +192,11 @@ class Container:
         async with self.init.lock:
             await self.init.resume()
         self._publish("/tasks/resumed", api.event_types.TaskResumed(container_id=self.site.id))
+
+    def _adopt_process(self, process: Process, rested: RestedProcess, fds: Sequence[int]) -> None:
+        process.adopt(rested, fds)
+        if process.pid and not process.exited.is_set():
+            self._watch(process)
 
     def _check_init_runs(self) -> None:
         if self._init_over:

@@ -65,13 +65,16 @@ class OutputFifo:
     intervals, each of which lets such a client in.
     """
 
-    def __init__(self, path: str) -> None:
-        """Open the shim's end. Raises Unknown where the pipe can't be opened."""
+    def __init__(self, path: str, hold: int = -1) -> None:
+        """Open the shim's end, or go on with `hold`. Raises Unknown where the pipe can't be opened."""
         self.path = path
-        self._hold = -1
+        self._hold = hold
         self._epoll: select.epoll | None = None
         self._kick: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
+        self._first_writer = -1
+        if hold >= 0:
+            return
         # Kept until the real writer is there: a client that this lets in must not meet an end at once.
         self._first_writer = probe_writer(path)
         try:
@@ -79,6 +82,16 @@ class OutputFifo:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def held(self) -> int:
+        """The shim's own end, -1 once it is shut."""
+        return self._hold
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether only the hang-up is waited for."""
+        return self._epoll is not None and self._kick is None
 
     def open_writer(self, *, nonblocking: bool = False) -> int:
         """A new write end; never waits, since the shim itself is a reader."""
@@ -153,16 +166,27 @@ class InputFifo:
     A path that is no named pipe is read as it is.
     """
 
-    def __init__(self, path: str) -> None:
-        """Open both ends, the reading one non-blocking. Raises Unknown where the path can't be opened."""
+    def __init__(self, path: str, hold: int = -1) -> None:
+        """Open both ends, the reading one non-blocking, or go on with a write end `hold` alone.
+
+        Raises Unknown where the path can't be opened.
+        """
+        self.reader = -1
+        self._hold = hold
+        if hold >= 0:
+            return
         self.reader = open_path(path, os.O_RDONLY | os.O_NONBLOCK, "file")
-        self._hold = -1
         if stat.S_ISFIFO(os.fstat(self.reader).st_mode):
             try:
                 self._hold = open_path(path, os.O_WRONLY | os.O_NONBLOCK, "w/o fifo")
             except BaseException:
                 self.close()
                 raise
+
+    @property
+    def held(self) -> int:
+        """The shim's write end, -1 once it is shut."""
+        return self._hold
 
     def close_writer(self) -> None:
         """CloseIO: the reader meets the end once every client has closed too."""

@@ -14,7 +14,7 @@ from aiocontainerd_shim.fork_protocol import Reply, Request
 
 def start(request: Request, listener: socket.socket) -> NoReturn:
     """Become the shim that serves `listener`."""
-    serve.become_shim(listener, identity_of(request), request.shim_cgroup, request.oom_score_adj)
+    serve.become_shim(listener, identity_of(request), request.shim_cgroup, request.oom_score_adj, rests=True)
 
 
 def delete(request: Request, connection: socket.socket) -> NoReturn:

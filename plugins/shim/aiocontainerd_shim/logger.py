@@ -51,6 +51,11 @@ class Logger:
     def __repr__(self) -> str:
         return f"<Logger pid={self.pid} {'exited' if self._exited.is_set() else 'running'}>"
 
+    @property
+    def pidfd(self) -> int:
+        """The descriptor of the running logger, -1 once it has ended."""
+        return self._pidfd
+
     async def exited(self) -> None:
         """Wait until the logger has ended, as it does when its pipes have."""
         await self._exited.wait()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aiocontainerd.sys import inotify
 from aiocontainerd.sys.cgroup import read_flat, write_text
 from aiocontainerd_shim.cgroups import Cgroup
 from aiocontainerd_shim.fifos import close_fd
+from aiocontainerd_shim.rest import READABLE, Descriptors, RestedOom
 
 _READ_BYTES = 4096
 
@@ -40,6 +41,15 @@ class OomWatch:
         """Tell of a kill whose notice is still on its way: version 2 sends it from a work queue, after the kill."""
         if self._fd >= 0 and self._unified and self._has_killed():
             self._on_oom(self.container_id)
+
+    def rested(self, held: Descriptors) -> RestedOom | None:
+        """What `adopt` needs; None where nothing is watched."""
+        return RestedOom(held.put(self._fd, READABLE), self._kills) if self._fd >= 0 else None
+
+    def adopt(self, rested: RestedOom, fds: Sequence[int]) -> None:
+        """Watch on with a descriptor kept meanwhile."""
+        self._fd, self._kills = fds[rested.fd], rested.kills
+        asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
     def close(self) -> None:
         """Stop watching. May be called again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,13 @@ from aiocontainerd_shim import records, states
 from aiocontainerd_shim.console import Console, ConsoleSocket
 from aiocontainerd_shim.oci import OciError, OciRuntime, read_pid
 from aiocontainerd_shim.reaper import Exit
+from aiocontainerd_shim.rest import RestedProcess
 from aiocontainerd_shim.states import Action, State
 from aiocontainerd_shim.stdio import ProcessIO, Stdio, open_io
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.records import RuncOptions
+    from aiocontainerd_shim.rest import Descriptors
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +102,36 @@ class Process:
             exited_at_ns=self.exited_at_ns if over else None,
         )
         records.write_process(self.site.bundle, record)
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether nothing is going on with it; a terminal's bytes pass through the shim, so it never rests."""
+        if self.lock.locked() or self._console is not None or self.state == State.RESTORING:
+            return False
+        return self._io is None or self._io.can_rest
+
+    def rested(self, held: Descriptors) -> RestedProcess:
+        """What `adopt` needs."""
+        return RestedProcess(
+            exec_id=self.exec_id,
+            stdio=self.stdio,
+            state=self.state,
+            pid=self.pid,
+            exit_status=self.exit_status,
+            exited_at_ns=None if self.exited_at_ns == ZERO_NS else self.exited_at_ns,
+            exited=self.exited.is_set(),
+            streams=self._io.rested(held) if self._io is not None else None,
+        )
+
+    def adopt(self, rested: RestedProcess, fds: Sequence[int]) -> None:
+        """Go on as the process another worker has left."""
+        self.state, self.pid = rested.state, rested.pid
+        self.exit_status = rested.exit_status
+        self.exited_at_ns = ZERO_NS if rested.exited_at_ns is None else rested.exited_at_ns
+        if rested.exited:
+            self.exited.set()
+        if rested.streams is not None:
+            self._io = ProcessIO.resumed(rested.streams, fds)
 
     async def resize(self, width: int, height: int) -> None:
         """Set the size of the terminal in characters; without one, nothing happens."""
@@ -182,6 +214,10 @@ class ExecProcess(Process):
             raise
         self.state = State.RUNNING
         self.save()
+
+    def rested(self, held: Descriptors) -> RestedProcess:
+        """What `adopt` needs."""
+        return msgspec.structs.replace(super().rested(held), spec=self._spec)
 
     def leftover_pid(self) -> int:
         """The process a failed start has made after all; 0 where there is none."""

@@ -99,6 +99,11 @@ class Publisher:
         """Events waiting and dropped."""
         return {"queued": len(self._queue), "dropped": self.dropped}
 
+    @property
+    def idle(self) -> bool:
+        """Whether every event is sent or dropped."""
+        return self._empty.is_set()
+
     def publish(self, topic: str, event: betterproto2.Message) -> None:
         """Queue an event, stamped with the time of now."""
         from aiocontainerd import api

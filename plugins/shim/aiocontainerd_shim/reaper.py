@@ -56,6 +56,16 @@ class Reaper:
         """Pids watched, exits kept for a claim, claims open."""
         return {"watched": len(self._watchers), "early": len(self._early), "claims": self._claims}
 
+    @property
+    def watched(self) -> set[int]:
+        """The pids whose exits somebody waits for."""
+        return set(self._watchers)
+
+    @property
+    def claimed(self) -> bool:
+        """Whether a command that makes processes runs."""
+        return self._claims > 0
+
     def start(self) -> None:
         """Take SIGCHLD of the running event loop."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
@@ -73,7 +83,15 @@ class Reaper:
                 return
             if not pid:
                 return
-            self._exited(Exit(pid, wait_status_to_exit_status(status), time.time_ns()))
+            self.exited(Exit(pid, wait_status_to_exit_status(status), time.time_ns()))
+
+    def exited(self, exited: Exit) -> None:
+        """Take an exit: of a child of this process, or told by the process that the container's fall to."""
+        callback = self._watchers.pop(exited.pid, None)
+        if callback is not None:
+            callback(exited)
+        elif self._claims:
+            self._early[exited.pid] = exited
 
     def watch(self, pid: int, callback: Callable[[Exit], None]) -> None:
         """Call `callback` once, from the event loop, when `pid` exits or if it has exited during an open claim."""
@@ -138,13 +156,6 @@ class Reaper:
                 os.kill(pid, signal.SIGKILL)
                 await done
             raise
-
-    def _exited(self, exited: Exit) -> None:
-        callback = self._watchers.pop(exited.pid, None)
-        if callback is not None:
-            callback(exited)
-        elif self._claims:
-            self._early[exited.pid] = exited
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]) -> int:

@@ -18,10 +18,13 @@ from aiocontainerd_shim.bootstrap import set_oom_score_adj
 from aiocontainerd_shim.container import Surroundings
 from aiocontainerd_shim.publisher import Forwarder, Publisher
 from aiocontainerd_shim.reaper import Reaper
+from aiocontainerd_shim.resident import Resident
 from aiocontainerd_shim.service import TaskService, TaskServiceV2
+from aiocontainerd_shim.worker import Worker
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.bootstrap import Identity
+    from aiocontainerd_shim.rest import Duty
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +33,13 @@ SHUTDOWN_TIMEOUT_S = 5.0
 _SERVER_GRACE_S = 1.0
 
 
-def become_shim(listener: socket.socket, identity: Identity, shim_cgroup: str, oom_score_adj: int | None) -> NoReturn:
+def become_shim(
+    listener: socket.socket, identity: Identity, shim_cgroup: str, oom_score_adj: int | None, *, rests: bool = False
+) -> NoReturn:
     """Go on as the shim in a freshly forked child; never returns.
 
-    Whoever started it may read its standard streams until nobody can write there, so they go first.
+    Whoever started it may read its standard streams until nobody can write there, so they go first. One that `rests`
+    leaves its work to workers; that pays where everything a worker needs was loaded before the fork.
     """
     status = 1
     try:
@@ -42,28 +48,40 @@ def become_shim(listener: socket.socket, identity: Identity, shim_cgroup: str, o
         set_oom_score_adj(oom_score_adj)
         if shim_cgroup:
             placement.join(shim_cgroup, os.getpid())
-        run(listener, identity)
-        status = 0
+        status = run(listener, identity, rests=rests)
     except Exception:  # the edge of the process
         log.exception("the shim failed")
     finally:
         os._exit(status)
 
 
-def run(listener: socket.socket, identity: Identity) -> None:
-    """Be the shim of `identity` until it is shut down. The socket's file is removed at the end.
-
-    The loop is driven by hand: `asyncio.run` does more than a process needs that ends with its loop.
-    """
+def run(listener: socket.socket, identity: Identity, *, rests: bool = False) -> int:
+    """Be the shim of `identity` until it is shut down; returns the exit status. The socket's file goes at the end."""
     path = listener.getsockname()
     prctl.set_child_subreaper()
     prctl.set_name(COMMAND_NAME)
     open_log(identity)
-    loop = asyncio.new_event_loop()
     try:
-        loop.run_until_complete(serve(listener, identity))
+        if rests:
+            return Resident(listener, lambda duty: work(identity, duty)).run()
+        _run_loop(serve(listener, identity))
     finally:
         _remove_socket(path)
+    return 0
+
+
+def work(identity: Identity, duty: Duty) -> None:
+    """Be a worker of the shim of `identity`; returns where the shim is to end, and not at all after a hand-over."""
+    try:
+        _run_loop(serve(socket.socket(fileno=duty.fds[0]), identity, duty))
+    except Exception:  # the edge of the process
+        log.exception("the shim failed")
+        raise
+
+
+def _run_loop(life: Coroutine[object, object, None]) -> None:
+    """Drive a loop by hand: `asyncio.run` does more than a process needs that ends with its loop."""
+    asyncio.new_event_loop().run_until_complete(life)
 
 
 def prepare_log() -> None:
@@ -83,8 +101,8 @@ def open_log(identity: Identity) -> None:
     _redirect_stderr(f"{identity.bundle}/log")
 
 
-async def serve(listener: socket.socket, identity: Identity) -> None:
-    """Serve the task API on `listener` until Shutdown, SIGTERM or SIGINT."""
+async def serve(listener: socket.socket, identity: Identity, duty: Duty | None = None) -> None:
+    """Serve the task API on `listener` until Shutdown, SIGTERM or SIGINT; with a duty, until there is none."""
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -94,17 +112,40 @@ async def serve(listener: socket.socket, identity: Identity) -> None:
     reaper = Reaper()
     reaper.start()
     async with asyncio.TaskGroup() as tasks:
-        sender = tasks.create_task(publisher.run())
-        around = Surroundings(reaper, publisher.publish, lambda work: tasks.create_task(_guarded(work)))
-        service = TaskService(identity, around, shut_down=ending.set)
+        helpers = [tasks.create_task(publisher.run())]
+        spawned = Spawned(tasks)
+        around = Surroundings(reaper, publisher.publish, spawned.start)
+        service = TaskService(identity, around, shut_down=ending.set, shim_pid=duty.shim_pid if duty else 0)
         server = TtrpcServer([service, TaskServiceV2(service)])
+        if duty is not None:
+            worker = Worker(duty, server, service, publisher, reaper, spawned)
+            await worker.take_over()
+            helpers.append(tasks.create_task(worker.hand_over_when_quiet()))
         await server.start(listener)
         await ending.wait()
         await server.aclose(_SERVER_GRACE_S)
         await publisher.drained(SHUTDOWN_TIMEOUT_S - _SERVER_GRACE_S)
-        sender.cancel()
+        for helper in helpers:
+            helper.cancel()
     await forwarder.aclose()
     reaper.stop()
+
+
+class Spawned:
+    """Work beside the calls, as long as it runs."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
+
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        """Start it."""
+        task = self._tasks.create_task(_guarded(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
 
 async def _guarded(work: Coroutine[object, object, None]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from aiocontainerd import api
     from aiocontainerd_shim.bootstrap import Identity
     from aiocontainerd_shim.process import Process
+    from aiocontainerd_shim.rest import Descriptors, RestedContainer
 
 T = TypeVar("T")
 
@@ -49,17 +50,43 @@ class TaskService:
         *,
         choose_runtime: Callable[[str, Mapping[str, str]], str] = oci_choice.choose,
         shut_down: Callable[[], None],
+        shim_pid: int = 0,
     ) -> None:
-        """`choose_runtime` gives the OCI runtime for a `binary_name` and an environment; `shut_down` ends the shim."""
+        """`choose_runtime` gives the OCI runtime for a `binary_name` and an environment; `shut_down` ends the shim.
+
+        `shim_pid` is the process that stands for the shim where it isn't this one.
+        """
         self._identity = identity
         self._namespace = identity.namespace
         self._around = around
         self._choose_runtime = choose_runtime
         self._shut_down = shut_down
+        self._shim_pid = shim_pid or os.getpid()
         self._containers: dict[str, Container] = {}
 
     def __repr__(self) -> str:
         return f"<TaskService {self._namespace} containers={len(self._containers)}>"
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether nothing is going on with the containers, and every process in them is watched for its exit only."""
+        containers = self._containers.values()
+        processes = [process for each in containers for process in (each.init, *each.execs.values())]
+        alive = {process.pid for process in processes if process.pid and not process.exited.is_set()}
+        return all(each.can_rest for each in containers) and alive == self._around.reaper.watched
+
+    def rested(self, held: Descriptors) -> list[RestedContainer]:
+        """What `adopt` needs."""
+        return [container.rested(held) for container in self._containers.values()]
+
+    def adopt(self, rested: RestedContainer, fds: Sequence[int]) -> None:
+        """Go on with a container another worker has left."""
+        bundle = Path(rested.bundle)
+        runtime = self._runtime(bundle, rested.options, rested.binary, rested.root)
+        site = Site(namespace=self._namespace, id=rested.id, bundle=bundle, runtime=runtime, options=rested.options)
+        container = Container(site, InitProcess(site, rested.init.stdio, (), Checkpoint()), self._around)
+        container.adopt(rested, fds)
+        self._containers[rested.id] = container
 
     async def create(self, request: api.task_v3.CreateTaskRequest) -> api.task_v3.CreateTaskResponse:
         """Make a container of a bundle."""
@@ -199,7 +226,7 @@ class TaskService:
         from aiocontainerd import api
 
         container = self._containers.get(request.id)
-        return api.task_v3.ConnectResponse(shim_pid=os.getpid(), task_pid=container.init.pid if container else 0)
+        return api.task_v3.ConnectResponse(shim_pid=self._shim_pid, task_pid=container.init.pid if container else 0)
 
     async def shutdown(self, _request: api.task_v3.ShutdownRequest) -> api.protobuf.Empty:
         """End the shim, unless containers are left in it."""
@@ -216,13 +243,14 @@ class TaskService:
     def _new_container(self, request: api.task_v3.CreateTaskRequest) -> Container:
         options = records.options_from_wire(request.options)
         bundle = Path(request.bundle)
-        runtime = self._runtime(bundle, options)
+        binary = self._choose_runtime(options.binary_name, self._identity.env)
+        runtime = self._runtime(bundle, options, binary, runtime_root(options.root, self._namespace))
         records.write_options(bundle, options)
         site = Site(namespace=self._namespace, id=request.id, bundle=bundle, runtime=runtime, options=options)
         record = records.ShimRecord(
             namespace=self._namespace,
             id=request.id,
-            shim_pid=os.getpid(),
+            shim_pid=self._shim_pid,
             binary=runtime.binary,
             root=runtime.root,
             systemd_cgroup=options.systemd_cgroup,
@@ -232,10 +260,10 @@ class TaskService:
         checkpoint = Checkpoint(request.checkpoint, request.parent_checkpoint)
         return Container(site, InitProcess(site, _stdio(request), mounts, checkpoint), self._around)
 
-    def _runtime(self, bundle: Path, options: records.RuncOptions) -> OciRuntime:
+    def _runtime(self, bundle: Path, options: records.RuncOptions, binary: str, root: str) -> OciRuntime:
         return OciRuntime(
-            self._choose_runtime(options.binary_name, self._identity.env),
-            runtime_root(options.root, self._namespace),
+            binary,
+            root,
             self._around.reaper,
             env=self._identity.env,
             log=bundle / "log.json",

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from aiocontainerd.errors import Unknown
 from aiocontainerd_shim.fifos import InputFifo, OutputFifo, is_fifo, open_path
 from aiocontainerd_shim.logger import Logger, start_logger
+
+if TYPE_CHECKING:
+    from aiocontainerd_shim.rest import Descriptors
 
 
 class Stdio(msgspec.Struct, frozen=True):
@@ -46,6 +51,14 @@ class Stdio(msgspec.Struct, frozen=True):
         return _uri_path(self.stderr)
 
 
+class RestedStreams(msgspec.Struct, frozen=True):
+    """Streams of a process while the shim rests: descriptors by place, the logger's with its pid."""
+
+    stdin: int = -1
+    outputs: list[tuple[str, int]] = []
+    logger: tuple[int, int] | None = None
+
+
 def _uri_path(uri: str) -> str:
     if not uri.startswith(("fifo:", "file:")):
         return uri
@@ -75,6 +88,34 @@ class ProcessIO:
     def __repr__(self) -> str:
         started = "started" if self._child == [-1, -1, -1] else "waiting for the child"
         return f"<ProcessIO {started} outputs={len(self._outputs)} logger={self._logger}>"
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether there is nothing to do for these streams until their writers have gone."""
+        return self._child == [-1, -1, -1] and all(output.can_rest for output in self._outputs)
+
+    def rested(self, held: Descriptors) -> RestedStreams:
+        """What `resumed` needs."""
+        stdin = held.put(self._stdin.held) if self._stdin is not None and self._stdin.held >= 0 else -1
+        outputs = [(output.path, held.put(output.held, 0)) for output in self._outputs]
+        logger = self._logger
+        running = logger is not None and logger.pidfd >= 0
+        return RestedStreams(stdin, outputs, (logger.pid, held.put(logger.pidfd)) if logger and running else None)
+
+    @classmethod
+    def resumed(cls, rested: RestedStreams, fds: Sequence[int]) -> ProcessIO:
+        """The streams of a process that runs already, with descriptors kept meanwhile."""
+        streams = cls()
+        if rested.stdin >= 0:
+            streams._stdin = InputFifo("", fds[rested.stdin])
+        for path, place in rested.outputs:
+            output = OutputFifo(path, fds[place])
+            streams._outputs.append(output)
+            output.watch()
+        if rested.logger is not None:
+            pid, place = rested.logger
+            streams._logger = Logger(pid, fds[place], -1, -1)
+        return streams
 
     def child_fds(self) -> tuple[int, int, int]:
         """The fds to give to the OCI runtime as its 0, 1 and 2. They stay this object's own."""

@@ -1,0 +1,118 @@
+"""What a shim remembers while it rests: the records that one worker leaves behind and the next one goes on from.
+
+Descriptors travel beside the records, which name them by their place in the list. Each comes with the poll mask that
+wakes the shim: `NEVER` for one that is only held, 0 for one of which only the hang-up counts. No event loop in here.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Sequence
+
+import msgspec
+
+from aiocontainerd.rpc.ttrpc.server import RestedConnection
+from aiocontainerd.sys.cgroup import CgroupPaths
+from aiocontainerd_shim.reaper import Exit
+from aiocontainerd_shim.records import RuncOptions
+from aiocontainerd_shim.states import State
+from aiocontainerd_shim.stdio import RestedStreams, Stdio
+
+NEVER = -1
+HANG_UP = 0
+READABLE = select.POLLIN
+FDS_LIMIT = 250
+"""The kernel sends no more than 253 at once."""
+RECORD_LIMIT_BYTES = 1 << 16
+EXIT = struct.Struct("=iIq")
+
+
+class RestedProcess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A process; `spec` is an exec's."""
+
+    exec_id: str = ""
+    stdio: Stdio
+    spec: bytes = b""
+    state: State
+    pid: int = 0
+    exit_status: int = 0
+    exited_at_ns: int | None = None
+    exited: bool = False
+    streams: RestedStreams | None = None
+
+
+class RestedOom(msgspec.Struct, frozen=True):
+    """A watch for kills: its descriptor and the kills it has seen."""
+
+    fd: int
+    kills: int
+
+
+class RestedContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """A container and its processes."""
+
+    id: str
+    bundle: str
+    binary: str
+    root: str
+    options: RuncOptions
+    init: RestedProcess
+    execs: list[RestedProcess]
+    cgroup: CgroupPaths | None = None
+    oom: RestedOom | None = None
+
+
+class RestedShim(msgspec.Struct, frozen=True):
+    """A whole shim; the connections with their descriptors."""
+
+    containers: list[RestedContainer] = []
+    connections: list[tuple[int, RestedConnection]] = []
+
+
+class HandOver(msgspec.Struct, frozen=True):
+    """What a worker leaves: how many exits it has taken, whose exits wake the shim, masks, the packed `RestedShim`."""
+
+    exits_taken: int
+    watched: list[int]
+    masks: list[int]
+    shim: bytes
+
+
+class Descriptors:
+    """The descriptors of a hand-over, in the order of their places."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+        self.masks: list[int] = []
+
+    def put(self, fd: int, mask: int = NEVER) -> int:
+        """Add one; returns its place."""
+        self.fds.append(fd)
+        self.masks.append(mask)
+        return len(self.fds) - 1
+
+
+class Duty(msgspec.Struct, frozen=True):
+    """What a worker is given: a rested shim, its descriptors with the listener in front, exits since, a way back."""
+
+    shim_pid: int
+    shim: bytes
+    fds: Sequence[int]
+    exits: Sequence[Exit]
+    channel: socket.socket
+
+    def rested(self) -> RestedShim:
+        """The shim to go on as; an empty one for the first worker."""
+        return msgspec.msgpack.decode(self.shim, type=RestedShim) if self.shim else RestedShim()
+
+
+def pack_exit(exited: Exit) -> bytes:
+    """An exit as it travels to a worker."""
+    return EXIT.pack(exited.pid, exited.status, exited.exited_at_ns)
+
+
+def unpack_exit(packet: bytes) -> Exit:
+    """The exit of a packet."""
+    return Exit(*EXIT.unpack(packet))
