@@ -1,4 +1,4 @@
-"""Snapshots are directories whose files are clones of their parents': `[plugins."io.containerd.snapshotter.v1.reflink"]`."""
+"""Snapshots whose files are clones of their parents': `[plugins."io.containerd.snapshotter.v1.reflink"]`."""
 
 from __future__ import annotations
 
