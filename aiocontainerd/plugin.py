@@ -83,8 +83,8 @@ __all__ = [
     "Differ", "Envelope", "EventBus", "EventSink", "ImageVerifier", "InitContext", "Kind", "Layer", "Method", "Mount",
     "MountHandler", "Plugin", "PluginConfig", "PluginError", "Registration", "SandboxController", "Secret", "Service",
     "SkipPlugin", "Snapshotter", "SnapshotterBase", "State", "StreamProcessor", "Task", "TaskMonitor", "TaskRuntime",
-    "Usage", "Verdict", "call", "durations", "errors", "hookimpl", "kinds", "make_directory", "names_in", "register", "remove_tree",
-    "timestamps", "typeurl", "usage_of_tree",
+    "Usage", "Verdict", "call", "durations", "errors", "hookimpl", "kinds", "make_directory", "names_in", "register",
+    "remove_tree", "timestamps", "typeurl", "usage_of_tree",
 ]  # fmt: skip
 
 
