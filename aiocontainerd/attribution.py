@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import logging
+import operator
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, ModuleType
@@ -24,6 +27,8 @@ import msgspec
 if TYPE_CHECKING:
     from aiocontainerd.dispatch_call import Call
     from aiocontainerd.dispatch_records import MethodHealth, MethodRecord
+
+log = logging.getLogger(__name__)
 
 _CORE = "aiocontainerd"
 _SHARED = (builtins, os, socket, asyncio, signal, subprocess, sys, threading)
@@ -55,7 +60,13 @@ class PluginHealth:
         self.blocked_s = 0.0
         self.last_block: Block | None = None
         self.changed_globals: list[str] = []
-        self.unclosed: list[str] = []
+        """Attributes of widely used modules that its import or init replaced."""
+        self.unclosed: Counter[str] = Counter()
+        """Resources that were dropped without being closed, by what and where."""
+        self.tasks: set[str] = set()
+        """Names of its tasks that run, of those it started through its context."""
+        self.leaked: list[str] = []
+        """Names of tasks it left running when it was stopped."""
         self.rss_bytes: Callable[[], int | None] = _in_the_daemon
         """Memory of the plugin's own process; None for one that has none."""
 
@@ -118,24 +129,29 @@ class Owners:
 
 
 def package_of(module: str) -> str:
-    """The package that a registration's module stands for: its own, or the module where it is in none."""
-    parent = module.rpartition(".")[0]
-    return parent if parent and parent != _CORE else module
+    """The package that a plugin's module stands for: its own, or the module where it is in none; "" for the core."""
+    if module == _CORE or module.startswith((f"{_CORE}.", "builtins")):
+        return ""
+    return module.rpartition(".")[0] or module
 
 
 @contextmanager
-def changed_globals(noted: list[str]) -> Iterator[None]:
-    """Note which attributes of widely used modules a block replaces, adds or removes."""
-    before = {module: dict(vars(module)) for module in _SHARED}
+def changed_globals(health: PluginHealth) -> Iterator[None]:
+    """Note, and log, which attributes of widely used modules a plugin's import or init replaces, adds or removes."""
+    before = [(module, dict(vars(module))) for module in _SHARED]
     try:
         yield
     finally:
-        for module, attributes in before.items():
-            noted += _changes(module, attributes)
+        changed = [name for module, attributes in before for name in _changes(module, attributes)]
+        if changed:
+            health.changed_globals += changed
+            log.warning("plugin %s changes what everybody uses: %s", health.uri, ", ".join(changed))
 
 
 def _changes(module: ModuleType, before: Mapping[str, object]) -> list[str]:
     now = vars(module)
+    if len(now) == len(before) and all(map(operator.is_, now.values(), before.values())):
+        return []
     names = {name for name in (*before, *now) if now.get(name, _MISSING) is not before.get(name, _MISSING)}
     return sorted(
         f"{module.__name__}.{name}"

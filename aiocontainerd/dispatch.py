@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 from aiocontainerd.attribution import PluginHealth
@@ -53,8 +54,7 @@ class Dispatcher:
         return instance if interface is None else self._guarded(health, interface, "", instance)
 
     def _guarded(self, health: PluginHealth, interface: Interface, role: str, instance: object) -> Any:
-        names = [*interface.calls(), *interface.streams, *interface.parts]
-        if instance is None or not any(hasattr(type(instance), name) for name in names):
+        if not _speaks(type(instance), interface):
             return instance
         key = (health.uri, f"{role}:{id(type(instance))}")
         made = self._classes.get(key)
@@ -63,7 +63,7 @@ class Dispatcher:
         return made(instance)
 
     def _make(self, health: PluginHealth, interface: Interface, role: str, target: type) -> type[Guard]:
-        members: dict[str, Any] = {"__slots__": ()}
+        members: dict[str, Any] = {"__slots__": (), "__module__": target.__module__}
         prefix = f"{role}." if role else ""
         for name, timeout in interface.calls().items():
             if not hasattr(target, name):
@@ -120,6 +120,14 @@ class Dispatcher:
             return kept
 
         return part
+
+
+def _speaks(target: type, interface: Interface) -> bool:
+    """Whether a class has something of an interface, and not merely a method of the same name."""
+    functions = (getattr(target, name, None) for name in (*interface.calls(), *interface.streams))
+    return any(iscoroutinefunction(function) or isasyncgenfunction(function) for function in functions) or any(
+        hasattr(target, name) for name in interface.parts
+    )
 
 
 def _method(name: str, record: MethodRecord, deadlines: Deadlines | None) -> Method:

@@ -8,13 +8,10 @@ reverse order. Nothing here knows what a snapshotter is.
 
 from __future__ import annotations
 
-import inspect
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -22,13 +19,13 @@ import anyio
 import msgspec
 
 from aiocontainerd import diagnosis, kinds
+from aiocontainerd.attribution import Owners, PluginHealth, package_of
 from aiocontainerd.errors import ContainerdError, NotFound, Unknown
-from aiocontainerd.lifecycle import Limits, PluginLife, PluginTasks
+from aiocontainerd.running import Running, Watcher, note_left_tasks
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from aiocontainerd.events import EventBus
+    from aiocontainerd.lifecycle import PluginTasks
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +94,8 @@ class Plugin:
         self.caused_by = ""
         self.code = 0
         self.instance: Any = None
+        """What init returned, guarded (`dispatch`)."""
+        self.health = PluginHealth(registration.uri)
         self.exports: dict[str, str] = {}
         self.capabilities: list[str] = []
         self.platforms: list[str] = []
@@ -113,6 +112,11 @@ class Plugin:
     @property
     def uri(self) -> str:
         return self.registration.uri
+
+    def packages(self) -> set[str]:
+        """The packages of its code, as far as its registration and instance tell."""
+        made = (self.registration.init, self.registration.config, type(self.instance))
+        return {package_of(one.__module__) for one in made} - {""}
 
     def loaded(self, instance: object) -> None:
         """Keep what init returned."""
@@ -150,6 +154,7 @@ class InitContext(Generic[ConfigT]):
         tasks: PluginTasks,
         stack: AsyncExitStack,
         registered: Callable[[str], Plugin | None],
+        watchers: list[Watcher],
     ) -> None:
         self.config = config
         self.daemon = daemon
@@ -163,6 +168,9 @@ class InitContext(Generic[ConfigT]):
         self._loaded = loaded
         self._stack = stack
         self._registered = registered
+        self._watchers = watchers
+        self.health = plugin.health
+        """What the daemon notes of this plugin; one that runs elsewhere tells its memory there."""
 
     @property
     def uri(self) -> str:
@@ -209,6 +217,15 @@ class InitContext(Generic[ConfigT]):
         """Every loaded instance of a kind by id; empty where there is none."""
         return {plugin_id: plugin.instance for plugin_id, plugin in self._loaded.get(kind, {}).items()}
 
+    def watch(self, kind: str, changed: Callable[[str, Any | None], object]) -> None:
+        """Call `changed(id, instance)` when a plugin of a kind is added while the daemon runs; None when it goes.
+
+        Who holds instances of a kind and does not watch it keeps the daemon from removing one without a restart.
+        """
+        watcher = Watcher(self.uri, kind, changed)
+        self._watchers.append(watcher)
+        self._stack.callback(self._watchers.remove, watcher)
+
     def on_stop(self, callback: Callable[[], Awaitable[object]]) -> None:
         """Run `callback` when the plugin stops, also after a failed init; last registered runs first."""
         self._stack.push_async_callback(callback)
@@ -236,7 +253,7 @@ class Registry:
         self.replaceable = frozenset(replaceable)
         self._plugins: dict[str, Plugin] = {}
         self._order: list[Plugin] = []
-        self._check: Callable[[str, object], object] | None = None
+        self._running: Running | None = None
 
     def __repr__(self) -> str:
         return f"<Registry {self.statistics()}>"
@@ -270,12 +287,13 @@ class Registry:
         self._plugins[registration.uri] = plugin
         return plugin
 
-    def add_failed(self, uri: str, reason: str, distribution: str = "") -> Plugin:
+    def add_failed(
+        self, kind: str, plugin_id: str, reason: str, distribution: str = "", *, state: State = State.FAILED
+    ) -> Plugin:
         """Keep a row for something that could not even register, so that it is seen in the table."""
-        kind, _, plugin_id = uri.rpartition(".")
         plugin = Plugin(Registration(kind=kind, id=plugin_id, init=_never), distribution)
-        plugin.state, plugin.reason, plugin.code = State.FAILED, reason, Unknown.code
-        self._plugins[uri] = plugin
+        plugin.state, plugin.reason, plugin.code = state, reason, Unknown.code
+        self._plugins[plugin.uri] = plugin
         return plugin
 
     @property
@@ -334,83 +352,83 @@ class Registry:
         called at the end with the plugins that cannot be ended, and the block's error; without it they are waited for.
         `check` is given the kind and instance of each plugin and raises where the instance cannot be used.
         """
-        self._check = check
         self._order = self.order()
-        lives: list[PluginLife] = []
         failure: Exception | None = None
         async with anyio.create_task_group() as group:
+            running = Running(daemon, group, config_of=config_of, make_context=self._context, check=check)
+            self._running = running
             try:
-                await self._start_all(daemon, config_of, group, lives)
+                for plugin in self._order:
+                    await running.start(plugin, self._plugins.values())
                 self._check_required(required)
                 yield
             except Exception as error:  # noqa: BLE001 - raised again below: inside of the group it would be wrapped
                 failure = error
             finally:
-                await _stop_all(lives)
-                stuck = [life.uri for life in lives if not life.ended]
+                self._running = None
+                await running.stop_all()
+                note_left_tasks(self.owners(), {plugin.uri: plugin.health for plugin in self._order})
+                stuck = running.stuck()
                 if stuck and last_resort is not None:
                     last_resort(stuck, failure)
         if failure is not None:
             raise failure
 
-    async def _start_all(
-        self,
-        daemon: Daemon,
-        config_of: Callable[[Registration], PluginConfig],
-        group: TaskGroup,
-        lives: list[PluginLife],
-    ) -> None:
-        limits = Limits.of(daemon.timeout_s)
-        loaded: dict[str, dict[str, Plugin]] = {}
-        for plugin in self._order:
-            cause = self._missing_need(plugin, loaded)
-            if cause is not None:
-                plugin.caused_by = cause.caused_by or cause.uri
-                plugin.failed(NotFound(f"requires {cause.uri}, which is not loaded"))
-                continue
-            started = time.perf_counter()
-            life = PluginLife(plugin.uri, partial(self._init, plugin, daemon, config_of, loaded), limits)
-            lives.append(life)
-            group.start_soon(life.run, name=f"plugin {plugin.uri}")
-            await life.begun()
-            plugin.init_s = time.perf_counter() - started
-            if life.failure is None:
-                plugin.loaded(life.instance)
-                loaded.setdefault(plugin.kind, {})[plugin.id] = plugin
-            else:
-                plugin.failed(life.failure)
+    async def add_running(self, registration: Registration, distribution: str = "") -> Plugin:
+        """Register and start a plugin while the daemon runs, and tell who watches its kind.
 
-    async def _init(
-        self,
-        plugin: Plugin,
-        daemon: Daemon,
-        config_of: Callable[[Registration], PluginConfig],
-        loaded: Mapping[str, Mapping[str, Plugin]],
-        tasks: PluginTasks,
-        stack: AsyncExitStack,
-    ) -> object:
-        config = config_of(plugin.registration)
-        context = InitContext(
-            plugin, config, daemon=daemon, loaded=loaded, tasks=tasks, stack=stack, registered=self.get
+        The plugin's state says what became of it. Raises PluginError where its URI is taken or nothing runs.
+        """
+        running = self._required_running()
+        plugin = self.add(registration, distribution)
+        self._order.append(plugin)
+        await running.start(plugin, self._plugins.values())
+        if plugin.state == State.LOADED:
+            running.tell(plugin, plugin.instance)
+        return plugin
+
+    async def remove_running(self, uri: str) -> None:
+        """Stop a plugin while the daemon runs and forget it; who watches its kind is told before.
+
+        Raises NotFound; FailedPrecondition where a plugin needs it that cannot do without until the next start.
+        """
+        running = self._required_running()
+        plugin = self._plugins.get(uri)
+        if plugin is None:
+            raise NotFound(f"plugin {uri}")
+        running.require_unneeded(plugin)
+        if plugin.state == State.LOADED:
+            running.tell(plugin, None)
+        await running.stop(plugin)
+        del self._plugins[uri]
+        self._order = [other for other in self._order if other is not plugin]
+
+    def owners(self) -> Owners:
+        """Which plugins the modules of the daemon belong to."""
+        packages: dict[str, list[str]] = {}
+        for plugin in self.plugins:
+            for package in plugin.packages():
+                packages.setdefault(package, []).append(plugin.uri)
+        return Owners(packages)
+
+    def _required_running(self) -> Running:
+        if self._running is None:
+            raise PluginError("the daemon is not running: plugins cannot come or go")
+        return self._running
+
+    def _context(
+        self, plugin: Plugin, config: PluginConfig, running: Running, tasks: PluginTasks, stack: AsyncExitStack
+    ) -> InitContext[Any]:
+        return InitContext(
+            plugin,
+            config,
+            daemon=running.daemon,
+            loaded=running.loaded,
+            tasks=tasks,
+            stack=stack,
+            registered=self.get,
+            watchers=running.watchers,
         )
-        initialised: Any = plugin.registration.init(context)
-        if not inspect.isawaitable(initialised):
-            raise PluginError(f"init of {plugin.uri} is not async; write `async def init`")
-        instance: object = await initialised
-        if self._check is not None:
-            self._check(plugin.kind, instance)
-        return instance
-
-    def _missing_need(self, plugin: Plugin, loaded: Mapping[str, Mapping[str, Plugin]]) -> Plugin | None:
-        """A plugin that failed and leaves a required kind without any; None where every need is met or optional."""
-        for kind in plugin.registration.requires:
-            if kind == kinds.ALL or loaded.get(kind):
-                continue
-            candidates = [p for p in self._plugins.values() if p.kind == kind]
-            failed = [p for p in candidates if p.state == State.FAILED]
-            if failed:
-                return failed[0]
-        return None
 
     def _check_required(self, required: Sequence[str]) -> None:
         for uri in required:
@@ -450,18 +468,6 @@ def _dependency_order(enabled: Mapping[str, Plugin]) -> list[Plugin]:
     for uri in sorted(enabled, key=lambda uri: (not enabled[uri].registration.early, uri)):
         visit(enabled[uri])
     return list(done.values())
-
-
-async def _stop_all(lives: Sequence[PluginLife]) -> None:
-    """Stop in reverse order; all at once when the daemon itself is cancelled."""
-    try:
-        for life in reversed(lives):
-            await life.stop()
-    except anyio.get_cancelled_exc_class():
-        with anyio.CancelScope(shield=True):
-            for life in reversed(lives):
-                await life.stop_at_once()
-        raise
 
 
 def is_first_party(distribution: str) -> bool:

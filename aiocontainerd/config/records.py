@@ -23,7 +23,10 @@ TIMEOUTS: Mapping[str, str] = MappingProxyType(
         "io.containerd.timeout.cri.defercleanup": "1m0s",
         "io.containerd.timeout.metrics.shimstats": "2s",
         "io.containerd.timeout.plugin.init": "30s",
+        "io.containerd.timeout.plugin.long": "1h0m0s",
+        "io.containerd.timeout.plugin.quick": "10s",
         "io.containerd.timeout.plugin.stop": "10s",
+        "io.containerd.timeout.plugin.work": "2m0s",
         "io.containerd.timeout.shim.cleanup": "5s",
         "io.containerd.timeout.shim.create": "2m0s",
         "io.containerd.timeout.shim.load": "5s",
@@ -50,11 +53,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Debug(Record, frozen=True):
-    """`level` is trace, debug, info, warn, error, fatal or panic ("" is info); `format` is text or json."""
+    """`level` is trace, debug, info, warn, error, fatal or panic ("" is info); `format` is text or json.
+
+    A plugin that keeps the event loop for longer than `block_threshold` is named in the log; "0s" does not look.
+    """
 
     level: str = ""
     format: str = ""
     log_trace_id: bool = False
+    block_threshold: str = "200ms"
 
 
 class Cgroup(Record, frozen=True):

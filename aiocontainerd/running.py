@@ -1,0 +1,166 @@
+"""The plugins of a running daemon: starting and stopping them, also one at a time while the others run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from aiocontainerd import kinds
+from aiocontainerd.attribution import Owners, PluginHealth, changed_globals
+from aiocontainerd.dispatch import Dispatcher
+from aiocontainerd.errors import FailedPrecondition, NotFound
+from aiocontainerd.lifecycle import Limits, PluginLife, PluginTasks
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from aiocontainerd.registry import Daemon, InitContext, Plugin, PluginConfig, Registration
+
+log = logging.getLogger(__name__)
+
+
+class Watcher(msgspec.Struct, frozen=True):
+    """A plugin that follows the plugins of a kind as they come and go."""
+
+    uri: str
+    kind: str
+    changed: Callable[[str, Any | None], object]
+
+
+class Running:
+    """What starting a plugin needs, from the start of the daemon to its end, and what was started.
+
+    `make_context` gives the InitContext of a plugin; `check` raises where an instance cannot be used.
+    """
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        group: TaskGroup,
+        *,
+        config_of: Callable[[Registration], PluginConfig],
+        make_context: Callable[[Plugin, PluginConfig, Running, PluginTasks, AsyncExitStack], InitContext[Any]],
+        check: Callable[[str, object], object] | None,
+    ) -> None:
+        self.daemon = daemon
+        self.loaded: dict[str, dict[str, Plugin]] = {}
+        self.watchers: list[Watcher] = []
+        self.lives: dict[str, PluginLife] = {}
+        self._group = group
+        self._config_of = config_of
+        self._make_context = make_context
+        self._check = check
+        self._limits = Limits.of(daemon.timeout_s)
+        self._dispatcher = Dispatcher(daemon.timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<Running {len(self.lives)} plugins, {self._dispatcher!r}>"
+
+    async def start(self, plugin: Plugin, registered: Iterable[Plugin]) -> None:
+        """Start a plugin; its state says what became of it."""
+        from aiocontainerd.registry import State
+
+        cause = _missing_need(plugin, self.loaded, [p for p in registered if p.state == State.FAILED])
+        if cause is not None:
+            plugin.caused_by = cause.caused_by or cause.uri
+            plugin.failed(NotFound(f"requires {cause.uri}, which is not loaded"))
+            return
+        started = time.perf_counter()
+        life = self.lives[plugin.uri] = PluginLife(plugin.uri, partial(self._init, plugin), self._limits)
+        self._group.start_soon(life.run, name=f"plugin {plugin.uri}")
+        await life.begun()
+        plugin.init_s = time.perf_counter() - started
+        if life.failure is None:
+            plugin.loaded(self._dispatcher.guard(plugin.health, plugin.kind, life.instance))
+            self.loaded.setdefault(plugin.kind, {})[plugin.id] = plugin
+        else:
+            plugin.failed(life.failure)
+
+    async def stop(self, plugin: Plugin) -> None:
+        """Stop a plugin that nobody needs any more."""
+        self.loaded.get(plugin.kind, {}).pop(plugin.id, None)
+        life = self.lives.pop(plugin.uri, None)
+        if life is not None:
+            await life.stop()
+
+    async def stop_all(self) -> None:
+        """Stop in reverse order; all at once when the daemon itself is cancelled."""
+        lives = [*self.lives.values()]
+        try:
+            for life in reversed(lives):
+                await life.stop()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                for life in reversed(lives):
+                    await life.stop_at_once()
+            raise
+
+    def stuck(self) -> list[str]:
+        """URIs of plugins that were stopped and have not ended."""
+        return [life.uri for life in self.lives.values() if not life.ended]
+
+    def tell(self, plugin: Plugin, instance: Any | None) -> None:
+        """Tell who watches the kind of a plugin that it is here, or with None that it goes."""
+        for watcher in [watcher for watcher in self.watchers if watcher.kind == plugin.kind]:
+            try:
+                watcher.changed(plugin.id, instance)
+            except Exception:  # the edge of a plugin: what it makes of the news is its own
+                log.exception("plugin %s does not follow the change of %s", watcher.uri, plugin.uri)
+
+    def require_unneeded(self, plugin: Plugin) -> None:
+        """Raises FailedPrecondition where a plugin was given this one and does not watch its kind."""
+        told = {watcher.uri for watcher in self.watchers if watcher.kind == plugin.kind}
+        loaded = [other for of_kind in self.loaded.values() for other in of_kind.values()]
+        if plugin not in loaded:
+            return
+        needs = [p.uri for p in loaded if p is not plugin and plugin.kind in p.registration.requires]
+        holders = sorted(uri for uri in needs if uri not in told)
+        if holders:
+            raise FailedPrecondition(f"plugin {plugin.uri} is in use by {', '.join(holders)}: restart needed")
+
+    async def _init(self, plugin: Plugin, tasks: PluginTasks, stack: AsyncExitStack) -> object:
+        from aiocontainerd.registry import PluginError
+
+        config = self._config_of(plugin.registration)
+        context = self._make_context(plugin, config, self, tasks, stack)
+        plugin.health.tasks = tasks.running
+        with changed_globals(plugin.health):
+            initialised: Any = plugin.registration.init(context)
+            if not inspect.isawaitable(initialised):
+                raise PluginError(f"init of {plugin.uri} is not async; write `async def init`")
+            instance: object = await initialised
+        if self._check is not None:
+            self._check(plugin.kind, instance)
+        return instance
+
+
+def note_left_tasks(owners: Owners, healths: dict[str, PluginHealth]) -> None:
+    """Note, and log, what plugins left running when they were stopped."""
+    left: dict[str, list[str]] = {}
+    for task in asyncio.all_tasks():
+        uri = None if task is asyncio.current_task() else owners.of_task(task)
+        if uri in healths:
+            left.setdefault(uri, []).append(task.get_name())
+    for uri, names in sorted(left.items()):
+        healths[uri].leaked = sorted(names)
+        log.warning("plugin %s leaves %d tasks running at its end: %s", uri, len(names), ", ".join(sorted(names)))
+
+
+def _missing_need(plugin: Plugin, loaded: dict[str, dict[str, Plugin]], failed: Sequence[Plugin]) -> Plugin | None:
+    """A plugin that failed and leaves a required kind without any; None where every need is met or optional."""
+    for kind in plugin.registration.requires:
+        if kind == kinds.ALL or loaded.get(kind):
+            continue
+        for other in failed:
+            if other.kind == kind:
+                return other
+    return None
