@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import signal
 import sys
 from pathlib import Path
@@ -39,10 +40,13 @@ def main() -> None:
 @click.option("-l", "--log-level", default="info", help="trace, debug, info, warn, error, fatal or panic.")
 @click.option("--log-format", default="text", help="text or json.")
 @click.option("--ready-fd", type=int, default=-1, metavar="N", help="Descriptor that gets a line once it serves.")
+@click.option("--setuid", type=int, help="Become this user before anything of the plugin is loaded.")
+@click.option("--setgid", type=int, help="Become this group [default: that of --setuid].")
 @click.option("--parent", type=int, default=0, metavar="PID", help="End when this process, which started us, ends.")
 def serve(
     plugin: str, address: str, config: Path | None, plugin_id: str, root: Path | None, state: Path | None,
-    content: str, uid: int, gid: int, log_level: str, log_format: str, ready_fd: int, parent: int,
+    content: str, uid: int, gid: int, log_level: str, log_format: str, ready_fd: int, setuid: int | None,
+    setgid: int | None, parent: int,
 ) -> None:  # fmt: skip
     """Serve the snapshotter, content store or differ of MODULE as a proxy plugin.
 
@@ -50,6 +54,7 @@ def serve(
     """
     from aiocontainerd.serve import host
 
+    _become(setuid, setgid)
     _end_with(parent)
     try:
         logs.setup(log_level, log_format)
@@ -97,6 +102,23 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
         for error in group.exceptions
         for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
     ]
+
+
+def _become(uid: int | None, gid: int | None) -> None:
+    """Take another user's identity, with that user's group unless it is named, and no other group."""
+    if uid is None and gid is None:
+        return
+    os.setgroups([])
+    os.setgid(_group_of(uid) if gid is None else gid)
+    if uid is not None:
+        os.setuid(uid)
+
+
+def _group_of(uid: int | None) -> int:
+    try:
+        return os.getgid() if uid is None else pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return uid or 0
 
 
 def _end_with(parent: int) -> None:

@@ -13,6 +13,7 @@ from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import DeadlineExceeded, Unavailable
 from aiocontainerd.rpc.grpc_client import Unreachable
 from aiocontainerd_proxy.link import Link
+from aiocontainerd_proxy.peer import Peer, namespaces
 
 if TYPE_CHECKING:
     import betterproto2
@@ -42,6 +43,22 @@ class ProxyConnection(Connection):
     def within(self, namespace: str) -> ProxyConnection:
         """The same plugin in a namespace that the caller is not in."""
         return ProxyConnection(self.link, self._limit_s, namespace=namespace)
+
+    async def peer(self) -> Peer:
+        """What is on the other side. Raises Unavailable where nobody is."""
+        with self._named("Connect"):
+            await self._ready(self._limit_s(QUICK))
+        return self.link.peer
+
+    async def namespaces(self, *, everywhere: bool = False) -> list[str]:
+        """The caller's namespace; `everywhere`, or for a call without one, every namespace that the peer knows."""
+        called = context.current().namespace
+        if called and not everywhere:
+            return [called]
+        peer = await self.peer()
+        if not peer.namespaced:
+            return [called]
+        return await namespaces(self.link.transport, timeout_s=self._limit_s(QUICK)) or []
 
     async def call(
         self,

@@ -1,12 +1,60 @@
-"""Registration of plugins that run beside the daemon."""
+"""Registration of plugins that run beside the daemon: behind a socket, in a process of ours, in a thread."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from aiocontainerd.plugin import Registration, hookimpl
+from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, hookimpl, kinds
+
+if TYPE_CHECKING:
+    from aiocontainerd.beside import Isolation
+    from aiocontainerd.config.records import ProxyPlugin
+
+KINDS = {"snapshot": kinds.SNAPSHOTTER, "content": kinds.CONTENT, "diff": kinds.DIFFER}
+"""Short types of `[proxy_plugins]` (facts/core 16); the full kind means the same."""
 
 
 @hookimpl
 def register_plugins() -> Iterable[Registration]:
     return []
+
+
+@hookimpl
+def register_proxy_plugin(name: str, settings: ProxyPlugin) -> Registration | None:
+    kind = KINDS.get(settings.type, settings.type)
+    if kind not in KINDS.values():
+        return None
+
+    async def init(context: InitContext[PluginConfig]) -> object:
+        from aiocontainerd_proxy.proxies import open_proxy
+
+        return await open_proxy(context, settings)
+
+    return Registration(kind=kind, id=name, init=init)
+
+
+@hookimpl
+def isolate_plugin(registration: Registration, isolation: Isolation) -> Registration | None:
+    if isolation.mode == "process" and registration.kind not in KINDS.values():
+        raise PluginError(
+            f'{registration.uri} cannot have isolation = "process", which is for snapshotters, content stores and '
+            'differs; use "thread"'
+        )
+
+    async def init(context: InitContext[Any]) -> object:
+        if isolation.mode == "process":
+            from aiocontainerd_proxy.isolated import open_isolated
+
+            return await open_isolated(context, isolation)
+        from aiocontainerd_proxy.threads import open_in_thread
+
+        return await open_in_thread(context, registration)
+
+    return Registration(
+        kind=registration.kind,
+        id=registration.id,
+        config=registration.config,
+        requires=registration.requires if isolation.mode == "thread" else (),
+        init=init,
+    )

@@ -1,0 +1,52 @@
+"""A cgroup for one plugin's process, below the daemon's own: in every version 1 hierarchy, or in the version 2 tree.
+
+What the kernel or the host's setup refuses is for the log: the process then stays beside the daemon.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from aiocontainerd.sys import cgroup
+
+
+def name_of(uri: str, state: Path) -> str:
+    """The cgroup's name: that of the plugin, and of the daemon that keeps it."""
+    return f"aiocontainerd-{hashlib.sha256(str(state).encode()).hexdigest()[:8]}-{uri}"
+
+
+def join(name: str, pid: int) -> tuple[list[str], list[OSError]]:
+    """Make the cgroup below that of this process and move `pid` there; its directories, and the refusals."""
+    made: list[str] = []
+    refused: list[OSError] = []
+    for parent in _own_directories():
+        directory = f"{parent}/{name}"
+        try:
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+            made.append(directory)
+            cgroup.add_process(directory, pid)
+        except OSError as refusal:
+            refused.append(refusal)
+    return made, refused
+
+
+def remove(directories: Iterable[str]) -> list[OSError]:
+    """Remove the cgroup once nothing is in it; the refusals."""
+    refused = []
+    for directory in directories:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            continue
+        except OSError as refusal:
+            refused.append(refusal)
+    return refused
+
+
+def _own_directories() -> list[str]:
+    paths = cgroup.locate(os.getpid())
+    found = [paths.unified] if paths.is_unified else [*paths.controllers.values()]
+    return sorted({directory for directory in found if os.path.isdir(directory)})

@@ -1,0 +1,157 @@
+"""The process of an isolated plugin: its command line, config file, directories and output."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import tomli_w
+
+from aiocontainerd import durations
+from aiocontainerd.config.records import TIMEOUTS
+from aiocontainerd.config.secret import encode_revealed
+from aiocontainerd.logs import LEVELS
+
+if TYPE_CHECKING:
+    from aiocontainerd.beside import Isolation
+    from aiocontainerd.plugin import InitContext
+
+PROGRAM_MODULE = "aiocontainerd.cli.plugin"
+LONGEST_LINE_BYTES = 16 << 10
+_FIELDS_OF_RECORDS = frozenset({"time", "level", "msg"})
+
+
+class Child(msgspec.Struct, frozen=True, kw_only=True):
+    """What is needed to start the process. Ids of None are the daemon's own."""
+
+    uri: str
+    module: str
+    root: Path
+    state: Path
+    content: str = ""
+    debug: bool = False
+    uid: int | None = None
+    gid: int | None = None
+
+    @property
+    def socket(self) -> Path:
+        """Where it serves."""
+        return self.state / self.uri / "plugin.sock"
+
+    @property
+    def config(self) -> Path:
+        """Its config file."""
+        return self.state / self.uri / "plugin.toml"
+
+    def command(self, ready_fd: int) -> list[str]:
+        """What is executed. The interpreter is the daemon's, so that it finds the same packages."""
+        command = [
+            sys.executable, "-m", PROGRAM_MODULE, "serve", self.module, "--id", self.uri,
+            "--address", str(self.socket), "--config", str(self.config),
+            "--root", str(self.root), "--state", str(self.state),
+            "--log-level", "debug" if self.debug else "info", "--log-format", "json",
+            "--ready-fd", str(ready_fd), "--parent", str(os.getpid()),
+        ]  # fmt: skip
+        if self.content:
+            command += ["--content", self.content]
+        for flag, value in (("--setuid", self.uid), ("--setgid", self.gid)):
+            if value is not None:
+                command += [flag, str(value)]
+        return command
+
+    def environment(self) -> dict[str, str]:
+        """That of the daemon, without what only concerns the daemon itself."""
+        return {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
+
+
+def child_of(context: InitContext[Any], isolation: Isolation) -> Child:
+    """The process of a plugin."""
+    daemon = context.daemon
+    return Child(
+        uri=context.uri,
+        module=isolation.module,
+        root=daemon.root,
+        state=daemon.state,
+        content=daemon.grpc_address,
+        debug=daemon.debug,
+        uid=isolation.uid,
+        gid=isolation.gid,
+    )
+
+
+def prepare(child: Child, config: msgspec.Struct, timeouts: Mapping[str, float]) -> None:
+    """Make directories and config file, as the user that the process runs as can use them."""
+    own = child.root / child.uri, child.state / child.uri
+    for directory in own:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    table = msgspec.to_builtins(config, enc_hook=encode_revealed)
+    text = tomli_w.dumps(
+        {
+            "version": 4,
+            "timeouts": {key: durations.render(limit_s) for key, limit_s in timeouts.items()},
+            "plugins": {child.uri: {key: value for key, value in table.items() if value is not None}},
+        }
+    )
+    descriptor = os.open(child.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(text)
+    if child.uid is not None or child.gid is not None:
+        _give_away(child, own)
+
+
+def timeouts_of(context: InitContext[Any]) -> dict[str, float]:
+    """The daemon's deadlines, in seconds, which are the process's too."""
+    return {key: context.daemon.timeout_s(key) for key in TIMEOUTS}
+
+
+def _give_away(child: Child, directories: tuple[Path, ...]) -> None:
+    """Another user owns the plugin's directories, and may pass through the daemon's own to them.
+
+    What is in them already stays as it is: the owners of files in snapshots are part of the snapshots.
+    """
+    uid, gid = -1 if child.uid is None else child.uid, -1 if child.gid is None else child.gid
+    for directory in directories:
+        os.chown(directory, uid, gid)
+    os.chown(child.config, uid, gid)
+    for passed in (child.root, child.state):
+        passed.chmod(passed.stat().st_mode | 0o011)
+
+
+async def relay(output: AsyncIterable[bytes], log: logging.Logger, **tags: object) -> None:
+    """Log each line of a process: records of its own logging at their level, anything else as it is."""
+    rest = b""
+    async for part in output:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            _log_line(line, log, tags)
+        if len(rest) > LONGEST_LINE_BYTES:
+            _log_line(rest, log, tags)
+            rest = b""
+    if rest:
+        _log_line(rest, log, tags)
+
+
+def _log_line(line: bytes, log: logging.Logger, tags: Mapping[str, object]) -> None:
+    text = line.decode(errors="replace").rstrip()
+    if not text:
+        return
+    level, text, fields = _record_of(text)
+    log.log(level, "%s", text, extra={"fields": {**tags, **fields}})
+
+
+def _record_of(text: str) -> tuple[int, str, dict[str, object]]:
+    """Level, message and fields of a line."""
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return logging.INFO, text, {}
+    if not isinstance(record, dict) or not record.keys() >= _FIELDS_OF_RECORDS:
+        return logging.INFO, text, {}
+    fields = {key: value for key, value in record.items() if key not in _FIELDS_OF_RECORDS}
+    return LEVELS.get(str(record["level"]), logging.INFO), str(record["msg"]), fields

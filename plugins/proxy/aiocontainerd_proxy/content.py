@@ -1,0 +1,151 @@
+"""The ContentStore of a proxy plugin. A peer that is a whole daemon is treated as `ownership` says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+
+import msgspec
+
+from aiocontainerd import context
+from aiocontainerd.client.content import Content
+from aiocontainerd.client.stores import RemoteContentStore, RemoteReader, RemoteWriter
+from aiocontainerd.errors import AlreadyExists, NotFound
+from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd_proxy.connection import ProxyConnection
+from aiocontainerd_proxy.ownership import ROOT, Ownership, without_marks
+
+_OUR_REF = re.compile(r"(?P<namespace>[^/]+)/\d+/")
+"""References of ingests are `<namespace>/<number>/<ref>` (facts/core 4)."""
+
+
+class ProxyContentStore:
+    """Blobs and ingests behind a connection."""
+
+    def __init__(self, connection: ProxyConnection, ownership: Ownership) -> None:
+        self._connection = connection
+        self._ownership = ownership
+
+    def __repr__(self) -> str:
+        return f"<ProxyContentStore {self._connection.link!r}>"
+
+    async def info(self, digest: str) -> Info:
+        """Raises NotFound."""
+        _, info = await self._find(digest)
+        return info
+
+    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+        """Raises NotFound."""
+        store, _ = await self._find(info.digest)
+        peer = await self._connection.peer()
+        if peer.namespaced and "labels" in (paths or ("labels",)):
+            info = msgspec.structs.replace(info, labels=self._ownership.marked(info.labels))
+        return _shown(await store.update(info, paths))
+
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
+        """Every blob that a filter matches, sorted by digest."""
+        peer = await self._connection.peer()
+        chosen = self._ownership.only_ours(filters) if peer.namespaced else filters
+        found: dict[str, Info] = {}
+        for namespace in await self._connection.namespaces():
+            async with aclosing(self._within(namespace).walk(chosen)) as infos:
+                found.update({info.digest: _shown(info) async for info in infos})
+        for _, info in sorted(found.items()):
+            yield info
+
+    async def delete(self, digest: str) -> None:
+        """Raises NotFound."""
+        store, _ = await self._find(digest)
+        await store.delete(digest)
+
+    async def reader(self, digest: str) -> RemoteReader:
+        """Raises NotFound."""
+        store, _ = await self._find(digest)
+        return await store.reader(digest)
+
+    async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> ProxyWriter:
+        """Raises Unavailable where another holds the ingest, AlreadyExists where `expected` is there."""
+        peer = await self._connection.peer()
+        connection = self._connection.within(_namespace_of(ref))
+        writer = ProxyWriter(connection, ref, self._ownership if peer.namespaced else None)
+        await writer.open(total, expected)
+        return writer
+
+    async def status(self, ref: str) -> Status:
+        """Raises NotFound."""
+        return await self._within(_namespace_of(ref)).status(ref)
+
+    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
+        """Every ingest that a filter matches, sorted by ref."""
+        peer = await self._connection.peer()
+        found = [
+            status
+            for namespace in await self._connection.namespaces()
+            for status in await self._within(namespace).statuses(filters)
+            if not peer.namespaced or _is_ours(status.ref, namespace)
+        ]
+        return sorted(found, key=lambda status: status.ref)
+
+    async def abort(self, ref: str) -> None:
+        """Raises NotFound."""
+        await self._within(_namespace_of(ref)).abort(ref)
+
+    async def _find(self, digest: str) -> tuple[RemoteContentStore, Info]:
+        """The store that has a blob: the caller's namespace, else any other, for blobs are shared (facts/core 4)."""
+        peer = await self._connection.peer()
+        here = context.current().namespace
+        missing = NotFound(f"content digest {digest}")
+        if here or not peer.namespaced:
+            try:
+                return await self._in(here, digest)
+            except NotFound as error:
+                missing = error
+        if peer.namespaced:
+            for namespace in await self._connection.namespaces(everywhere=True):
+                with suppress(NotFound):
+                    return await self._in(namespace, digest)
+        raise missing
+
+    async def _in(self, namespace: str, digest: str) -> tuple[RemoteContentStore, Info]:
+        store = self._within(namespace)
+        return store, _shown(await store.info(digest))
+
+    def _within(self, namespace: str) -> RemoteContentStore:
+        return RemoteContentStore(self._connection.within(namespace))
+
+
+class ProxyWriter(RemoteWriter):
+    """A writer whose blob is kept by the peer for as long as we want it."""
+
+    def __init__(self, connection: ProxyConnection, ref: str, ownership: Ownership | None) -> None:
+        super().__init__(connection, ref)
+        self._content = Content(connection)
+        self._ownership = ownership
+
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
+        """Raises FailedPrecondition for a wrong size or digest, AlreadyExists."""
+        if self._ownership is None:
+            return await super().commit(size, expected, labels)
+        digest = expected or self.digest()
+        try:
+            return _shown(await super().commit(size, expected, self._ownership.marked(labels or {})))
+        except AlreadyExists:
+            # It was made for somebody else there: it is to stay as long as we may need it, and is not ours to remove.
+            info = await self._content.info(digest)
+            if ROOT not in info.labels:
+                await self._content.add_labels(digest, {ROOT: self._ownership.marked({})[ROOT]})
+            raise
+
+
+def _namespace_of(ref: str) -> str:
+    return context.current().namespace or ref.partition("/")[0]
+
+
+def _is_ours(ref: str, namespace: str) -> bool:
+    found = _OUR_REF.match(ref)
+    return found is not None and found["namespace"] == namespace
+
+
+def _shown(info: Info) -> Info:
+    return msgspec.structs.replace(info, labels=without_marks(info.labels))

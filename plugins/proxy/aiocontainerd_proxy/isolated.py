@@ -1,0 +1,55 @@
+"""`isolation = "process"`: a plugin of ours in a process that the daemon keeps, used as a proxy plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from aiocontainerd_proxy import child
+from aiocontainerd_proxy.link import Link
+from aiocontainerd_proxy.proxies import Shown, instance_of
+from aiocontainerd_proxy.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from aiocontainerd.beside import Isolation
+    from aiocontainerd.plugin import InitContext
+
+
+async def open_isolated(context: InitContext[Any], isolation: Isolation) -> object:
+    """The instance of an isolated plugin. Its process starts by itself; the first calls wait for that."""
+    described = child.child_of(context, isolation)
+    await anyio.to_thread.run_sync(child.prepare, described, context.config, child.timeouts_of(context))
+    shown = Shown(context)
+    kept = Kept(context.exports, shown)
+    supervisor = Supervisor(described, context.log, kept.wake)
+    link = Link(context.uri, str(described.socket), gate=supervisor.serving, changed=kept.update)
+    kept.supervisor, kept.link = supervisor, link
+    context.exports.update(address=str(described.socket), isolation="process")
+    kept.update(link)
+    context.tasks.start_soon(link.keep, name="connection")
+    context.tasks.start_soon(supervisor.keep, name="process")
+    return instance_of(context, link)
+
+
+class Kept:
+    """Puts the state of a process and its connection into what introspection shows."""
+
+    def __init__(self, exports: dict[str, str], shown: Shown) -> None:
+        self._exports = exports
+        self._shown = shown
+        self.supervisor: Supervisor | None = None
+        self.link: Link | None = None
+
+    def wake(self) -> None:
+        """The process began or ceased to serve: try the connection anew."""
+        assert self.link is not None
+        self.link.wake()
+        self.update(self.link)
+
+    def update(self, link: Link) -> None:
+        """Show the state as it is now."""
+        self._shown.update(link)
+        if self.supervisor is not None:
+            self._exports["pid"] = str(self.supervisor.pid)
+            self._exports["starts"] = str(self.supervisor.starts)

@@ -1,0 +1,65 @@
+"""The user's side of `[proxy_plugins]`: an instance over a connection, whose state introspection shows.
+
+Exports are those of the config, `address`, and `state` with a `reason` where there is one. The capabilities of the
+config win; without any, those that the peer tells are taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiocontainerd.client.stores import RemoteDiffer
+from aiocontainerd.plugin import InitContext, PluginError, kinds
+from aiocontainerd_proxy import ownership
+from aiocontainerd_proxy.connection import ProxyConnection
+from aiocontainerd_proxy.content import ProxyContentStore
+from aiocontainerd_proxy.link import Link
+from aiocontainerd_proxy.snapshotter import ProxySnapshotter
+
+if TYPE_CHECKING:
+    from aiocontainerd.config.records import ProxyPlugin
+
+
+async def open_proxy(context: InitContext[Any], settings: ProxyPlugin) -> object:
+    """The instance of a `[proxy_plugins]` table. It connects by itself; nobody waits for that here."""
+    if not settings.address:
+        raise PluginError(f"proxy_plugins.{context.uri.rpartition('.')[2]} has no address")
+    if settings.platform:
+        context.platforms.append(settings.platform)
+    context.exports.update(settings.exports)
+    context.exports["address"] = settings.address
+    shown = Shown(context, settings.capabilities)
+    link = Link(context.uri, settings.address, changed=shown.update)
+    shown.update(link)
+    context.tasks.start_soon(link.keep, name="connection")
+    return instance_of(context, link)
+
+
+def instance_of(context: InitContext[Any], link: Link) -> object:
+    """What others are given to call, by the plugin's kind."""
+    connection = ProxyConnection(link, context.daemon.timeout_s)
+    if link.kind == kinds.DIFFER:
+        return RemoteDiffer(connection)
+    owned = ownership.load(context.root / "owner")
+    if link.kind == kinds.CONTENT:
+        return ProxyContentStore(connection, owned)
+    return ProxySnapshotter(connection, owned)
+
+
+class Shown:
+    """Puts the state of a connection into what introspection shows of its plugin."""
+
+    def __init__(self, context: InitContext[Any], capabilities: tuple[str, ...] = ()) -> None:
+        self._exports = context.exports
+        self._capabilities = context.capabilities
+        self._configured = capabilities
+        self._capabilities.extend(capabilities)
+
+    def update(self, link: Link) -> None:
+        """Show the state of `link` as it is now."""
+        self._exports["state"] = link.state.value
+        self._exports.pop("reason", None)
+        if link.reason:
+            self._exports["reason"] = link.reason
+        if not self._configured and link.peer.capabilities:
+            self._capabilities[:] = link.peer.capabilities

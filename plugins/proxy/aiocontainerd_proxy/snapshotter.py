@@ -1,0 +1,95 @@
+"""The Snapshotter of a proxy plugin.
+
+Keys are `<namespace>/<number>/<key>` (facts/core 6), and most peers know no namespaces. One that does is a whole
+daemon, such as containerd: see `ownership`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+
+import msgspec
+
+from aiocontainerd import context
+from aiocontainerd.client.snapshots import Snapshots
+from aiocontainerd.interfaces.snapshotter import Info, Usage
+from aiocontainerd.sys.mount import Mount
+from aiocontainerd_proxy.connection import ProxyConnection
+from aiocontainerd_proxy.ownership import Ownership, without_marks
+
+
+class ProxySnapshotter:
+    """Snapshots behind a connection."""
+
+    def __init__(self, connection: ProxyConnection, ownership: Ownership) -> None:
+        self._connection = connection
+        self._ownership = ownership
+
+    def __repr__(self) -> str:
+        return f"<ProxySnapshotter {self._connection.link!r}>"
+
+    async def stat(self, key: str) -> Info:
+        """Raises NotFound."""
+        return _shown(await self._of(key).stat(key))
+
+    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+        """Raises NotFound."""
+        if "labels" in (paths or ("labels",)):
+            info = msgspec.structs.replace(info, labels=await self._given(info.labels))
+        return _shown(await self._of(info.name).update(info, paths))
+
+    async def usage(self, key: str) -> Usage:
+        """Raises NotFound."""
+        return await self._of(key).usage(key)
+
+    async def mounts(self, key: str) -> list[Mount]:
+        """Raises NotFound, FailedPrecondition for a committed snapshot."""
+        return await self._of(key).mounts(key)
+
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Raises AlreadyExists, NotFound for the parent."""
+        return await self._of(key).prepare(key, parent, await self._given(labels))
+
+    async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        """Raises AlreadyExists, NotFound for the parent."""
+        return await self._of(key).view(key, parent, await self._given(labels))
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        """Raises AlreadyExists, NotFound."""
+        await self._of(key).commit(name, key, await self._given(labels), parent)
+
+    async def remove(self, key: str) -> None:
+        """Raises NotFound, FailedPrecondition where it has children."""
+        await self._of(key).remove(key)
+
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
+        """Every snapshot that a filter matches, sorted by key."""
+        peer = await self._connection.peer()
+        chosen = self._ownership.only_ours(filters) if peer.namespaced else filters
+        found: list[Info] = []
+        for namespace in await self._connection.namespaces():
+            async with aclosing(self._within(namespace).walk(chosen)) as infos:
+                found += [_shown(info) async for info in infos]
+        for info in sorted(found, key=lambda info: info.name):
+            yield info
+
+    async def cleanup(self) -> None:
+        """Raises Unimplemented where the peer cleans up by itself."""
+        await self._within("").cleanup()
+
+    async def _given(self, labels: Mapping[str, str] | None) -> Mapping[str, str]:
+        """The labels that the peer gets."""
+        peer = await self._connection.peer()
+        return self._ownership.marked(labels or {}) if peer.namespaced else labels or {}
+
+    def _of(self, key: str) -> Snapshots:
+        """Snapshots in the namespace of the caller, else in that which the key names: collections have no caller."""
+        return self._within(context.current().namespace or key.partition("/")[0])
+
+    def _within(self, namespace: str) -> Snapshots:
+        return Snapshots(self._connection.within(namespace), self._connection.link.remote_name)
+
+
+def _shown(info: Info) -> Info:
+    return msgspec.structs.replace(info, labels=without_marks(info.labels))
