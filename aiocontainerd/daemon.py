@@ -17,7 +17,7 @@ from pathlib import Path
 
 import anyio
 
-from aiocontainerd import discovery, dump, kinds, lock
+from aiocontainerd import conformance, discovery, dump, kinds, lock
 from aiocontainerd.beside import Beside
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.events import EventBus
@@ -44,7 +44,7 @@ def run(config: Config, *, grpc_address: str = "", ttrpc_address: str = "") -> N
     for warning in config.warnings:
         log.warning("%s", warning)
     shown = len(config.warnings)
-    registry = Registry()
+    registry = Registry(config.settings.plugin_policy.replace)
     settings = config.settings
     beside = Beside(settings.proxy_plugins, settings.plugin_isolation)
     discovery.discover(registry, settings.python_plugins, settings.plugin_policy, beside)
@@ -89,7 +89,9 @@ async def _serve(registry: Registry, daemon: Daemon, config: Config, started: fl
     async with anyio.create_task_group() as signals:
         signals.start_soon(_handle_signals, stop, registry, signals.cancel_scope, name="signals")
         required = config.settings.required_plugins
-        async with registry.run(daemon, config.plugin_config, required, last_resort=_end_process):
+        async with registry.run(
+            daemon, config.plugin_config, required, last_resort=_end_process, check=conformance.check
+        ):
             log_table(registry)
             await _start_servers(registry)
             _tell_service_manager(systemd.READY)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 
 import msgspec
 
-from aiocontainerd import hookspecs, loading
+from aiocontainerd import diagnosis, hookspecs, loading
 from aiocontainerd.beside import Beside
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
-from aiocontainerd.registry import Registration, Registry
+from aiocontainerd.policy import EVERYTHING, Admission, admit
+from aiocontainerd.registry import Registration, Registry, State
 
 log = logging.getLogger(__name__)
 
@@ -22,32 +23,30 @@ DECLARED_KIND = "python_plugins"
 """Rows of the plugin table that stand for a module which could not even register."""
 
 _NO_POLICY = PluginPolicy()
+_NONE_DECLARED: Mapping[str, PythonPlugin] = MappingProxyType({})
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A module that may bring plugins: its name in messages, its path, and the distribution it came with."""
+    """A module that may bring plugins: its name in messages, its path, the package it came with, what it may bring."""
 
     name: str
     module: str
     distribution: str = ""
+    admission: Admission = EVERYTHING
 
 
 def candidates(
     installed: Iterable[EntryPoint], declared: Mapping[str, PythonPlugin], policy: PluginPolicy
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """What to load and what the policy denies, in a stable order. Pure."""
+    """What to load and what is refused, in a stable order. A module that the config declares needs no other leave."""
     found = [Candidate(name, name) for name in BUILT_IN]
-    denied: list[Candidate] = []
-    for entry in sorted(installed, key=lambda e: e.name):
-        candidate = Candidate(entry.name, entry.value, entry.dist.name if entry.dist else "")
-        (found if allows(policy, candidate.distribution) else denied).append(candidate)
+    refused: list[Candidate] = []
+    for entry in sorted(installed, key=lambda e: (e.name, e.dist.name if e.dist else "")):
+        name = entry.dist.name if entry.dist else ""
+        candidate = Candidate(entry.name, entry.value, name, admit(policy, name, entry.dist))
+        (refused if candidate.admission.refusal else found).append(candidate)
     found += [Candidate(name, plugin.module) for name, plugin in sorted(declared.items())]
-    return found, denied
-
-
-def allows(policy: PluginPolicy, distribution: str) -> bool:
-    """Whether a distribution may bring plugins: any may, until the allow-list names some."""
-    return not policy.allow or any(fnmatch.fnmatchcase(distribution, pattern) for pattern in policy.allow)
+    return found, refused
 
 
 def discover(
@@ -58,12 +57,9 @@ def discover(
     `beside` says which plugins are in other processes, and which are to be.
     """
     beside = Beside() if beside is None else beside
-    found, denied = candidates(entry_points(group=hookspecs.ENTRY_POINT_GROUP), declared, policy)
-    for candidate in denied:
-        log.warning(
-            "plugin package %s is installed but plugin_policy.allow does not name it; not loaded",
-            candidate.distribution,
-        )
+    found, refused = candidates(entry_points(group=hookspecs.ENTRY_POINT_GROUP), declared, policy)
+    for candidate in refused:
+        _refuse(registry, candidate, candidate.name, candidate.admission.refusal)
     brought: list[tuple[Candidate, Registration]] = []
     for candidate in found:
         with _failures_are_rows(registry, candidate):
@@ -71,7 +67,11 @@ def discover(
             beside.learn(loading.load(candidate.module))
             brought += [(candidate, registration) for registration in registrations]
     for candidate, registration in brought:
-        with _failures_are_rows(registry, candidate):
+        if not candidate.admission.allows(registration.kind):
+            reason = f"plugin_policy.allow names {candidate.distribution}, but not for {registration.kind}"
+            _refuse(registry, candidate, f"{candidate.name}:{registration.uri}", reason)
+            continue
+        with _failures_are_rows(registry, candidate, registration.uri):
             wanted = None if candidate.distribution else declared.get(candidate.name)
             placed = beside.placed(registration, candidate.module, wanted)
             registry.add(placed, candidate.distribution or candidate.name)
@@ -80,20 +80,28 @@ def discover(
             registry.add(registration, f"proxy_plugins.{name}")
 
 
+def _refuse(registry: Registry, candidate: Candidate, row: str, reason: str) -> None:
+    log.warning("plugin package %s is not loaded: %s", candidate.distribution or candidate.name, reason)
+    registry.add_failed(DECLARED_KIND, row, f"{reason}: skip plugin", candidate.distribution, state=State.SKIPPED)
+
+
 @contextmanager
-def _failures_are_rows(registry: Registry, candidate: Candidate) -> Iterator[None]:
+def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") -> Iterator[None]:
     """The edge of a plugin package: what it raises is a failed row, not the daemon's end."""
     try:
         yield
     except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = diagnosis.describe(error)
         log.error("plugin module %s of %s cannot be loaded: %s", candidate.module, candidate.name, reason)
         log.debug("loading %s failed", candidate.module, exc_info=error)
-        registry.add_failed(f"{DECLARED_KIND}.{candidate.name}", reason, candidate.distribution)
+        row = f"{candidate.name}:{uri}" if uri else candidate.name
+        registry.add_failed(DECLARED_KIND, row, reason, candidate.distribution)
 
 
-def all_registrations(policy: PluginPolicy = _NO_POLICY) -> list[Registration]:
-    """The registrations of every installed package that the policy allows."""
-    registry = Registry()
-    discover(registry, {}, policy)
-    return [plugin.registration for plugin in registry.plugins if plugin.kind != DECLARED_KIND]
+def all_registrations(
+    policy: PluginPolicy = _NO_POLICY, declared: Mapping[str, PythonPlugin] = _NONE_DECLARED
+) -> list[Registration]:
+    """The registrations of every installed package that the policy allows, and of declared modules."""
+    registry = Registry(policy.replace)
+    discover(registry, declared, policy)
+    return [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]

@@ -41,7 +41,7 @@ def load(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise PluginError(f"{path!r} is no path of a module; write it as acme.plugin or acme.plugin:Name")
-    found: Any = importlib.import_module(module_name)
+    found: Any = _imported(module_name)
     for name in filter(None, attribute.split(".")):
         if not hasattr(found, name):
             near = difflib.get_close_matches(name, [n for n in vars(found) if not n.startswith("_")], n=1)
@@ -49,6 +49,15 @@ def load(path: str) -> Any:
             raise PluginError(f"module {module_name} has no {name}{hint}")
         found = getattr(found, name)
     return found
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise PluginError(f"there is no module {name} (no {error.name} is installed)") from error
+        raise
 
 
 def _by_hook(holder: Any, path: str) -> list[Registration]:

@@ -16,7 +16,7 @@ import pytest
 
 from aiocontainerd import daemon
 from aiocontainerd.plugin import Registration, SkipPlugin, kinds
-from aiocontainerd.registry import Registry
+from aiocontainerd.registry import PluginError, Registry
 from aiocontainerd.sys import systemd
 
 PROBE = """
@@ -252,9 +252,9 @@ def test_the_table_shows_what_is_not_loaded_and_a_summary(caplog: pytest.LogCapt
         registry.add(Registration(kind=kinds.SNAPSHOTTER, id=plugin_id, init=init))
     registry["io.containerd.snapshotter.v1.good"].loaded(object())
     registry["io.containerd.snapshotter.v1.skipped"].failed(SkipPlugin("no overlayfs"))
-    registry["io.containerd.snapshotter.v1.failed"].failed(OSError("no disk"))
+    registry["io.containerd.snapshotter.v1.failed"].failed(PluginError("no disk"))
     needs = registry["io.containerd.snapshotter.v1.needs"]
-    needs.failed(OSError("requires failed"))
+    needs.failed(PluginError("requires failed"))
     needs.caused_by = "io.containerd.snapshotter.v1.failed"
     with caplog.at_level("INFO"):
         daemon.log_table(registry)

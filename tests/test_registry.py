@@ -156,7 +156,7 @@ async def test_a_plugin_of_the_daemon_is_replaced_where_the_config_says_so(names
     for name in names:
         registry.add(one, name)
     assert registry[one.uri].distribution == "acme"
-    with pytest.raises(PluginError, match="is registered twice: by acme and by other; choose another id$"):
+    with pytest.raises(PluginError, match=r"is registered twice: by acme and by other; choose another id$"):
         registry.add(one, "other")
 
 
@@ -164,7 +164,7 @@ async def test_a_plugin_of_the_daemon_is_not_replaced_by_itself() -> None:
     one = Registration(kind=SNAPSHOTTER, id="native", init=hang)
     registry = Registry()
     registry.add(one, "aiocontainerd-native")
-    with pytest.raises(PluginError, match=f", or name {one.uri} in plugin_policy.replace$"):
+    with pytest.raises(PluginError, match=r", or name \S+ in plugin_policy\.replace$"):
         registry.add(one, "acme")
 
 
@@ -258,7 +258,8 @@ async def test_disabled_plugins_are_not_started_and_strangers_are_returned(host:
         ("io.containerd.content.v1.none", "required plugin io.containerd.content.v1.none is not installed"),
         (
             "io.containerd.snapshotter.v1.bad",
-            f"required plugin io.containerd.snapshotter.v1.bad is not loaded (error): RuntimeError: no disk {RAISED_AT}",
+            "required plugin io.containerd.snapshotter.v1.bad is not loaded (error): "
+            f"RuntimeError: no disk {RAISED_AT}",
         ),
     ],
 )
@@ -494,7 +495,7 @@ async def test_a_second_wish_to_stop_cuts_a_hanging_stop_short(host: Host) -> No
 
 
 async def test_what_could_not_register_keeps_a_row(host: Host) -> None:
-    row = host.registry.add_failed("python_plugins.acme", "ImportError: no acme", "acme-dist")
+    row = host.registry.add_failed("python_plugins", "acme", "ImportError: no acme", "acme-dist")
     async with host.run():
         assert host.registry.get("python_plugins.acme") is row
         assert (row.kind, row.id, row.state, row.code) == ("python_plugins", "acme", State.FAILED, 2)

@@ -12,6 +12,7 @@ import click
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 COMMANDS = {
+    "config": ("actr_config", "config", "Explain the config of a daemon on this host"),
     "containers": ("actr_containers", "containers", "Container records"),
     "content": ("actr_storage", "content", "Blobs of the content store"),
     "events": ("actr_daemon", "events", "Show events as they come"),

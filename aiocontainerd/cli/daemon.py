@@ -89,28 +89,41 @@ def config_group() -> None:
     """Print the daemon's config."""
 
 
-def _printing(defaults_only: bool) -> Callable[[Flags], None]:
+def _printing(*, defaults_only: bool = False, reveal: bool = False) -> Callable[[Flags], None]:
     def command(flags: Flags) -> None:
         from aiocontainerd import discovery
         from aiocontainerd.config import render
 
         try:
             config = Config({}, {}) if defaults_only else flags.load(missing_is_fine=True)
-            registrations = discovery.all_registrations()
+            registrations = discovery.all_registrations(config.settings.plugin_policy, config.settings.python_plugins)
             config.check_plugins(registrations)
-            click.echo(render.dump(config, registrations), nl=False)
+            click.echo(render.dump(config, registrations, reveal=reveal), nl=False)
         except ConfigError as error:
             raise click.ClickException(f"containerd: {error}") from error
 
     return command
 
 
-for _name, _help, _defaults in (
-    ("default", "Print the defaults.", True),
-    ("dump", "Print the config file with its imports, merged, version 4.", False),
-    ("migrate", "Print the config file as version 4.", False),
+for _name, _help, _command in (
+    ("default", "Print the defaults.", _printing(defaults_only=True)),
+    ("dump", "Print the config file with its imports, merged, version 4. Secrets are redacted.", _printing()),
+    ("migrate", "Print the config file as version 4, secrets included.", _printing(reveal=True)),
 ):
-    config_group.command(_name, help=_help)(click.pass_obj(_printing(_defaults)))
+    config_group.command(_name, help=_help)(click.pass_obj(_command))
+
+
+@config_group.command("explain")
+@click.argument("key", default="")
+@click.pass_obj
+def explain_config(flags: Flags, key: str) -> None:
+    """Print each value at or below KEY with its origin: file and line, flag, or default. Secrets are redacted."""
+    from aiocontainerd.cli import config_explain
+
+    try:
+        config_explain.show(flags.load(missing_is_fine=True), key)
+    except ConfigError as error:
+        raise click.ClickException(f"containerd: {error}") from error
 
 
 @main.command()

@@ -28,6 +28,7 @@ class Config:
         self.warnings: list[str] = []
         self._origins = origins
         self._warn_only = warn_only
+        self._tree = tree
         self._plugins: Tree = tree.get("plugins", {})
         settings, problems = decode({k: v for k, v in tree.items() if k != "plugins"}, Settings, (), origins)
         self._settle(problems)
@@ -42,6 +43,15 @@ class Config:
     def origin(self, *key: str) -> Origin:
         """Where the value of a key came from: file and line, a flag, or `default`."""
         return origin_of(key, self._origins)
+
+    def is_written(self, *key: str) -> bool:
+        """Whether a file or a flag sets a key; its default holds where none does."""
+        tree: Any = self._tree
+        for part in key:
+            if not isinstance(tree, dict) or part not in tree:
+                return False
+            tree = tree[part]
+        return True
 
     @property
     def plugin_tables(self) -> Mapping[str, Any]:

@@ -102,10 +102,28 @@ class PythonPlugin(Record, frozen=True):
     gid: int | None = None
 
 
-class PluginPolicy(Record, frozen=True):
-    """Which distributions may bring plugins. An empty list allows every installed one."""
+class AllowedPackage(Record, frozen=True):
+    """One package, or a pattern of names, that may bring plugins.
 
-    allow: tuple[str, ...] = ()
+    `kinds` are the kinds it may bring, as patterns, none for every kind; `version` is a range such as `>=1.2,<2`;
+    `record_sha256` pins the RECORD of the installed package, whose files must then be as it says.
+    """
+
+    distribution: str
+    kinds: tuple[str, ...] = ()
+    version: str = ""
+    record_sha256: str = ""
+
+
+class PluginPolicy(Record, frozen=True):
+    """`allow`: which packages may bring plugins; any may until one is named, then only those may.
+
+    An entry is a name or pattern, or a table with `distribution`, `kinds`, `version` and `record_sha256`. `replace`:
+    plugins of the daemon, such as `io.containerd.snapshotter.v1.native`, whose id another package may take over.
+    """
+
+    allow: tuple[str | AllowedPackage, ...] = ()
+    replace: tuple[str, ...] = ()
 
 
 class Settings(Record, frozen=True):

@@ -1,0 +1,28 @@
+"""`config explain`, of `aiocontainerd` and of `actr`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from aiocontainerd.config import Config
+
+
+def show(config: Config, key: str) -> None:
+    """Print the values at and below a key with their origins. Raises ClickException for a key that is none."""
+    from aiocontainerd import discovery
+    from aiocontainerd.config import ConfigError
+    from aiocontainerd.config.explain import explain
+
+    try:
+        registrations = discovery.all_registrations(config.settings.plugin_policy, config.settings.python_plugins)
+        config.check_plugins(registrations)
+        found = explain(config, registrations, key)
+    except ConfigError as error:
+        raise click.ClickException(f"containerd: {error}") from error
+    if not found:
+        raise click.ClickException(f"the config has no key {key}; `config explain` without a key shows all of them")
+    for value in found:
+        click.echo(value)

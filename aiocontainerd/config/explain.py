@@ -1,0 +1,75 @@
+"""`config explain`: every value with where it came from: file and line, a flag, or the default."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from aiocontainerd.config import render
+from aiocontainerd.config.load import Config
+from aiocontainerd.config.source import KeyPath
+
+if TYPE_CHECKING:
+    from aiocontainerd.registry import Registration
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
+_PART = re.compile(r'"((?:[^"\\]|\\.)*)"|([^."]+)')
+
+
+class Explained(msgspec.Struct, frozen=True):
+    """A value of the config, redacted where it is a secret, and its origin."""
+
+    key: KeyPath
+    value: Any
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{dotted(self.key)} = {_shown(self.value)}  # {self.origin}"
+
+
+def explain(config: Config, registrations: Iterable[Registration], key: str = "") -> list[Explained]:
+    """The values at and below a key, all of them for "". An unknown key has none."""
+    chosen = matching(key, [registration.uri for registration in registrations])
+    tree = render.tree_of(config, registrations)
+    return [
+        Explained(path, value, _origin(config, path)) for path, value in _values(tree) if path[: len(chosen)] == chosen
+    ]
+
+
+def matching(key: str, uris: Iterable[str]) -> KeyPath:
+    """The path of a key as people write it: dots in quotes belong to a part, and so do those of a plugin's URI."""
+    parts: list[str] = []
+    rest = key.removeprefix("plugins.")
+    for uri in sorted(uris, key=len, reverse=True):
+        if rest == uri or rest.startswith(f"{uri}."):
+            parts, rest = ["plugins", uri], rest[len(uri) + 1 :]
+            break
+    else:
+        rest = key
+    return (*parts, *(quoted or bare for quoted, bare in _PART.findall(rest)))
+
+
+def dotted(key: KeyPath) -> str:
+    """A key as TOML writes it."""
+    return ".".join(part if _BARE.match(part) else json.dumps(part) for part in key)
+
+
+def _values(tree: Mapping[str, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    for name, value in tree.items():
+        path = (*above, name)
+        if isinstance(value, Mapping) and value:
+            yield from _values(value, path)
+        else:
+            yield path, value
+
+
+def _origin(config: Config, path: KeyPath) -> str:
+    return str(config.origin(*path)) if config.is_written(*path) else "default"
+
+
+def _shown(value: Any) -> str:
+    return "(not set)" if value is None else json.dumps(value, ensure_ascii=False)
