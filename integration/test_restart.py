@@ -79,6 +79,8 @@ def test_a_killed_shim_ends_its_container_and_says_so(daemon: Peer) -> None:
     while b"RUNNING" in daemon.ctr("tasks", "ls").stdout and time.monotonic() < until:
         time.sleep(0.1)
     assert b"b " not in daemon.ctr("tasks", "ls").stdout
+    while Path(f"/proc/{init}").exists() and time.monotonic() < until:
+        time.sleep(0.01)
     assert not Path(f"/proc/{init}").exists()
     daemon.ctr("containers", "rm", "b")
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 
 import msgspec
 
+from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
 from aiocontainerd_shim.reaper import Exit
 from aiocontainerd_shim.rest import FDS_LIMIT, NEVER, READABLE, RECORD_LIMIT_BYTES, Duty, HandOver, pack_exit
@@ -102,6 +103,7 @@ class Resident:
     def _be_worker(self, channel: socket.socket) -> None:
         status = 1
         try:
+            prctl.set_parent_death_signal(signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             for number in _DEFAULT_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)

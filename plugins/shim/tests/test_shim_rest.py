@@ -1,0 +1,227 @@
+"""A shim at rest is one process that waits; whatever happens next, its clients notice nothing of the change."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from aiocontainerd_shim import records
+from aiocontainerd_shim.launcher import AioLauncher
+from aiocontainerd_shim.reaper import Exit
+from aiocontainerd_shim.rest import Descriptors, pack_exit, unpack_exit
+
+from aiocontainerd import api, typeurl
+from aiocontainerd.interfaces.shim import ShimCommand
+from aiocontainerd.rpc.ttrpc.client import TtrpcClient
+
+TIMEOUT_S = 10.0
+RUNTIME = """#!/bin/sh
+# Each process runs the script that its bundle has for it, with the streams it was given.
+verb() { for word in create start exec kill delete; do case " $* " in *" $word "*) echo $word; return;; esac; done; }
+cd "$(dirname "$0")"
+exec 3<&0  # a process in the background has no other stdin than one it is given
+for last; do id=$signal; signal=$last; done
+case $(verb "$@") in
+  create) while [ "$1" != --pid-file ]; do shift; done
+    sh -c 'while [ ! -e started ]; do sleep 0.01; done; . ./init' <&3 3<&- & echo $! > "$2";;
+  start) touch started;;
+  exec) while [ "$1" != --pid-file ]; do shift; done; sh ./exec & echo $! > "$2";;
+  kill) kill -$signal $(cat init.pid);;
+esac
+"""
+
+
+class Shim:
+    """A shim of a fork server, its bundle and a client."""
+
+    def __init__(self, bundle: Path, client: TtrpcClient) -> None:
+        self.bundle = bundle
+        self.client = client
+        self.pid = 0
+
+    async def call(self, method: str, request: Any) -> Any:
+        return await self.client.call("containerd.task.v3.Task", method, request, timeout_s=TIMEOUT_S)
+
+    async def start(self, script: str, stdin: str = "", stdout: str = "") -> None:
+        (self.bundle / "init").write_text(script)
+        request = api.task_v3.CreateTaskRequest(id="c", bundle=str(self.bundle), stdin=stdin, stdout=stdout)
+        await self.call("Create", request)
+        await self.call("Start", api.task_v3.StartRequest(id="c"))
+
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "containerd-shim\n"]
+
+    async def rested(self) -> None:
+        await eventually(lambda: not self.workers())
+
+    async def wait(self, exec_id: str = "") -> int:
+        return int((await self.call("Wait", api.task_v3.WaitRequest(id="c", exec_id=exec_id))).exit_status)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
+            await anyio.sleep(0.01)
+
+
+@pytest.fixture
+async def shim() -> AsyncIterator[Shim]:
+    with tempfile.TemporaryDirectory(prefix="rest-", dir="/tmp") as directory:
+        bundle = Path(directory) / "c"
+        bundle.mkdir()
+        (bundle / "fake").write_text(RUNTIME)
+        (bundle / "fake").chmod(0o755)
+        (bundle / "config.json").write_text('{"linux":{"namespaces":[{"type":"pid"}]}}')
+        launcher = AioLauncher(Path(directory), oci_runtime=str(bundle / "fake"))
+        await launcher.ensure_server()
+        params = api.bootstrap.BootstrapParams(instance_id="c", namespace="ns", socket_dir=f"{directory}/s")
+        command = ShimCommand(
+            namespace="ns",
+            id="c",
+            bundle=bundle,
+            grpc_address="/no/daemon.sock",
+            ttrpc_address="",
+            publish_binary="",
+            stdin=bytes(params),
+        )
+        result = api.bootstrap.BootstrapResult.parse(await launcher.start(command, timeout_s=TIMEOUT_S))
+        client = await TtrpcClient.connect(result.address, timeout_s=TIMEOUT_S)
+        shim = Shim(bundle, client)
+        shim.pid = (await shim.call("Connect", api.task_v3.ConnectRequest(id="c"))).shim_pid
+        try:
+            yield shim
+        finally:
+            _kill_what_is_left(shim)
+            await launcher.retire()
+            await client.aclose()
+
+
+def _kill_what_is_left(shim: Shim) -> None:
+    pids = [record.pid for record in records.read_processes(shim.bundle) if record.exit_status is None]
+    for pid in (shim.pid, *pids):
+        if pid and Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_wait_outlasts_the_rest(shim: Shim) -> None:
+    await shim.start("exec sleep 1000")
+    async with anyio.create_task_group() as tasks:
+        seen: list[int] = []
+
+        async def wait() -> None:
+            seen.append(await shim.wait())
+
+        tasks.start_soon(wait)
+        await shim.rested()
+        os.kill(int((shim.bundle / "init.pid").read_text()), signal.SIGTERM)
+    assert seen == [143]
+    state = await shim.call("State", api.task_v3.StateRequest(id="c"))
+    assert (state.status, state.exit_status) == (api.task_types.Status.STOPPED, 143)
+    record = records.read_process(shim.bundle)
+    assert record is not None
+    assert record.exit_status == 143
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_an_exec_added_before_the_rest_starts_after_it(shim: Shim) -> None:
+    await shim.start("exec sleep 1000")
+    (shim.bundle / "exec").write_text("exit 5")
+    spec = typeurl.to_wire(typeurl.Any(typeurl.PROCESS_URL, b"{}"))
+    await shim.call("Exec", api.task_v3.ExecProcessRequest(id="c", exec_id="e", spec=spec))
+    await shim.rested()
+    await shim.call("Start", api.task_v3.StartRequest(id="c", exec_id="e"))
+    assert await shim.wait("e") == 5
+    await shim.call("Delete", api.task_v3.DeleteRequest(id="c", exec_id="e"))
+    await shim.rested()
+    assert (await shim.call("Connect", api.task_v3.ConnectRequest(id="c"))).shim_pid == shim.pid
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_pipes_are_held_through_the_rest_and_let_go_at_close_io(shim: Shim) -> None:
+    for name in ("in", "out"):
+        os.mkfifo(shim.bundle / name)
+    await shim.start("cat; exit 6", stdin=str(shim.bundle / "in"), stdout=str(shim.bundle / "out"))
+    for text in (b"one\n", b"two\n"):
+        await shim.rested()
+        async with await anyio.open_file(shim.bundle / "in", "wb") as stdin:
+            await stdin.write(text)
+    await shim.rested()
+    await shim.call("CloseIO", api.task_v3.CloseIoRequest(id="c", stdin=True))
+    with anyio.fail_after(TIMEOUT_S):
+        async with await anyio.open_file(shim.bundle / "out", "rb") as stdout:
+            assert await stdout.read() == b"one\ntwo\n"
+    assert await shim.wait() == 6
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_life_ends_after_a_rest(shim: Shim) -> None:
+    await shim.start("exec sleep 1000")
+    await shim.rested()
+    await shim.call("Kill", api.task_v3.KillRequest(id="c", signal=9))
+    assert await shim.wait() == 137
+    await shim.call("Delete", api.task_v3.DeleteRequest(id="c"))
+    await shim.call("Shutdown", api.task_v3.ShutdownRequest(id="c"))
+    await shim.client.wait_closed()
+    await eventually(lambda: not list((shim.bundle.parent / "s").iterdir()))
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_shim_ends_with_a_worker_that_was_killed(shim: Shim) -> None:
+    await shim.start("exec sleep 1000")
+    (worker,) = shim.workers()
+    os.kill(worker, signal.SIGKILL)
+    await shim.client.wait_closed()
+    await eventually(lambda: not Path(f"/proc/{shim.pid}").exists())
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_worker_ends_with_a_shim_that_was_killed(shim: Shim) -> None:
+    await shim.start("exec sleep 1000")
+    (worker,) = shim.workers()
+    os.kill(shim.pid, signal.SIGKILL)
+    await shim.client.wait_closed()
+    await eventually(lambda: not Path(f"/proc/{worker}").exists())
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_resting_shim_ends_when_told_to(shim: Shim) -> None:
+    await shim.start("exec sleep 1000")
+    await shim.rested()
+    os.kill(shim.pid, signal.SIGTERM)
+    await shim.client.wait_closed()
+    await eventually(lambda: not list((shim.bundle.parent / "s").iterdir()))
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_exits_of_strangers_do_not_wake_a_resting_shim(shim: Shim) -> None:
+    await shim.start("sh -c 'sleep 0.6 &'; exec sleep 1000")
+    await shim.rested()
+    await anyio.sleep(0.7)
+    assert not shim.workers()
+
+
+def test_descriptors_keep_their_places_and_masks() -> None:
+    held = Descriptors()
+    assert [held.put(7), held.put(9, 1)] == [0, 1]
+    assert (held.fds, held.masks) == ([7, 9], [-1, 1])
+
+
+def test_exits_survive_the_round_trip() -> None:
+    exited = Exit(pid=4_000_000, status=137, exited_at_ns=1_800_000_000_000_000_000)
+    assert unpack_exit(pack_exit(exited)) == exited
