@@ -62,7 +62,10 @@ class Reader(Protocol):
         ...
 
     def fileno(self) -> int:
-        """A file descriptor to hand to C code or a child process; valid until `close`."""
+        """A file descriptor to hand to C code or a child process; valid until `close`.
+
+        Raises Unimplemented where the blob is in no file here; `aiocontainerd.spool.as_file` makes one then.
+        """
         ...
 
     async def close(self) -> None: ...

@@ -13,6 +13,7 @@ from aiocontainerd.errors import ResourceExhausted, Unknown
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.spool import as_file
 from aiocontainerd.sys.mount import Mount, syncfs, temp_mount
 from aiocontainerd_differ.applying import run_unpack
 from aiocontainerd_differ.media_types import OCI_LAYER, is_sniffed
@@ -43,9 +44,14 @@ class WalkingDiffer:
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor:
         """Unpack `layer`; returns the descriptor of the uncompressed stream. Errors name the layer's digest."""
         sniff = is_sniffed(layer.media_type)
-        async with self._limiter, await self._content.reader(layer.digest) as reader, self._target(mounts) as target:
+        async with (
+            self._limiter,
+            await self._content.reader(layer.digest) as reader,
+            as_file(reader) as blob,
+            self._target(mounts) as target,
+        ):
             try:
-                result = await run_unpack(reader.fileno(), reader.size, target, sniff=sniff, timeout_s=self._timeout_s)
+                result = await run_unpack(blob, reader.size, target, sniff=sniff, timeout_s=self._timeout_s)
             except (Unknown, ResourceExhausted) as error:
                 raise type(error)(f"failed to apply layer {layer.digest}: {error.message}") from error
             if options.sync_fs or self._sync_fs:
