@@ -1,0 +1,140 @@
+"""The examples of contrib/, installed from their own folders and used by a daemon, as a reader of their pages would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
+from harness import REPOSITORY, SCRIPTS, Ours, Peer, docker_registry, peer, push
+
+pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
+
+EXAMPLES = ("event-webhook", "snapshotter-reflink")
+NAME = "docker.io/library/example:1"
+LIMIT_S = 20.0
+STATUSES = ("ok", "skip", "error", "disabled")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with all examples installed, each from its folder; the environment of the tests stays as it is."""
+    target = tmp_path_factory.mktemp("installed")
+    folders = [str(REPOSITORY / "contrib" / name) for name in EXAMPLES]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", str(target), *folders], check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of two layers, so that one snapshot is made from another."""
+    path = tmp_path_factory.mktemp("image") / "image.tar"
+    layers = [busybox_layer(), Layer(tar_of([entry("etc/hello", b"hello from a layer\n")]))]
+    write_archive(path, NAME, [Image(layers=layers)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def image(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same image in a registry."""
+    with docker_registry(tmp_path_factory.mktemp("registry")) as address:
+        push(archive, address, "example:1")
+        yield f"{address}/example:1"
+
+
+@contextmanager
+def daemon(installed: Path, config: str = "") -> Iterator[Peer]:
+    """Our daemon with the examples on its path, and more config; `{directory}` in it is the daemon's own."""
+
+    class WithExamples(Ours):
+        def default_config(self) -> str:
+            return super().default_config() + config.replace("{directory}", str(self.directory))
+
+        def environment(self) -> dict[str, str]:
+            return {**super().environment(), "PYTHONPATH": str(installed)}
+
+    with peer(WithExamples) as started:
+        yield started
+
+
+def actr(daemon: Peer, *args: str) -> str:
+    command = [str(SCRIPTS / "actr"), "-a", str(daemon.address), "-n", daemon.namespace, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, f"{done.stderr}\n{daemon.log()[-4000:]}"
+    return done.stdout
+
+
+def rows(daemon: Peer) -> dict[str, str]:
+    """`<kind>.<id>` -> status of every plugin, as `actr plugins ls` tells it."""
+    table = (line.split() for line in actr(daemon, "plugins", "ls").splitlines()[1:])
+    return {f"{line[0]}.{line[1]}": next(word for word in line[2:] if word in STATUSES) for line in table}
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < end, "it did not become true in time"
+        time.sleep(0.02)
+
+
+# snapshotter-reflink
+
+
+def use_reflink(daemon: Peer, image: str, snapshotter: str = "reflink") -> None:
+    """Pull, run and remove on the snapshotter; nothing of it is left."""
+    daemon.ctr("images", "pull", "--plain-http", "--snapshotter", snapshotter, image)
+    command = ["sh", "-c", "cat /etc/hello; echo changed > /etc/hello; cat /etc/hello"]
+    for _ in range(2):
+        done = daemon.ctr("run", "--rm", "--snapshotter", snapshotter, image, "demo", *command)
+        assert done.stdout == b"hello from a layer\nchanged\n"
+    listed = daemon.ctr("snapshots", "--snapshotter", snapshotter, "ls").stdout.decode().splitlines()[1:]
+    assert [line.split()[-1] for line in listed] == ["Committed", "Committed"]
+    daemon.ctr("images", "rm", "--sync", image)
+    assert len(daemon.ctr("snapshots", "--snapshotter", snapshotter, "ls").stdout.decode().splitlines()) == 1
+
+
+def test_containers_run_on_reflink_in_the_daemon(installed: Path, image: str, archive: Path) -> None:
+    with daemon(installed) as ours:
+        assert rows(ours)["io.containerd.snapshotter.v1.reflink"] == "ok"
+        use_reflink(ours, image)
+        assert list((ours.root / "io.containerd.snapshotter.v1.reflink/snapshots").iterdir()) == []
+        ours.ctr("images", "import", "--snapshotter", "reflink", str(archive))
+        assert ours.ctr("run", "--rm", "--snapshotter", "reflink", NAME, "demo", "echo", "hi").stdout == b"hi\n"
+
+
+# event-webhook
+
+WEBHOOK = '[plugins."io.containerd.event-sink.v1.webhook"]\n'
+
+
+def test_events_of_a_run_are_lines_in_their_order(installed: Path, archive: Path) -> None:
+    config = WEBHOOK + 'target = "{directory}/events.jsonl"\nfilters = ["topic~=^/(tasks|containers)/"]\n'
+    with daemon(installed, config) as ours:
+        ours.ctr("images", "import", "--snapshotter", "native", str(archive))
+        ours.ctr("run", "--rm", "--snapshotter", "native", NAME, "demo", "sh", "-c", "exit 7", check=False)
+        path = ours.directory / "events.jsonl"
+        until(lambda: path.exists() and "/containers/delete" in path.read_text())
+        events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [event["topic"] for event in events] == [
+        "/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete", "/containers/delete",
+    ]  # fmt: skip
+    assert {event["namespace"] for event in events} == {ours.namespace}
+    assert events[3]["event"]["exit_status"] == 7
+    assert events[0]["event"]["image"] == NAME
+
+
+def test_url_that_cannot_be_reached_costs_nobody_anything(installed: Path, archive: Path) -> None:
+    config = WEBHOOK + 'target = "http://127.0.0.1:9/"\nattempts = 2\nbackoff = "10ms"\n'
+    with daemon(installed, config) as ours:
+        ours.ctr("images", "import", "--snapshotter", "native", str(archive))
+        assert ours.ctr("run", "--rm", "--snapshotter", "native", NAME, "demo", "echo", "hi").stdout == b"hi\n"
+        until(lambda: "io.containerd.event-sink.v1.webhook did not deliver" in ours.log())
+        assert rows(ours)["io.containerd.event-sink.v1.webhook"] == "ok"
