@@ -82,8 +82,12 @@ def status(plugin: Plugin) -> PluginStatus:
         exports=dict(plugin.exports),
         capabilities=tuple(plugin.capabilities),
         code=plugin.code,
-        message=plugin.reason if plugin.code else "",
+        message=_message(plugin) if plugin.code else "",
     )
+
+
+def _message(plugin: Plugin) -> str:
+    return f"{plugin.reason}; caused by {plugin.caused_by}" if plugin.caused_by else plugin.reason
 
 
 def load_uuid(path: Path) -> str:

@@ -28,7 +28,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd import labels as label_rules
-from aiocontainerd.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from aiocontainerd.errors import FailedPrecondition, Internal, InvalidArgument, Unimplemented
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
 from aiocontainerd.snapshots.claims import Claims
@@ -131,11 +131,11 @@ class SnapshotterBase:
 
     async def mounts(self, key: str) -> list[Mount]:
         layer = self._tree.mountable(key)
-        return await self.mounts_of(layer, self._tree.parents(layer))
+        return await self._mounts_of(layer, self._tree.parents(layer))
 
     async def usage(self, key: str) -> Usage:
         layer = self._tree.get(key)
-        return await self.usage_of(layer) if layer.is_active else layer.usage
+        return await self._usage_of(layer) if layer.is_active else layer.usage
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         if not info.name:
@@ -164,7 +164,7 @@ class SnapshotterBase:
                 claim.release(*{parent} - {name, key, ""})
                 parents = self._tree.parents(layer)
                 await self.seal(layer, parents)
-                layer = msgspec.structs.replace(layer, usage=await self.usage_of(layer))
+                layer = msgspec.structs.replace(layer, usage=await self._usage_of(layer))
                 now = time.time_ns()
                 await self._record(
                     with_info(
@@ -222,7 +222,19 @@ class SnapshotterBase:
                 claim.release(parent)
                 parents = self._tree.parents(layer)
                 await self._make(layer, parents)
-        return await self.mounts_of(layer, parents)
+        return await self._mounts_of(layer, parents)
+
+    async def _mounts_of(self, layer: Layer, parents: Sequence[Layer]) -> list[Mount]:
+        found: object = await self.mounts_of(layer, parents)
+        if not isinstance(found, list) or not all(isinstance(mount, Mount) for mount in found):
+            raise Internal(f"{type(self).__name__}.mounts_of returned {_form(found)}, not a list of Mount")
+        return found
+
+    async def _usage_of(self, layer: Layer) -> Usage:
+        found: object = await self.usage_of(layer)
+        if not isinstance(found, Usage):
+            raise Internal(f"{type(self).__name__}.usage_of returned {_form(found)}, not Usage")
+        return found
 
     def _new(self, kind: Kind, key: str, parent: Layer | None, labels: Mapping[str, str]) -> Layer:
         now = time.time_ns()
@@ -283,3 +295,10 @@ class SnapshotterBase:
     def _shown(self, layer: Layer) -> Info:
         extra = self.labels_of(layer)
         return with_info(layer, labels={**layer.labels, **extra}).info if extra else layer.info
+
+
+def _form(value: object) -> str:
+    """What an author wrote where something else was wanted: a type, and for a list those of its items."""
+    if isinstance(value, list) and value:
+        return f"a list of {', '.join(sorted({type(item).__name__ for item in value}))}"
+    return type(value).__name__
