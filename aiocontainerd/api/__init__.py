@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aiocontainerd.api.gen import ttrpc as ttrpc
+    from aiocontainerd.api.gen.aiocontainerd.plugins import v1 as plugins
     from aiocontainerd.api.gen.containerd import events as event_types
     from aiocontainerd.api.gen.containerd import types as types
     from aiocontainerd.api.gen.containerd.runc import v1 as runc
@@ -63,6 +64,7 @@ PACKAGES: dict[str, str] = {
     "mounts": "containerd.services.mounts.v1",
     "namespaces": "containerd.services.namespaces.v1",
     "nri": "nri.pkg.api.v1alpha1",
+    "plugins": "aiocontainerd.plugins.v1",
     "protobuf": "google.protobuf",
     "rpc": "google.rpc",
     "runc": "containerd.runc.v1",

@@ -2,6 +2,11 @@
 
 # service -> method -> (request, response, client streams, server streams)
 SERVICES: dict[str, dict[str, tuple[str, str, bool, bool]]] = {
+    "aiocontainerd.plugins.v1.Plugins": {
+        "Explain": ("aiocontainerd.plugins.v1.ExplainRequest", "aiocontainerd.plugins.v1.ExplainResponse", False, False),
+        "ListHealth": ("aiocontainerd.plugins.v1.ListHealthRequest", "aiocontainerd.plugins.v1.ListHealthResponse", False, False),
+        "Reload": ("aiocontainerd.plugins.v1.ReloadRequest", "aiocontainerd.plugins.v1.ReloadResponse", False, False),
+    },
     "containerd.runtime.sandbox.v1.Sandbox": {
         "CreateSandbox": ("containerd.runtime.sandbox.v1.CreateSandboxRequest", "containerd.runtime.sandbox.v1.CreateSandboxResponse", False, False),
         "StartSandbox": ("containerd.runtime.sandbox.v1.StartSandboxRequest", "containerd.runtime.sandbox.v1.StartSandboxResponse", False, False),
