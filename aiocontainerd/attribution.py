@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import gc
 import logging
 import operator
 import os
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -62,7 +64,7 @@ class PluginHealth:
         self.changed_globals: list[str] = []
         """Attributes of widely used modules that its import or init replaced."""
         self.unclosed: Counter[str] = Counter()
-        """Resources that were dropped without being closed, by what and where."""
+        """How many resources were dropped without being closed, by `file:line`."""
         self.tasks: set[str] = set()
         """Names of its tasks that run, of those it started through its context."""
         self.leaked: list[str] = []
@@ -80,6 +82,12 @@ class PluginHealth:
         self.blocked_s += block.seconds
         self.last_block = block
 
+    def note_unclosed(self, where: str, what: str) -> None:
+        """Count a resource that was dropped without being closed; the first one of a place is logged."""
+        self.unclosed[where] += 1
+        if self.unclosed[where] == 1:
+            log.warning("plugin %s drops what it does not close at %s: %s", self.uri, where, what)
+
     def method_health(self) -> list[MethodHealth]:
         """Every method that was called or is under way, the most called first."""
         used = [record for record in self.methods.values() if record.calls or record.in_flight or record.abandoned]
@@ -94,6 +102,11 @@ class Owners:
 
     def __repr__(self) -> str:
         return f"<Owners of {len(self._packages)} packages>"
+
+    @classmethod
+    def nobody(cls) -> Owners:
+        """For a process without plugins."""
+        return cls({})
 
     def of_module(self, module: str) -> tuple[str, ...]:
         """The URIs whose package a module is in; empty for code of the core and of libraries."""
@@ -146,6 +159,38 @@ def changed_globals(health: PluginHealth) -> Iterator[None]:
         if changed:
             health.changed_globals += changed
             log.warning("plugin %s changes what everybody uses: %s", health.uri, ", ".join(changed))
+
+
+@contextmanager
+def noting_unclosed(owners: Callable[[], Owners], health_of: Callable[[str], PluginHealth | None]) -> Iterator[None]:
+    """While the block runs, note what a plugin's code drops without closing it: files, sockets, transports.
+
+    What only the garbage collector finds is left out: it runs in whatever code happens to be running.
+    """
+    collecting = False
+
+    def collector(phase: str, _info: Mapping[str, int]) -> None:
+        nonlocal collecting
+        collecting = phase == "start"
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if not issubclass(category, ResourceWarning):
+            before(message, category, *rest)
+            return
+        found = None if collecting else owners().of_frame(sys._getframe(1))
+        health = health_of(found[0]) if found is not None else None
+        if found is not None and health is not None:
+            health.note_unclosed(found[1], str(message))
+
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ResourceWarning)
+        warnings.showwarning = show  # type: ignore[assignment]  # the rest is what showwarning takes and passes on
+        gc.callbacks.append(collector)
+        try:
+            yield
+        finally:
+            gc.callbacks.remove(collector)
 
 
 def _changes(module: ModuleType, before: Mapping[str, object]) -> list[str]:

@@ -42,6 +42,8 @@ class Beside:
     ) -> None:
         self._proxies = proxies
         self._modes = modes
+        self.outside: dict[str, object] = {}
+        """Settings of each plugin that is in another process, by URI, once its registration was made."""
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
@@ -67,6 +69,8 @@ class Beside:
                 f'{registration.uri} cannot have isolation = "{isolation.mode}": that is what the package '
                 "aiocontainerd-proxy is for, which is not installed"
             )
+        if isolation.mode == "process":
+            self.outside[registration.uri] = isolation
         return made
 
     def isolation_of(self, uri: str, module: str, declared: PythonPlugin | None) -> Isolation | None:
@@ -84,4 +88,5 @@ class Beside:
             if made is None:
                 log.warning("proxy plugin %s has the type %r, which nothing here can use", name, settings.type)
             else:
+                self.outside[made.uri] = settings
                 yield name, made

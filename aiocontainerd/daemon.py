@@ -11,18 +11,22 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import anyio
+from anyio.abc import TaskGroup
 
-from aiocontainerd import conformance, discovery, dump, kinds, lock
+from aiocontainerd import attribution, conformance, discovery, dump, durations, kinds, lock
 from aiocontainerd.beside import Beside
 from aiocontainerd.config import Config, ConfigError
+from aiocontainerd.errors import ContainerdError
 from aiocontainerd.events import EventBus
 from aiocontainerd.registry import Daemon, Plugin, PluginError, Registry, State
+from aiocontainerd.reload import Reloader
 from aiocontainerd.sys import cgroup, systemd
+from aiocontainerd.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +42,13 @@ class StartError(Exception):
     """The daemon cannot start here; the text names the thing and what to do."""
 
 
-def run(config: Config, *, grpc_address: str = "", ttrpc_address: str = "") -> None:
-    """Run until a signal stops it. Raises StartError, ConfigError, PluginError or RootLockedError before it serves."""
+def run(
+    config: Config, *, grpc_address: str = "", ttrpc_address: str = "", load: Callable[[], Config] | None = None
+) -> None:
+    """Run until a signal stops it. `load` reads the config again, for a reload.
+
+    Raises StartError, ConfigError, PluginError or RootLockedError before it serves.
+    """
     started = time.perf_counter()
     for warning in config.warnings:
         log.warning("%s", warning)
@@ -52,6 +61,7 @@ def run(config: Config, *, grpc_address: str = "", ttrpc_address: str = "") -> N
     for warning in config.warnings[shown:]:
         log.warning("%s", warning)
     registry.disable(config.settings.disabled_plugins)
+    reloader = Reloader(registry, config, load)
     with ExitStack() as stack:
         root, state, temp = stack.enter_context(_directories(config))
         stack.enter_context(lock.hold(root))
@@ -68,9 +78,12 @@ def run(config: Config, *, grpc_address: str = "", ttrpc_address: str = "") -> N
             plugins=lambda: registry.plugins,
             timeout_s=config.timeout_s,
             debug=logging.getLogger().isEnabledFor(logging.DEBUG),
+            owners=registry.owners,
+            reload=reloader.reload,
         )
+        stack.enter_context(attribution.noting_unclosed(registry.owners, registry.health))
         try:
-            anyio.run(_serve, registry, daemon, config, started, backend_options={"use_uvloop": True})
+            anyio.run(_serve, registry, daemon, reloader, config, started, backend_options={"use_uvloop": True})
         except BaseExceptionGroup as group:
             raise _root_cause(group) from group
 
@@ -84,22 +97,40 @@ def _configured_address(config: Config, registry: Registry, uri: str) -> str:
     return address
 
 
-async def _serve(registry: Registry, daemon: Daemon, config: Config, started: float) -> None:
+async def _serve(registry: Registry, daemon: Daemon, reloader: Reloader, config: Config, started: float) -> None:
     stop = anyio.Event()
     async with anyio.create_task_group() as signals:
-        signals.start_soon(_handle_signals, stop, registry, signals.cancel_scope, name="signals")
+        signals.start_soon(_handle_signals, stop, registry, reloader, signals, name="signals")
         required = config.settings.required_plugins
         async with registry.run(
-            daemon, config.plugin_config, required, last_resort=_end_process, check=conformance.check
+            daemon, reloader.config_of, required, last_resort=_end_process, check=conformance.check
         ):
             log_table(registry)
             await _start_servers(registry)
             _tell_service_manager(systemd.READY)
             log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
-            await stop.wait()
+            with _watchdog(registry, config):
+                await stop.wait()
             _tell_service_manager(systemd.STOPPING)
             await _stop_servers(registry)
         signals.cancel_scope.cancel()
+
+
+@contextmanager
+def _watchdog(registry: Registry, config: Config) -> Iterator[None]:
+    """Watch the event loop while it serves; what plugins do when they start and stop has deadlines of its own."""
+
+    def note(block: attribution.Block) -> None:
+        health = registry.health(block.plugin)
+        if health is not None:
+            health.note_block(block)
+
+    watchdog = Watchdog(durations.parse(config.settings.debug.block_threshold), registry.owners, note)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.stop()
 
 
 def _root_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -130,20 +161,29 @@ def _servers(registry: Registry) -> list[Plugin]:
     return [plugin for plugin in registry.plugins if plugin.kind == kinds.SERVER and plugin.state == State.LOADED]
 
 
-async def _handle_signals(stop: anyio.Event, registry: Registry, everything: anyio.CancelScope) -> None:
+async def _handle_signals(stop: anyio.Event, registry: Registry, reloader: Reloader, everything: TaskGroup) -> None:
     wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     with anyio.open_signal_receiver(*wanted) as received:
         async for number in received:
             if number == signal.SIGUSR1:
                 await _dump(registry)
             elif number == signal.SIGHUP:
-                log.info("SIGHUP does nothing here; restart the daemon to read its config anew")
+                everything.start_soon(_reload, reloader, name="reload")
             elif stop.is_set():
                 log.warning("stopping at once on a second %s", signal.Signals(number).name)
-                everything.cancel()
+                everything.cancel_scope.cancel()
             else:
                 log.info("stopping on %s; containers run on", signal.Signals(number).name)
                 stop.set()
+
+
+async def _reload(reloader: Reloader) -> None:
+    try:
+        changes = await reloader.reload()
+    except ContainerdError as error:
+        log.error("%s", error)
+    else:
+        log.info("reloaded the config: %d changes", len(changes))
 
 
 async def _dump(registry: Registry) -> None:

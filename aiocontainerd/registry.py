@@ -26,6 +26,7 @@ from aiocontainerd.running import Running, Watcher, note_left_tasks
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
     from aiocontainerd.lifecycle import PluginTasks
+    from aiocontainerd.reload import Change
 
 log = logging.getLogger(__name__)
 
@@ -244,6 +245,10 @@ class Daemon(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: Callable[[str], float]
     """Seconds of a key of `[timeouts]`, such as `io.containerd.timeout.task.state`."""
     debug: bool = False
+    owners: Callable[[], Owners] = Owners.nobody
+    """Whose the modules and tasks of this process are."""
+    reload: Callable[[], Awaitable[Sequence[Change]]] | None = None
+    """Read the config anew; None where that cannot be done. See `reload.Reloader.reload`."""
 
 
 class Registry:
@@ -308,6 +313,11 @@ class Registry:
     def get(self, uri: str) -> Plugin | None:
         """The plugin of a URI, if it is registered."""
         return self._plugins.get(uri)
+
+    def health(self, uri: str) -> PluginHealth | None:
+        """What is noted of a plugin, if it is registered."""
+        plugin = self._plugins.get(uri)
+        return None if plugin is None else plugin.health
 
     def disable(self, uris: Iterable[str]) -> list[str]:
         """Mark plugins so that they are not started; returns the URIs that name none of ours."""

@@ -76,7 +76,7 @@ def _run_daemon(flags: Flags) -> int:
         logs.setup(flags.log_level)
         config = flags.load()
         logs.setup(config.settings.debug.level, config.settings.debug.format)
-        daemon.run(config, grpc_address=flags.address, ttrpc_address=flags.ttrpc_address(config))
+        daemon.run(config, grpc_address=flags.address, ttrpc_address=flags.ttrpc_address(config), load=flags.load)
     except (*daemon.EXPECTED_ERRORS, ValueError) as error:
         print(f"containerd: {error}", file=sys.stderr)
         log.debug("the daemon cannot run", exc_info=error)

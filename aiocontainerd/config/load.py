@@ -106,11 +106,12 @@ class Config:
             raise ConfigError(f"{self.origin('root')}: root and state must not be empty")
         if os.path.realpath(settings.root) == os.path.realpath(settings.state):
             raise ConfigError(f"root and state must be different directories, both are {settings.root}")
-        for key, text in settings.timeouts.items():
+        written = {("timeouts", key): text for key, text in settings.timeouts.items()}
+        for key, text in {**written, ("debug", "block_threshold"): settings.debug.block_threshold}.items():
             try:
                 durations.parse(text)
             except ValueError as bad:
-                raise ConfigError(f"{self.origin('timeouts', key)}: timeouts.{key}: {bad}") from bad
+                raise ConfigError(f"{self.origin(*key)}: {'.'.join(key)}: {bad}") from bad
 
 
 def load(
