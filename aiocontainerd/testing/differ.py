@@ -1,6 +1,8 @@
 """Contract of differs (interfaces/differ.py): layers applied, hostile layers confined, trees compared.
 
-Subclass `DifferContract` in a test module and give it the fixtures `content` (an empty ContentStore) and `differ` (a
+    pytest --pyargs aiocontainerd.testing.differ --target acme.plugin:Differ
+
+Or subclass `DifferContract` in a test module and give it the fixtures `content` (an empty ContentStore) and `differ` (a
 Differ over it). Needs root: owners, devices and whiteouts are made for real.
 """
 
@@ -12,12 +14,13 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aiocontainerd import kinds
 from aiocontainerd.errors import ContainerdError, Unimplemented, Unknown
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions, Differ
@@ -25,6 +28,10 @@ from aiocontainerd.labels import UNCOMPRESSED
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.testing.content import digest_of, ingest, read_all
+from aiocontainerd.testing.contract import Contract, Targeted
+from aiocontainerd.testing.fakes import FakeContentStore
+from aiocontainerd.testing.plugin_bench import Metadata
+from aiocontainerd.testing.target import Bench
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 MTIME = 1_600_000_000
@@ -124,7 +131,7 @@ ESCAPES: dict[str, Sequence[Entry]] = {
 
 @pytest.mark.root
 @pytest.mark.anyio
-class DifferContract:
+class DifferContract(Contract):
     """What every differ must do. See the module."""
 
     @pytest.fixture
@@ -226,6 +233,7 @@ class DifferContract:
     async def test_no_entry_escapes(self, differ: Differ, content: ContentStore, root: Path, attack: str) -> None:
         outside = root.parent / "outside"
         before = tree_of(outside), outside.stat().st_mode, outside.stat().st_mtime_ns
+        siblings = set(os.listdir(root.parent)) | {"content"}
         entries = []
         for original, data in ESCAPES[attack]:
             info = copy.copy(original)
@@ -234,10 +242,10 @@ class DifferContract:
             entries.append((info, data))
         try:
             await apply(differ, content, root, tar_of(entries), LAYER)
-        except ContainerdError as refused:
-            assert "sha256:" in refused.message  # noqa: PT017 - refusing is as good as confining
+        except ContainerdError:
+            pass  # refusing is as good as confining
         assert (tree_of(outside), outside.stat().st_mode, outside.stat().st_mtime_ns) == before
-        assert sorted(os.listdir(root.parent)) == ["content", "outside", "root"]
+        assert set(os.listdir(root.parent)) <= siblings
 
     @pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", "a/.wh..", "a/.wh..."])
     async def test_whiteout_of_no_child_is_an_invalid_archive(
@@ -311,3 +319,23 @@ class DifferContract:
     async def test_comparison_to_another_type_is_unimplemented(self, differ: Differ, root: Path) -> None:
         with pytest.raises(Unimplemented, match="unsupported diff media type: text/plain"):
             await differ.compare(bind(root), bind(root), CompareOptions(media_type="text/plain"))
+
+
+class TestDiffer(Targeted, DifferContract):
+    """The differ that `--target` names, over a content store in memory or its daemon's own."""
+
+    kind = kinds.DIFFER
+
+    @pytest.fixture
+    async def content(self, bench: Bench, tmp_path: Path) -> AsyncIterator[ContentStore]:
+        if not bench.remote:
+            yield FakeContentStore()
+            return
+        async with bench.open(kinds.CONTENT, tmp_path, {}) as opened:
+            yield opened
+
+    @pytest.fixture
+    async def differ(self, bench: Bench, content: ContentStore, tmp_path: Path) -> AsyncIterator[Differ]:
+        needs = {kinds.METADATA: Metadata(content), kinds.CONTENT: content}
+        async with bench.open(self.kind, tmp_path / "daemon", needs) as opened:
+            yield opened

@@ -1,9 +1,10 @@
 """Contract of snapshotters (interfaces/snapshotter.py), for a backend and for a namespace's view of one alike.
 
-Subclass `SnapshotterContract` in a test module and give it a fixture `open_snapshotter` of type `OpenSnapshotter`: it
-opens a snapshotter on a directory, again and again. It mounts, so it needs root and is marked so;
-`SnapshotterRecordsContract` is the part of it that doesn't. Set `can_rebase` where a commit may name a
-parent.
+    pytest --pyargs aiocontainerd.testing.snapshotter --target acme.plugin:Reflink
+
+Or subclass `SnapshotterContract` in a test module and give it a fixture `open_snapshotter` of type `OpenSnapshotter`:
+it opens a snapshotter on a directory, again and again. It mounts, so it needs root and is marked so;
+`SnapshotterRecordsContract` is the part of it that doesn't. Set `can_rebase` where a commit may name a parent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +20,7 @@ import anyio
 import msgspec
 import pytest
 
+from aiocontainerd import kinds
 from aiocontainerd.errors import (
     AlreadyExists,
     ContainerdError,
@@ -28,6 +31,8 @@ from aiocontainerd.errors import (
 )
 from aiocontainerd.interfaces.snapshotter import Info, Kind, Snapshotter, Usage
 from aiocontainerd.sys.mount import Mount, mounts_under, temp_mount
+from aiocontainerd.testing.contract import Contract, Targeted
+from aiocontainerd.testing.target import Bench
 
 OpenSnapshotter = Callable[[Path], AbstractAsyncContextManager[Snapshotter]]
 
@@ -72,8 +77,16 @@ async def read(mounts: Sequence[Mount], temp: Path) -> dict[str, str]:
         return {str(path.relative_to(directory)): path.read_text() for path in found}
 
 
+async def clean_up(snapshotter: Snapshotter) -> None:
+    """Delete what removed snapshots left; a namespace's view leaves that to garbage collection (facts/core 6)."""
+    try:
+        await snapshotter.cleanup()
+    except Unimplemented:
+        return
+
+
 @pytest.mark.anyio
-class SnapshotterRecordsContract:
+class SnapshotterRecordsContract(Contract):
     """What every snapshotter must do with keys, parents, labels; mounts nothing. See the module."""
 
     @pytest.fixture
@@ -118,12 +131,12 @@ class SnapshotterRecordsContract:
         for _ in range(2):
             await snapshotter.prepare("a")
             await snapshotter.remove("a")
-        await snapshotter.cleanup()
+        await clean_up(snapshotter)
         assert await names_of(snapshotter) == []
 
     async def test_cleanup_keeps_what_is_in_use(self, snapshotter: Snapshotter) -> None:
         await snapshotter.prepare("a", await chain(snapshotter, "one", "two"))
-        await snapshotter.cleanup()
+        await clean_up(snapshotter)
         for mount in await snapshotter.mounts("a"):
             assert not mount.source.startswith("/") or os.path.exists(mount.source)
         assert await names_of(snapshotter) == ["a", "one", "two"]
@@ -171,21 +184,22 @@ class SnapshotterRecordsContract:
         await snapshotter.remove("c")
 
     async def test_missing_key(self, snapshotter: Snapshotter) -> None:
+        unknown = Info(kind=Kind.UNKNOWN, name="zz", labels={LABEL: "1"})
         for call in (
-            snapshotter.stat("zz"),
-            snapshotter.mounts("zz"),
-            snapshotter.usage("zz"),
-            snapshotter.remove("zz"),
-            snapshotter.commit("c", "zz"),
-            snapshotter.update(Info(kind=Kind.UNKNOWN, name="zz", labels={LABEL: "1"})),
+            partial(snapshotter.stat, "zz"),
+            partial(snapshotter.mounts, "zz"),
+            partial(snapshotter.usage, "zz"),
+            partial(snapshotter.remove, "zz"),
+            partial(snapshotter.commit, "c", "zz"),
+            partial(snapshotter.update, unknown),
         ):
             with pytest.raises(NotFound, match="zz"):
-                await call
+                await call()
 
     async def test_failed_calls_leave_nothing(self, snapshotter: Snapshotter) -> None:
         with pytest.raises(ContainerdError):
             await snapshotter.view("v", "zz")
-        await snapshotter.cleanup()
+        await clean_up(snapshotter)
         assert await names_of(snapshotter) == []
 
     # Labels, walk, usage.
@@ -262,10 +276,11 @@ class SnapshotterRecordsContract:
         with anyio.CancelScope() as scope:
             scope.cancel()
             await snapshotter.prepare("a")
-        found = await names_of(snapshotter)
-        assert found in ([], ["a"])
-        if not found:
+        try:
             await snapshotter.prepare("a")
+        except AlreadyExists:
+            pass
+        assert await names_of(snapshotter) == ["a"]
         assert await snapshotter.mounts("a")
 
     async def test_snapshots_outlive_the_snapshotter(self, open_snapshotter: OpenSnapshotter, tmp_path: Path) -> None:
@@ -289,6 +304,11 @@ class SnapshotterContract(SnapshotterRecordsContract):
     @pytest.fixture
     def temp(self, tmp_path: Path) -> Path:
         return tmp_path / "tmp"
+
+    @pytest.fixture
+    def rebases(self) -> bool:
+        """Whether a commit may name a parent."""
+        return self.can_rebase
 
     async def test_usage_counts_what_was_written(self, snapshotter: Snapshotter, temp: Path) -> None:
         mounts = await snapshotter.prepare("a")
@@ -357,8 +377,10 @@ class SnapshotterContract(SnapshotterRecordsContract):
             assert os.readlink(f"{directory}/dangling") == "nowhere"
             assert (os.stat(directory).st_uid, os.stat(directory).st_gid) == (3000, 4000)
 
-    async def test_commit_with_a_parent_rebases_or_is_unimplemented(self, snapshotter: Snapshotter, temp: Path) -> None:
-        if not self.can_rebase:
+    async def test_commit_with_a_parent_rebases_or_is_unimplemented(
+        self, snapshotter: Snapshotter, temp: Path, rebases: bool
+    ) -> None:
+        if not rebases:
             await chain(snapshotter, "c1")
             await snapshotter.prepare("a2")
             with pytest.raises(Unimplemented, match="a2"):
@@ -371,3 +393,17 @@ class SnapshotterContract(SnapshotterRecordsContract):
         await snapshotter.commit("c2", "a2", parent="c1")
         assert (await snapshotter.stat("c2")).parent == "c1"
         assert await read(await snapshotter.view("v", "c2"), temp) == {"low": "1", "both": "2"}
+
+
+class TestSnapshotter(Targeted, SnapshotterContract):
+    """The snapshotter that `--target` names."""
+
+    kind = kinds.SNAPSHOTTER
+
+    @pytest.fixture
+    def open_snapshotter(self, bench: Bench) -> OpenSnapshotter:
+        return partial(bench.open, self.kind, needs={})
+
+    @pytest.fixture
+    async def rebases(self, bench: Bench, snapshotter: Snapshotter) -> bool:  # noqa: ARG002 - opened, it tells
+        return "rebase" in await bench.capabilities(self.kind)

@@ -1,0 +1,42 @@
+"""What all suites have in common: the event loop, and a target to aim at.
+
+A contract class, such as `SnapshotterContract`, gets what it checks from fixtures of whoever subclasses it. The `Test`
+class beside it in each suite's module gets the same from `--target` (`aiocontainerd/testing/target.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from aiocontainerd.testing.blocking import refused
+from aiocontainerd.testing.target import Bench, Target
+
+
+class Contract:
+    """Base of the contract classes: asyncio, whatever the project that runs them uses for its own tests."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+
+class Targeted(Contract):
+    """Base of the suites' own test classes: everything comes from `--target`."""
+
+    kind: ClassVar[str]
+
+    @pytest.fixture(autouse=True)
+    def no_blocking_calls(self, suite_target: Target) -> Iterator[None]:
+        """A blocking call of the target's package in the event loop fails the test."""
+        with refused(suite_target.modules()):
+            yield
+
+    @pytest.fixture
+    async def bench(self, suite_target: Target, tmp_path: Path) -> AsyncIterator[Bench]:
+        """Where instances of the target are opened; what they leave in a daemon is removed at the end."""
+        async with suite_target.bench(tmp_path) as bench:
+            yield bench

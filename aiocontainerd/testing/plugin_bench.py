@@ -1,0 +1,112 @@
+"""Targets in this process: a plugin with what a daemon would give it, and nothing of a daemon besides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aiocontainerd import authoring, kinds, loading
+from aiocontainerd.config import Config
+from aiocontainerd.events import EventBus
+from aiocontainerd.registry import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, Registry, State
+from aiocontainerd.testing.target import Target, TargetError, TargetSkippedError, replaced
+
+
+class PluginBench:
+    """Opens a plugin again and again. See `target.Bench`."""
+
+    remote = False
+
+    def __init__(self, target: Target, directory: Path) -> None:
+        self._target = target
+        self._directory = directory
+        self._capabilities: frozenset[str] = frozenset()
+
+    @asynccontextmanager
+    async def open(self, kind: str, root: Path, needs: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """See `target.Bench`. Raises TargetError for a plugin that does not load, TargetSkippedError where it skips."""
+        registry = Registry()
+        plugin = registry.add(registration_of(self._target.path, kind, self._target.name))
+        for needed, instance in needs.items():
+            registry.add(_stand_in(needed, instance))
+        async with registry.run(_daemon(root, registry), self._config(plugin).plugin_config):
+            _check_loaded(plugin)
+            self._capabilities = frozenset(plugin.capabilities)
+            if getattr(plugin.instance, "can_rebase", False):
+                self._capabilities |= {"rebase"}
+            yield plugin.instance
+
+    async def capabilities(self, kind: str) -> frozenset[str]:  # noqa: ARG002 - the Protocol's signature
+        """See `target.Bench`."""
+        return self._target.capabilities | self._capabilities
+
+    def _config(self, plugin: Plugin) -> Config:
+        return Config({"plugins": {plugin.uri: replaced(dict(self._target.config), self._directory)}}, {})
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    """As much of a metadata store as a differ asks for."""
+
+    content: Any
+
+
+def registration_of(path: str, kind: str, plugin_id: str = "") -> Registration:
+    """The plugin of `module` or `module:Name` that is of a kind; a class that registers nothing is one as it stands.
+
+    Raises TargetError where there is none, or several and no id.
+    """
+    found = [r for r in _registrations(path, kind, plugin_id) if r.kind == kind and plugin_id in ("", r.id)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        ids = ", ".join(r.id for r in found)
+        raise TargetError(f"{path} has several plugins of kind {kind}; choose one with {path}#<id>: {ids}")
+    named = f" with id {plugin_id}" if plugin_id else ""
+    raise TargetError(f"{path} has no plugin of kind {kind}{named}")
+
+
+def _registrations(path: str, kind: str, plugin_id: str) -> Sequence[Registration]:
+    try:
+        target = loading.load(path)
+        if isinstance(target, type) and not authoring.carried(target) and not hasattr(target, "register_plugins"):
+            authoring.register(kind, plugin_id or target.__name__.lower())(target)
+            return authoring.carried(target)[-1:]
+        return loading.registrations_of(path)
+    except (ImportError, PluginError) as error:
+        raise TargetError(f"--target {path}: {error}") from error
+
+
+def _check_loaded(plugin: Plugin) -> None:
+    if plugin.state == State.SKIPPED:
+        raise TargetSkippedError(f"{plugin.uri} is not for this host: {plugin.reason}")
+    if plugin.state != State.LOADED:
+        raise TargetError(f"plugin {plugin.uri} is not loaded: {plugin.reason}")
+
+
+def _stand_in(kind: str, instance: Any) -> Registration:
+    """A plugin of `kind`, under containerd's own id of it."""
+    plugin_id = {kinds.METADATA: "bolt", kinds.CONTENT: "content", kinds.EVENT: "exchange"}[kind]
+
+    async def init(_context: InitContext[PluginConfig]) -> object:
+        return instance
+
+    return Registration(kind=kind, id=plugin_id, init=init)
+
+
+def _daemon(root: Path, registry: Registry) -> Daemon:
+    for directory in (root, root / "run", root / "temp"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Daemon(
+        root=root,
+        state=root / "run",
+        temp=root / "temp",
+        grpc_address="",
+        ttrpc_address="",
+        bus=EventBus(),
+        plugins=lambda: registry.plugins,
+        timeout_s=Config({}, {}).timeout_s,
+    )

@@ -1,0 +1,137 @@
+"""What a suite is aimed at: `--target` and the options that go with it.
+
+acme.plugin:Reflink                                   a class, registered or not
+acme.plugin                                           a module; `#<id>` chooses one of several plugins of a kind
+unix:///run/containerd/containerd.sock#overlayfs      a daemon in any language; `#` names the snapshotter
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+
+class TargetError(Exception):
+    """A `--target` that cannot be used, in a line for who gave it."""
+
+
+class TargetSkippedError(TargetError):
+    """A plugin that says it has no business on this host."""
+
+
+class Bench(Protocol):
+    """Where one test opens instances of its target."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the target is behind a socket: it cannot be killed, moved to another disk, or given a root."""
+        ...
+
+    def open(self, kind: str, root: Path, needs: Mapping[str, Any]) -> AbstractAsyncContextManager[Any]:
+        """An instance over `root`, which may be opened again later. `needs` are instances of kinds it may require.
+
+        Behind a socket it is what the daemon has of that kind in the test's namespace; `root` means nothing.
+        """
+        ...
+
+    async def capabilities(self, kind: str) -> frozenset[str]:
+        """What the plugin says it can do, and what `--target-capability` says; known once it was opened."""
+        ...
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of a run."""
+
+    text: str
+    namespace: str = ""
+    config: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    capabilities: frozenset[str] = frozenset()
+    deviations: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the target is a socket."""
+        return self.text.startswith("unix://")
+
+    @property
+    def path(self) -> str:
+        """Address or module path, without what follows `#`."""
+        return self.text.partition("#")[0]
+
+    @property
+    def name(self) -> str:
+        """What follows `#`: a snapshotter of a daemon, or the id of one of several plugins."""
+        return self.text.partition("#")[2]
+
+    def modules(self) -> Sequence[str]:
+        """The packages whose code runs in this process when the target does; none for a daemon, which has its own."""
+        if self.remote:
+            return []
+        return sorted({"aiocontainerd", self.path.partition(":")[0].partition(".")[0]})
+
+    def bench(self, directory: Path) -> AbstractAsyncContextManager[Bench]:
+        """A bench for one test, which may use `directory`."""
+        if self.remote:
+            from aiocontainerd.testing.socket_bench import socket_bench
+
+            return socket_bench(self)
+        return _plugin_bench(self, directory)
+
+
+@asynccontextmanager
+async def _plugin_bench(target: Target, directory: Path) -> AsyncIterator[Bench]:
+    from aiocontainerd.testing.plugin_bench import PluginBench
+
+    yield PluginBench(target, directory)
+
+
+def target_of(
+    text: str,
+    *,
+    namespace: str = "",
+    config: Sequence[str] = (),
+    capabilities: Sequence[str] = (),
+    deviations: str = "",
+) -> Target:
+    """The target of options as they were typed. Raises TargetError."""
+    if "://" in text and not text.startswith("unix://"):
+        raise TargetError(f"--target {text}: only unix:// sockets can be a target")
+    settings: dict[str, Any] = {}
+    for item in config:
+        key, found, value = item.partition("=")
+        if not (key and found):
+            raise TargetError(f"--target-config {item}: write it as KEY=VALUE")
+        _put(settings, key.split("."), _value(value))
+    return Target(
+        text=text, namespace=namespace, config=settings, capabilities=frozenset(capabilities), deviations=deviations
+    )
+
+
+def _put(table: dict[str, Any], path: Sequence[str], value: object) -> None:
+    for name in path[:-1]:
+        table = table.setdefault(name, {})
+    table[path[-1]] = value
+
+
+def _value(text: str) -> object:
+    """A TOML value, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def replaced(value: object, directory: Path) -> object:
+    """A config value with `{tmp}` in its texts replaced by a test's directory."""
+    if isinstance(value, str):
+        return value.replace("{tmp}", str(directory))
+    if isinstance(value, dict):
+        return {key: replaced(item, directory) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replaced(item, directory) for item in value]
+    return value
