@@ -27,6 +27,7 @@ async def open_isolated(context: InitContext[Any], isolation: Isolation) -> obje
     kept.supervisor, kept.link = supervisor, link
     context.exports.update(address=str(described.socket), isolation="process")
     kept.update(link)
+    context.health.rss_bytes = supervisor.rss_bytes
     context.tasks.start_soon(link.keep, name="connection")
     context.tasks.start_soon(supervisor.keep, name="process")
     return instance_of(context, link)

@@ -58,6 +58,14 @@ class Supervisor:
         """How often it was started, and the process there is now (0 for none)."""
         return {"starts": self.starts, "pid": self.pid}
 
+    def rss_bytes(self) -> int | None:
+        """Memory of the process, None where there is none."""
+        try:
+            with open(f"/proc/{self.pid}/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError):
+            return None
+
     async def serving(self) -> None:
         """Wait while the process starts. Raises NotReady where it has ended, saying how and when it is tried again."""
         await self._settled.wait()

@@ -1,0 +1,215 @@
+"""Objects of one event loop for use in another: their methods run where they live, results come back.
+
+Records and plain values travel as they are. What has methods to await, such as a reader, travels as a stand-in, in
+both directions. Methods that are not awaited are called where they are asked for: they read fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiocontainerd.events import EventBus
+
+_PLAIN = (msgspec.Struct, str, bytes, bytearray, memoryview, int, float, list, tuple, dict, Mapping, set, frozenset)
+_END = object()
+SUBSCRIBE_TIMEOUT_S = 5.0
+"""What the daemon's loop has to register a subscription of another thread."""
+
+
+async def run_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """Await `function(*args)` in another loop, in the context of this call. Cancelling this cancels it there."""
+
+    async def there() -> Any:
+        return await function(*args)
+
+    # The one way between loops; it makes a task there, which the future of this call owns.
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), loop))
+
+
+def carried(value: Any, loop: asyncio.AbstractEventLoop) -> Any:
+    """`value`, which lives in `loop`, for use in any other loop."""
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Away):
+        return value
+    if hasattr(value, "__anext__"):
+        return _stream(value, loop)
+    return _stand_in_class(type(value))(value, loop)
+
+
+class Away:
+    """Base of the stand-ins. What is not awaited is the object's own."""
+
+    def __init__(self, target: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._target = target
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        return _called_here(found, self._loop) if callable(found) else carried(found, self._loop)
+
+    def __repr__(self) -> str:
+        return repr(self._target)
+
+    async def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        here = asyncio.get_running_loop()
+        given = [carried_back(value, here) for value in args]
+        named = {key: carried_back(value, here) for key, value in kwargs.items()}
+
+        async def there() -> Any:
+            return await getattr(self._target, name)(*given, **named)
+
+        result = await run_in(self._loop, there)
+        return self if result is self._target else carried(result, self._loop)
+
+
+def carried_back(value: Any, here: asyncio.AbstractEventLoop) -> Any:
+    """An argument, which lives here, for use over there; an object that lives there anyway is itself again."""
+    return value._target if isinstance(value, Away) else carried(value, here)
+
+
+_classes: dict[type, type[Away]] = {}
+
+
+def _stand_in_class(target: type) -> type[Away]:
+    """The stand-ins of a class: its methods are those of the class, so that they can be looked for there."""
+    made = _classes.get(target)
+    if made is None:
+        members: dict[str, Any] = {}
+        for name in dir(target):
+            found = inspect.getattr_static(target, name)
+            if name in ("__aenter__", "__aexit__") or not name.startswith("_"):
+                if inspect.iscoroutinefunction(found):
+                    members[name] = _method(name)
+                elif inspect.isasyncgenfunction(found):
+                    members[name] = _streaming(name)
+        made = _classes[target] = type(f"Away{target.__name__}", (Away,), members)
+    return made
+
+
+def _method(name: str) -> Callable[..., Awaitable[Any]]:
+    async def method(self: Away, *args: Any, **kwargs: Any) -> Any:
+        return await self._call(name, args, kwargs)
+
+    method.__name__ = method.__qualname__ = name
+    return method
+
+
+def _streaming(name: str) -> Callable[..., AsyncIterator[Any]]:
+    def streaming(self: Away, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        return _stream(getattr(self._target, name)(*args, **kwargs), self._loop)
+
+    streaming.__name__ = streaming.__qualname__ = name
+    return streaming
+
+
+def _called_here(function: Callable[..., Any], loop: asyncio.AbstractEventLoop) -> Callable[..., Any]:
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return carried(function(*args, **kwargs), loop)
+
+    return called
+
+
+async def _stream(iterator: AsyncIterator[Any], loop: asyncio.AbstractEventLoop) -> AsyncIterator[Any]:
+    """The items of an iterator of another loop; one task there runs all of it, as what it opens expects."""
+    pump = _Pump(iterator)
+    running = asyncio.run_coroutine_threadsafe(pump.run(), loop)
+    try:
+        while True:
+            wanted: Future[Any] = Future()
+            loop.call_soon_threadsafe(pump.asked.put_nowait, wanted)
+            item = await asyncio.wrap_future(wanted)
+            if item is _END:
+                return
+            yield carried(item, loop)
+    finally:
+        running.cancel()
+
+
+class _Pump:
+    """Gives the items of an iterator to whoever asks, in the loop of the iterator."""
+
+    def __init__(self, iterator: AsyncIterator[Any]) -> None:
+        self.asked: asyncio.Queue[Future[Any]] = asyncio.Queue()
+        self._iterator = iterator
+
+    async def run(self) -> None:
+        try:
+            while await self._give(await self.asked.get()):
+                continue
+        finally:
+            if hasattr(self._iterator, "aclose"):
+                await self._iterator.aclose()
+
+    async def _give(self, wanted: Future[Any]) -> bool:
+        """Give the next item to who wants it; False after the last one."""
+        try:
+            item = await anext(self._iterator, _END)
+        except BaseException as error:
+            _settle(wanted, error=error)
+            raise
+        _settle(wanted, item)
+        return item is not _END
+
+
+def _settle(future: Future[Any], item: Any = None, *, error: BaseException | None = None) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if error is None:
+        future.set_result(item)
+    else:
+        future.set_exception(error)
+
+
+class LoopBus:
+    """An event bus of another loop."""
+
+    def __init__(self, bus: EventBus, loop: asyncio.AbstractEventLoop) -> None:
+        self._bus = bus
+        self._loop = loop
+
+    def __repr__(self) -> str:
+        return repr(self._bus)
+
+    def publish(self, topic: str, event: Any, *, namespace: str | None = None) -> None:
+        """As EventBus's, in the namespace of this call. Raises what that does."""
+        self._there(lambda: self._bus.publish(topic, event, namespace=namespace))
+
+    def forward(self, envelope: Any) -> None:
+        """As EventBus's. Raises what that does."""
+        self._there(lambda: self._bus.forward(envelope))
+
+    def subscribe(self, *filters: str) -> AbstractContextManager[AsyncIterator[Any]]:
+        """As EventBus's. Raises what that does."""
+        return self._subscribed(self._bus.subscribe(*filters))
+
+    @contextmanager
+    def _subscribed(self, subscription: AbstractContextManager[Any]) -> Iterator[AsyncIterator[Any]]:
+        envelopes = self._there(subscription.__enter__)
+        try:
+            yield _stream(aiter(envelopes), self._loop)
+        finally:
+            self._there(lambda: subscription.__exit__(None, None, None))
+
+    def _there(self, function: Callable[[], Any]) -> Any:
+        """Call a function that does not wait in the loop of the bus."""
+        done: Future[Any] = Future()
+
+        def call() -> None:
+            try:
+                done.set_result(function())
+            except Exception as error:  # noqa: BLE001 - it is raised where it was called from
+                done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(call)
+        return done.result(SUBSCRIBE_TIMEOUT_S)
