@@ -7,6 +7,7 @@ ending in a slash, as other stacks write it, is accepted when reading (facts/cor
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,10 +40,12 @@ def message_name(message: betterproto2.Message) -> str:
 
 
 def class_name(cls: type[betterproto2.Message]) -> str:
-    """The full protocol buffer name of a generated class."""
-    from aiocontainerd.api.gen.message_pool import default_message_pool
+    """The full protocol buffer name of a generated class, of the API or of one that a plugin brings.
 
-    return default_message_pool.type_to_url[cls].removeprefix(_POOL_PREFIX)
+    A generated module has the pool in which its classes are registered.
+    """
+    pool: betterproto2.MessagePool = sys.modules[cls.__module__].__dict__["default_message_pool"]
+    return pool.type_to_url[cls].removeprefix(_POOL_PREFIX)
 
 
 def message_class(full_name: str) -> type[betterproto2.Message]:
