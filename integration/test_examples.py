@@ -17,7 +17,7 @@ from harness import REPOSITORY, SCRIPTS, Ours, Peer, docker_registry, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
 
-EXAMPLES = ("event-webhook", "snapshotter-reflink")
+EXAMPLES = ("event-webhook", "service-hello", "snapshotter-reflink")
 NAME = "docker.io/library/example:1"
 LIMIT_S = 20.0
 STATUSES = ("ok", "skip", "error", "disabled")
@@ -138,3 +138,44 @@ def test_url_that_cannot_be_reached_costs_nobody_anything(installed: Path, archi
         assert ours.ctr("run", "--rm", "--snapshotter", "native", NAME, "demo", "echo", "hi").stdout == b"hi\n"
         until(lambda: "io.containerd.event-sink.v1.webhook did not deliver" in ours.log())
         assert rows(ours)["io.containerd.event-sink.v1.webhook"] == "ok"
+
+
+# service-hello
+
+HELLO_CLIENT = """
+import sys
+import grpc
+import hello_pb2, hello_pb2_grpc
+
+address, namespace = sys.argv[1:]
+with grpc.insecure_channel(f"unix://{address}") as channel:
+    stub = hello_pb2_grpc.HelloStub(channel)
+    metadata = [("containerd-namespace", namespace)]
+    request = hello_pb2.SayHelloRequest(name="world")
+    answer = stub.SayHello(request, metadata=metadata, timeout=10)
+    print(answer.message, answer.namespace)
+    watched = stub.WatchHello(hello_pb2.WatchHelloRequest(name="you", count=2), metadata=metadata, timeout=10)
+    print([answer.message for answer in watched])
+    try:
+        stub.SayHello(hello_pb2.SayHelloRequest(), metadata=metadata, timeout=10)
+    except grpc.RpcError as error:
+        print(error.code().name, error.details())
+"""
+
+
+def test_grpc_client_of_another_stack_is_greeted(installed: Path, tmp_path: Path) -> None:
+    proto = REPOSITORY / "contrib/service-hello/proto/example/hello/v1"
+    protoc = ["-m", "grpc_tools.protoc", f"-I{proto}", f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
+    subprocess.run([sys.executable, *protoc, str(proto / "hello.proto")], check=True, capture_output=True)
+    (tmp_path / "client.py").write_text(HELLO_CLIENT)
+    with daemon(installed, '[plugins."io.containerd.grpc.v1.hello"]\ngreeting = "Good morning"\n') as ours:
+        assert rows(ours)["io.containerd.grpc.v1.hello"] == "ok"
+        client = [sys.executable, str(tmp_path / "client.py"), str(ours.address), ours.namespace]
+        done = subprocess.run(client, capture_output=True, text=True, timeout=LIMIT_S)
+        ours.ctr("images", "ls")
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f"Good morning, world! {ours.namespace}",
+        "['Good morning, you!', 'Good morning, you!']",
+        "INVALID_ARGUMENT name must not be empty: invalid argument",
+    ]
