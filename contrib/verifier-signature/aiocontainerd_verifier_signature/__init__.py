@@ -1,0 +1,1 @@
+"""Images must be signed: `plugin.py` judges, `signatures.py` reads keys and signatures."""
