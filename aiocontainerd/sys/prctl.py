@@ -13,6 +13,7 @@ PR_SCHED_CORE_CREATE = 1
 PR_SCHED_CORE_SCOPE_PROCESS_GROUP = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 
 
 def set_child_subreaper() -> None:
@@ -37,7 +38,6 @@ def create_core_scheduling_group() -> None:
 
 
 def _prctl(name: str, option: int, *args: int) -> None:
-    words = [ctypes.c_ulong(value) for value in (*args, 0, 0, 0, 0)[:4]]
-    if _libc.prctl(ctypes.c_int(option), *words) < 0:
+    if _libc.prctl(option, *(*args, 0, 0, 0, 0)[:4]) < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl {name}: {os.strerror(number)}")

@@ -175,10 +175,13 @@ def set_oom_score_adj(score: int | None) -> None:
     """Set the own OOM score adjustment; not being allowed to lower it is no failure."""
     if score is None:
         return
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        Path("/proc/self/oom_score_adj").write_text(str(score))
+        os.write(fd, b"%d" % score)
     except PermissionError:
         return
+    finally:
+        os.close(fd)
 
 
 def _link_socket_dir(bundle: Path, directory: str) -> None:

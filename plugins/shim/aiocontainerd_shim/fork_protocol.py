@@ -57,6 +57,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         return self.result
 
 
+_REQUEST = msgspec.msgpack.Decoder(Request)
+
+
 def request_of(
     verb: Verb, command: ShimCommand, env: dict[str, str], *, shim_cgroup: str = "", oom_score_adj: int | None = None
 ) -> Request:
@@ -104,7 +107,7 @@ def body_length(header: bytes) -> int:
 def parse_request(body: bytes) -> Request:
     """Raises InvalidArgument for what is no request."""
     try:
-        return msgspec.msgpack.decode(body, type=Request)
+        return _REQUEST.decode(body)
     except msgspec.MsgspecError as bad:
         raise InvalidArgument(f"fork server request: {bad}") from bad
 

@@ -285,7 +285,3 @@ def _libc_trim() -> None:
 def _close_all_but(kept_fd: int) -> None:
     os.closerange(3, kept_fd)
     os.closerange(kept_fd + 1, _FD_LIMIT)
-
-
-if __name__ == "__main__":
-    main()

@@ -147,7 +147,7 @@ class AioLauncher:
             return ""
 
     async def _start_server(self, fingerprint: str) -> None:
-        argv = [sys.executable, "-m", "aiocontainerd_shim.fork_server", "--socket", str(self.socket_path)]
+        argv = [sys.executable, "-m", "aiocontainerd_shim", "--socket", str(self.socket_path)]
         argv += ["--fingerprint", fingerprint, "--cgroup", self._cgroup]
         done = await programs.run(argv, timeout_s=_SERVER_START_TIMEOUT_S)
         if done.status:

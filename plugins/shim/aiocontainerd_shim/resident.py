@@ -20,12 +20,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
-
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
 from aiocontainerd_shim.reaper import Exit
-from aiocontainerd_shim.rest import FDS_LIMIT, NEVER, READABLE, RECORD_LIMIT_BYTES, Duty, HandOver, pack_exit
+from aiocontainerd_shim.rest import FDS_LIMIT, NEVER, READABLE, RECORD_LIMIT_BYTES, Duty, pack_exit, unpack_hand_over
 
 _DEFAULT_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 
@@ -132,7 +130,7 @@ class Resident:
         record, fds, _, _ = socket.recv_fds(channel, RECORD_LIMIT_BYTES, FDS_LIMIT, socket.MSG_CMSG_CLOEXEC)
         if not record:
             return False
-        left = msgspec.msgpack.decode(record, type=HandOver)
+        left = unpack_hand_over(record)
         self._fds, self._masks, self._shim, self._watched = fds, left.masks, left.shim, left.watched
         self._exits = [exited for exited in self._exits[left.exits_taken :] if exited.pid in left.watched]
         return True

@@ -105,7 +105,16 @@ class Duty(msgspec.Struct, frozen=True):
 
     def rested(self) -> RestedShim:
         """The shim to go on as; an empty one for the first worker."""
-        return msgspec.msgpack.decode(self.shim, type=RestedShim) if self.shim else RestedShim()
+        return _SHIM.decode(self.shim) if self.shim else RestedShim()
+
+
+_SHIM = msgspec.msgpack.Decoder(RestedShim)
+_HAND_OVER = msgspec.msgpack.Decoder(HandOver)
+
+
+def unpack_hand_over(packet: bytes) -> HandOver:
+    """The hand-over of a packet."""
+    return _HAND_OVER.decode(packet)
 
 
 def pack_exit(exited: Exit) -> bytes:

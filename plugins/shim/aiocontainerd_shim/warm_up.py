@@ -36,8 +36,10 @@ _RUNTIME = """#!/bin/sh
 case " $* " in
 *" create "*)
     while [ "$1" != --pid-file ]; do shift; done
-    sleep 0.01 &
+    sleep 60 &
     echo $! > "$2"
+    ;;
+*" start "*) read pid < "${0%/*}/init.pid" && kill $pid
 esac
 """
 _SPEC = '{"linux":{"namespaces":[{"type":"pid"}]}}'
