@@ -63,7 +63,11 @@ class Dispatcher:
         return made(instance)
 
     def _make(self, health: PluginHealth, interface: Interface, role: str, target: type) -> type[Guard]:
-        members: dict[str, Any] = {"__slots__": (), "__module__": target.__module__}
+        members: dict[str, Any] = {
+            "__slots__": (),
+            "__module__": target.__module__,
+            "__class__": property(lambda _self: target),  # so that isinstance takes a guard for what it guards
+        }
         prefix = f"{role}." if role else ""
         for name, timeout in interface.calls().items():
             if not hasattr(target, name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -47,6 +48,15 @@ class Latencies:
         """The upper bound of a bucket in seconds."""
         octave, step = divmod(bucket, _STEPS)
         return (((step + 5) << octave) - 4) / 4e6
+
+    @classmethod
+    def sum_of(cls, parts: Iterable[Latencies]) -> Latencies:
+        """What several histograms counted, in one."""
+        whole = cls()
+        for part in parts:
+            whole.sum_s += part.sum_s
+            whole.counts = [a + b for a, b in zip(whole.counts, part.counts, strict=True)]
+        return whole
 
     @property
     def count(self) -> int:

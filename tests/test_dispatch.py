@@ -116,6 +116,7 @@ async def test_what_the_interface_does_not_name_is_the_instances_own() -> None:
     assert host.guard.colour == "green"
     assert await host.guard.extra() == "extra"
     assert repr(host.guard) == "<Acme>"
+    assert isinstance(host.guard, Acme)
     assert not hasattr(host.guard, "commit")
     assert "extra" not in host.health.methods
 

@@ -36,6 +36,7 @@ async def init(context: InitContext[Config]) -> object:
     context.exports.update(path=str(path), policy=context.config.content_sharing_policy)
     context.on_stop(store.aclose)
     await store.open()
+    context.watch(kinds.SNAPSHOTTER, store.follow)
     return store
 
 

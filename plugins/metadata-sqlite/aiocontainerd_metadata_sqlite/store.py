@@ -104,6 +104,14 @@ class SqliteMetadataStore:
     def snapshotters(self) -> Sequence[str]:
         return sorted(self._snapshotters)
 
+    def follow(self, name: str, backend: Snapshotter | None) -> None:
+        """Take a backend that came while the store is open, or with None let go of one. Its records stay."""
+        if backend is None:
+            self._snapshotters.pop(name, None)
+            return
+        self._snapshotters[name] = NamespacedSnapshotter(self._session, name, backend)
+        self._session.dirty.add(SNAPSHOTS + name)
+
     def on_mutation(self, callback: Callable[[bool], None]) -> None:
         """Call `callback(deletion)` after every committed change that a client made; collections do not count."""
         self._session.on_mutation(callback)

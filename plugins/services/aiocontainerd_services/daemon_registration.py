@@ -22,6 +22,7 @@ def registrations() -> Iterable[Registration]:
         Registration(kind=kinds.TTRPC, id="events", requires=(kinds.EVENT,), init=_events_ttrpc),
         Registration(kind=kinds.GRPC, id="version", init=_version),
         Registration(kind=kinds.GRPC, id="healthcheck", init=_health),
+        Registration(kind=kinds.GRPC, id="plugins", init=_plugins),
     ]
 
 
@@ -67,3 +68,10 @@ async def _health(_context: Context) -> object:
     from aiocontainerd.serve.health import HealthGrpc
 
     return HealthGrpc()
+
+
+async def _plugins(context: Context) -> object:
+    from aiocontainerd_services.plugins_grpc import PluginsGrpc
+
+    daemon = context.daemon
+    return PluginsGrpc(daemon.plugins, daemon.owners, daemon.reload)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
+
+if TYPE_CHECKING:
+    from aiocontainerd.interfaces.differ import Differ
 
 Context = InitContext[PluginConfig]
 
@@ -57,8 +61,18 @@ async def _snapshots_grpc(context: Context) -> object:
 async def _diff(context: InitContext[DiffConfig]) -> object:
     from aiocontainerd_services.diff import DiffService, choose
 
-    differs = choose(context.config.default, context.get_all(kinds.DIFFER))
-    return DiffService(differs, sync_fs=context.config.sync_fs)
+    names, loaded = context.config.default, context.get_all(kinds.DIFFER)
+    service = DiffService(choose(names, loaded), sync_fs=context.config.sync_fs)
+
+    def follow(name: str, differ: Differ | None) -> None:
+        if differ is None:
+            loaded.pop(name, None)
+        else:
+            loaded[name] = differ
+        service.use(choose([name for name in names if name in loaded], loaded))
+
+    context.watch(kinds.DIFFER, follow)
+    return service
 
 
 async def _diff_grpc(context: Context) -> object:

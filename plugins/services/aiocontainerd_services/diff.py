@@ -20,6 +20,10 @@ class DiffService:
         self._differs = differs
         self._sync_fs = sync_fs
 
+    def use(self, differs: Sequence[Differ]) -> None:
+        """Ask these from now on."""
+        self._differs = differs
+
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor:
         """The first answer. Raises Unimplemented where no differ knows the layer or the mounts."""
         asked = msgspec.structs.replace(options, sync_fs=options.sync_fs or self._sync_fs)

@@ -1,0 +1,150 @@
+"""What the daemon noted of its plugins, and changing them while it runs (`aiocontainerd.plugins.v1.Plugins`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from aiocontainerd import kinds, timestamps
+from aiocontainerd.attribution import Owners, PluginHealth
+from aiocontainerd.dispatch_records import Latencies, MethodHealth
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.registry import Plugin, State
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+    from aiocontainerd.reload import Change
+
+Reload = Callable[[], Awaitable[Sequence["Change"]]]
+
+
+class PluginsGrpc:
+    """`aiocontainerd.plugins.v1.Plugins`. `reload` is None in a daemon that cannot read its config again."""
+
+    service_name: ClassVar[str] = "aiocontainerd.plugins.v1.Plugins"
+
+    def __init__(
+        self, plugins: Callable[[], Sequence[Plugin]], owners: Callable[[], Owners], reload: Reload | None
+    ) -> None:
+        self._plugins = plugins
+        self._owners = owners
+        self._reload = reload
+
+    async def explain(self, request: api.plugins.ExplainRequest) -> api.plugins.ExplainResponse:
+        """Everything noted of one plugin. Raises NotFound, InvalidArgument for an id that several plugins have."""
+        from aiocontainerd import api
+
+        plugin = find(self._plugins(), request.plugin)
+        health = plugin.health
+        block = health.last_block
+        return api.plugins.ExplainResponse(
+            health=_health(plugin),
+            distribution=plugin.distribution,
+            requires=list(plugin.registration.requires),
+            required_by=[other.uri for other in self._plugins() if _needs(other, plugin)],
+            init_ns=_ns(plugin.init_s),
+            methods=[_method(method) for method in health.method_health()],
+            tasks=sorted(health.tasks),
+            other_tasks=other_tasks(health, self._owners()),
+            leaked_tasks=health.leaked,
+            abandoned=[
+                api.plugins.AbandonedCall(method=call.record.method, elapsed_ns=_ns(call.elapsed_s))
+                for call in sorted(health.abandoned, key=lambda call: call.started)
+            ],
+            unclosed=dict(health.unclosed),
+            changed_globals=health.changed_globals,
+            last_block=api.plugins.Block(where=block.where, duration_ns=_ns(block.seconds)) if block else None,
+            rss_bytes=health.rss_bytes(),
+        )
+
+    async def list_health(self, _request: api.plugins.ListHealthRequest) -> api.plugins.ListHealthResponse:
+        """One row for each plugin, in the order they started."""
+        from aiocontainerd import api
+
+        return api.plugins.ListHealthResponse(plugins=[_health(plugin) for plugin in self._plugins()])
+
+    async def reload(self, _request: api.plugins.ReloadRequest) -> api.plugins.ReloadResponse:
+        """Follow the config as it is on disk now. Raises InvalidArgument, FailedPrecondition."""
+        from aiocontainerd import api
+
+        if self._reload is None:
+            raise FailedPrecondition("this daemon cannot read its config again")
+        changes = await self._reload()
+        return api.plugins.ReloadResponse(
+            changes=[api.plugins.Change(subject=c.subject, outcome=c.outcome, detail=c.detail) for c in changes]
+        )
+
+
+def find(plugins: Sequence[Plugin], name: str) -> Plugin:
+    """The plugin of a URI, with or without `io.containerd.`, or of an id. Raises NotFound, InvalidArgument."""
+    named = [p for p in plugins if name in (p.uri, p.uri.removeprefix("io.containerd."))]
+    found = named or [plugin for plugin in plugins if plugin.id == name]
+    if not found:
+        raise NotFound(f"plugin {name}")
+    if len(found) > 1:
+        raise InvalidArgument(f"several plugins are called {name}: {', '.join(plugin.uri for plugin in found)}")
+    return found[0]
+
+
+def other_tasks(health: PluginHealth, owners: Owners) -> list[str]:
+    """Names of tasks that a plugin's code began otherwise than through its context or for a guarded call."""
+    names = [task.get_name() for task in asyncio.all_tasks() if owners.of_task(task) == health.uri]
+    return sorted(name for name in names if name not in health.tasks and not name.startswith(f"{health.uri}: "))
+
+
+def _needs(other: Plugin, plugin: Plugin) -> bool:
+    requires = other.registration.requires
+    return other is not plugin and other.state == State.LOADED and plugin.kind in requires and kinds.ALL not in requires
+
+
+def _health(plugin: Plugin) -> api.plugins.Health:
+    from aiocontainerd import api
+
+    health = plugin.health
+    records = list(health.methods.values())
+    together = Latencies.sum_of(record.latencies for record in records)
+    return api.plugins.Health(
+        kind=plugin.kind,
+        id=plugin.id,
+        state=plugin.state.value,
+        reason=plugin.reason,
+        caused_by=plugin.caused_by,
+        calls=sum(record.calls for record in records),
+        errors=sum(record.errors for record in records),
+        expired=sum(record.expired for record in records),
+        in_flight=sum(record.in_flight for record in records),
+        abandoned=len(health.abandoned),
+        p50_ns=_ns(together.quantile_s(0.5)),
+        p99_ns=_ns(together.quantile_s(0.99)),
+        refused=sorted(record.method for record in records if record.retry_s),
+        blocks=health.blocked,
+        blocked_ns=_ns(health.blocked_s),
+        last_error=health.last_error,
+        last_error_at=timestamps.to_wire(_ns(health.last_error_at)) if health.last_error_at else None,
+    )
+
+
+def _method(method: MethodHealth) -> api.plugins.Method:
+    from aiocontainerd import api
+
+    return api.plugins.Method(
+        name=method.method,
+        timeout=method.timeout,
+        limit_ns=_ns(method.limit_s),
+        calls=method.calls,
+        errors=method.errors,
+        expired=method.expired,
+        cancelled=method.cancelled,
+        in_flight=method.in_flight,
+        abandoned=method.abandoned,
+        p50_ns=_ns(method.p50_s),
+        p99_ns=_ns(method.p99_s),
+        failures_in_a_row=method.failures_in_a_row,
+        retry_ns=_ns(method.retry_s),
+        last_error=method.last_error,
+    )
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * timestamps.NANOSECONDS)
