@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from aiocontainerd.errors import ContainerdError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aiocontainerd.events import EventBus
 
+log = logging.getLogger(__name__)
+
 _PLAIN = (msgspec.Struct, str, bytes, bytearray, memoryview, int, float, list, tuple, dict, Mapping, set, frozenset)
 _END = object()
-SUBSCRIBE_TIMEOUT_S = 5.0
-"""What the daemon's loop has to register a subscription of another thread."""
 
 
 async def run_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
@@ -172,7 +176,7 @@ def _settle(future: Future[Any], item: Any = None, *, error: BaseException | Non
 
 
 class LoopBus:
-    """An event bus of another loop."""
+    """An event bus of another loop. Nothing here waits for that loop: what it refuses is logged."""
 
     def __init__(self, bus: EventBus, loop: asyncio.AbstractEventLoop) -> None:
         self._bus = bus
@@ -182,34 +186,53 @@ class LoopBus:
         return repr(self._bus)
 
     def publish(self, topic: str, event: Any, *, namespace: str | None = None) -> None:
-        """As EventBus's, in the namespace of this call. Raises what that does."""
-        self._there(lambda: self._bus.publish(topic, event, namespace=namespace))
+        """As EventBus's, in the namespace of this call."""
+        self._loop.call_soon_threadsafe(
+            _logging_failures, partial(self._bus.publish, topic, event, namespace=namespace)
+        )
 
     def forward(self, envelope: Any) -> None:
-        """As EventBus's. Raises what that does."""
-        self._there(lambda: self._bus.forward(envelope))
-
-    def subscribe(self, *filters: str) -> AbstractContextManager[AsyncIterator[Any]]:
-        """As EventBus's. Raises what that does."""
-        return self._subscribed(self._bus.subscribe(*filters))
+        """As EventBus's."""
+        self._loop.call_soon_threadsafe(_logging_failures, partial(self._bus.forward, envelope))
 
     @contextmanager
-    def _subscribed(self, subscription: AbstractContextManager[Any]) -> Iterator[AsyncIterator[Any]]:
-        envelopes = self._there(subscription.__enter__)
+    def subscribe(self, *filters: str) -> Iterator[AsyncIterator[Any]]:
+        """As EventBus's; asking for the first event raises what a filter is refused with."""
+        subscribed = _Subscribed(self._bus.subscribe(*filters))
+        self._loop.call_soon_threadsafe(subscribed.enter)
         try:
-            yield _stream(aiter(envelopes), self._loop)
+            yield _stream(subscribed.envelopes(), self._loop)
         finally:
-            self._there(lambda: subscription.__exit__(None, None, None))
+            self._loop.call_soon_threadsafe(subscribed.leave)
 
-    def _there(self, function: Callable[[], Any]) -> Any:
-        """Call a function that does not wait in the loop of the bus."""
-        done: Future[Any] = Future()
 
-        def call() -> None:
-            try:
-                done.set_result(function())
-            except Exception as error:  # noqa: BLE001 - it is raised where it was called from
-                done.set_exception(error)
+class _Subscribed:
+    """A subscription, in the loop of its bus."""
 
-        self._loop.call_soon_threadsafe(call)
-        return done.result(SUBSCRIBE_TIMEOUT_S)
+    def __init__(self, manager: AbstractContextManager[Any]) -> None:
+        self._manager = manager
+        self._subscription: Any = None
+        self._error: ContainerdError | None = None
+
+    def enter(self) -> None:
+        try:
+            self._subscription = self._manager.__enter__()
+        except ContainerdError as error:
+            self._error = error
+
+    def leave(self) -> None:
+        if self._subscription is not None:
+            self._manager.__exit__(None, None, None)
+
+    async def envelopes(self) -> AsyncIterator[Any]:
+        if self._error is not None:
+            raise self._error
+        async for envelope in self._subscription:
+            yield envelope
+
+
+def _logging_failures(function: Callable[[], None]) -> None:
+    try:
+        function()
+    except ContainerdError as error:
+        log.warning("an event of a plugin in a thread is not published: %s", error)
