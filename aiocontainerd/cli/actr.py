@@ -19,6 +19,7 @@ COMMANDS = {
     "images": ("actr_images", "images", "Pull, import, list, tag and remove images"),
     "namespaces": ("actr_namespaces", "namespaces", "Create, list, label and remove namespaces"),
     "plugins": ("actr_daemon", "plugins", "What the daemon is made of"),
+    "reload": ("actr_health", "reload", "Have the daemon read its config again"),
     "run": ("actr_run", "run", "Run a container"),
     "snapshots": ("actr_storage", "snapshots", "Snapshots of a snapshotter"),
     "tasks": ("actr_tasks", "tasks", "Running containers: exec, kill, pause, attach"),

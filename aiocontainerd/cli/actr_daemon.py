@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aiocontainerd.cli import actr_output as output
+from aiocontainerd.cli.actr_health import explain, health
 from aiocontainerd.cli.actr_session import session_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def version(ctx: click.Context) -> None:
 @click.group()
 def plugins() -> None:
     """What the daemon is made of."""
+
+
+for _command in (explain, health):
+    plugins.add_command(_command)
 
 
 @plugins.command("ls")

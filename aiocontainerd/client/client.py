@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from aiocontainerd.client.content import Content
     from aiocontainerd.client.daemon import Events, Introspection
+    from aiocontainerd.client.plugins import Plugins
     from aiocontainerd.client.records import Containers, Images, Leases, Namespaces
     from aiocontainerd.client.snapshots import Diff, Snapshots
     from aiocontainerd.client.tasks import Tasks
@@ -135,3 +136,10 @@ class Client:
         from aiocontainerd.client.daemon import Introspection
 
         return Introspection(self.connection)
+
+    @cached_property
+    def plugins(self) -> Plugins:
+        """Health of plugins and reload; aiocontainerd only."""
+        from aiocontainerd.client.plugins import Plugins
+
+        return Plugins(self.connection)

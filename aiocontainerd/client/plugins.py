@@ -1,0 +1,34 @@
+"""What a daemon noted of its plugins, and having it read its config again; only aiocontainerd has this service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiocontainerd import api
+from aiocontainerd.client.connection import Connection
+
+
+class Plugins:
+    """`aiocontainerd.plugins.v1.Plugins`. Any other daemon answers Unimplemented."""
+
+    SERVICE = "aiocontainerd.plugins.v1.Plugins"
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def explain(self, plugin: str) -> api.plugins.ExplainResponse:
+        """All of one plugin, by URI or id. Raises NotFound, InvalidArgument for an id that several have."""
+        request = api.plugins.ExplainRequest(plugin=plugin)
+        return await self._connection.call(self.SERVICE, "Explain", request, api.plugins.ExplainResponse)
+
+    async def health(self) -> Sequence[api.plugins.Health]:
+        """A row for each plugin."""
+        p = api.plugins
+        answer = await self._connection.call(self.SERVICE, "ListHealth", p.ListHealthRequest(), p.ListHealthResponse)
+        return answer.plugins
+
+    async def reload(self) -> Sequence[api.plugins.Change]:
+        """Read the config again; what was done. Raises InvalidArgument for a config that cannot be used."""
+        p = api.plugins
+        answer = await self._connection.call(self.SERVICE, "Reload", p.ReloadRequest(), p.ReloadResponse)
+        return answer.changes
