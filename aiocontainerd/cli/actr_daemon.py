@@ -10,6 +10,7 @@ import click
 
 from aiocontainerd.cli import actr_output as output
 from aiocontainerd.cli.actr_health import explain, health
+from aiocontainerd.cli.actr_plugins_new import new
 from aiocontainerd.cli.actr_session import session_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def plugins() -> None:
     """What the daemon is made of."""
 
 
-for _command in (explain, health):
+for _command in (explain, health, new):
     plugins.add_command(_command)
 
 

@@ -14,6 +14,7 @@ import click
 
 import aiocontainerd
 from aiocontainerd import logs
+from aiocontainerd.cli.actr_plugins_new import new
 
 if TYPE_CHECKING:
     from aiocontainerd.serve.host import Options
@@ -25,6 +26,9 @@ log = logging.getLogger("aiocontainerd.plugin")
 @click.version_option(aiocontainerd.__version__, "-v", "--version", prog_name="aiocontainerd-plugin")
 def main() -> None:
     """Run plugins beside a daemon."""
+
+
+main.add_command(new)
 
 
 @main.command()

@@ -1,0 +1,29 @@
+"""`actr plugins new`, and the same of `aiocontainerd-plugin`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("new")
+@click.argument("kind")
+@click.argument("name")
+@click.option("--directory", type=click.Path(path_type=Path), help="Where to write it [default: ./NAME].")
+def new(kind: str, name: str, directory: Path | None) -> None:
+    """Write a small package for a plugin of KIND, with a test that passes.
+
+    KIND is one of content, credentials, differ, event-sink, mount-handler, service, snapshotter, stream-processor,
+    task-monitor, verifier. NAME is the name of the package and the id of the plugin, as in acme-reflink.
+    """
+    from aiocontainerd import scaffold
+
+    target = directory or Path(name)
+    try:
+        written = scaffold.write(kind, name, target)
+    except (scaffold.ScaffoldError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    for path in written:
+        click.echo(path)
+    click.echo(f"\nNext: pip install -e {target} && pytest {target}; README.md says the rest.")

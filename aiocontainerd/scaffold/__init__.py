@@ -1,0 +1,159 @@
+"""`actr plugins new`: a small package for a plugin, with a test that passes, to be changed into what is wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from types import MappingProxyType
+
+import msgspec
+
+from aiocontainerd import kinds
+
+TEMPLATES = Path(__file__).parent / "templates"
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\Z")
+
+
+class ScaffoldError(Exception):
+    """A package that cannot be written; the text says what to change."""
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What is special about the packages of one kind. `{id}` and `{uri}` in `use` are the plugin's."""
+
+    kind: str
+    interface: str
+    summary: str
+    use: str
+    dependencies: tuple[str, ...] = ("aiocontainerd",)
+    needs_root: bool = False
+    modules: tuple[str, ...] = ()
+
+
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        "snapshotter": Form(
+            kind=kinds.SNAPSHOTTER,
+            interface="snapshotter",
+            summary="A snapshotter of full copies",
+            use="Then `ctr run --snapshotter {id} IMAGE ID` runs on it, once the image is unpacked there: "
+            "`ctr images pull --snapshotter {id} IMAGE`.",
+            needs_root=True,
+        ),
+        "content": Form(
+            kind=kinds.CONTENT,
+            interface="content",
+            summary="A content store that notices damaged blobs",
+            use='A daemon has one content store: `disabled_plugins = ["io.containerd.content.v1.content"]` in its '
+            "config makes way for this one.",
+            dependencies=("aiocontainerd", "aiocontainerd-content-local"),
+        ),
+        "differ": Form(
+            kind=kinds.DIFFER,
+            interface="differ",
+            summary="A differ for layers that are one file",
+            use="It is asked for layers when the config names it: "
+            '`[plugins."io.containerd.service.v1.diff-service"]`, `default = ["{id}", "walking"]`.',
+        ),
+        "event-sink": Form(
+            kind=kinds.EVENT_SINK,
+            interface="event_sink",
+            summary="An event sink that writes lines of JSON to a file",
+            use="With a `path` in its table, every event is a line there.",
+        ),
+        "verifier": Form(
+            kind=kinds.IMAGE_VERIFIER,
+            interface="verifier",
+            summary="An image verifier that goes by names",
+            use="It is asked about every image before its layers are fetched.",
+        ),
+        "credentials": Form(
+            kind=kinds.CREDENTIALS,
+            interface="credentials",
+            summary="Registry credentials from the config",
+            use="It is asked when a registry wants to know who pulls.",
+        ),
+        "service": Form(
+            kind=kinds.GRPC,
+            interface="service",
+            summary="A gRPC service on the daemon's socket",
+            use="Any gRPC client can call it there.",
+            modules=("messages",),
+        ),
+        "stream-processor": Form(
+            kind=kinds.STREAM_PROCESSOR,
+            interface="stream_processor",
+            summary="A stream processor for layers of bzip2",
+            use="It is asked when a layer is of a media type that it accepts.",
+        ),
+        "mount-handler": Form(
+            kind=kinds.MOUNT_HANDLER,
+            interface="mount_handler",
+            summary="A mount handler for file systems in memory",
+            use="It is asked for mounts of type `{id}`.",
+        ),
+        "task-monitor": Form(
+            kind=kinds.TASK_MONITOR,
+            interface="task_monitor",
+            summary="A task monitor that counts",
+            use="It is told of every task.",
+        ),
+    }
+)
+"""What `actr plugins new` can write."""
+
+
+def files(form_name: str, name: str) -> dict[str, str]:
+    """The files of a new package, by path in it. Pure but for reading templates. Raises ScaffoldError."""
+    form = FORMS.get(form_name)
+    if form is None:
+        raise ScaffoldError(f"no kind {form_name}; there are {', '.join(sorted(FORMS))}")
+    if not _NAME.match(name):
+        raise ScaffoldError(
+            f"{name!r} cannot name a plugin; use small letters, digits and dashes, as in acme-{form_name}"
+        )
+    package = name.replace("-", "_")
+    values = _values(form, name, package)
+    made = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        f"{package}/__init__.py": "init",
+        f"{package}/plugin.py": f"{form_name}.plugin",
+        f"tests/test_{package}.py": f"{form_name}.test",
+        **{f"{package}/{module}.py": f"{form_name}.{module}" for module in form.modules},
+    }
+    return {
+        path: Template((TEMPLATES / f"{source}.txt").read_text()).substitute(values) for path, source in made.items()
+    }
+
+
+def write(form_name: str, name: str, directory: Path) -> list[Path]:
+    """Write a new package into `directory`, which must not exist or be empty. Raises ScaffoldError, OSError."""
+    content = files(form_name, name)
+    if directory.exists() and any(directory.iterdir()):
+        raise ScaffoldError(f"{directory} is there already; choose another with --directory")
+    written = []
+    for path, text in content.items():
+        target = directory / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        written.append(target)
+    return written
+
+
+def _values(form: Form, name: str, package: str) -> dict[str, str]:
+    uri = f"{form.kind}.{name}"
+    return {
+        "distribution": name,
+        "package": package,
+        "id": name,
+        "cls": "".join(part.capitalize() for part in name.split("-")),
+        "uri": uri,
+        "summary": form.summary,
+        "interface": form.interface,
+        "dependencies": ", ".join(f'"{one}"' for one in form.dependencies),
+        "use": form.use.replace("{id}", name).replace("{uri}", uri),
+        "root_note": "; as root, since it mounts" if form.needs_root else "",
+    }

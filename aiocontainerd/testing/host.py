@@ -1,0 +1,73 @@
+"""A plugin with the rest of a daemon around it, in a test: `async with host.running(tmp_path, Acme) as daemon`.
+
+The event bus, the event sinks' pump and the servers are real, on a socket in the test's directory; there is no other
+plugin unless the test brings it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from aiocontainerd import authoring, conformance, kinds, servers, sinks
+from aiocontainerd.events import EventBus
+from aiocontainerd.registry import Daemon, Plugin, PluginConfig, Registration, Registry, State
+
+
+class Host(msgspec.Struct, frozen=True):
+    """What a test sees: the plugin's row, with its state and instance, the event bus, and the address of the socket."""
+
+    plugin: Plugin
+    bus: EventBus
+    grpc_address: str
+
+
+@asynccontextmanager
+async def running(
+    directory: Path,
+    target: object,
+    *,
+    config: PluginConfig | None = None,
+    others: Iterable[Registration] = (),
+    timeout_s: float = 10.0,
+) -> AsyncIterator[Host]:
+    """Run what `target` was decorated with, or a Registration, until the block ends.
+
+    Every deadline is `timeout_s`. Raises ValueError for a target that registers nothing, or several plugins.
+    """
+    registration = _registration(target)
+    registry = Registry()
+    plugin = registry.add(registration, "test")
+    for other in (*sinks.register_plugins(), *servers.register_plugins(), *others):
+        registry.add(other)
+    bus, address = EventBus(), str(directory / "grpc.sock")
+    daemon = Daemon(
+        root=directory / "root", state=directory / "state", temp=directory, grpc_address=address, ttrpc_address="",
+        bus=bus, plugins=lambda: registry.plugins, timeout_s=lambda _key: timeout_s,
+    )  # fmt: skip
+    configs = {plugin.uri: config, f"{kinds.SERVER}.ttrpc": servers.TtrpcConfig(address="")}
+
+    def config_of(one: Registration) -> PluginConfig:
+        return configs.get(one.uri) or one.config()
+
+    async with registry.run(daemon, config_of, check=conformance.check):
+        started = [one for one in registry.plugins if one.kind == kinds.SERVER and one.state == State.LOADED]
+        for server in started:
+            await server.instance.start()
+        try:
+            yield Host(plugin, bus, address)
+        finally:
+            for server in started:
+                await server.instance.stop(1.0)
+
+
+def _registration(target: object) -> Registration:
+    if isinstance(target, Registration):
+        return target
+    found = authoring.carried(target)
+    if len(found) != 1:
+        raise ValueError(f"{target!r} registers {len(found)} plugins, one is needed")
+    return found[0]
