@@ -17,7 +17,7 @@ The package names the module in its entry points (group `aiocontainerd.plugins`)
 module has a function `register_plugins` under `@hookimpl`, which returns a list of `Registration`.
 
 `call` tells namespace and lease of the current call, `errors` has what a plugin may raise, `typeurl` decodes payloads,
-`durations` and `timestamps` read and write `1m30s` and RFC 3339 times.
+`durations` and `timestamps` read and write `1m30s` and RFC 3339 times, `programs` runs one with a deadline.
 Everything else here is the vocabulary of the interfaces (`aiocontainerd/interfaces/`), imported when it is first
 used, so that a plugin's module is cheap to import.
 """
@@ -28,7 +28,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from aiocontainerd import context as call
-from aiocontainerd import durations, errors, kinds, timestamps, typeurl
+from aiocontainerd import durations, errors, kinds, programs, timestamps, typeurl
 from aiocontainerd.authoring import register
 from aiocontainerd.config.secret import Secret
 from aiocontainerd.hookspecs import hookimpl
@@ -83,8 +83,8 @@ __all__ = [
     "Differ", "Envelope", "EventBus", "EventSink", "ImageVerifier", "InitContext", "Kind", "Layer", "Method", "Mount",
     "MountHandler", "Plugin", "PluginConfig", "PluginError", "Registration", "SandboxController", "Secret", "Service",
     "SkipPlugin", "Snapshotter", "SnapshotterBase", "State", "StreamProcessor", "Task", "TaskMonitor", "TaskRuntime",
-    "Usage", "Verdict", "call", "durations", "errors", "hookimpl", "kinds", "make_directory", "names_in", "register",
-    "remove_tree", "timestamps", "typeurl", "usage_of_tree",
+    "Usage", "Verdict", "call", "durations", "errors", "hookimpl", "kinds", "make_directory", "names_in", "programs",
+    "register", "remove_tree", "timestamps", "typeurl", "usage_of_tree",
 ]  # fmt: skip
 
 
