@@ -1,4 +1,4 @@
-"""prctl(2) calls of a process about itself. Failure is an OSError that names the operation."""
+"""What a process says to the kernel about itself. A failed prctl(2) is an OSError that names the operation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ctypes
 import os
 
 PR_SET_PDEATHSIG = 1
-PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 PR_SCHED_CORE = 62
 PR_SCHED_CORE_CREATE = 1
@@ -22,9 +21,12 @@ def set_child_subreaper() -> None:
 
 
 def set_name(name: str) -> None:
-    """Name the calling thread; the kernel keeps the first 15 bytes."""
-    buffer = ctypes.create_string_buffer(name.encode())
-    _prctl("PR_SET_NAME", PR_SET_NAME, ctypes.addressof(buffer))
+    """Name the calling thread; the kernel keeps the first 15 bytes. A write to /proc executes less than ctypes would."""
+    fd = os.open("/proc/thread-self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, name.encode())
+    finally:
+        os.close(fd)
 
 
 def set_parent_death_signal(signum: int) -> None:

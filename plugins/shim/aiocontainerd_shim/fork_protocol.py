@@ -29,7 +29,7 @@ class Verb(StrEnum):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `env` is the whole environment that a shim gives to the OCI runtime."""
+    """One request. `env` packs the whole environment that a shim gives to the OCI runtime."""
 
     verb: Verb
     namespace: str = ""
@@ -40,7 +40,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     debug: bool = False
     shim_cgroup: str = ""
     oom_score_adj: int | None = None
-    env: dict[str, str] = {}
+    env: bytes = b""
+    core_scheduling: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +59,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _REQUEST = msgspec.msgpack.Decoder(Request)
+_ENV = msgspec.msgpack.Decoder(dict[str, str])
 
 
 def request_of(
@@ -74,8 +76,14 @@ def request_of(
         debug=command.debug,
         shim_cgroup=shim_cgroup,
         oom_score_adj=oom_score_adj,
-        env=env,
+        env=msgspec.msgpack.encode(env),
+        core_scheduling=bool(env.get("SCHED_CORE")),
     )
+
+
+def unpack_env(packed: bytes) -> dict[str, str]:
+    """The environment of a request."""
+    return _ENV.decode(packed) if packed else {}
 
 
 def failed(error: Exception) -> Reply:

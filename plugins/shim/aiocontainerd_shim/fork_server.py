@@ -129,7 +129,7 @@ class ForkServer:
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         _close_all_but(kept_fd)
-        if request.env.get("SCHED_CORE"):
+        if request.core_scheduling:
             prctl.create_core_scheduling_group()
         return 0
 

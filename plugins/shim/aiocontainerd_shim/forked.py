@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from aiocontainerd_shim import cleanup, fork_protocol, serve
 from aiocontainerd_shim.bootstrap import Identity
 from aiocontainerd_shim.fork_protocol import Reply, Request
 
+if TYPE_CHECKING:
+    from aiocontainerd_shim.rest import Duty
+
 
 def start(request: Request, listener: socket.socket) -> NoReturn:
     """Become the shim that serves `listener`."""
-    serve.become_shim(listener, identity_of(request), request.shim_cgroup, request.oom_score_adj, rests=True)
+    serve.end(lambda: _rest(request, listener))
+
+
+def _rest(request: Request, listener: socket.socket) -> int:
+    serve.settle(request.bundle, request.shim_cgroup, request.oom_score_adj)
+    return serve.rest(listener, request.bundle, partial(_work, request), debug=request.debug)
+
+
+def _work(request: Request, duty: Duty) -> None:
+    serve.work(identity_of(request), duty)
 
 
 def delete(request: Request, connection: socket.socket) -> NoReturn:
@@ -38,5 +51,5 @@ def identity_of(request: Request) -> Identity:
         grpc_address=request.grpc_address,
         ttrpc_address=request.ttrpc_address,
         debug=request.debug,
-        env=request.env,
+        env=fork_protocol.unpack_env(request.env),
     )

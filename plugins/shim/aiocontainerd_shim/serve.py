@@ -8,8 +8,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, ParamSpec
 
 from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.sys import prctl
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from aiocontainerd_shim.bootstrap import Identity
     from aiocontainerd_shim.rest import Duty
 
+P = ParamSpec("P")
+
 log = logging.getLogger(__name__)
 
 COMMAND_NAME = "containerd-shim"
@@ -33,55 +36,77 @@ SHUTDOWN_TIMEOUT_S = 5.0
 _SERVER_GRACE_S = 1.0
 
 
-def become_shim(
-    listener: socket.socket, identity: Identity, shim_cgroup: str, oom_score_adj: int | None, *, rests: bool = False
-) -> NoReturn:
-    """Go on as the shim in a freshly forked child; never returns.
+def become_shim(listener: socket.socket, identity: Identity, shim_cgroup: str, oom_score_adj: int | None) -> NoReturn:
+    """Go on as the shim in a freshly forked child; never returns."""
+    end(lambda: _settle_and_run(listener, identity, shim_cgroup, oom_score_adj))
 
-    Whoever started it may read its standard streams until nobody can write there, so they go first. One that `rests`
-    leaves its work to workers; that pays where everything a worker needs was loaded before the fork.
-    """
+
+def _settle_and_run(listener: socket.socket, identity: Identity, shim_cgroup: str, oom_score_adj: int | None) -> int:
+    settle(str(identity.bundle), shim_cgroup, oom_score_adj)
+    return run(listener, identity)
+
+
+def end(life: Callable[[], int]) -> NoReturn:
+    """End this process with the status that `life` gives, with 1 and a line in the log where it fails."""
     status = 1
     try:
-        os.chdir(identity.bundle)
-        detach_stdio()
-        set_oom_score_adj(oom_score_adj)
-        if shim_cgroup:
-            placement.join(shim_cgroup, os.getpid())
-        status = run(listener, identity, rests=rests)
+        status = life()
     except Exception:  # the edge of the process
         log.exception("the shim failed")
     finally:
         os._exit(status)
 
 
-def run(listener: socket.socket, identity: Identity, *, rests: bool = False) -> int:
-    """Be the shim of `identity` until it is shut down; returns the exit status. The socket's file goes at the end."""
+def settle(bundle: str, shim_cgroup: str, oom_score_adj: int | None) -> None:
+    """Leave the place of whoever forked this process.
+
+    The starter may read the standard streams until nobody can write there, so they go first.
+    """
+    os.chdir(bundle)
+    detach_stdio()
+    set_oom_score_adj(oom_score_adj)
+    if shim_cgroup:
+        placement.join(shim_cgroup, os.getpid())
+
+
+def run(listener: socket.socket, identity: Identity) -> int:
+    """Be the shim of `identity` until it is shut down, in this process alone; returns the exit status."""
+    life = partial(_run_loop, serve, listener, identity)
+    return _listening(listener, str(identity.bundle), life, debug=identity.debug)
+
+
+def rest(listener: socket.socket, bundle: str, do: Callable[[Duty], None], *, debug: bool) -> int:
+    """Be a shim that leaves its work to workers, of which `do` is the life; returns the exit status.
+
+    That pays where everything a worker needs was loaded before the fork.
+    """
+    return _listening(listener, bundle, lambda: Resident(listener, do).run(), debug=debug)
+
+
+def _listening(listener: socket.socket, bundle: str, life: Callable[[], int], *, debug: bool) -> int:
     path = listener.getsockname()
     prctl.set_child_subreaper()
     prctl.set_name(COMMAND_NAME)
-    open_log(identity)
+    open_log(bundle, debug=debug)
     try:
-        if rests:
-            return Resident(listener, lambda duty: work(identity, duty)).run()
-        _run_loop(serve(listener, identity))
+        return life()
     finally:
         _remove_socket(path)
-    return 0
 
 
 def work(identity: Identity, duty: Duty) -> None:
     """Be a worker of the shim of `identity`; returns where the shim is to end, and not at all after a hand-over."""
     try:
-        _run_loop(serve(socket.socket(fileno=duty.fds[0]), identity, duty))
+        _run_loop(serve, socket.socket(fileno=duty.fds[0]), identity, duty)
     except Exception:  # the edge of the process
         log.exception("the shim failed")
         raise
 
 
-def _run_loop(life: Coroutine[object, object, None]) -> None:
+def _run_loop(life: Callable[P, Coroutine[object, object, None]], *args: P.args, **kwargs: P.kwargs) -> int:
     """Drive a loop by hand: `asyncio.run` does more than a process needs that ends with its loop."""
-    asyncio.new_event_loop().run_until_complete(life)
+    asyncio.new_event_loop().run_until_complete(life(*args, **kwargs))
+    return 0
 
 
 def prepare_log() -> None:
@@ -92,13 +117,13 @@ def prepare_log() -> None:
     faulthandler.register(signal.SIGUSR1, file=2)
 
 
-def open_log(identity: Identity) -> None:
+def open_log(bundle: str, *, debug: bool) -> None:
     """Write the log into the daemon's fifo, and nothing anywhere else; a daemon that does not read loses it."""
     if not logging.root.handlers:
         prepare_log()
-    if identity.debug:
+    if debug:
         logging.root.setLevel(logging.DEBUG)
-    _redirect_stderr(f"{identity.bundle}/log")
+    _redirect_stderr(f"{bundle}/log")
 
 
 async def serve(listener: socket.socket, identity: Identity, duty: Duty | None = None) -> None:

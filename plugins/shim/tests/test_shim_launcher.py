@@ -306,7 +306,7 @@ def test_the_command_lines_are_containerds() -> None:
 
 
 def test_frames_survive_the_round_trip() -> None:
-    request = Request(verb=Verb.START, id="c", env={"A": "b"}, oom_score_adj=1)
+    request = Request(verb=Verb.START, id="c", env=b"packed", oom_score_adj=1)
     frame = fork_protocol.frame(request)
     size = fork_protocol.HEADER.size
     assert fork_protocol.body_length(frame[:size]) == len(frame) - size
