@@ -21,7 +21,7 @@ def set_child_subreaper() -> None:
 
 
 def set_name(name: str) -> None:
-    """Name the calling thread; the kernel keeps the first 15 bytes. A write to /proc executes less than ctypes would."""
+    """Name the calling thread; the kernel keeps the first 15 bytes. A write to /proc executes less than ctypes."""
     fd = os.open("/proc/thread-self/comm", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, name.encode())
