@@ -1,0 +1,272 @@
+"""Plugins beside the daemon, with real peers: stock containerd on either end, and a stack that is not ours."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, push
+
+pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
+
+IMAGE = "docker.io/library/busybox:1"
+NATIVE = "aiocontainerd_snapshotter_native.plugin"
+CONTENT = "aiocontainerd_content_local.plugin"
+UNTIL_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "busybox.tar"
+    write_archive(path, IMAGE, [Image(layers=[busybox_layer()])])
+    return path
+
+
+@pytest.fixture
+def tmp() -> Iterator[Path]:
+    """A directory with a short name, for sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="px-", dir="/tmp") as directory:
+        yield Path(directory)
+
+
+@contextmanager
+def process(command: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A proxy plugin's process, from when its socket is there; ended and waited for."""
+    began = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=socket.parent)
+    try:
+        wait_for(lambda: socket.exists() or began.poll() is not None, "the proxy plugin's socket")
+        assert began.poll() is None
+        yield began
+    finally:
+        began.terminate()
+        began.wait(10)
+
+
+@contextmanager
+def served(target: str, directory: Path, name: str, *flags: str) -> Iterator[Path]:
+    """A plugin of ours, served by `aiocontainerd-plugin`; its socket."""
+    socket = directory / f"{name}.sock"
+    command = [
+        str(SCRIPTS / "aiocontainerd-plugin"), "serve", target, "--address", str(socket),
+        "--root", str(directory / f"{name}-root"), "--state", str(directory / f"{name}-state"), *flags,
+    ]  # fmt: skip
+    with process(command, socket) as running:
+        yield socket
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(10) == 0
+    assert not socket.exists()
+
+
+def wait_for(condition: object, what: str, limit_s: float = UNTIL_S) -> None:
+    until = time.monotonic() + limit_s
+    while not (condition() if callable(condition) else condition):
+        assert time.monotonic() < until, f"waited {limit_s:g} s for {what}"
+        time.sleep(0.02)
+
+
+def exports(daemon: Peer, plugin_id: str) -> dict[str, str]:
+    """What introspection shows of a plugin, as `ctr plugins ls -d` prints it."""
+    text = daemon.ctr("plugins", "ls", "-d", f"id=={plugin_id}").stdout.decode()
+    return {key: value.strip() for key, value in re.findall(r"^ {2,}(\S+) +(.*)$", text, re.MULTILINE) if value.strip()}
+
+
+def state(daemon: Peer, plugin_id: str) -> str:
+    return exports(daemon, plugin_id).get("state", "")
+
+
+def config(directory: Path, text: str) -> str:
+    return f'version = 3\n[plugins."io.containerd.shim.v1.manager"]\nsocket_dir = "{directory}/s"\n{text}'
+
+
+def runs(daemon: Peer, snapshotter: str, container: str = "c") -> None:
+    ran = daemon.ctr("run", "--rm", "--snapshotter", snapshotter, IMAGE, container, "echo", "hello")
+    assert ran.stdout == b"hello\n"
+
+
+def test_stock_containerd_pulls_and_runs_on_plugins_of_ours(tmp: Path, archive: Path) -> None:
+    with served(NATIVE, tmp, "x") as snapshots, served(CONTENT, tmp, "c") as content:
+        text = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.content.v1.content"]\n'
+        text += f'[proxy_plugins.x]\ntype = "snapshot"\naddress = "{snapshots}"\n'
+        text += f'[proxy_plugins.c]\ntype = "content"\naddress = "{content}"\n'
+        with docker_registry(tmp) as registry, peer(Debians, config=text) as stock:
+            push(archive, registry, "busybox:1")
+            stock.ctr("images", "pull", "--plain-http", "--snapshotter", "x", f"{registry}/busybox:1")
+            stock.ctr("images", "tag", f"{registry}/busybox:1", IMAGE)
+            runs(stock, "x")
+            assert b"Committed" in stock.ctr("snapshots", "--snapshotter", "x", "ls").stdout
+            stock.ctr("images", "rm", "--sync", IMAGE, f"{registry}/busybox:1")
+            assert stock.ctr("content", "ls", "-q").stdout == b""
+            native = tmp / "x-root" / "io.containerd.snapshotter.v1.native" / "snapshots"
+            assert list(native.iterdir()) == []
+
+
+@pytest.fixture
+def stock(archive: Path) -> Iterator[Peer]:
+    with peer(Debians) as started:
+        started.ctr("images", "import", str(archive))
+        yield started
+
+
+def test_our_daemon_pulls_and_runs_on_stock_containerd(stock: Peer, tmp: Path, archive: Path) -> None:
+    text = config(
+        tmp,
+        f"""
+[plugins."io.containerd.service.v1.diff-service"]
+default = ["stock"]
+[proxy_plugins.s]
+type = "snapshot"
+address = "{stock.address}#overlayfs"
+[proxy_plugins.c]
+type = "io.containerd.content.v1"
+address = "{stock.address}"
+[proxy_plugins.stock]
+type = "diff"
+address = "{stock.address}"
+""",
+    ).replace("version = 3\n", 'version = 3\ndisabled_plugins = ["io.containerd.content.v1.content"]\n')
+    with docker_registry(tmp) as registry, peer(Ours, config=text) as ours:
+        push(archive, registry, "busybox:1")
+        mine = ours.namespace
+        stock.ctr("images", "import", str(archive), namespace=mine)
+        ours.ctr("images", "pull", "--plain-http", "--snapshotter", "s", f"{registry}/busybox:1")
+        ours.ctr("images", "tag", f"{registry}/busybox:1", IMAGE)
+        runs(ours, "s")
+        assert state(ours, "s") == "ready"
+        assert b"containerd.io/gc.root" not in ours.ctr("content", "ls").stdout
+        ours.ctr("images", "rm", "--sync", IMAGE, f"{registry}/busybox:1")
+        assert ours.ctr("snapshots", "--snapshotter", "s", "ls").stdout.splitlines()[1:] == []
+        left = stock.ctr("snapshots", "ls", namespace=mine).stdout.decode().splitlines()[1:]
+        assert [line for line in left if line.startswith(f"{mine}/")] == []
+        assert len(left) == 1, "the other user's snapshot in the same namespace stays"
+        ours.stop()
+        stock.ctr("images", "rm", "--sync", IMAGE, namespace=mine)
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Modules that protoc makes of our .proto files, for grpcio."""
+    out = tmp_path_factory.mktemp("stubs")
+    protos = REPOSITORY / "aiocontainerd" / "api" / "proto"
+    files = ("containerd/types/types.proto", "containerd/services/snapshots/v1/snapshots.proto")
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{protos}", f"--python_out={out}"]
+    subprocess.run([*command, f"--grpc_python_out={out}", *files], check=True)
+    return out
+
+
+@contextmanager
+def foreign(stubs: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The proxy snapshotter on grpcio."""
+    script = Path(__file__).with_name("grpcio_snapshotter.py")
+    socket = directory / "g.sock"
+    socket.unlink(missing_ok=True)
+    with process([sys.executable, str(script), str(stubs), str(directory / "g"), str(socket)], socket) as running:
+        yield running
+
+
+def test_a_proxy_snapshotter_of_another_stack_comes_and_goes(tmp: Path, stubs: Path, archive: Path) -> None:
+    address = tmp / "g.sock"
+    text = config(tmp, f'[proxy_plugins.g]\ntype = "snapshot"\naddress = "{address}"\n')
+    text += 'capabilities = ["rebase"]\n[proxy_plugins.g.exports]\nroot = "/srv/g"\n'
+    with peer(Ours, config=text) as daemon:
+        daemon.ctr("images", "import", str(archive))
+        runs(daemon, "native", "before")
+        assert exports(daemon, "g").items() >= {"state": "absent", "address": str(address), "root": "/srv/g"}.items()
+        refused = daemon.ctr("snapshots", "--snapshotter", "g", "prepare", "k", check=False)
+        assert refused.returncode == 1
+        assert f"plugin io.containerd.snapshotter.v1.g at {address} is absent:" in refused.stderr.decode()
+        assert "unavailable" in refused.stderr.decode()
+        with foreign(stubs, tmp) as proxy:
+            runs(daemon, "g", "one")
+            assert state(daemon, "g") == "ready"
+            daemon.ctr("snapshots", "--snapshotter", "g", "prepare", "kept")
+            snapshots = daemon.ctr("snapshots", "--snapshotter", "g", "ls").stdout
+            proxy.kill()
+            proxy.wait()
+            wait_for(lambda: state(daemon, "g") == "absent", "the loss to be seen")
+            assert "unavailable" in daemon.ctr("snapshots", "--snapshotter", "g", "ls", check=False).stderr.decode()
+            runs(daemon, "native", "meanwhile")
+        with foreign(stubs, tmp):
+            assert daemon.ctr("snapshots", "--snapshotter", "g", "ls").stdout == snapshots
+            runs(daemon, "g", "two")
+            daemon.ctr("snapshots", "--snapshotter", "g", "rm", "kept")
+            daemon.ctr("images", "rm", "--sync", IMAGE)
+            wait_for(lambda: (tmp / "g" / "records.json").read_text() == "{}", "the collection")
+            assert (tmp / "g" / "cleaned").exists()
+
+
+ISOLATED = """
+[plugin_isolation]
+"io.containerd.snapshotter.v1.native" = "process"
+"io.containerd.content.v1.content" = "process"
+"io.containerd.differ.v1.walking" = "process"
+"""
+
+
+def plugin_cgroups(pid: int) -> list[str]:
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    return [line for line in lines if re.search(r"/aiocontainerd-\w+-io\.containerd\.snapshotter\.v1\.native$", line)]
+
+
+def test_isolated_processes_serve_and_are_started_again(tmp: Path, archive: Path) -> None:
+    with peer(Ours, config=config(tmp, ISOLATED)) as daemon:
+        daemon.ctr("images", "import", str(archive))
+        runs(daemon, "native")
+        first = int(exports(daemon, "native")["pid"])
+        assert Path(f"/proc/{first}/cmdline").read_bytes().count(NATIVE.encode()) == 1
+        assert plugin_cgroups(first)
+        snapshots = daemon.ctr("snapshots", "--snapshotter", "native", "ls").stdout
+        pid = first
+        for pause in ("1s", "2s"):
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: state(daemon, "native") == "failed", "the failure to be seen")
+            reason = exports(daemon, "native")["reason"]
+            assert reason == f"was ended by SIGKILL; started again in {pause}"
+            refused = daemon.ctr("snapshots", "--snapshotter", "native", "prepare", "k", check=False)
+            assert "is failed: was ended by SIGKILL" in refused.stderr.decode()
+            wait_for(lambda: state(daemon, "native") == "ready", "the next process")
+            pid = int(exports(daemon, "native")["pid"])
+        assert exports(daemon, "native")["starts"] == "3"
+        assert daemon.ctr("snapshots", "--snapshotter", "native", "ls").stdout == snapshots
+        runs(daemon, "native")
+        assert "plugin=io.containerd.snapshotter.v1.native" in daemon.log()
+        daemon.stop(signal.SIGKILL)
+        wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the process to end with the daemon")
+        daemon.start()
+        assert daemon.ctr("snapshots", "--snapshotter", "native", "ls").stdout == snapshots
+        runs(daemon, "native")
+
+
+def test_a_snapshotter_in_a_thread_of_its_own(tmp: Path, archive: Path) -> None:
+    text = config(tmp, ISOLATED.replace('"process"', '"thread"'))
+    with peer(Ours, config=text) as daemon:
+        daemon.ctr("images", "import", str(archive))
+        runs(daemon, "native")
+        assert exports(daemon, "native")["isolation"] == "thread"
+        daemon.ctr("images", "rm", "--sync", IMAGE)
+        assert daemon.ctr("snapshots", "--snapshotter", "native", "ls").stdout.splitlines()[1:] == []
+
+
+def test_a_plugin_declared_in_toml_runs_as_another_user(tmp: Path) -> None:
+    text = config(
+        tmp,
+        f'[python_plugins.acme]\nmodule = "{CONTENT}"\nisolation = "process"\nuid = 65534\n',
+    ).replace("version = 3\n", 'version = 3\n[plugin_policy]\nallow = ["aiocontainerd-[!c]*"]\n')
+    with peer(Ours, config=text) as daemon:
+        wait_for(lambda: state(daemon, "content") == "ready", "the process")
+        status = Path(f"/proc/{exports(daemon, 'content')['pid']}/status").read_text()
+        assert re.search(r"^Uid:\t65534\t65534\t65534\t65534$", status, re.MULTILINE)
+        assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
+        digest = daemon.ctr("content", "ingest", "ref", stdin=b"data").returncode
+        assert digest == 0
+        assert b"4 B" in daemon.ctr("content", "ls").stdout.replace(b"4B", b"4 B")
