@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 
 import msgspec
 
@@ -30,7 +29,7 @@ class Config(PluginConfig, frozen=True):
     A command has `timeout`. What it prints is kept until it expires, or for `cache` where it says no time.
     """
 
-    hosts: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    hosts: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     timeout: str = "10s"
     cache: str = "5m"
 
