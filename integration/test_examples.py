@@ -17,7 +17,7 @@ from harness import REPOSITORY, SCRIPTS, Ours, Peer, docker_registry, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
 
-EXAMPLES = ("event-webhook", "service-hello", "snapshotter-reflink")
+EXAMPLES = ("credentials-command", "event-webhook", "service-hello", "snapshotter-reflink", "verifier-signature")
 NAME = "docker.io/library/example:1"
 LIMIT_S = 20.0
 STATUSES = ("ok", "skip", "error", "disabled")
@@ -179,3 +179,70 @@ def test_grpc_client_of_another_stack_is_greeted(installed: Path, tmp_path: Path
         "['Good morning, you!', 'Good morning, you!']",
         "INVALID_ARGUMENT name must not be empty: invalid argument",
     ]
+
+
+# verifier-signature and credentials-command: until a pull asks them, a plugin of the test does
+
+ASKER = """
+import json
+from aiocontainerd.plugin import Descriptor, kinds, register
+
+@register(kinds.INTERNAL, "asker", requires=[kinds.IMAGE_VERIFIER, kinds.CREDENTIALS])
+async def asker(context):
+    verifier = context.get(kinds.IMAGE_VERIFIER, "signature")
+    provider = context.get(kinds.CREDENTIALS, "command")
+    verdicts = [await verifier.verify("a", Descriptor("x/y", "sha256:" + c * 64, 1), None) for c in "01"]
+    found = await provider.credentials("registry.example.com", "registry.example.com/a:1")
+    answers = [verdict.ok for verdict in verdicts], found.username, found.secret, repr(found)
+    (context.state / "answers").write_text(json.dumps(answers))
+"""
+JUDGES = """
+[python_plugins.asker]
+module = "asker"
+[plugins."io.containerd.image-verifier.v1.signature"]
+keys_dir = "{trust}"
+signatures_dir = "{trust}"
+[plugins."io.containerd.registry-credentials.v1.command".hosts]
+"registry.example.com" = ["{trust}/helper"]
+"""
+
+
+def sign(directory: Path, digest: str) -> None:
+    """A key pair of openssl's, and its signature of a digest."""
+    (directory / "digest").write_text(digest)
+    for command in (
+        "openssl genpkey -algorithm ed25519 -out private",
+        "openssl pkey -in private -pubout -out release.pem",
+        f"openssl pkeyutl -sign -rawin -inkey private -in digest -out {digest.partition(':')[2]}.sig",
+    ):
+        subprocess.run(command.split(), cwd=directory, check=True, capture_output=True)
+
+
+def test_verifier_and_credentials_are_loaded_and_answer(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "asker.py").write_text(ASKER)
+    (tmp_path / "helper").write_text('#!/bin/sh\necho \'{"Username":"me","Secret":"hunter2"}\'\n')
+    (tmp_path / "helper").chmod(0o755)
+    sign(tmp_path, f"sha256:{'0' * 64}")
+    with daemon(Path(f"{installed}:{tmp_path}"), JUDGES.replace("{trust}", str(tmp_path))) as ours:
+        states = rows(ours)
+        assert states["io.containerd.image-verifier.v1.signature"] == "ok"
+        assert states["io.containerd.registry-credentials.v1.command"] == "ok"
+        assert states["io.containerd.internal.v1.asker"] == "ok", ours.log()
+        answers = json.loads((ours.state / "io.containerd.internal.v1.asker/answers").read_text())
+        assert "hunter2" not in ours.log()
+    shown = "Credentials(username='me', secret=<redacted>, expires_at_ns=None)"
+    assert answers == [[True, False], "me", "hunter2", shown]
+
+
+def test_examples_without_config_are_skipped_with_a_reason(installed: Path) -> None:
+    with daemon(installed) as ours:
+        states = rows(ours)
+        detailed = actr(ours, "plugins", "ls", "--detailed")
+    skipped = {
+        "io.containerd.event-sink.v1.webhook": "no target is configured",
+        "io.containerd.image-verifier.v1.signature": "keys_dir and signatures_dir are not configured",
+        "io.containerd.registry-credentials.v1.command": "no command is configured for any host",
+    }
+    for uri, reason in skipped.items():
+        assert states[uri] == "skip"
+        assert reason in detailed
