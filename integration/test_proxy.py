@@ -262,7 +262,9 @@ def test_a_plugin_declared_in_toml_runs_as_another_user(tmp: Path) -> None:
         tmp,
         f'[python_plugins.acme]\nmodule = "{CONTENT}"\nisolation = "process"\nuid = 65534\n',
     ).replace("version = 3\n", 'version = 3\n[plugin_policy]\nallow = ["aiocontainerd-[!c]*"]\n')
-    with peer(Ours, config=text) as daemon:
+    with peer(Ours, config=text, start=False) as daemon:
+        daemon.directory.chmod(0o711)
+        daemon.start()
         wait_for(lambda: state(daemon, "content") == "ready", "the process")
         status = Path(f"/proc/{exports(daemon, 'content')['pid']}/status").read_text()
         assert re.search(r"^Uid:\t65534\t65534\t65534\t65534$", status, re.MULTILINE)
