@@ -169,6 +169,20 @@ class ContentStoreContract(Contract):
         with pytest.raises(NotFound):
             await store.info(MISSING)
 
+    @pytest.mark.parametrize("wrong", [(5, ""), (0, MISSING)], ids=["size", "digest"])
+    async def test_ref_is_free_and_goes_on_after_a_failed_commit(
+        self, store: ContentStore, wrong: tuple[int, str]
+    ) -> None:
+        async with await store.writer("one") as writer:
+            await writer.write(DATA[:7])
+            with pytest.raises(FailedPrecondition):
+                await writer.commit(*wrong)
+        async with await store.writer("one") as writer:
+            assert writer.offset == 7
+            await writer.write(DATA[7:])
+            await writer.commit(len(DATA), digest_of(DATA))
+        assert await read_all(store, digest_of(DATA)) == DATA
+
     async def test_commit_of_a_present_blob_already_exists_and_ends_the_ingest(self, store: ContentStore) -> None:
         await ingest(store, "one", DATA)
         with pytest.raises(AlreadyExists, match=f"content {digest_of(DATA)}"):

@@ -73,7 +73,8 @@ def _registrations(path: str, kind: str, plugin_id: str) -> Sequence[Registratio
     try:
         target = loading.load(path)
         if isinstance(target, type) and not authoring.carried(target) and not hasattr(target, "register_plugins"):
-            authoring.register(kind, plugin_id or target.__name__.lower())(target)
+            requires = (kinds.METADATA,) if kind == kinds.DIFFER else ()
+            authoring.register(kind, plugin_id or target.__name__.lower(), requires=requires)(target)
             return authoring.carried(target)[-1:]
         return loading.registrations_of(path)
     except (ImportError, PluginError) as error:

@@ -1,0 +1,44 @@
+"""Snapshotters with one mistake each, for the suites to find."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiocontainerd_snapshotter_native.snapshotter import NativeSnapshotter
+
+from aiocontainerd.interfaces.snapshotter import Info, Kind
+
+
+class ForgetsLabels(NativeSnapshotter):
+    """Commits without the labels it is given."""
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:  # noqa: ARG002 - the mistake
+        await super().commit(name, key, None, parent)
+
+
+class CommitsViews(NativeSnapshotter):
+    """Takes a view for an active snapshot."""
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        info = await self.stat(key)
+        if info.kind == Kind.VIEW:
+            await self.remove(key)
+            await self.prepare(key, info.parent)
+        await super().commit(name, key, labels, parent)
+
+
+class LosesTree(NativeSnapshotter):
+    """Begins anew whenever it starts."""
+
+    async def start(self) -> None:
+        self.root.joinpath("metadata.db").unlink(missing_ok=True)
+        await super().start()
+
+
+class BlocksTheLoop(NativeSnapshotter):
+    """Reads a file in the event loop."""
+
+    async def stat(self, key: str) -> Info:
+        with open(self.root / "metadata.db", "rb") as records:  # noqa: ASYNC230 - the mistake
+            records.read(1)
+        return await super().stat(key)
