@@ -2,8 +2,9 @@
 
 The task is the price of not hanging: only what runs in another task can be walked away from. It is a bare one, for a
 task group would have to wait for it; whoever made the call waits on a future. Cancellation, by the caller or the
-deadline, waits for shielded parts of the plugin to finish, is delivered once, and is given `GRACE_S` to be answered:
-work that finished in this time counts as done.
+deadline, is delivered once and is given `GRACE_S` to be answered: work that finished in this time counts as done. A
+part of the plugin that anyio shields is not interrupted; a thread that it waits for may look whether it is cancelled
+(`from_thread.check_cancelled`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 1.0
 """What a cancelled call has to clean up after itself, or to finish."""
-_SHIELD_POLL_S, _LEFT_POLL_S = 0.02, 1.0
+_LEFT_POLL_S = 1.0
+_NOTHING = object()
 
 _WAITING_CODE = frozenset({"anyio", "asyncio"})
 
@@ -79,6 +81,7 @@ class Call:
         "loop",
         "over",
         "record",
+        "scope",
         "started",
         "task",
         "trial",
@@ -98,6 +101,7 @@ class Call:
         self.trial = record.trying
         self.done = self.expired = self.cancelled = self.abandoned = False
         self.over: asyncio.Event | None = None
+        self.scope: anyio.CancelScope | None = None
         self.loop = loop = asyncio.get_running_loop()
         self.waiter: asyncio.Future[Any] = loop.create_future()
         record.in_flight += 1
@@ -187,13 +191,15 @@ class Call:
                 await release(self.record, self.waiter.result())
 
     def cancel(self) -> None:
-        """Deliver a cancellation, once, as soon as the plugin is in no shielded part."""
+        """Deliver a cancellation, once, and not into a shielded part."""
         if self.done:
             return
-        if not _shielded(self.task):
+        if self.scope is None:  # its task is about to take its first step, and would never get to say that it ended
+            self.loop.call_soon(self.cancel)
+        elif _is_shielded(self.task):
+            self.scope.cancel()
+        else:
             self.task.cancel()
-            return
-        self.loop.call_later(_LEFT_POLL_S if self.abandoned else _SHIELD_POLL_S, self.cancel)
 
     def abandon(self) -> None:
         """Answer the caller and leave the call to itself, where it has not ended."""
@@ -212,6 +218,7 @@ class Call:
             self.elapsed_s,
             _where(self.task),
         )
+        self.loop.call_later(GRACE_S, _stop_asking, self)
         if self.expired:
             error = self._too_slow(None)
             if not self.waiter.done():
@@ -246,9 +253,13 @@ async def _attempt(
     call: Call, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     returned: Any = None
+    result: Any = _NOTHING
     try:
-        returned = function(*args, **kwargs)
-        result = await returned
+        with anyio.CancelScope() as call.scope:
+            returned = function(*args, **kwargs)
+            result = await returned
+        if result is _NOTHING:
+            raise asyncio.CancelledError  # the scope's own, which it keeps to itself
     except BaseException as error:  # noqa: BLE001 - whatever a plugin raises is its answer, and ends nothing else
         call.raised(_explained(call.record, error, returned))
     else:
@@ -283,7 +294,7 @@ def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _shielded(task: asyncio.Task[Any]) -> bool:
+def _is_shielded(task: asyncio.Task[Any]) -> bool:
     """Whether a task is in a part that anyio shields from cancellation. anyio tells that only of the current task."""
     state = anyio_state._task_states.get(task)
     scope = state.cancel_scope if state is not None else None
@@ -292,6 +303,15 @@ def _shielded(task: asyncio.Task[Any]) -> bool:
             return True
         scope = scope._parent_scope
     return False
+
+
+def _stop_asking(call: Call) -> None:
+    """Keep anyio from cancelling, in every turn of the loop, an abandoned task that takes no notice."""
+    handle = getattr(call.scope, "_cancel_handle", None)
+    if handle is not None:
+        handle.cancel()
+    if not call.done:
+        call.loop.call_later(_LEFT_POLL_S, _stop_asking, call)
 
 
 def _where(task: asyncio.Task[Any]) -> str:

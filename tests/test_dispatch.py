@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import anyio
 import pytest
+from anyio import from_thread, to_thread
 
 from aiocontainerd import context, dispatch_call, kinds
 from aiocontainerd.attribution import PluginHealth
@@ -228,6 +229,54 @@ async def test_a_shielded_part_is_finished_and_its_work_counts() -> None:
     host = Host(Acme(act))
     assert await host.guard.stat("k") == "committed"
     assert host.method().failures == 0
+
+
+async def test_a_thread_may_look_whether_its_call_is_cancelled() -> None:
+    saw: list[str] = []
+
+    def copy() -> None:
+        while True:
+            time.sleep(0.005)
+            try:
+                from_thread.check_cancelled()
+            except asyncio.CancelledError:
+                saw.append("cancelled")
+                raise
+
+    host = Host(Acme(lambda _key: to_thread.run_sync(copy)))
+    with pytest.raises(DeadlineExceeded):
+        await host.guard.stat("k")
+    assert saw == ["cancelled"]
+    assert host.method().abandoned == 0
+
+
+async def test_a_call_cancelled_before_it_began_ends_at_once() -> None:
+    host = Host(Acme())
+    began = time.monotonic()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await host.guard.stat("k")
+    assert time.monotonic() - began < LIMIT_S
+    assert (host.method().in_flight, host.method().abandoned) == (0, 0)
+
+
+async def test_what_ignores_cancellation_after_a_shield_does_not_busy_the_loop() -> None:
+    until = anyio.Event()
+
+    async def act(key: str) -> str:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(LIMIT_S * 1.5)
+        return await ignore_cancellation(key, until)
+
+    host = Host(Acme(act))
+    with pytest.raises(DeadlineExceeded, match="was left running"):
+        await host.guard.stat("k")
+    await anyio.sleep(0.15)
+    used = time.process_time()
+    await anyio.sleep(0.2)
+    assert time.process_time() - used < 0.1
+    until.set()
+    await anyio.wait_all_tasks_blocked()
 
 
 async def test_a_plugin_that_cancels_itself_cancels_no_caller() -> None:
