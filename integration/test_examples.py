@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
-from harness import REPOSITORY, SCRIPTS, Ours, Peer, docker_registry, peer, push
+from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -108,6 +111,60 @@ def test_containers_run_on_reflink_in_the_daemon(installed: Path, image: str, ar
         assert list((ours.root / "io.containerd.snapshotter.v1.reflink/snapshots").iterdir()) == []
         ours.ctr("images", "import", "--snapshotter", "reflink", str(archive))
         assert ours.ctr("run", "--rm", "--snapshotter", "reflink", NAME, "demo", "echo", "hi").stdout == b"hi\n"
+
+
+def test_containers_run_on_reflink_in_a_process_of_its_own(installed: Path, image: str) -> None:
+    isolation = '[plugin_isolation]\n"io.containerd.snapshotter.v1.reflink" = "process"\n'
+    with daemon(installed, isolation) as ours:
+        assert rows(ours)["io.containerd.snapshotter.v1.reflink"] == "ok"
+        children = Path(f"/proc/{ours.pid}/task/{ours.pid}/children").read_text().split()
+        lines = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
+        assert any(b"reflink" in line for line in lines), lines
+        use_reflink(ours, image)
+
+
+@pytest.mark.parametrize("mode", ["process", "thread"])
+def test_snapshots_stay_where_a_plugin_is_moved(installed: Path, archive: Path, mode: str) -> None:
+    """One key moves it; records and files are the same before and after."""
+    with daemon(installed) as ours:
+        ours.ctr("images", "import", "--snapshotter", "reflink", str(archive))
+        before = ours.ctr("snapshots", "--snapshotter", "reflink", "ls").stdout
+        ours.stop()
+        with ours.config_path.open("a") as config:
+            config.write(f'[plugin_isolation]\n"io.containerd.snapshotter.v1.reflink" = "{mode}"\n')
+        ours.start()
+        assert ours.ctr("snapshots", "--snapshotter", "reflink", "ls").stdout == before
+        assert ours.ctr("run", "--rm", "--snapshotter", "reflink", NAME, "demo", "echo", "hi").stdout == b"hi\n"
+
+
+@contextmanager
+def served(installed: Path, target: str, directory: Path) -> Iterator[Path]:
+    """A plugin behind a socket, as its page says; yields the socket."""
+    socket = directory / "plugin.sock"
+    command = [
+        str(SCRIPTS / "aiocontainerd-plugin"), "serve", target, "--address", str(socket),
+        "--root", str(directory / "root"), "--state", str(directory / "state"),
+    ]  # fmt: skip
+    server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(installed)}, cwd=directory)
+    try:
+        until(lambda: socket.exists() or server.poll() is not None)
+        yield socket
+    finally:
+        server.terminate()
+        assert server.wait(LIMIT_S) == 0
+
+
+def test_containers_of_stock_containerd_run_on_reflink(installed: Path, image: str) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="ex-", dir="/tmp"))
+    try:
+        with served(installed, "aiocontainerd_snapshotter_reflink.plugin", directory) as socket:
+            config = f'[proxy_plugins.reflink]\ntype = "snapshot"\naddress = "{socket}"\n'
+            with peer(
+                Debians, config=f'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n{config}'
+            ) as stock:
+                use_reflink(stock, image)
+    finally:
+        shutil.rmtree(directory)
 
 
 # event-webhook
