@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -91,7 +92,7 @@ class UrlTarget:
 
         session = self._session = self._session or self._opened()
         try:
-            async with session.post(self._url, data=line, allow_redirects=False) as response:
+            async with session.post(self._url, data=io.BytesIO(line), allow_redirects=False) as response:
                 status = response.status
         except (aiohttp.ClientError, OSError) as error:
             raise Unreached(f"{self}: {error}") from error

@@ -7,6 +7,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from aiohttp import web
 
 from aiocontainerd import api
 from aiocontainerd.loading import registrations_of
-from aiocontainerd.plugin import Envelope, EventBus, Plugin, Secret, State, errors, typeurl
+from aiocontainerd.plugin import Envelope, EventBus, Plugin, Secret, State, errors, timestamps, typeurl
 from aiocontainerd.registry import Daemon, Registry
+from aiocontainerd.testing.event_sink import Arrived, EventSinkContract, OpenSink
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +77,7 @@ class Receiver:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Receiver]:
-        app = web.Application()
+        app = web.Application(client_max_size=4 << 20)
         app.router.add_post("/events", self.answer)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -86,6 +88,53 @@ class Receiver:
             yield self
         finally:
             await runner.cleanup()
+
+
+class TestContractOfFiles(EventSinkContract):
+    """The suite of aiocontainerd.testing.event_sink, writing to a file."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "events.jsonl"
+
+    @pytest.fixture
+    def open_sink(self, path: Path) -> OpenSink:
+        return partial(sink, target=str(path))
+
+    @pytest.fixture
+    def arrived(self, path: Path) -> Arrived:
+        async def read() -> list[Envelope]:
+            return [envelope_of(line) for line in path.read_bytes().splitlines()]
+
+        return read
+
+
+class TestContractOfUrls(EventSinkContract):
+    """The same suite, posting to a server."""
+
+    @pytest.fixture
+    async def receiver(self) -> AsyncIterator[Receiver]:
+        async with Receiver(200).serving() as receiver:
+            yield receiver
+
+    @pytest.fixture
+    def open_sink(self, receiver: Receiver) -> OpenSink:
+        return partial(sink, target=receiver.url)
+
+    @pytest.fixture
+    def arrived(self, receiver: Receiver) -> Arrived:
+        async def read() -> list[Envelope]:
+            return [envelope_of(body) for body in receiver.bodies]
+
+        return read
+
+
+def envelope_of(line: bytes) -> Envelope:
+    """The event that a line tells of."""
+    told = json.loads(line)
+    message = api.event_types.TaskExit(**{**told["event"], "exited_at": None})
+    timestamp_ns = timestamps.parse_rfc3339(told["timestamp"])
+    return Envelope(timestamp_ns, told["namespace"], told["topic"], typeurl.marshal(message))
 
 
 # Lines.

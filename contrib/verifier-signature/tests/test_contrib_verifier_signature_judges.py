@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from aiocontainerd.errors import FailedPrecondition
 from aiocontainerd.plugin import Descriptor, Verdict
 from aiocontainerd.testing.fakes import FakeContentStore
+from aiocontainerd.testing.verifier import Subject, VerifierContract, VerifierStore, put_image
 
 pytestmark = pytest.mark.anyio
 
@@ -39,17 +40,41 @@ class Trust:
         (self.keys / f"{name}.pem").write_bytes(pem)
         return private
 
-    def sign(self, key: Ed25519PrivateKey, digest: str = DIGEST) -> None:
-        (self.signatures / f"{HEX}.sig").write_bytes(key.sign(digest.encode()))
+    def sign(self, key: Ed25519PrivateKey, digest: str = DIGEST, *, of: str = "") -> None:
+        """Put a signature where that of `of`, else of the digest itself, is looked for."""
+        name = (of or digest).partition(":")[2]
+        (self.signatures / f"{name}.sig").write_bytes(key.sign(digest.encode()))
+
+    def verifier(self, images: tuple[str, ...] = ("*",)) -> SignatureVerifier:
+        return SignatureVerifier(Config(keys_dir=str(self.keys), signatures_dir=str(self.signatures), images=images))
 
     async def judge(self, name: str = NAME, digest: str = DIGEST, images: tuple[str, ...] = ("*",)) -> Verdict:
-        config = Config(keys_dir=str(self.keys), signatures_dir=str(self.signatures), images=images)
-        return await SignatureVerifier(config).verify(name, Descriptor("x/y", digest, 8), FakeContentStore())
+        return await self.verifier(images).verify(name, Descriptor("x/y", digest, 8), FakeContentStore())
 
 
 @pytest.fixture
 def trust(tmp_path: Path) -> Trust:
     return Trust(tmp_path)
+
+
+class TestContract(VerifierContract):
+    """The suite of aiocontainerd.testing.verifier."""
+
+    @pytest.fixture
+    def verifier(self, trust: Trust) -> SignatureVerifier:
+        return trust.verifier()
+
+    @pytest.fixture
+    def accepted(self, trust: Trust, content: VerifierStore) -> Subject:
+        subject = put_image(content)
+        trust.sign(trust.key("release"), subject.target.digest)
+        return subject
+
+    @pytest.fixture
+    def rejected(self, trust: Trust, content: VerifierStore) -> Subject:
+        subject = put_image(content, index=True)
+        trust.key("release")
+        return subject
 
 
 async def test_image_signed_by_a_trusted_key_may_be_used(trust: Trust) -> None:
@@ -70,7 +95,7 @@ async def test_signature_of_an_unknown_key_is_blocked(trust: Trust) -> None:
 
 
 async def test_signature_of_another_digest_is_blocked(trust: Trust) -> None:
-    trust.sign(trust.key("release"), f"sha256:{'0' * 64}")
+    trust.sign(trust.key("release"), f"sha256:{'0' * 64}", of=DIGEST)
     assert await trust.judge() == Verdict(False, "no trusted key made its signature")
 
 
