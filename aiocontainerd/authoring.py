@@ -88,7 +88,7 @@ def _init_of(target: Any, plugin_id: str) -> Callable[[InitContext[Any]], Awaita
             context.on_stop(instance.aclose)
         return instance
 
-    init.__qualname__ = f"{target.__qualname__}.init"
+    init.__module__, init.__qualname__ = target.__module__, f"{target.__qualname__}.init"
     return init
 
 

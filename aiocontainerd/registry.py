@@ -21,7 +21,7 @@ import msgspec
 from aiocontainerd import diagnosis, kinds
 from aiocontainerd.attribution import Owners, PluginHealth, package_of
 from aiocontainerd.errors import ContainerdError, NotFound, Unknown
-from aiocontainerd.running import Running, Watcher, note_left_tasks
+from aiocontainerd.running import Running, Watcher, end_left_tasks
 
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
@@ -276,18 +276,12 @@ class Registry:
         Of a plugin of the daemon's own and another one, the other one has the URI where `replaceable` names it.
         """
         present = self._plugins.get(registration.uri)
-        if present is not None and registration.uri in self.replaceable:
-            if is_first_party(distribution) and not is_first_party(present.distribution):
-                return present
-            if is_first_party(present.distribution) and not is_first_party(distribution):
-                present = None
         if present is not None:
-            first_party = [is_first_party(name) for name in (present.distribution, distribution)]
-            hint = f", or name {registration.uri} in plugin_policy.replace" if any(first_party) else ""
-            raise PluginError(
-                f"plugin {registration.uri} is registered twice: by {present.distribution or 'the daemon'} "
-                f"and by {distribution or 'the daemon'}; choose another id{hint}"
-            )
+            ours = (is_first_party(present.distribution), is_first_party(distribution))
+            if ours[0] == ours[1] or registration.uri not in self.replaceable:
+                raise PluginError(_twice(registration.uri, present.distribution, distribution, ours[0] != ours[1]))
+            if ours[1]:
+                return present
         plugin = Plugin(registration, distribution)
         self._plugins[registration.uri] = plugin
         return plugin
@@ -377,8 +371,8 @@ class Registry:
             finally:
                 self._running = None
                 await running.stop_all()
-                note_left_tasks(self.owners(), {plugin.uri: plugin.health for plugin in self._order})
-                stuck = running.stuck()
+                left = await end_left_tasks(self.owners(), {plugin.uri: plugin.health for plugin in self._order})
+                stuck = running.stuck() + left
                 if stuck and last_resort is not None:
                     last_resort(stuck, failure)
         if failure is not None:
@@ -483,6 +477,12 @@ def _dependency_order(enabled: Mapping[str, Plugin]) -> list[Plugin]:
 def is_first_party(distribution: str) -> bool:
     """Whether a distribution is one of the daemon's own: the core, which may be without a name here, or its plugins."""
     return distribution in ("", "aiocontainerd") or distribution.startswith("aiocontainerd-")
+
+
+def _twice(uri: str, one: str, other: str, may_replace: bool) -> str:
+    hint = f", or name {uri} in plugin_policy.replace" if may_replace else ""
+    by = f" by {one}" if one == other and one else f": by {one or 'the daemon'} and by {other or 'the daemon'}"
+    return f"plugin {uri} is registered twice{by}; choose another id{hint}"
 
 
 def _made(directory: Path) -> Path:

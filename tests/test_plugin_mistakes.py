@@ -1,0 +1,249 @@
+"""The texts of `docs/plugins/mistakes.md` are what its code gets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from anyio import to_thread
+
+from aiocontainerd import attribution, conformance, discovery, kinds
+from aiocontainerd.config import Config, ConfigError, load
+from aiocontainerd.config.records import PluginPolicy
+from aiocontainerd.errors import ContainerdError
+from aiocontainerd.events import EventBus
+from aiocontainerd.plugin import Descriptor, State, typeurl
+from aiocontainerd.registry import Daemon, Registry
+from aiocontainerd.watchdog import Watchdog
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "plugins" / "mistakes.md").read_text()
+SINK, VERIFIER = f"{kinds.EVENT_SINK}.acme", f"{kinds.IMAGE_VERIFIER}.acme"
+DECLARED = 'version = 4\n[python_plugins.acme]\nmodule = "acme.plugin"\n'
+pytestmark = pytest.mark.anyio
+
+
+class Mistake(msgspec.Struct):
+    """A section of the page: its code, its TOML, and the text that its author gets."""
+
+    title: str
+    code: str = ""
+    toml: str = ""
+    text: str = ""
+
+
+def mistakes() -> Iterator[Mistake]:
+    for section in PAGE.split("\n## ")[1:]:
+        title, _, body = section.partition("\n")
+        blocks = dict(re.findall(r"```(python|toml|text)\n(.*?)\n```", body, re.DOTALL))
+        yield Mistake(title, blocks.get("python", ""), blocks.get("toml", ""), blocks.get("text", ""))
+
+
+MISTAKES = {mistake.title: mistake for mistake in mistakes()}
+
+
+class Told:
+    """What is told of the plugin `acme`: rows of the table, log messages, and the error of what the test did."""
+
+    def __init__(self, registry: Registry, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.registry = registry
+        self.bus = EventBus()
+        self.error = ""
+        self._directory = directory
+        self._caplog = caplog
+
+    @property
+    def rows(self) -> list[str]:
+        return [self._short(p.reason) for p in self.registry.plugins if p.state in (State.FAILED, State.SKIPPED)]
+
+    @property
+    def logs(self) -> list[str]:
+        return [self._short(message) for message in self._caplog.messages]
+
+    async def call(self, function: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await function()
+        except ContainerdError as error:
+            self.error = self._short(error.message)
+
+    def _short(self, text: str) -> str:
+        text = text.replace(f"{self._directory}/", "")
+        text = re.sub(r"\(\S+ so far\)", "(... so far)", text)
+        text = re.sub(r"unclosed file <.*>", "unclosed file <...>", text)
+        text = re.sub(r"given up after \S+", "given up after ...", text)
+        return re.sub(r"runs 3\.\d+\.\d+", "runs 3.x.y", text)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory on the interpreter's path for a package `acme`, which is forgotten afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "acme").mkdir()
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "acme"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def author(package: Path, caplog: pytest.LogCaptureFixture) -> Callable[[str], Any]:
+    """Makes a mistake: a daemon with its plugin, while the block runs."""
+
+    @asynccontextmanager
+    async def making(title: str) -> AsyncIterator[Told]:
+        mistake = MISTAKES[title]
+        (package / "acme" / "plugin.py").write_text(mistake.code)
+        declared = f"version = 4\n{mistake.toml}" if "python_plugins" in mistake.toml else DECLARED
+        async with told(package, declared, caplog, PluginPolicy(allow=("nothing-installed",))) as found:
+            yield found
+
+    return making
+
+
+@asynccontextmanager
+async def told(
+    directory: Path, toml: str, caplog: pytest.LogCaptureFixture, policy: PluginPolicy
+) -> AsyncIterator[Told]:
+    config, registry = await to_thread.run_sync(discovered, directory, toml, policy)
+    found = Told(registry, directory, caplog)
+    daemon = Daemon(
+        root=directory / "root", state=directory / "state", temp=directory, grpc_address=str(directory / "c.sock"),
+        ttrpc_address="", bus=found.bus, plugins=lambda: registry.plugins,
+        timeout_s=lambda key: 0.05 if key.endswith((".quick", ".work", ".long")) else 5.0,
+    )  # fmt: skip
+    registry.disable([f"{kinds.SERVER}.ttrpc"])
+    with attribution.noting_unclosed(registry.owners, registry.health):
+        async with registry.run(daemon, config.plugin_config, check=conformance.check):
+            yield found
+
+
+def discovered(directory: Path, toml: str, policy: PluginPolicy) -> tuple[Config, Registry]:
+    config, registry = configured(directory, toml), Registry()
+    discovery.discover(registry, config.settings.python_plugins, policy)
+    return config, registry
+
+
+def configured(directory: Path, toml: str) -> Config:
+    (directory / "config.toml").write_text(toml)
+    return load(directory / "config.toml")
+
+
+def test_the_page_has_fifteen_mistakes_each_with_a_row_and_a_test() -> None:
+    rows = re.findall(r"^\| \[([^\]]+)\]\(#([^)]+)\) \|", PAGE, re.MULTILINE)
+    assert [title for title, _ in rows] == list(MISTAKES)
+    assert [anchor for _, anchor in rows] == [title.replace(" ", "-").lower() for title in MISTAKES]
+    assert len(MISTAKES) == 15
+    tests = {name for name in globals() if name.startswith("test_")}
+    for title, mistake in MISTAKES.items():
+        assert mistake.text, title
+        assert f"test_{title.replace(' ', '_').lower()}" in tests, title
+
+
+async def test_not_async(author: Any) -> None:
+    async with author("not async") as told:
+        assert MISTAKES["not async"].text in told.rows
+
+
+async def test_wrong_return_type(author: Any) -> None:
+    async with author("wrong return type") as told:
+        snapshotter = told.registry[f"{kinds.SNAPSHOTTER}.acme"].instance
+        await told.call(lambda: snapshotter.prepare("a"))
+        assert told.error == MISTAKES["wrong return type"].text
+
+
+async def test_missing_dependency(author: Any) -> None:
+    async with author("missing dependency") as told:
+        assert MISTAKES["missing dependency"].text in told.rows
+
+
+async def test_blocking_call(author: Any) -> None:
+    async with author("blocking call") as told:
+        watchdog = Watchdog(0.1, told.registry.owners, lambda _block: None)
+        watchdog.start()
+        told.bus.publish("/a", typeurl.Any("acme", b""), namespace="default")
+        await anyio.sleep(0.01)
+        await to_thread.run_sync(watchdog.stop)
+        assert MISTAKES["blocking call"].text in told.logs
+
+
+async def test_raising_in_init(author: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACME_KEY", raising=False)
+    async with author("raising in init") as told:
+        assert MISTAKES["raising in init"].text in told.rows
+
+
+async def test_duplicate_id(author: Any) -> None:
+    async with author("duplicate id") as told:
+        assert MISTAKES["duplicate id"].text in told.rows
+        assert told.registry[SINK].state == State.LOADED
+
+
+def test_config_typo(package: Path) -> None:
+    mistake = MISTAKES["config typo"]
+    (package / "acme" / "plugin.py").write_text(mistake.code)
+    _, registry = discovered(package, DECLARED, PluginPolicy(allow=("nothing-installed",)))
+    config = configured(package, mistake.toml)
+    with pytest.raises(ConfigError) as error:
+        config.check_plugins(plugin.registration for plugin in registry.plugins)
+    assert str(error.value).replace(f"{package}/", "") == mistake.text
+
+
+async def test_name_clash(author: Any) -> None:
+    async with author("name clash") as told:
+        assert MISTAKES["name clash"].text in told.rows
+
+
+async def test_circular_need(author: Any) -> None:
+    async with author("circular need") as told:
+        assert told.rows.count(MISTAKES["circular need"].text) == 2
+        assert told.registry[f"{kinds.SERVER}.grpc"].state == State.LOADED
+
+
+async def test_bad_entry_point(author: Any) -> None:
+    async with author("bad entry point") as told:
+        assert MISTAKES["bad entry point"].text in told.rows
+
+
+async def test_wrong_python(package: Path, caplog: pytest.LogCaptureFixture) -> None:
+    info = package / "acme-0.1.0.dist-info"
+    info.mkdir()
+    wanted = re.findall(r'requires-python = "(.*)"', MISTAKES["wrong Python"].toml)
+    info.joinpath("METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: acme\nVersion: 0.1.0\nRequires-Python: {wanted[0]}\n"
+    )
+    info.joinpath("entry_points.txt").write_text("[aiocontainerd.plugins]\nacme = acme.plugin\n")
+    async with told(package, "version = 4\n", caplog, PluginPolicy(allow=("acme",))) as found:
+        assert MISTAKES["wrong Python"].text in found.rows
+    assert "acme.plugin" not in sys.modules
+
+
+async def test_unclosed_resource(author: Any) -> None:
+    async with author("unclosed resource") as told:
+        assert MISTAKES["unclosed resource"].text in told.logs
+
+
+async def test_forgotten_deadline(author: Any) -> None:
+    async with author("forgotten deadline") as told:
+        verifier = told.registry[VERIFIER].instance
+        await told.call(lambda: verifier.verify("a", Descriptor("", "", 0), None))
+        assert told.error == MISTAKES["forgotten deadline"].text
+
+
+async def test_leaking_task(author: Any) -> None:
+    async with author("leaking task") as told:
+        pass
+    assert MISTAKES["leaking task"].text in told.logs
+    for task in asyncio.all_tasks():
+        if task.get_name() == "refresh":
+            task.cancel()
+
+
+async def test_mutating_a_frozen_record(author: Any) -> None:
+    async with author("mutating a frozen record") as told:
+        assert MISTAKES["mutating a frozen record"].text in told.rows
