@@ -48,12 +48,12 @@ class Resident:
         return f"<Resident {f'worker={self._worker}' if self._worker else 'resting'} watched={self._watched}>"
 
     def run(self) -> int:
-        """Be the shim; returns the exit status."""
+        """Be the shim; returns the exit status. The first worker is there before the first request."""
         self._take_signals()
-        while self._rest():
-            if not self._let_work():
-                return self._worker_status
-        return 0
+        while self._let_work():
+            if not self._rest():
+                return 0
+        return self._worker_status
 
     def _take_signals(self) -> None:
         self._wake_in.setblocking(False)
