@@ -6,6 +6,7 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from aiocontainerd.errors import ContainerdError
 
@@ -14,13 +15,16 @@ _LIBRARY = sysconfig.get_path("stdlib")
 _SITE = "-packages"
 
 
-def describe(error: BaseException) -> str:
-    """The text of errors that are written to be read; type, text, hint and place of all others."""
+def describe(error: BaseException, module: str = "") -> str:
+    """The text of errors that are written to be read; type, text, hint and place of all others.
+
+    The place is the innermost line of the package that `module` is in, else of any code but the daemon's.
+    """
     if isinstance(error, ContainerdError) or type(error).__module__.partition(".")[0] == "aiocontainerd":
         return " ".join(str(error).split()) or type(error).__name__
     text = " ".join(str(error).split())
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    place = _place(error)
+    place = _place(error, module.partition(".")[0].partition(":")[0])
     return f"{what}{_hint(error)}{f' ({place})' if place else ''}"
 
 
@@ -36,17 +40,24 @@ def _hint(error: BaseException) -> str:
     return ""
 
 
-def _place(error: BaseException) -> str:
-    """File, line and function of the innermost frame that is no code of the daemon or a library."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_foreign(frame.filename)]
+def _place(error: BaseException, package: str) -> str:
+    """File, line and function."""
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_foreign(frame)]
+    own = [(frame, line) for frame, line in frames if _package(frame) == package]
     if not frames:
         return ""
-    innermost = frames[-1]
-    file = Path(innermost.filename)
-    return f"{file.parent.name}/{file.name}:{innermost.lineno} in {innermost.name}"
+    frame, line = (own or frames)[-1]
+    file = Path(frame.f_code.co_filename)
+    return f"{file.parent.name}/{file.name}:{line} in {frame.f_code.co_name}"
 
 
-def _is_foreign(filename: str) -> bool:
+def _package(frame: FrameType) -> str:
+    name: str = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0]
+
+
+def _is_foreign(frame: FrameType) -> bool:
+    filename = frame.f_code.co_filename
     if filename.startswith(("<", _CORE)):
         return False
     return not filename.startswith(_LIBRARY) or _SITE in filename

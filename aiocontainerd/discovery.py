@@ -91,7 +91,7 @@ def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") 
     try:
         yield
     except (Exception, SystemExit) as error:
-        reason = diagnosis.describe(error)
+        reason = diagnosis.describe(error, candidate.module)
         log.error("plugin module %s of %s cannot be loaded: %s", candidate.module, candidate.name, reason)
         log.debug("loading %s failed", candidate.module, exc_info=error)
         row = f"{candidate.name}:{uri}" if uri else candidate.name

@@ -129,7 +129,7 @@ class Plugin:
         if isinstance(error, SkipPlugin):
             self.state, self.reason, self.code = State.SKIPPED, f"{error}: skip plugin", Unknown.code
             return
-        self.state, self.reason = State.FAILED, diagnosis.describe(error)
+        self.state, self.reason = State.FAILED, diagnosis.describe(error, self.registration.init.__module__)
         self.code = error.code if isinstance(error, ContainerdError) else Unknown.code
         log.debug("plugin %s failed", self.uri, exc_info=error)
 

@@ -30,6 +30,11 @@ DECLARED = 'version = 4\n[python_plugins.acme]\nmodule = "acme.plugin"\n'
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def no_blocking_calls() -> None:
+    """Some of the mistakes are blocking calls."""
+
+
 class Mistake(msgspec.Struct):
     """A section of the page: its code, its TOML, and the text that its author gets."""
 
