@@ -18,7 +18,8 @@ from aiocontainerd import kinds
 PREFIX = "io.containerd.timeout.plugin."
 QUICK, WORK, LONG = f"{PREFIX}quick", f"{PREFIX}work", f"{PREFIX}long"
 UNLIMITED = ""
-"""No deadline: the method waits for something that may never happen, such as the exit of a sandbox."""
+"""No deadline: the method waits for what may never happen, such as the exit of a sandbox, or for calls that have each
+their own deadline."""
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -95,7 +96,7 @@ BY_KIND: Mapping[str, Interface] = MappingProxyType(
             protocol="metadata:MetadataStore",
             parts={name: name for name in ("namespaces", "containers", "images", "leases")},
         ),
-        kinds.GC: Interface(protocol="gc:GCScheduler", long=("schedule_and_wait",)),
+        kinds.GC: Interface(protocol="gc:GCScheduler", unlimited=("schedule_and_wait",)),
         kinds.RUNTIME: Interface(protocol="runtime:TaskRuntime", work=("get", "list", "plugin_info"), long=("create",)),
         kinds.SHIM_LAUNCHER: Interface(protocol="shim:ShimLauncher", work=("start", "delete")),
         kinds.EVENT_SINK: Interface(protocol="event_sink:EventSink", work=("deliver",)),

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from aiocontainerd.registry import Daemon, InitContext, Plugin, PluginConfig, Registration
 
 log = logging.getLogger(__name__)
+
+LEFT_TASKS_S = 1.0
+"""What tasks that outlive their plugin have to end when they are cancelled."""
 
 
 class Watcher(msgspec.Struct, frozen=True):
@@ -143,16 +146,23 @@ class Running:
         return instance
 
 
-def note_left_tasks(owners: Owners, healths: dict[str, PluginHealth]) -> None:
-    """Note, and log, what plugins left running when they were stopped."""
-    left: dict[str, list[str]] = {}
+async def end_left_tasks(owners: Owners, healths: Mapping[str, PluginHealth]) -> list[str]:
+    """Cancel what plugins left running when they were stopped, note and log it; URIs of those that take no notice."""
+    left: dict[str, list[asyncio.Task[Any]]] = {}
     for task in asyncio.all_tasks():
         uri = None if task is asyncio.current_task() else owners.of_task(task)
-        if uri in healths:
-            left.setdefault(uri, []).append(task.get_name())
-    for uri, names in sorted(left.items()):
-        healths[uri].leaked = sorted(names)
-        log.warning("plugin %s leaves %d tasks running at its end: %s", uri, len(names), ", ".join(sorted(names)))
+        if uri is not None and uri in healths:
+            left.setdefault(uri, []).append(task)
+    for uri, tasks in sorted(left.items()):
+        healths[uri].leaked = names = sorted(task.get_name() for task in tasks)
+        log.warning("plugin %s leaves %d tasks running at its end: %s", uri, len(names), ", ".join(names))
+    tasks = [task for of_plugin in left.values() for task in of_plugin]
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait(tasks, timeout=LEFT_TASKS_S)
+    return sorted(uri for uri, tasks in left.items() if not all(task.done() for task in tasks))
 
 
 def _missing_need(plugin: Plugin, loaded: dict[str, dict[str, Plugin]], failed: Sequence[Plugin]) -> Plugin | None:
