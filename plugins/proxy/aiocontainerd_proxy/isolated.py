@@ -30,7 +30,7 @@ async def open_isolated(context: InitContext[Any], isolation: Isolation) -> obje
     context.health.rss_bytes = supervisor.rss_bytes
     context.tasks.start_soon(link.keep, name="connection")
     context.tasks.start_soon(supervisor.keep, name="process")
-    return instance_of(context, link)
+    return await instance_of(context, link)
 
 
 class Kept:

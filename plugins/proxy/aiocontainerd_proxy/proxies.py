@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
+
 from aiocontainerd.client.stores import RemoteDiffer
 from aiocontainerd.plugin import InitContext, PluginError, kinds
 from aiocontainerd_proxy import ownership
@@ -32,15 +34,15 @@ async def open_proxy(context: InitContext[Any], settings: ProxyPlugin) -> object
     link = Link(context.uri, settings.address, changed=shown.update)
     shown.update(link)
     context.tasks.start_soon(link.keep, name="connection")
-    return instance_of(context, link)
+    return await instance_of(context, link)
 
 
-def instance_of(context: InitContext[Any], link: Link) -> object:
+async def instance_of(context: InitContext[Any], link: Link) -> object:
     """What others are given to call, by the plugin's kind."""
     connection = ProxyConnection(link, context.daemon.timeout_s)
     if link.kind == kinds.DIFFER:
         return RemoteDiffer(connection)
-    owned = ownership.load(context.root / "owner")
+    owned = await anyio.to_thread.run_sync(ownership.load, context.root / "owner")
     if link.kind == kinds.CONTENT:
         return ProxyContentStore(connection, owned)
     return ProxySnapshotter(connection, owned)

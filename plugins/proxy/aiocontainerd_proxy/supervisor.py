@@ -10,22 +10,19 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 
 from aiocontainerd import durations
+from aiocontainerd.sys import cgroup
 from aiocontainerd_proxy import cgroups
 from aiocontainerd_proxy.backoff import Backoff
 from aiocontainerd_proxy.child import Child, relay
 from aiocontainerd_proxy.link import NotReady
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 START_TIMEOUT_S = 30.0
 """From the start of the process until it serves."""
@@ -60,11 +57,8 @@ class Supervisor:
 
     def rss_bytes(self) -> int | None:
         """Memory of the process, None where there is none."""
-        try:
-            with open(f"/proc/{self.pid}/statm") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError):
-            return None
+        sizes = (cgroup.read_text(f"/proc/{self.pid}/statm") or "").split()
+        return int(sizes[1]) * os.sysconf("SC_PAGE_SIZE") if self.pid and sizes else None
 
     async def serving(self) -> None:
         """Wait while the process starts. Raises NotReady where it has ended, saying how and when it is tried again."""
@@ -91,7 +85,7 @@ class Supervisor:
 
     async def _run_once(self) -> str:
         """Start the process and wait for its end; how it ended."""
-        read, write = os.pipe()
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
                 process = await self._open(write)
@@ -99,7 +93,7 @@ class Supervisor:
                 return f"cannot be started: {error}"
             finally:
                 os.close(write)
-            with self._in_cgroup(process.pid):
+            async with self._in_cgroup(process.pid):
                 return await self._attend(process, read)
         finally:
             os.close(read)
@@ -148,15 +142,19 @@ class Supervisor:
         self._log.error("the process of plugin %s does not serve within %s; ended", self.child.uri, limit)
         process.kill()
 
-    @contextmanager
-    def _in_cgroup(self, pid: int) -> Iterator[None]:
-        directories, refused = cgroups.join(cgroups.name_of(self.child.uri, self.child.state), pid)
+    @asynccontextmanager
+    async def _in_cgroup(self, pid: int) -> AsyncIterator[None]:
+        name = cgroups.name_of(self.child.uri, self.child.state)
+        with anyio.CancelScope(shield=True):
+            directories, refused = await anyio.to_thread.run_sync(cgroups.join, name, pid)
         for refusal in refused:
             self._log.debug("plugin %s has no cgroup of its own: %s", self.child.uri, refusal)
         try:
             yield
         finally:
-            for refusal in cgroups.remove(directories):
+            with anyio.CancelScope(shield=True):
+                refused = await anyio.to_thread.run_sync(cgroups.remove, directories)
+            for refusal in refused:
                 self._log.debug("a cgroup of plugin %s stays: %s", self.child.uri, refusal)
 
 

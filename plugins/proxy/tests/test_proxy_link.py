@@ -1,0 +1,303 @@
+"""The connection of a proxy plugin: its states, its errors, its deadlines, what it asks a peer."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import pytest
+from aiocontainerd_proxy import link as link_module
+from aiocontainerd_proxy.connection import QUICK, ProxyConnection
+from aiocontainerd_proxy.content import ProxyContentStore
+from aiocontainerd_proxy.link import Link, NotReady, State
+from aiocontainerd_proxy.ownership import OWNER, ROOT, Ownership, load, without_marks
+from aiocontainerd_proxy.peer import Peer
+from aiocontainerd_proxy.snapshotter import ProxySnapshotter
+
+from aiocontainerd import api, context, kinds
+from aiocontainerd.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
+from aiocontainerd.filters import compile_filters
+from aiocontainerd.interfaces.service import Service
+from aiocontainerd.interfaces.snapshotter import Info, Snapshotter
+from aiocontainerd.rpc.grpc import GrpcFrontEnd
+from aiocontainerd.rpc.sockets import bind_unix
+from aiocontainerd.serve.content import ContentGrpc
+from aiocontainerd.serve.snapshots import SnapshotsGrpc
+from aiocontainerd.testing.fakes import FakeContentStore, FakeSnapshotter, digest_of
+
+pytestmark = pytest.mark.anyio
+
+URI = f"{kinds.SNAPSHOTTER}.x"
+OWNED = Ownership("me")
+intro, spaces = api.introspection, api.namespaces
+
+
+@pytest.fixture
+def address() -> Any:
+    with tempfile.TemporaryDirectory(prefix="px-", dir="/tmp") as directory:
+        yield f"{directory}/s"
+
+
+@asynccontextmanager
+async def serving(address: str, *services: Service) -> AsyncIterator[None]:
+    front = GrpcFrontEnd(services)
+    bound = bind_unix(address, -1, -1)
+    await front.start(bound.sock)
+    try:
+        yield
+    finally:
+        await front.stop(0)
+        bound.remove()
+
+
+@asynccontextmanager
+async def kept(link: Link) -> AsyncIterator[ProxyConnection]:
+    async with anyio.create_task_group() as group:
+        group.start_soon(link.keep)
+        yield ProxyConnection(link, lambda key: 0.2 if key == QUICK else 5.0)
+        group.cancel_scope.cancel()
+
+
+async def becomes(link: Link, state: State) -> None:
+    with anyio.fail_after(5):
+        while link.state is not state:  # noqa: ASYNC110 - seen from outside, as introspection does
+            await anyio.sleep(0.005)
+
+
+class Any1:
+    """The snapshotters of a peer: one, under any name, which it remembers."""
+
+    def __init__(self, backend: Snapshotter | None = None) -> None:
+        self.backend: Snapshotter = FakeSnapshotter() if backend is None else backend
+        self.asked: list[tuple[str, str, str]] = []
+
+    def snapshotter(self, name: str) -> Snapshotter:
+        called = context.current()
+        self.asked.append((name, called.namespace, called.lease))
+        return self.backend
+
+
+class Hanging:
+    """A service whose calls never end."""
+
+    service_name: ClassVar[str] = SnapshotsGrpc.service_name
+
+    async def stat(self, _request: Any) -> Any:
+        await anyio.sleep_forever()
+
+
+class Plugins:
+    """The introspection of a peer."""
+
+    service_name: ClassVar[str] = "containerd.services.introspection.v1.Introspection"
+
+    def __init__(self, *plugins: intro.Plugin) -> None:
+        self.found = list(plugins)
+        self.filters: list[str] = []
+
+    async def plugins(self, request: intro.PluginsRequest) -> intro.PluginsResponse:
+        self.filters = list(request.filters)
+        return intro.PluginsResponse(plugins=self.found)
+
+
+class Spaces:
+    """The namespaces of a peer."""
+
+    service_name: ClassVar[str] = "containerd.services.namespaces.v1.Namespaces"
+
+    async def list(self, _request: spaces.ListNamespacesRequest) -> spaces.ListNamespacesResponse:
+        return spaces.ListNamespacesResponse(namespaces=[spaces.Namespace(name=name) for name in ("ns2", "ns1")])
+
+
+async def test_without_a_peer_calls_are_unavailable_naming_plugin_and_address(address: str) -> None:
+    link = Link(URI, address)
+    async with kept(link) as connection:
+        with pytest.raises(Unavailable) as failed:
+            await ProxySnapshotter(connection, OWNED).stat("ns/1/a")
+        assert failed.value.message.startswith(f"plugin {URI} at {address} is absent: [Errno 2]")
+        assert link.state is State.ABSENT
+
+
+async def test_a_call_connects_at_once_to_a_peer_that_has_come(address: str) -> None:
+    link = Link(URI, address)
+    async with kept(link) as connection:
+        await becomes(link, State.ABSENT)
+        async with serving(address, SnapshotsGrpc(Any1())):
+            with pytest.raises(NotFound):
+                await ProxySnapshotter(connection, OWNED).stat("ns/1/a")
+            assert (link.state, link.reason) == (State.READY, "")
+
+
+async def test_a_lost_peer_is_seen_and_found_again(address: str) -> None:
+    told: list[State] = []
+    link = Link(URI, address, changed=lambda link: told.append(link.state))
+    async with kept(link) as connection:
+        for _ in range(2):
+            async with serving(address, SnapshotsGrpc(Any1())):
+                await ProxySnapshotter(connection, OWNED).prepare("ns/1/a")
+            await becomes(link, State.ABSENT)
+        assert link.statistics() == {"connects": 2}
+    assert (told.count(State.READY), told[-1]) == (2, State.ABSENT)
+
+
+async def test_a_peer_that_never_answers_has_failed_and_calls_are_answered_at_once(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.05)
+    link = Link(URI, address)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(address)
+        silent.listen()
+        async with kept(link) as connection:
+            await becomes(link, State.FAILED)
+            began = anyio.current_time()
+            with pytest.raises(NotReady, match=r"is failed: no answer within 50ms"):
+                await ProxySnapshotter(connection, OWNED).stat("a")
+            assert anyio.current_time() - began < 0.1
+
+
+async def test_a_call_that_takes_too_long_names_plugin_method_limit_and_key(address: str) -> None:
+    async with serving(address, Hanging()), kept(Link(URI, address)) as connection:
+        with pytest.raises(DeadlineExceeded) as failed:
+            await ProxySnapshotter(connection, OWNED).stat("a")
+    assert failed.value.message == f"plugin {URI}: Stat took longer than 200ms ({QUICK})"
+
+
+async def test_a_peer_that_goes_during_a_call_is_unavailable(address: str) -> None:
+    link = Link(URI, address)
+    async with kept(link) as connection:
+        async with serving(address, SnapshotsGrpc(Any1())):
+            await connection.peer()
+            link.transport.close()
+        with pytest.raises(Unavailable, match=f"plugin {URI} at {address}"):
+            await ProxySnapshotter(connection, OWNED).stat("a")
+
+
+async def test_calls_wait_for_the_gate_and_get_its_reason(address: str) -> None:
+    opened = anyio.Event()
+
+    async def gate() -> None:
+        await opened.wait()
+        raise NotReady("it ended; started again in 1s")
+
+    link = Link(URI, address, gate=gate)
+    async with kept(link) as connection, anyio.create_task_group() as group:
+        group.start_soon(_open_later, opened)
+        with pytest.raises(NotReady, match="is failed: it ended; started again in 1s"):
+            await ProxySnapshotter(connection, OWNED).prepare("a")
+
+
+async def _open_later(event: anyio.Event) -> None:
+    await anyio.sleep(0.02)
+    event.set()
+
+
+async def test_namespace_lease_and_the_name_behind_the_address_travel(address: str) -> None:
+    peer = Any1()
+    async with serving(address, SnapshotsGrpc(peer)), kept(Link(URI, f"{address}#overlayfs")) as connection:
+        snapshotter = ProxySnapshotter(connection, OWNED)
+        with context.use(namespace="ns1", lease="l"):
+            await snapshotter.prepare("ns1/1/a")
+        await snapshotter.remove("ns1/1/a")
+    assert peer.asked == [("overlayfs", "ns1", "l"), ("overlayfs", "ns1", "")]
+
+
+async def test_capabilities_are_asked_when_it_connects(address: str) -> None:
+    plugins = Plugins(intro.Plugin(type=kinds.SNAPSHOTTER, id="x", capabilities=["rebase"]))
+    link = Link(URI, address)
+    async with serving(address, plugins), kept(link):
+        await becomes(link, State.READY)
+    assert link.peer == Peer(("rebase",))
+    assert plugins.filters == [f'type=="{kinds.SNAPSHOTTER}",id=="x"']
+
+
+async def test_a_plugin_that_did_not_load_at_the_peer_has_failed(address: str) -> None:
+    broken = intro.Plugin(type=kinds.SNAPSHOTTER, id="x", init_err=api.rpc.Status(code=2, message="no overlay"))
+    link = Link(URI, address)
+    async with serving(address, Plugins(broken)), kept(link):
+        await becomes(link, State.FAILED)
+    assert link.reason == f"{URI} is not loaded there: no overlay"
+
+
+async def test_in_a_daemon_ours_are_marked_and_the_others_left_alone(address: str) -> None:
+    backend = FakeSnapshotter()
+    peer = Any1(backend)
+    async with serving(address, SnapshotsGrpc(peer), Spaces()), kept(Link(URI, address)) as connection:
+        snapshotter = ProxySnapshotter(connection, OWNED)
+        await backend.prepare("other")
+        with context.use(namespace="ns1", lease="unknown-there"):
+            await snapshotter.prepare("ns1/1/a", labels={"containerd.io/snapshot/x": "y"})
+            assert (await snapshotter.stat("ns1/1/a")).labels == {"containerd.io/snapshot/x": "y"}
+            await snapshotter.update(Info(kind=(await backend.stat("other")).kind, name="ns1/1/a", labels={"k": "v"}))
+            await snapshotter.commit("ns1/2/b", "ns1/1/a")
+        assert backend.infos["ns1/2/b"].labels.keys() == {OWNER, ROOT}
+        assert [info.name async for info in snapshotter.walk()] == ["ns1/2/b", "ns1/2/b"]
+    assert {(namespace, lease) for _, namespace, lease in peer.asked} == {("ns1", ""), ("ns2", "")}
+
+
+async def test_content_of_a_daemon_is_found_in_any_namespace_and_kept(address: str) -> None:
+    store = FakeContentStore()
+    uri = f"{kinds.CONTENT}.x"
+    async with serving(address, ContentGrpc(store), Spaces()), kept(Link(uri, address)) as connection:
+        proxy = ProxyContentStore(connection, OWNED)
+        others = store.put(b"other")
+        assert (await proxy.info(others)).size == 5
+        async with await proxy.writer("ns1/1/ref") as writer:
+            await writer.write(b"data")
+            await writer.commit(4)
+        digest = digest_of(b"data")
+        assert (await store.info(digest)).labels.keys() == {OWNER, ROOT}
+        assert [info.digest async for info in proxy.walk()] == [digest]
+        async with await proxy.writer("ns1/2/ref") as writer:
+            await writer.write(b"other")
+            with pytest.raises(AlreadyExists):
+                await writer.commit(5)
+        assert (await store.info(others)).labels.keys() == {ROOT}
+        async with await store.writer("somebody's"), await proxy.writer("ns1/3/ref"):
+            assert [status.ref for status in await proxy.statuses()] == ["ns1/3/ref"]
+        with pytest.raises(NotFound):
+            await proxy.info(digest_of(b"nothing"))
+
+
+async def test_errors_of_the_peer_are_as_they_were(address: str) -> None:
+    class Refusing(FakeSnapshotter):
+        async def cleanup(self) -> None:
+            raise Unimplemented("snapshotter does not implement Cleanup method")
+
+        async def remove(self, _key: str) -> None:
+            raise FailedPrecondition("cannot remove snapshot with child")
+
+    async with serving(address, SnapshotsGrpc(Any1(Refusing()))), kept(Link(URI, address)) as connection:
+        snapshotter = ProxySnapshotter(connection, OWNED)
+        with pytest.raises(FailedPrecondition, match=r"^cannot remove snapshot with child$"):
+            await snapshotter.remove("a")
+        with pytest.raises(Unimplemented, match=r"^snapshotter does not implement Cleanup method$"):
+            await snapshotter.cleanup()
+
+
+def test_ownership_narrows_every_filter_to_ours() -> None:
+    chosen = compile_filters(OWNED.only_ours(["kind==active", "name==b"]))
+    ours = {"kind": "active", "name": "a", f"labels.{OWNER}": "me"}
+    assert chosen.matches(lambda path: ours.get(".".join(path)))
+    assert not chosen.matches(lambda path: {**ours, f"labels.{OWNER}": "you"}.get(".".join(path)))
+    assert without_marks(OWNED.marked({"a": "b"})) == {"a": "b"}
+
+
+def test_ownership_is_kept_on_disk(tmp_path: Path) -> None:
+    first = load(tmp_path / "owner")
+    assert load(tmp_path / "owner").owner == first.owner
+    assert len(first.owner) == 32
+    (tmp_path / "owner").write_text("")
+    assert load(tmp_path / "owner").owner not in ("", first.owner)
