@@ -1,0 +1,158 @@
+"""The suites as anyone runs them: ours pass, broken plugins fail where they are broken, mistakes in options are told.
+
+Each run is a process of its own without this repository's conftest.py, as it is for a third party.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aiocontainerd.testing.deviations import TABLES, Deviation
+from aiocontainerd.testing.plugin_bench import registration_of
+from aiocontainerd.testing.target import TargetError, replaced, target_of
+
+pytestmark = pytest.mark.timeout(120)
+
+FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?::(?:\w+)::(\w+)", re.MULTILINE)
+COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error|xfailed)")
+
+
+class Run(msgspec.Struct, frozen=True):
+    """What one run of a suite came to."""
+
+    status: int
+    output: str
+
+    @property
+    def failed(self) -> set[str]:
+        """Names of the tests that failed."""
+        return set(FAILED.findall(self.output))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many passed, failed and so on, by the last line."""
+        return {word: int(number) for number, word in COUNTS.findall(self.output.splitlines()[-1])}
+
+
+def run_suite(directory: Path, suite: str, *args: str) -> Run:
+    """Run `pytest --pyargs aiocontainerd.testing.<suite>` in a directory of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short", "--noconftest", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, f"--basetemp={directory / 'tmp'}", "--pyargs", f"aiocontainerd.testing.{suite}", *args],
+        capture_output=True, text=True, cwd=directory, timeout=100,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "400"},
+    )  # fmt: skip
+    return Run(done.returncode, done.stdout + done.stderr)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("suite", "target", "skipped"),
+    [
+        ("snapshotter", "aiocontainerd_snapshotter_native.plugin", 0),
+        ("snapshotter", "aiocontainerd_snapshotter_overlayfs.plugin", 0),
+        ("content", "aiocontainerd_content_local.plugin", 0),
+        ("differ", "aiocontainerd_differ.plugin", 0),
+        ("event_sink", "broken_plugins.broken_sinks:Whole", 1),
+        ("verifier", "broken_plugins.broken_verifiers:Careful", 2),
+    ],
+)
+def test_plugin_that_keeps_its_contract_passes(tmp_path: Path, suite: str, target: str, skipped: int) -> None:
+    run = run_suite(tmp_path, suite, "--target", target)
+    assert run.status == 0, run.output
+    assert run.counts.get("skipped", 0) == skipped, run.output
+    assert run.counts["passed"] > 10
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("suite", "target", "found_by"),
+    [
+        ("snapshotter", "broken_snapshotters:ForgetsLabels", {"test_commit_renames_and_replaces_labels"}),
+        ("snapshotter", "broken_snapshotters:CommitsViews", {"test_view_is_not_committed"}),
+        ("snapshotter", "broken_snapshotters:LosesTree", {"test_snapshots_outlive_the_snapshotter"}),
+        ("snapshotter", "broken_snapshotters:BlocksTheLoop", {"test_prepared_snapshot_is_active"}),
+        ("content", "broken_stores:AcceptsWrongDigest", {"test_wrong_digest_is_refused_and_the_ingest_kept"}),
+        ("content", "broken_stores:StaysLocked", {"test_ref_is_free_and_goes_on_after_a_failed_commit"}),
+        ("differ", "broken_differs:FollowsLinks", {"test_no_entry_escapes"}),
+        ("event_sink", "broken_sinks:OnlyKnownPayloads", {"test_event_is_taken_in_time_whatever_it_carries"}),
+        ("verifier", "broken_verifiers:YesWhenInDoubt", {"test_what_cannot_be_read_is_not_approved"}),
+    ],
+)
+def test_broken_plugin_is_found(tmp_path: Path, suite: str, target: str, found_by: set[str]) -> None:
+    run = run_suite(tmp_path, suite, "--target", f"broken_plugins.{target}")
+    assert run.status == 1, run.output
+    assert found_by <= run.failed
+    assert run.counts["passed"] > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ([], "need --target"),
+        (["--target", "tcp://1.2.3.4:5"], "only unix:// sockets"),
+        (["--target", "acme", "--target-config", "novalue"], "--target-config novalue: write it as KEY=VALUE"),
+        (["--target", "acme", "--target-deviations", "nerdd"], "--target-deviations nerdd: known are containerd-1.6"),
+    ],
+)
+def test_option_that_cannot_be_used_ends_the_run_with_its_reason(tmp_path: Path, args: list[str], text: str) -> None:
+    run = run_suite(tmp_path, "content", *args)
+    assert run.status == 4
+    assert text in run.output
+    assert not run.failed
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("no_such_package", "no module no_such_package"),
+        ("aiocontainerd_differ.plugin", "has no plugin of kind io.containerd.content.v1"),
+        ("aiocontainerd_content_local.plugin:Sore", "has no Sore"),
+        ("aiocontainerd.config", "registers nothing"),
+    ],
+)
+def test_target_that_cannot_be_used_is_told_in_a_line(path: str, text: str) -> None:
+    with pytest.raises(TargetError, match=re.escape(text)):
+        registration_of(path, "io.containerd.content.v1")
+
+
+def test_class_that_registers_nothing_is_a_plugin_as_it_stands() -> None:
+    registration = registration_of("aiocontainerd.testing.fakes:FakeContentStore", "io.containerd.content.v1", "mine")
+    assert registration.uri == "io.containerd.content.v1.mine"
+
+
+def test_config_values_are_toml_or_plain_texts(tmp_path: Path) -> None:
+    given = ["a=1", "b=yes", 'c="1"', "d.e=[true]", "f={tmp}/x", "g=x=y"]
+    config = target_of("acme", config=given).config
+    assert config == {"a": 1, "b": "yes", "c": "1", "d": {"e": [True]}, "f": "{tmp}/x", "g": "x=y"}
+    assert replaced({"f": ["{tmp}/x", 1]}, tmp_path) == {"f": [f"{tmp_path}/x", 1]}
+
+
+def test_address_and_name_of_a_socket() -> None:
+    target = target_of("unix:///run/containerd/containerd.sock#overlayfs")
+    assert (target.remote, target.path, target.name) == (True, "unix:///run/containerd/containerd.sock", "overlayfs")
+    assert target.modules() == []
+
+
+def test_every_deviation_is_of_a_test_that_exists() -> None:
+    from aiocontainerd.testing import content, differ, event_sink, snapshotter, verifier
+
+    for deviation in (deviation for table in TABLES.values() for deviation in table):
+        suites = [
+            getattr(module, deviation.suite, None) for module in (content, differ, event_sink, snapshotter, verifier)
+        ]
+        assert any(hasattr(suite, deviation.test.partition("[")[0]) for suite in suites), deviation
+
+
+def test_deviation_is_of_one_target_where_it_names_one() -> None:
+    deviation = Deviation("TestX", "test_a", "why", "#native")
+    assert deviation.is_of("TestX", "test_a[1]", "unix:///x#native")
+    assert not deviation.is_of("TestX", "test_a", "unix:///x#overlayfs")
+    assert not deviation.is_of("TestY", "test_a", "unix:///x#native")
