@@ -14,7 +14,7 @@ setup-test:
 	@contrib/quickstart/setup.sh test
 
 run: setup
-	@$(PY) contrib/quickstart/quickstart.py run --image "$(IMAGE)" --command "$(CMD)"
+	@$(PY) contrib/quickstart/quickstart.py run --image "$(IMAGE)" --command "$(CMD)" --snapshotter "$(SNAPSHOTTER)"
 
 serve: setup
 	@$(PY) contrib/quickstart/quickstart.py serve

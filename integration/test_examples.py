@@ -88,6 +88,64 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+# all of them
+
+IN_COPY_OF_ENVIRONMENT = """
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work"
+mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$2"
+shift 2
+.venv/bin/pip install --quiet --no-build-isolation "$@"
+exec .venv/bin/python contrib/quickstart/quickstart.py run --snapshotter reflink
+"""
+"""The commands of README.md; what they install is on an overlay that only they see."""
+
+
+def test_examples_install_into_the_environment_of_make_run(tmp_path: Path) -> None:
+    environment = SCRIPTS.parent
+    if environment != REPOSITORY / ".venv":
+        pytest.skip(f"the tests do not run in the environment that `make run` sets up, but in {environment}")
+    folders = [f"./contrib/{name}" for name in EXAMPLES]
+    script = ["unshare", "-m", "sh", "-euc", IN_COPY_OF_ENVIRONMENT, "sh", str(tmp_path), str(environment), *folders]
+    offline = {
+        **os.environ,
+        "PIP_NO_INDEX": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    done = subprocess.run(script, cwd=REPOSITORY, env=offline, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert "hello from a container under aiocontainerd\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("suite", "target", "config"),
+    [
+        ("snapshotter", "aiocontainerd_snapshotter_reflink.plugin:ReflinkSnapshotter", ()),
+        ("event_sink", "aiocontainerd_event_webhook.plugin", ("target={tmp}/events.jsonl",)),
+        ("verifier", "aiocontainerd_verifier_signature.plugin", ("keys_dir={tmp}", "signatures_dir={tmp}")),
+    ],
+)
+def test_examples_pass_the_suites_of_their_kinds(
+    installed: Path, tmp_path: Path, suite: str, target: str, config: tuple[str, ...]
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--pyargs",
+        f"aiocontainerd.testing.{suite}",
+    ]
+    options = ["--target", target, *(f"--target-config={key}" for key in config)]
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
 # snapshotter-reflink
 
 

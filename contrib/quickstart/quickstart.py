@@ -85,19 +85,20 @@ def make_image(directory: Path) -> Path:
     return archive
 
 
-def run(image: str, command: list[str]) -> int:
+def run(image: str, command: list[str], snapshotter: str) -> int:
     """The quick start: one container on a daemon of its own; the container's exit status."""
+    chosen = ["--snapshotter", snapshotter] if snapshotter else []
     require_root()
     directory = Path(tempfile.mkdtemp(prefix="aiocontainerd-", dir="/tmp"))
     namespace = f"quickstart-{secrets.token_hex(3)}"
     try:
         with daemon(directory) as address:
             if image:
-                status = actr(address, namespace, "images", "pull", image)
+                status = actr(address, namespace, "images", "pull", *chosen, image)
             else:
-                status = actr(address, namespace, "images", "import", str(make_image(directory)))
+                status = actr(address, namespace, "images", "import", *chosen, str(make_image(directory)))
             if status == 0:
-                status = actr(address, namespace, "run", "--rm", image or LOCAL_IMAGE, "hello", *command)
+                status = actr(address, namespace, "run", "--rm", *chosen, image or LOCAL_IMAGE, "hello", *command)
     finally:
         clean(directory, namespace)
     print_next()
@@ -145,7 +146,9 @@ def print_next() -> None:
 to try next:
   make serve                                                     a daemon that stays, in the foreground
   .venv/bin/actr -a {SERVE_STATE}/a.sock plugins ls     what it is made of
-  ctr -a {SERVE_STATE}/a.sock images pull IMAGE         containerd's own client on it"""
+  ctr -a {SERVE_STATE}/a.sock images pull IMAGE         containerd's own client on it
+  .venv/bin/pip install --no-build-isolation ./contrib/snapshotter-reflink
+  make run SNAPSHOTTER=reflink                                   a plugin from its own package, installed and used"""
     )
 
 
@@ -170,12 +173,13 @@ def main() -> int:
     once = commands.add_parser("run", help="run one container on a daemon of its own")
     once.add_argument("--image", default="", help="an image to pull; without it one is made of busybox")
     once.add_argument("--command", default="", help="the command line to run in it")
+    once.add_argument("--snapshotter", default="", help="the snapshotter of its root, such as that of an example")
     commands.add_parser("serve", help="keep a daemon in the foreground")
     chosen = parser.parse_args()
     if chosen.what == "serve":
         return serve()
     given = shlex.split(chosen.command)
-    return run(chosen.image, given or ([] if chosen.image else DEFAULT_COMMAND))
+    return run(chosen.image, given or ([] if chosen.image else DEFAULT_COMMAND), chosen.snapshotter)
 
 
 if __name__ == "__main__":

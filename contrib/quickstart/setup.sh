@@ -22,6 +22,8 @@ if [ "${1:-run}" = test ]; then
   need zstd zstd
   need ps procps
   need ip iproute2
+  need mkfs.xfs xfsprogs
+  need openssl openssl
 fi
 if [ -n "$missing" ]; then
   if [ "$(id -u)" != 0 ]; then
