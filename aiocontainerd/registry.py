@@ -227,6 +227,13 @@ class InitContext(Generic[ConfigT]):
         self._watchers.append(watcher)
         self._stack.callback(self._watchers.remove, watcher)
 
+    def reject(self, uri: str, reason: str) -> None:
+        """Say of another plugin that this one cannot use it: it has failed, its row and a log record say why."""
+        self.log.error("plugin %s: %s", uri, reason)
+        plugin = self._registered(uri)
+        if plugin is not None:
+            plugin.failed(PluginError(reason))
+
     def on_stop(self, callback: Callable[[], Awaitable[object]]) -> None:
         """Run `callback` when the plugin stops, also after a failed init; last registered runs first."""
         self._stack.push_async_callback(callback)

@@ -17,7 +17,7 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.hookspecs import hookimpl
 from aiocontainerd.interfaces.server import Server
-from aiocontainerd.registry import InitContext, PluginConfig, PluginError, Registration, SkipPlugin
+from aiocontainerd.registry import InitContext, PluginConfig, Registration, SkipPlugin
 
 if TYPE_CHECKING:
     import ssl
@@ -149,19 +149,13 @@ def servable(context: InitContext[Any], kind: str) -> list[Service]:
         try:
             binding.bind(service)
         except (ValueError, TypeError, AttributeError) as error:
-            _not_served(context, f"{kind}.{plugin_id}", str(error))
+            context.reject(f"{kind}.{plugin_id}", f"not served: {error}")
             continue
         taken = chosen.setdefault(service.service_name, (plugin_id, service))
         if taken[1] is not service:
-            _not_served(context, f"{kind}.{plugin_id}", f"{service.service_name} is served already, by {taken[0]}")
+            reason = f"not served: {service.service_name} is served already, by {taken[0]}"
+            context.reject(f"{kind}.{plugin_id}", reason)
     return [service for _, service in chosen.values()]
-
-
-def _not_served(context: InitContext[Any], uri: str, reason: str) -> None:
-    context.log.error("plugin %s is not served: %s", uri, reason)
-    for plugin in context.daemon.plugins():
-        if plugin.uri == uri:
-            plugin.failed(PluginError(f"not served: {reason}"))
 
 
 def tls_context(config: GrpcTcpConfig) -> ssl.SSLContext | None:

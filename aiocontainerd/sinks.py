@@ -113,7 +113,7 @@ class SinkPumps:
 
 
 async def init(context: InitContext[Config]) -> SinkPumps:
-    """The pumps of every sink that is loaded. A sink whose filters do not parse gets no events, and one log record."""
+    """The pumps of every sink that is loaded. A sink whose filters do not parse gets no events, and has failed."""
     sinks = context.get_all(kinds.EVENT_SINK)
     if not sinks:
         raise SkipPlugin("no event sink is loaded")
@@ -124,7 +124,7 @@ async def init(context: InitContext[Config]) -> SinkPumps:
         try:
             pump = pumps.add(uri, sink, context.bus, context.config.queue_size)
         except InvalidArgument as error:
-            context.log.error("%s gets no events: %s", uri, error)
+            context.reject(uri, f"gets no events: {error.message}")
             continue
         context.tasks.start_soon(pump.run, name=plugin_id)
 

@@ -12,7 +12,6 @@ from aiocontainerd.diagnosis import describe
 from aiocontainerd.errors import NotFound
 from aiocontainerd.plugin import PluginError
 
-
 NOTHING: dict[str, str] = {}
 
 

@@ -162,8 +162,8 @@ async def test_a_plugin_that_cannot_be_served_is_named_and_left_out(
             f"not served: {VERSION} is served already, by a-version"
         )
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR] == [
-        f"plugin io.containerd.grpc.v1.b-version is not served: {VERSION} is served already, by a-version",
-        "plugin io.containerd.grpc.v1.stranger is not served: "
+        f"plugin io.containerd.grpc.v1.b-version: not served: {VERSION} is served already, by a-version",
+        "plugin io.containerd.grpc.v1.stranger: not served: "
         "Stranger.service_name is 'no.such.Service', which is no service of the API; "
         "a service of another API has its methods in `methods`",
     ]

@@ -145,7 +145,9 @@ async def test_a_filter_that_does_not_parse_is_told_and_the_pump_goes_on(
         publish(bus, "/a")
         assert (pump.state, pump.instance.statistics()) == (State.LOADED, {})
     (message,) = [record.message for record in caplog.records if record.levelno == logging.ERROR]
-    assert message.startswith("io.containerd.event-sink.v1.acme gets no events: failed parsing subscription filters: ")
+    assert message.startswith(
+        "plugin io.containerd.event-sink.v1.acme: gets no events: failed parsing subscription filters: "
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ Vocabulary. An *event* is something that happened: a topic such as `/tasks/exit`
 time, and a typed payload. It travels in an *envelope*. A *sink* takes events somewhere: a file, a queue, a web hook.
 
 Life cycle. The core gives every sink a queue of its own and a task that empties it: `deliver` is called with one
-envelope at a time, in the order of publication, from the moment all plugins are loaded until the daemon stops; then
-what is queued is delivered for a bounded time (`stop_timeout`). Events that other plugins publish while they start
-are queued, too. The queue holds `queue_size` events; when it is full the oldest is dropped and counted. Both keys are
-in `[plugins."io.containerd.internal.v1.event-sinks"]`.
+envelope at a time, in the order of publication, until the daemon stops; then what is queued is delivered for a
+bounded time (`stop_timeout`). Sinks start early, so that they get what other plugins publish while they start. The
+queue holds `queue_size` events; when it is full the oldest is dropped and counted. Both keys are in
+`[plugins."io.containerd.internal.v1.event-sinks"]`.
 
 `filters` is read once, when the sink is loaded: containerd's filters (facts/core 2) over `topic`, `namespace` and
 `event.<field>`, such as `topic~=^/tasks/`; an event is delivered if one of them matches, each of them without
-filters. A filter that does not parse fails the sink with its text. Events of every namespace are delivered; the
+filters. A sink whose filter does not parse has failed, with the parser's text. Events of every namespace are delivered; the
 namespace is in the envelope and not in the context of the call.
 
 What must fail and how: nothing does. Publishers never wait for a sink. What `deliver` raises is logged under the
