@@ -10,7 +10,11 @@ import pytest
 
 from aiocontainerd.testing import blocking
 
-OUR_PACKAGES = ["aiocontainerd", *sorted(p.name for p in Path(__file__).parent.glob("plugins/*/aiocontainerd_*"))]
+HERE = Path(__file__).parent
+OUR_PACKAGES = [
+    "aiocontainerd",
+    *sorted(path.name for folder in ("plugins", "contrib") for path in HERE.glob(f"{folder}/*/aiocontainerd_*")),
+]
 
 MAY_BLOCK = [*blocking.MAY_BLOCK, "aiocontainerd_shim"]
 """A shim reads cgroup files in a process of its own, one for each container."""
