@@ -11,8 +11,8 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
@@ -109,15 +109,15 @@ async def _serve(registry: Registry, daemon: Daemon, reloader: Reloader, config:
             await _start_servers(registry)
             _tell_service_manager(systemd.READY)
             log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
-            with _watchdog(registry, config):
+            async with _watchdog(registry, config):
                 await stop.wait()
             _tell_service_manager(systemd.STOPPING)
             await _stop_servers(registry)
         signals.cancel_scope.cancel()
 
 
-@contextmanager
-def _watchdog(registry: Registry, config: Config) -> Iterator[None]:
+@asynccontextmanager
+async def _watchdog(registry: Registry, config: Config) -> AsyncIterator[None]:
     """Watch the event loop while it serves; what plugins do when they start and stop has deadlines of its own."""
 
     def note(block: attribution.Block) -> None:
@@ -126,11 +126,11 @@ def _watchdog(registry: Registry, config: Config) -> Iterator[None]:
             health.note_block(block)
 
     watchdog = Watchdog(durations.parse(config.settings.debug.block_threshold), registry.owners, note)
-    watchdog.start()
+    await watchdog.start()
     try:
         yield
     finally:
-        watchdog.stop()
+        await watchdog.stop()
 
 
 def _root_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -17,6 +17,9 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+import anyio
+import anyio.to_thread
+
 from aiocontainerd import durations
 from aiocontainerd.attribution import Block, Owners
 
@@ -48,19 +51,20 @@ class Watchdog:
     def __repr__(self) -> str:
         return f"<Watchdog of {self.threshold_s:g} s, {self.blocks} blocks>"
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to watch; a threshold of 0 watches nothing."""
         if self.threshold_s <= 0:
             return
         watched = (asyncio.get_running_loop(), threading.get_ident())
         self._thread = threading.Thread(target=self._run, args=watched, name="watchdog", daemon=True)
-        self._thread.start()
+        await anyio.to_thread.run_sync(self._thread.start)
 
-    def stop(self) -> None:
-        """End the thread. It is quick to end, so this may be called on the event loop."""
+    async def stop(self) -> None:
+        """End the thread."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(_STOP_S)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._thread.join, _STOP_S)
 
     def _run(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
         before = time.monotonic()
