@@ -170,10 +170,10 @@ async def test_missing_dependency(author: Any) -> None:
 async def test_blocking_call(author: Any) -> None:
     async with author("blocking call") as told:
         watchdog = Watchdog(0.1, told.registry.owners, lambda _block: None)
-        watchdog.start()
+        await watchdog.start()
         told.bus.publish("/a", typeurl.Any("acme", b""), namespace="default")
         await anyio.sleep(0.01)
-        await to_thread.run_sync(watchdog.stop)
+        await watchdog.stop()
         assert MISTAKES["blocking call"].text in told.logs
 
 

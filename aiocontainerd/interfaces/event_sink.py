@@ -11,8 +11,8 @@ queue holds `queue_size` events; when it is full the oldest is dropped and count
 
 `filters` is read once, when the sink is loaded: containerd's filters (facts/core 2) over `topic`, `namespace` and
 `event.<field>`, such as `topic~=^/tasks/`; an event is delivered if one of them matches, each of them without
-filters. A sink whose filter does not parse has failed, with the parser's text. Events of every namespace are delivered; the
-namespace is in the envelope and not in the context of the call.
+filters. A sink whose filter does not parse has failed, with the parser's text. Events of every namespace are
+delivered; the namespace is in the envelope and not in the context of the call.
 
 What must fail and how: nothing does. Publishers never wait for a sink. What `deliver` raises is logged under the
 plugin's name and counted, and the event is gone: who wants retries makes them inside of `deliver`, and gives up
