@@ -251,7 +251,7 @@ async def test_a_launcher_that_cleans_up_needs_no_delete_action(world: World) ->
         assert (await task.wait()).status == 137
         assert (await task.delete()).status == 137
         with anyio.fail_after(5):
-            while world.bundle("a").exists():
+            while world.bundle("a").exists():  # noqa: ASYNC110 - it goes after the answer, in a thread
                 await anyio.sleep(0.01)
     assert world.launcher.actions == ["start a"]
     assert world.launcher.shims["a"].calls[-2:] == ["delete", "shutdown"]
