@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -244,6 +246,48 @@ def test_events_of_a_run_are_lines_in_their_order(installed: Path, archive: Path
     assert {event["namespace"] for event in events} == {ours.namespace}
     assert events[3]["event"]["exit_status"] == 7
     assert events[0]["event"]["image"] == NAME
+
+
+@contextmanager
+def receiver(statuses: list[int]) -> Iterator[tuple[str, list[bytes]]]:
+    """An HTTP server that answers with one status after the other, then 204; yields its URL and the bodies it took."""
+    taken: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status = statuses.pop(0) if statuses else 204
+            if status == 204:
+                taken.append(body)
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is printed."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", taken
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_events_reach_a_url_in_their_order_though_it_was_busy(installed: Path, archive: Path) -> None:
+    with receiver([503, 503]) as (url, taken):
+        config = WEBHOOK + f'target = "{url}"\nbackoff = "10ms"\nfilters = ["topic~=^/tasks/"]\n'
+        with daemon(installed, config) as ours:
+            ours.ctr("images", "import", "--snapshotter", "native", str(archive))
+            ours.ctr("run", "--rm", "--snapshotter", "native", NAME, "demo", "true")
+            until(lambda: len(taken) == 4)
+    topics = [json.loads(body)["topic"] for body in taken]
+    assert topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
 
 
 def test_url_that_cannot_be_reached_costs_nobody_anything(installed: Path, archive: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import threading
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
@@ -48,27 +50,39 @@ def target_of(text: str, token: Secret) -> Target:
 
 
 class FileTarget:
-    """A file, opened for every line, so that it can be rotated at any time."""
+    """A file, opened for every line, so that it can be rotated at any time.
+
+    A write that hangs is left behind in its thread, and others fail until it ends: it costs one thread, not all.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._writing = threading.Lock()
 
     def __str__(self) -> str:
         return self._path
 
     async def write(self, line: bytes) -> None:
         try:
-            await to_thread.run_sync(self._append, line)
+            await to_thread.run_sync(self._append, line, abandon_on_cancel=True)
         except OSError as error:
             raise Unreached(f"{self._path}: {error.strerror}") from error
 
     def _append(self, line: bytes) -> None:
+        if not self._writing.acquire(blocking=False):
+            raise OSError(errno.EBUSY, "a write before this one has not ended")
+        try:
+            self._append_alone(line)
+        finally:
+            self._writing.release()
+
+    def _append_alone(self, line: bytes) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         try:
             before = os.fstat(file).st_size
             if os.write(file, line) != len(line):  # the disk is full: half a line would spoil the next one
                 os.ftruncate(file, before)
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(file)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 from aiocontainerd_event_webhook.lines import line_of
 from aiocontainerd_event_webhook.plugin import Config, Webhook
+from aiocontainerd_event_webhook.targets import FileTarget
 from aiohttp import web
 
 from aiocontainerd import api
@@ -211,6 +213,23 @@ async def test_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert path.read_bytes() == line
+
+
+async def test_write_that_hangs_costs_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hung, go_on = [], threading.Event()
+
+    def hang(_target: FileTarget, line: bytes) -> None:
+        hung.append(line)
+        go_on.wait(10)
+
+    monkeypatch.setattr(FileTarget, "_append_alone", hang)
+    async with sink(tmp_path, target=str(tmp_path / "file"), timeout="20ms", attempts=3, backoff="1ms") as webhook:
+        try:
+            with pytest.raises(errors.Unavailable, match=r"a write before this one has not ended \(attempt 3"):
+                await webhook.deliver(envelope())
+        finally:
+            go_on.set()
+    assert len(hung) == 1
 
 
 # URLs.

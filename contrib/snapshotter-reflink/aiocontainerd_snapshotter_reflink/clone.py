@@ -22,11 +22,10 @@ def clone_tree(source: str, target: str) -> None:
     directories = [(source, target)]
     for old, new in directories:  # grows on the way, parents first
         os.mkdir(new, 0o700)
-        with os.scandir(old) as entries:
-            for entry in entries:
-                from_thread.check_cancelled()
-                pair = entry.path, os.path.join(new, entry.name)
-                directories.append(pair) if entry.is_dir(follow_symlinks=False) else clone_entry(*pair, first_copies)
+        for entry in list(os.scandir(old)):
+            from_thread.check_cancelled()
+            pair = entry.path, os.path.join(new, entry.name)
+            directories.append(pair) if entry.is_dir(follow_symlinks=False) else clone_entry(*pair, first_copies)
     for old, new in reversed(directories):  # a directory's times change with its entries, so they are set last
         keep_status(os.lstat(old), old, new)
 
@@ -53,6 +52,7 @@ def clone_file(source: str, target: str) -> None:
             ioctl(new, FICLONE, old.fileno())
         except OSError:
             while block := old.read(1 << 16):
+                from_thread.check_cancelled()
                 new.seek(len(block), os.SEEK_CUR) if block.count(0) == len(block) else new.write(block)
             new.truncate()
 
