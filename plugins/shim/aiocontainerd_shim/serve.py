@@ -21,7 +21,7 @@ from aiocontainerd_shim.publisher import Forwarder, Publisher
 from aiocontainerd_shim.reaper import Reaper
 from aiocontainerd_shim.resident import Resident
 from aiocontainerd_shim.service import TaskService, TaskServiceV2
-from aiocontainerd_shim.worker import Worker
+from aiocontainerd_shim.worker import Spawned, Worker
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.bootstrap import Identity
@@ -146,38 +146,18 @@ async def serve(listener: socket.socket, identity: Identity, duty: Duty | None =
             worker = Worker(duty, server, service, publisher, reaper, spawned)
             await worker.take_over()
             helpers.append(tasks.create_task(worker.hand_over_when_quiet()))
-        await server.start(listener)
-        await ending.wait()
+            worker.accept(listener)
+            await ending.wait()
+            worker.refuse(listener)
+        else:
+            await server.start(listener)
+            await ending.wait()
         await server.aclose(_SERVER_GRACE_S)
         await publisher.drained(SHUTDOWN_TIMEOUT_S - _SERVER_GRACE_S)
         for helper in helpers:
             helper.cancel()
     await forwarder.aclose()
     reaper.stop()
-
-
-class Spawned:
-    """Work beside the calls, as long as it runs."""
-
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
-        self._tasks = tasks
-        self._running: set[asyncio.Task[None]] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._running)
-
-    def start(self, work: Coroutine[object, object, None]) -> None:
-        """Start it."""
-        task = self._tasks.create_task(_guarded(work))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-
-async def _guarded(work: Coroutine[object, object, None]) -> None:
-    try:
-        await work
-    except Exception:  # the edge of a task: one container's failure must not end the others
-        log.exception("a task of the shim failed")
 
 
 async def _discard(_event: object) -> None:

@@ -7,11 +7,11 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import msgspec
 
-from aiocontainerd.rpc.ttrpc.server import TtrpcServer
+from aiocontainerd.rpc.ttrpc.server import RestedConnection, TtrpcServer
 from aiocontainerd_shim.publisher import Publisher
 from aiocontainerd_shim.reaper import Reaper
 from aiocontainerd_shim.rest import (
@@ -30,9 +30,34 @@ from aiocontainerd_shim.service import TaskService
 log = logging.getLogger(__name__)
 
 LINGER_S = 0.3
+ACCEPT_AGAIN_S = 1.0
 LOOK_AGAIN_MAX_S = 5.0
 LASTING_CALLS = frozenset({"Wait"})
 """Calls that may be in flight while the shim rests; they are carried out anew by the next worker."""
+
+
+class Spawned:
+    """Work beside the calls, as long as it runs."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
+
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        """Start it."""
+        task = self._tasks.create_task(_guarded(work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+
+async def _guarded(work: Coroutine[object, object, None]) -> None:
+    try:
+        await work
+    except Exception:  # the edge of a task: one container's failure must not end the others
+        log.exception("a task of the shim failed")
 
 
 class Worker:
@@ -45,10 +70,10 @@ class Worker:
         service: TaskService,
         publisher: Publisher,
         reaper: Reaper,
-        spawned: object,
+        spawned: Spawned,
         leave: Callable[[int], object] = os._exit,
     ) -> None:
-        """`spawned` is true while anything runs beside the calls; `leave` ends the process."""
+        """`spawned` has what runs beside the calls; `leave` ends the process."""
         self._duty = duty
         self._server = server
         self._service = service
@@ -74,6 +99,17 @@ class Worker:
         self._duty.channel.setblocking(False)
         asyncio.get_running_loop().add_reader(self._duty.channel.fileno(), self._on_channel)
 
+    def accept(self, listener: socket.socket) -> None:
+        """Take connections from now on. The server does not, for one that is half accepted must not be left behind."""
+        if listener.fileno() >= 0:
+            listener.setblocking(False)
+            asyncio.get_running_loop().add_reader(listener.fileno(), self._on_connection, listener)
+
+    def refuse(self, listener: socket.socket) -> None:
+        """Take no more connections."""
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+        listener.close()
+
     async def hand_over_when_quiet(self) -> None:
         """Look now and then whether nothing has been asked lately and nothing is going on, and leave then."""
         requests, delay_s = -1, LINGER_S
@@ -92,6 +128,20 @@ class Worker:
         if self._spawned or self._reaper.claimed or not self._publisher.idle:
             return False
         return self._service.can_rest and self._server.can_rest(LASTING_CALLS)
+
+    def _on_connection(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as failure:
+            log.warning("no connection taken for %g s: %s", ACCEPT_AGAIN_S, failure)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener.fileno())
+            loop.call_later(ACCEPT_AGAIN_S, self.accept, listener)
+            return
+        connection.setblocking(False)
+        self._spawned.start(self._server.resume(connection, RestedConnection(0, [])))
 
     def _on_channel(self) -> None:
         try:
