@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from aiocontainerd.config import load
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
 from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, push
 
@@ -272,3 +273,33 @@ def test_a_plugin_declared_in_toml_runs_as_another_user(tmp: Path) -> None:
         digest = daemon.ctr("content", "ingest", "ref", stdin=b"data").returncode
         assert digest == 0
         assert b"4 B" in daemon.ctr("content", "ls").stdout.replace(b"4B", b"4 B")
+
+
+PAGE = REPOSITORY / "docs" / "plugins" / "from-a-go-proxy.md"
+
+
+def blocks(language: str) -> list[str]:
+    """The code of a language on the page for authors of Go proxy plugins."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_the_page_for_authors_of_go_proxies_does_what_it_says(
+    tmp: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,), (ours_proxy, stock_proxy, declared, moved), (line,) = blocks("python"), blocks("toml"), blocks("sh")
+    (tmp / "acme_copies.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp))
+    command = [word.replace("/run/acme", str(tmp)).replace("/var/lib", str(tmp)) for word in line.split()]
+    with (
+        process([str(SCRIPTS / command[0]), *command[1:]], tmp / "acme.sock"),
+        peer(Debians, config=stock_proxy.replace("/run/acme", str(tmp))) as stock,
+    ):
+        stock.ctr("images", "import", str(archive))
+        runs(stock, "acme-copies")
+    for text in (ours_proxy, declared, moved):
+        (tmp / "checked.toml").write_text(text)
+        load(tmp / "checked.toml")
+    with peer(Ours, config=config(tmp, declared.removeprefix("version = 3\n"))) as ours:
+        ours.ctr("images", "import", str(archive))
+        runs(ours, "acme-copies")
+        assert exports(ours, "acme-copies")["isolation"] == "process"
