@@ -1,0 +1,126 @@
+"""`docs/plugins/tutorial.md`, read and done: its files are written, its commands run, its outputs seen."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from harness import REPOSITORY, SCRIPTS, Ours, Peer, docker_registry, peer, push
+
+pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
+
+PAGE = REPOSITORY / "docs" / "plugins" / "tutorial.md"
+IMAGE = "docker.io/library/busybox:latest"
+RESTART = "systemctl restart aiocontainerd"
+COMMAND_S = 60.0
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A fenced block of the page."""
+
+    language: str
+    path: str
+    text: str
+
+
+def blocks() -> Iterator[Block]:
+    for language, path, text in re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        yield Block(language, path, text)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What stands for the page's image: a busybox in a registry on this host."""
+    archive = tmp_path_factory.mktemp("image") / "image.tar"
+    write_archive(archive, IMAGE, [Image(layers=[busybox_layer()])])
+    with docker_registry(tmp_path_factory.mktemp("registry")) as address:
+        push(archive, address, "busybox:latest")
+        yield f"{address}/busybox:latest"
+
+
+class Reader:
+    """Somebody who follows the page in a directory, with a daemon."""
+
+    def __init__(self, directory: Path, image: str) -> None:
+        self.directory = directory
+        self.site = directory / "site"
+        self.image = image
+        self.daemon: Peer | None = None
+        self.output = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the reader's commands and daemon see: the package as `pip install -e` shows it."""
+        return {"PYTHONPATH": f"{self.directory / 'acme-layers'}:{self.site}"}
+
+    def follow(self, block: Block) -> None:
+        assert self.daemon is not None
+        if block.language == "sh":
+            self.output = "".join(self._command(line) for line in block.text.splitlines())
+        elif block.language == "text":
+            for line in block.text.splitlines():
+                assert _squeezed(line) in _squeezed(self.output), self.output
+        elif block.language == "toml":
+            with self.daemon.config_path.open("a") as config:
+                config.write(f"\n{block.text}")
+        else:
+            assert block.path, f"a block of {block.language} without a path"
+            (self.directory / block.path).write_text(block.text)
+
+    def _command(self, line: str) -> str:
+        assert self.daemon is not None
+        if line == RESTART:
+            self.daemon.stop()
+            self.daemon.start()
+            return ""
+        if line.startswith("pip install -e "):
+            return self._install(line.split()[-1])
+        line = line.replace(
+            f"pull --snapshotter acme-layers {IMAGE}", f"pull --plain-http --snapshotter acme-layers {IMAGE}"
+        )
+        line = line.replace(IMAGE, self.image).replace("config explain", f"config explain -c {self.daemon.config_path}")
+        line = re.sub(r"^ctr ", f"ctr -a {self.daemon.address} -n {self.daemon.namespace} ", line)
+        line = re.sub(r"^actr ", f"actr -a {self.daemon.address} ", line)
+        return self.run(line)
+
+    def _install(self, folder: str) -> str:
+        """Install the metadata that an editable install would leave in the environment, in a directory of the test."""
+        options = "--quiet --no-index --no-deps --no-build-isolation --disable-pip-version-check"
+        return self.run(f"{sys.executable} -m pip install {options} --upgrade --target {self.site} ./{folder}")
+
+    def run(self, line: str) -> str:
+        assert self.daemon is not None
+        environment = {**os.environ, **self.environment, "PATH": f"{SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin"}
+        done = subprocess.run(
+            line, shell=True, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=COMMAND_S
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}\n{self.daemon.log()[-4000:]}"
+        return done.stdout
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[ \t]+", " ", text)
+
+
+def test_who_follows_the_tutorial_runs_containers_on_a_snapshotter_of_their_own(tmp_path: Path, image: str) -> None:
+    reader = Reader(tmp_path, image)
+
+    class WithReader(Ours):
+        def environment(self) -> dict[str, str]:
+            return {**super().environment(), **reader.environment}
+
+    with peer(WithReader) as daemon:
+        reader.daemon = daemon
+        for block in blocks():
+            reader.follow(block)
+        assert "isolation=process" in reader.run(f"actr -a {daemon.address} plugins ls -d id==acme-layers")
+        daemon.ctr("images", "rm", "--sync", image)
+        assert len(daemon.ctr("snapshots", "--snapshotter", "acme-layers", "ls").stdout.splitlines()) == 1
