@@ -47,6 +47,8 @@ def remove(directories: Iterable[str]) -> list[OSError]:
 
 
 def _own_directories() -> list[str]:
+    """Hierarchies without a controller are how a service manager keeps track of the daemon, and stay as they are."""
     paths = cgroup.locate(os.getpid())
-    found = [paths.unified] if paths.is_unified else [*paths.controllers.values()]
+    controllers = (path for name, path in paths.controllers.items() if not name.startswith("name="))
+    found = [paths.unified] if paths.is_unified else controllers
     return sorted({directory for directory in found if os.path.isdir(directory)})

@@ -26,10 +26,27 @@ QUICK = "io.containerd.timeout.plugin.quick"
 WORK = "io.containerd.timeout.plugin.work"
 LONG = "io.containerd.timeout.plugin.long"
 _CLASSES = {
-    **dict.fromkeys(("Prepare", "View", "Commit", "Remove", "Cleanup", "Usage", "Delete", "Write"), WORK),
+    **dict.fromkeys(
+        (
+            "Prepare",
+            "View",
+            "Commit",
+            "Remove",
+            "Cleanup",
+            "Usage",
+            "Update",
+            "Delete",
+            "Write",
+            "ListStatuses",
+            "Abort",
+        ),
+        WORK,
+    ),
     **dict.fromkeys(("Apply", "Diff", "List", "Read"), LONG),
 }
 """Deadline classes of methods by name; the others are quick."""
+MARGIN_S = 0.5
+"""The daemon's dispatcher has the same deadlines and counts who misses them: the connection's come after its."""
 
 
 class ProxyConnection(Connection):
@@ -73,7 +90,7 @@ class ProxyConnection(Connection):
         """A unary call. Raises what the plugin answered, Unavailable and DeadlineExceeded naming it."""
         with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
-            return await ready.call(service, method, request, answer, timeout_s=limit_s)
+            return await ready.call(service, method, request, answer, timeout_s=limit_s + MARGIN_S)
 
     async def messages(
         self,
@@ -87,7 +104,7 @@ class ProxyConnection(Connection):
         """The messages of a server stream; the deadline is for all of them."""
         with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
-            ready.timeout_s = limit_s
+            ready.timeout_s = limit_s + MARGIN_S
             async with aclosing(ready.messages(service, method, request, answer)) as received:
                 async for message in received:
                     yield message
@@ -105,7 +122,7 @@ class ProxyConnection(Connection):
 
     async def _ready(self, limit_s: float) -> Connection:
         """The plain connection that this call is made on."""
-        with anyio.move_on_after(limit_s) as waiting:
+        with anyio.move_on_after(limit_s + MARGIN_S) as waiting:
             transport = await self.link.ready()
         if waiting.cancelled_caught:
             raise self.link.not_ready()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 import msgspec
 
@@ -32,12 +32,11 @@ class ProxyContentStore:
 
     async def info(self, digest: str) -> Info:
         """Raises NotFound."""
-        _, info = await self._find(digest)
-        return info
+        return _shown(await (await self._store_of(digest)).info(digest))
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Raises NotFound."""
-        store, _ = await self._find(info.digest)
+        store = await self._store_of(info.digest)
         peer = await self._connection.peer()
         if peer.namespaced and "labels" in (paths or ("labels",)):
             info = msgspec.structs.replace(info, labels=self._ownership.marked(info.labels))
@@ -56,13 +55,11 @@ class ProxyContentStore:
 
     async def delete(self, digest: str) -> None:
         """Raises NotFound."""
-        store, _ = await self._find(digest)
-        await store.delete(digest)
+        await (await self._store_of(digest)).delete(digest)
 
     async def reader(self, digest: str) -> RemoteReader:
         """Raises NotFound."""
-        store, _ = await self._find(digest)
-        return await store.reader(digest)
+        return await (await self._store_of(digest)).reader(digest)
 
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> ProxyWriter:
         """Raises Unavailable where another holds the ingest, AlreadyExists where `expected` is there."""
@@ -91,25 +88,21 @@ class ProxyContentStore:
         """Raises NotFound."""
         await self._within(_namespace_of(ref)).abort(ref)
 
-    async def _find(self, digest: str) -> tuple[RemoteContentStore, Info]:
+    async def _store_of(self, digest: str) -> RemoteContentStore:
         """The store that has a blob: the caller's namespace, else any other, for blobs are shared (facts/core 4)."""
         peer = await self._connection.peer()
         here = context.current().namespace
-        missing = NotFound(f"content digest {digest}")
-        if here or not peer.namespaced:
-            try:
-                return await self._in(here, digest)
-            except NotFound as error:
-                missing = error
-        if peer.namespaced:
-            for namespace in await self._connection.namespaces(everywhere=True):
-                with suppress(NotFound):
-                    return await self._in(namespace, digest)
-        raise missing
+        if not peer.namespaced:
+            return self._within(here)
+        if here and await self._has(here, digest):
+            return self._within(here)
+        for namespace in await self._connection.namespaces(everywhere=True):
+            if await self._has(namespace, digest):
+                return self._within(namespace)
+        raise NotFound(f"content digest {digest}")
 
-    async def _in(self, namespace: str, digest: str) -> tuple[RemoteContentStore, Info]:
-        store = self._within(namespace)
-        return store, _shown(await store.info(digest))
+    async def _has(self, namespace: str, digest: str) -> bool:
+        return await Content(self._connection.within(namespace)).exists(digest)
 
     def _within(self, namespace: str) -> RemoteContentStore:
         return RemoteContentStore(self._connection.within(namespace))

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -82,7 +83,7 @@ def carried_back(value: Any, here: asyncio.AbstractEventLoop) -> Any:
     return value._target if isinstance(value, Away) else carried(value, here)
 
 
-_classes: dict[type, type[Away]] = {}
+_classes: WeakKeyDictionary[type, type[Away]] = WeakKeyDictionary()
 
 
 def _stand_in_class(target: type) -> type[Away]:

@@ -17,35 +17,37 @@ INTROSPECTION = "containerd.services.introspection.v1.Introspection"
 NAMESPACES = "containerd.services.namespaces.v1.Namespaces"
 
 
-class Peer(msgspec.Struct, frozen=True):
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """What a peer told of itself."""
 
     capabilities: tuple[str, ...] = ()
+    exports: dict[str, str] = {}
     namespaced: bool = False
     """A whole daemon: it keeps what it is given apart by namespace, and collects what nothing refers to."""
 
 
 async def ask(transport: GrpcClient, kind: str, name: str, *, timeout_s: float) -> Peer:
     """The peer behind a connection. Raises Unavailable for a plugin that did not load there, and what calls raise."""
-    return Peer(
-        await _capabilities(transport, kind, name, timeout_s),
-        await namespaces(transport, timeout_s=timeout_s) is not None,
-    )
+    namespaced = await namespaces(transport, timeout_s=timeout_s) is not None
+    plugin = await _plugin(transport, kind, name, timeout_s)
+    if plugin is None:
+        return Peer(namespaced=namespaced)
+    return Peer(capabilities=tuple(plugin.capabilities), exports=dict(plugin.exports), namespaced=namespaced)
 
 
-async def _capabilities(transport: GrpcClient, kind: str, name: str, timeout_s: float) -> tuple[str, ...]:
-    """Of the plugin where it lives; none where the peer has no introspection, or a plugin of that kind and name."""
+async def _plugin(transport: GrpcClient, kind: str, name: str, timeout_s: float) -> api.introspection.Plugin | None:
+    """The plugin where it lives; None where the peer has no introspection, or no plugin of that kind and name."""
     i = api.introspection
     request = i.PluginsRequest(filters=[f"type=={json.dumps(kind)},id=={json.dumps(name)}"])
     try:
         answer = await transport.unary(INTROSPECTION, "Plugins", request, timeout_s=timeout_s)
     except Unimplemented:
-        return ()
+        return None
     for plugin in cast("api.introspection.PluginsResponse", answer).plugins:
         if plugin.init_err is not None and plugin.init_err.code:
             raise Unavailable(f"{kind}.{name} is not loaded there: {plugin.init_err.message}")
-        return tuple(plugin.capabilities)
-    return ()
+        return plugin
+    return None
 
 
 async def namespaces(transport: GrpcClient, *, timeout_s: float) -> list[str] | None:

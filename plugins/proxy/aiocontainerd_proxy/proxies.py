@@ -1,7 +1,7 @@
 """The user's side of `[proxy_plugins]`: an instance over a connection, whose state introspection shows.
 
-Exports are those of the config, `address`, and `state` with a `reason` where there is one. The capabilities of the
-config win; without any, those that the peer tells are taken.
+Exports are those of the config, those that the peer tells besides, `address`, and `state` with a `reason` where there
+is one. The capabilities of the config win; without any, those that the peer tells are taken.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Shown:
 
     def update(self, link: Link) -> None:
         """Show the state of `link` as it is now."""
+        for key, value in link.peer.exports.items():
+            self._exports.setdefault(key, value)
         self._exports["state"] = link.state.value
         self._exports.pop("reason", None)
         if link.reason:

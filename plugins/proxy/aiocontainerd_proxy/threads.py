@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 import msgspec
 import uvloop
 
@@ -37,7 +36,10 @@ async def open_in_thread(context: InitContext[Any], registration: Registration) 
 
 
 class Home:
-    """A thread with an event loop, and what a plugin has in it: tasks, and what to do at the end."""
+    """A thread with an event loop, and what a plugin has in it: tasks, and what to do at the end.
+
+    It is made, started and closed in the daemon's loop.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -45,7 +47,8 @@ class Home:
         self.stack = AsyncExitStack()
         self.tasks: PluginTasks | None = None
         self._leave: asyncio.Event | None = None
-        self._ready = threading.Event()
+        self._outer = asyncio.get_running_loop()
+        self._ready, self._ended = asyncio.Event(), asyncio.Event()
         # A thread that hangs must not keep the daemon from ending.
         self._thread = threading.Thread(target=self._run, name=f"plugin {uri}", daemon=True)
 
@@ -55,13 +58,14 @@ class Home:
     async def start(self) -> None:
         """Start the thread and wait for its loop."""
         self._thread.start()
-        await anyio.to_thread.run_sync(self._ready.wait, abandon_on_cancel=True)
+        await self._ready.wait()
 
     async def aclose(self) -> None:
         """End the plugin in its thread, then the thread. One that hangs is waited for until the caller gives up."""
         if self._thread.is_alive() and self._leave is not None:
             self.loop.call_soon_threadsafe(self._leave.set)
-            await anyio.to_thread.run_sync(self._thread.join, abandon_on_cancel=True)
+            await self._ended.wait()
+            self._thread.join()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -69,15 +73,15 @@ class Home:
             self.loop.run_until_complete(self._live())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
-            self._ready.set()
             self.loop.close()
+            self._outer.call_soon_threadsafe(self._ended.set)
 
     async def _live(self) -> None:
         self._leave = asyncio.Event()
         async with anyio.create_task_group() as group:
             self.tasks = PluginTasks(self.uri, group)
             async with self.stack:
-                self._ready.set()
+                self._outer.call_soon_threadsafe(self._ready.set)
                 await self._leave.wait()
             group.cancel_scope.cancel()
 

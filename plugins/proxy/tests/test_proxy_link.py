@@ -219,7 +219,7 @@ async def test_capabilities_are_asked_when_it_connects(address: str) -> None:
     link = Link(URI, address)
     async with serving(address, plugins), kept(link):
         await becomes(link, State.READY)
-    assert link.peer == Peer(("rebase",))
+    assert link.peer == Peer(capabilities=("rebase",))
     assert plugins.filters == [f'type=="{kinds.SNAPSHOTTER}",id=="x"']
 
 
