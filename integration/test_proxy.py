@@ -223,6 +223,7 @@ def test_isolated_processes_serve_and_are_started_again(tmp: Path, archive: Path
     with peer(Ours, config=config(tmp, ISOLATED)) as daemon:
         daemon.ctr("images", "import", str(archive))
         runs(daemon, "native")
+        assert exports(daemon, "native")["root"] == str(daemon.root / "io.containerd.snapshotter.v1.native")
         first = int(exports(daemon, "native")["pid"])
         assert Path(f"/proc/{first}/cmdline").read_bytes().count(NATIVE.encode()) == 1
         assert plugin_cgroups(first)
