@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+from aiocontainerd.plugin import InitContext, PluginConfig, kinds, register
 
 
 class Config(PluginConfig, frozen=True):
@@ -13,6 +11,7 @@ class Config(PluginConfig, frozen=True):
     root_path: str = ""
 
 
+@register(kinds.SNAPSHOTTER, "native", config=Config)
 async def init(context: InitContext[Config]) -> object:
     """The started snapshotter; stopping the plugin closes it."""
     from aiocontainerd_snapshotter_native.snapshotter import NativeSnapshotter
@@ -23,8 +22,3 @@ async def init(context: InitContext[Config]) -> object:
     await snapshotter.start()
     context.on_stop(snapshotter.aclose)
     return snapshotter
-
-
-@hookimpl
-def register_plugins() -> Iterable[Registration]:
-    return [Registration(kind=kinds.SNAPSHOTTER, id="native", config=Config, init=init)]

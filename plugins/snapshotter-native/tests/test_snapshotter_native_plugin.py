@@ -6,17 +6,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from aiocontainerd_snapshotter_native.plugin import Config, register_plugins
+from aiocontainerd_snapshotter_native.plugin import Config
 
 from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
+from aiocontainerd.loading import registrations_of
 from aiocontainerd.registry import Daemon, Registry, State
 
 
 @pytest.mark.anyio
 async def test_plugin_starts_and_stops(tmp_path: Path) -> None:
     registry = Registry()
-    (registration,) = register_plugins()
+    (registration,) = registrations_of("aiocontainerd_snapshotter_native.plugin")
     added = registry.add(registration)
     daemon = Daemon(
         root=tmp_path / "root",
@@ -37,7 +38,7 @@ async def test_plugin_starts_and_stops(tmp_path: Path) -> None:
 
 
 def test_registration() -> None:
-    (registration,) = register_plugins()
+    (registration,) = registrations_of("aiocontainerd_snapshotter_native.plugin")
     assert registration.uri == f"{kinds.SNAPSHOTTER}.native"
 
 
