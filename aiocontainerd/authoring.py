@@ -24,9 +24,17 @@ PluginT = TypeVar("PluginT", bound=Callable[..., Any])
 
 
 def register(
-    kind: str, plugin_id: str, *, requires: Iterable[str] = (), config: type[PluginConfig] = PluginConfig
+    kind: str,
+    plugin_id: str,
+    *,
+    requires: Iterable[str] = (),
+    wants: Iterable[str] = (),
+    config: type[PluginConfig] = PluginConfig,
 ) -> Callable[[PluginT], PluginT]:
     """Make the class or the coroutine function below a plugin. It is returned as it is, and may be registered again.
+
+    `requires` names kinds that start before it and without which it does not start, `wants` kinds that it uses where
+    there are any.
 
     A coroutine function is the plugin's `init`: it is given the context and returns the instance.
 
@@ -41,7 +49,12 @@ def register(
 
     def carry(target: PluginT) -> PluginT:
         made = Registration(
-            kind=kind, id=plugin_id, requires=tuple(requires), config=config, init=_init_of(target, plugin_id)
+            kind=kind,
+            id=plugin_id,
+            requires=tuple(requires),
+            wants=tuple(wants),
+            config=config,
+            init=_init_of(target, plugin_id),
         )
         setattr(target, CARRIER, (*carried(target), made))
         return target

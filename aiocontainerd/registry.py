@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import anyio
 import msgspec
 
-from aiocontainerd import diagnosis, kinds
+from aiocontainerd import diagnosis
 from aiocontainerd.attribution import Owners, PluginHealth, package_of
 from aiocontainerd.errors import ContainerdError, NotFound, Unknown
+from aiocontainerd.ordering import CircularNeedError, dependency_order
 from aiocontainerd.running import Running, Watcher, end_left_tasks
 
 if TYPE_CHECKING:
@@ -40,16 +41,7 @@ class SkipPlugin(Exception):
 
 
 class PluginError(Exception):
-    """A registration that cannot be used: a duplicate, a circular need, a missing required plugin."""
-
-
-class CircularNeedError(PluginError):
-    """Plugins that require each other in a circle, in its order."""
-
-    def __init__(self, circle: Sequence[Plugin]) -> None:
-        self.circle = circle
-        names = " -> ".join(plugin.uri for plugin in (*circle, circle[0]))
-        super().__init__(f"plugins require each other in a circle: {names}")
+    """A registration that cannot be used: a duplicate, a missing required plugin, an instance that is none."""
 
 
 ConfigT = TypeVar("ConfigT", bound=PluginConfig)
@@ -68,7 +60,8 @@ class State(StrEnum):
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """What a plugin's hook returns. `requires` names kinds; `kinds.ALL` means everything that is not a server.
 
-    An `early` plugin starts, with what it requires, before those that are not.
+    `wants` names kinds that start before it and that it can do without, even where all of them fail. An `early`
+    plugin starts, with what it requires, before those that are not.
     """
 
     kind: str
@@ -76,6 +69,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     init: Callable[[InitContext[Any]], Awaitable[object]]
     requires: tuple[str, ...] = ()
     config: type[PluginConfig] = PluginConfig
+    wants: tuple[str, ...] = ()
     early: bool = False
 
     @property
@@ -201,7 +195,8 @@ class InitContext(Generic[ConfigT]):
         if absent is None:
             return uri
         self._plugin.caused_by = uri
-        if absent.state == State.REGISTERED and absent.kind not in self._plugin.registration.requires:
+        needed = (*self._plugin.registration.requires, *self._plugin.registration.wants)
+        if absent.state == State.REGISTERED and absent.kind not in needed:
             return f"{uri} (not started yet: {self.uri} does not name {absent.kind} in requires)"
         return f"{uri} ({absent.reason})" if absent.reason else uri
 
@@ -340,7 +335,7 @@ class Registry:
         while True:
             enabled = {u: p for u, p in self._plugins.items() if p.state == State.REGISTERED}
             try:
-                return _dependency_order(enabled)
+                return dependency_order(enabled)
             except CircularNeedError as error:
                 strangers = [plugin for plugin in error.circle if not is_first_party(plugin.distribution)]
                 for plugin in strangers or error.circle:
@@ -448,37 +443,6 @@ class Registry:
                 raise PluginError(f"required plugin {uri} is not installed")
             if plugin.state != State.LOADED:
                 raise PluginError(f"required plugin {uri} is not loaded ({plugin.state}): {plugin.reason}")
-
-
-def _dependency_order(enabled: Mapping[str, Plugin]) -> list[Plugin]:
-    by_kind: dict[str, list[Plugin]] = {}
-    for plugin in enabled.values():
-        by_kind.setdefault(plugin.kind, []).append(plugin)
-    done: dict[str, Plugin] = {}
-    trail: list[Plugin] = []
-
-    def needs(plugin: Plugin) -> Iterable[Plugin]:
-        for kind in plugin.registration.requires:
-            if kind == kinds.ALL:
-                yield from (p for p in enabled.values() if kinds.ALL not in p.registration.requires)
-            else:
-                yield from by_kind.get(kind, ())
-
-    def visit(plugin: Plugin) -> None:
-        if plugin.uri in done:
-            return
-        if plugin in trail:
-            raise CircularNeedError(trail[trail.index(plugin) :])
-        trail.append(plugin)
-        for need in needs(plugin):
-            if need is not plugin:
-                visit(need)
-        trail.pop()
-        done[plugin.uri] = plugin
-
-    for uri in sorted(enabled, key=lambda uri: (not enabled[uri].registration.early, uri)):
-        visit(enabled[uri])
-    return list(done.values())
 
 
 def is_first_party(distribution: str) -> bool:

@@ -125,7 +125,11 @@ class Running:
         loaded = [other for of_kind in self.loaded.values() for other in of_kind.values()]
         if plugin not in loaded:
             return
-        needs = [p.uri for p in loaded if p is not plugin and plugin.kind in p.registration.requires]
+        needs = [
+            p.uri
+            for p in loaded
+            if p is not plugin and plugin.kind in (*p.registration.requires, *p.registration.wants)
+        ]
         holders = sorted(uri for uri in needs if uri not in told)
         if holders:
             raise FailedPrecondition(f"plugin {plugin.uri} is in use by {', '.join(holders)}: restart needed")

@@ -148,7 +148,5 @@ def _stop_timeout_s(config: Config) -> float:
 def register_plugins() -> list[Registration]:
     """The pump. It starts early, so that sinks get what other plugins publish while they start."""
     return [
-        Registration(
-            kind=kinds.INTERNAL, id=PLUGIN_ID, requires=(kinds.EVENT_SINK,), config=Config, init=init, early=True
-        )
+        Registration(kind=kinds.INTERNAL, id=PLUGIN_ID, wants=(kinds.EVENT_SINK,), config=Config, init=init, early=True)
     ]

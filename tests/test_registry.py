@@ -203,6 +203,15 @@ async def test_what_needs_a_failed_plugin_says_the_root_cause(host: Host) -> Non
         assert host.did == ["init m", "stop m"]
 
 
+async def test_what_is_only_wanted_starts_before_and_may_fail(host: Host) -> None:
+    host.registry.add(Registration(kind=CONTENT, id="c", wants=(METADATA,), init=raising(SkipPlugin("seen"))))
+    wanted = host.add(METADATA, "m", init=raising(RuntimeError("disk on fire")))
+    async with host.run():
+        assert [plugin.id for plugin in host.registry.plugins] == ["m", "c"]
+        assert wanted.state == State.FAILED
+        assert host.registry["io.containerd.content.v1.c"].reason == "seen: skip plugin"
+
+
 async def test_one_failed_plugin_of_a_kind_is_no_missing_need(host: Host) -> None:
     host.add(SNAPSHOTTER, "a", init=raising(RuntimeError("no")))
     host.add(SNAPSHOTTER, "b")
