@@ -55,7 +55,7 @@ async def test_a_dump_shows_plugins_tasks_and_threads_with_their_stacks() -> Non
         release.set()
         thread.join()
     assert "<Plugin io.containerd.snapshotter.v1.busy ok> <Busy 3 calls>\n" in text
-    assert "<Plugin io.containerd.snapshotter.v1.bad error: no disk> \n" in text
+    assert "<Plugin io.containerd.snapshotter.v1.bad error: OSError: no disk> \n" in text
     assert "--- the waiting task\n" in text
     assert "in waits_here" in text
     assert "--- a-worker\n" in text
