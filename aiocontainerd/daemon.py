@@ -109,11 +109,23 @@ async def _serve(registry: Registry, daemon: Daemon, reloader: Reloader, config:
             await _start_servers(registry)
             _tell_service_manager(systemd.READY)
             log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
+            await anyio.to_thread.run_sync(_load_messages)
             async with _watchdog(registry, config):
                 await stop.wait()
             _tell_service_manager(systemd.STOPPING)
             await _stop_servers(registry)
         signals.cancel_scope.cancel()
+
+
+def _load_messages() -> None:
+    """Messages of events are made on the event loop, where the first import of them would block it.
+
+    Nobody waits for this: it is done once the daemon serves.
+    """
+    from aiocontainerd import api, typeurl
+
+    typeurl.message_name(api.images.ImageDelete())
+    typeurl.message_name(api.event_types.SnapshotRemove())
 
 
 @asynccontextmanager

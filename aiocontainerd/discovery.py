@@ -13,7 +13,7 @@ import msgspec
 from aiocontainerd import diagnosis, hookspecs, loading
 from aiocontainerd.beside import Beside
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
-from aiocontainerd.policy import EVERYTHING, Admission, admit
+from aiocontainerd.policy import EVERYTHING, Admission, admit, header
 from aiocontainerd.registry import Registration, Registry, State
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ def candidates(
     """What to load and what is refused, in a stable order. A module that the config declares needs no other leave."""
     found = [Candidate(name, name) for name in BUILT_IN]
     refused: list[Candidate] = []
-    for entry in sorted(installed, key=lambda e: (e.name, e.dist.name if e.dist else "")):
-        name = entry.dist.name if entry.dist else ""
+    named = [(entry, header(entry.dist, "Name")) for entry in installed]
+    for entry, name in sorted(named, key=lambda one: (one[0].name, one[1])):
         candidate = Candidate(entry.name, entry.value, name, admit(policy, name, entry.dist))
         (refused if candidate.admission.refusal else found).append(candidate)
     found += [Candidate(name, plugin.module) for name, plugin in sorted(declared.items())]

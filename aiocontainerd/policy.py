@@ -6,6 +6,7 @@ import base64
 import fnmatch
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution
@@ -53,13 +54,32 @@ def admit(policy: PluginPolicy, name: str, distribution: Distribution | None) ->
 
 def wrong_python(distribution: Distribution | None) -> str:
     """That a package needs another Python than this one, "" where it does not."""
-    if distribution is None or "Requires-Python" not in distribution.metadata:
+    wanted = header(distribution, "Requires-Python")
+    if distribution is None or not wanted or _meets_lower_bound(wanted):
         return ""
-    wanted = distribution.metadata["Requires-Python"]
     running = ".".join(str(part) for part in sys.version_info[:3])
     if _in_range(running, wanted):
         return ""
     return f"{distribution.name} {distribution.version} needs Python {wanted}, the daemon runs {running}"
+
+
+def header(distribution: Distribution | None, name: str) -> str:
+    """A field of a package's METADATA, "" where it has none.
+
+    `Distribution.metadata` would import the parser of mail and run it over the whole description.
+    """
+    if distribution is None:
+        return ""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    fields, _, _ = text.replace("\r\n", "\n").partition("\n\n")
+    found = re.search(rf"^{re.escape(name)}[ \t]*:[ \t]*(.*(?:\n[ \t].*)*)", fields, re.IGNORECASE | re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""
+
+
+def _meets_lower_bound(wanted: str) -> bool:
+    """Whether a range is the common `>=3.11` and this Python is in it, which needs no parser of ranges."""
+    bound = re.fullmatch(r">=\s*(\d+(?:\.\d+){0,2})", wanted)
+    return bound is not None and sys.version_info[:3] >= tuple(map(int, bound[1].split(".")))
 
 
 def _entry(entry: str | AllowedPackage) -> AllowedPackage:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 
 import pytest
@@ -70,14 +71,15 @@ def failed(modules: Path, text: str, caplog: pytest.LogCaptureFixture) -> str:
 
 
 def entry(name: str, distribution: str) -> EntryPoint:
-    class Distribution:
-        pass
+    class Installed(Distribution):
+        def read_text(self, filename: str) -> str | None:
+            return f"Metadata-Version: 2.1\nName: {distribution}\n" if filename == "METADATA" else None
+
+        def locate_file(self, path: str | os.PathLike[str]) -> Path:
+            return Path(path)
 
     found = EntryPoint(name, f"{name}.plugin", hookspecs.ENTRY_POINT_GROUP)
-    dist = Distribution()
-    dist.metadata = {}  # type: ignore[attr-defined]
-    dist.name = distribution  # type: ignore[attr-defined]
-    vars(found)["dist"] = dist
+    vars(found)["dist"] = Installed()
     return found
 
 

@@ -1,11 +1,12 @@
 """Generate `api/gen` and `api/services.py` from `api/proto` (`make proto`; `--check` only compares).
 
-Two things differ from what the betterproto2 compiler writes by itself:
+Three things differ from what the betterproto2 compiler writes by itself:
 
 - `google.protobuf.Timestamp` fields stay messages of seconds and nanoseconds. Unwrapped to `datetime`
   they would lose nanoseconds, and an event or record must leave the daemon as exact as it came in.
 - Services become one table of names (`api/services.py`) instead of classes, so that a front end can be
   bound without importing a single message module.
+- Imports that cost more than the module itself are gone or wait for their use.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ _UNWRAPPED_TIMESTAMP = re.compile(
     r'"datetime\.datetime \| None" = betterproto2\.field\(\s*(\d+),\s*betterproto2\.TYPE_MESSAGE,\s*'
     r"unwrap=lambda: (\w+)\.Timestamp,\s*optional=True,?\s*\)"
 )
+
+_UNUSED = "from google.protobuf.descriptor import Descriptor\n"
+_DATES = "import dateutil.parser\n"
 
 
 def protoc(out: Path, descriptor_set: Path) -> None:
@@ -72,6 +76,19 @@ def drop_foreign_comments(module: Path) -> None:
     module.write_text(re.sub(r'^ +"""\n.*?^ +"""\n', "", module.read_text(), flags=re.DOTALL | re.MULTILINE))
 
 
+def defer_imports(module: Path) -> None:
+    """Drop the import that a generated module does not need, and move the one it needs in one place only.
+
+    The compiler takes a message named Descriptor for the class of another runtime, which it imports and never uses;
+    a parser of dates serves nothing but JSON.
+    """
+    text = module.read_text().replace(_UNUSED, "")
+    if _DATES in text:
+        text = text.replace(_DATES, "", 1)
+        text = re.sub(r"^( +)(?=.*dateutil\.parser\.)", rf"\1{_DATES}\1", text, flags=re.MULTILINE)
+    module.write_text(text)
+
+
 def services_table(descriptor_set: Path) -> str:
     """The text of `api/services.py`: every service, its methods, their types and streaming."""
     from google.protobuf import descriptor_pb2
@@ -109,6 +126,7 @@ def generate(target: Path) -> None:
         protoc(gen, descriptor_set)
         for module in gen.rglob("*.py"):
             keep_nanoseconds(module)
+            defer_imports(module)
         drop_foreign_comments(gen / "google" / "protobuf" / "__init__.py")
         table = services_table(descriptor_set)
         shutil.rmtree(target / "gen", ignore_errors=True)

@@ -8,4 +8,16 @@
 
 from __future__ import annotations
 
-from aiocontainerd.client.client import Client as Client
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiocontainerd.client.client import Client as Client
+
+
+def __getattr__(name: str) -> Any:
+    """`Client`, imported when it is asked for: the daemon uses `client.convert` and must not wait for the rest."""
+    if name != "Client":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from aiocontainerd.client.client import Client
+
+    return Client

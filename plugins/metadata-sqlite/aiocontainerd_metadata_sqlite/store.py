@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.content import ContentStore
@@ -61,7 +60,6 @@ class SqliteMetadataStore:
     async def open(self) -> None:
         """Open the database. Whatever an earlier run left in the backends is looked at by the first collection."""
         await self.engine.open()
-        await anyio.to_thread.run_sync(_load_messages)
 
     async def aclose(self) -> None:
         """Finish what was handed in and close the database."""
@@ -159,11 +157,3 @@ class SqliteMetadataStore:
             return True
         found = self._snapshotters.get(resource_type.removeprefix(SNAPSHOTS))
         return found is None or await prune.prune_snapshots(self.engine, found)
-
-
-def _load_messages() -> None:
-    """Events are made on the event loop, where the first import of their messages would block it."""
-    from aiocontainerd import api, typeurl
-
-    typeurl.message_name(api.images.ImageDelete())
-    typeurl.message_name(api.event_types.SnapshotRemove())

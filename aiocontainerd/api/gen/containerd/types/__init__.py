@@ -21,7 +21,6 @@ __all__ = (
 from dataclasses import dataclass
 
 import betterproto2
-from google.protobuf.descriptor import Descriptor
 
 from ...message_pool import default_message_pool
 
