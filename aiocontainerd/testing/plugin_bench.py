@@ -15,6 +15,8 @@ from aiocontainerd.events import EventBus
 from aiocontainerd.registry import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, Registry, State
 from aiocontainerd.testing.target import Target, TargetError, TargetSkippedError, replaced
 
+_METHODS_OF = {kinds.SNAPSHOTTER: ("prepare", "commit", "mounts"), kinds.CONTENT: ("writer", "reader", "abort")}
+
 
 class PluginBench:
     """Opens a plugin again and again. See `target.Bench`."""
@@ -69,16 +71,38 @@ def registration_of(path: str, kind: str, plugin_id: str = "") -> Registration:
     raise TargetError(f"{path} has no plugin of kind {kind}{named}")
 
 
+def has_kind(path: str, kind: str, plugin_id: str = "") -> bool:
+    """Whether a path brings a plugin of a kind. A class that registers nothing is known by its methods."""
+    target = _loaded(path)
+    if _is_bare(target):
+        return all(hasattr(target, method) for method in _METHODS_OF.get(kind, ("",)))
+    return any(r.kind == kind and plugin_id in ("", r.id) for r in _registrations(path, kind, plugin_id))
+
+
 def _registrations(path: str, kind: str, plugin_id: str) -> Sequence[Registration]:
+    target = _loaded(path)
     try:
-        target = loading.load(path)
-        if isinstance(target, type) and not authoring.carried(target) and not hasattr(target, "register_plugins"):
-            requires = (kinds.METADATA,) if kind == kinds.DIFFER else ()
-            authoring.register(kind, plugin_id or target.__name__.lower(), requires=requires)(target)
-            return authoring.carried(target)[-1:]
-        return loading.registrations_of(path)
+        if not _is_bare(target):
+            return loading.registrations_of(path)
+        requires = (kinds.METADATA,) if kind == kinds.DIFFER else ()
+        authoring.register(kind, plugin_id or target.__name__.lower(), requires=requires)(target)
+    except PluginError as error:
+        raise TargetError(f"--target {path}: {error}") from error
+    bare = authoring.carried(target)[-1:]
+    delattr(target, authoring.CARRIER)
+    return bare
+
+
+def _loaded(path: str) -> Any:
+    try:
+        return loading.load(path)
     except (ImportError, PluginError) as error:
         raise TargetError(f"--target {path}: {error}") from error
+
+
+def _is_bare(target: Any) -> bool:
+    """Whether it is a class that registers nothing."""
+    return isinstance(target, type) and not authoring.carried(target) and not hasattr(target, "register_plugins")
 
 
 def _check_loaded(plugin: Plugin) -> None:

@@ -112,11 +112,19 @@ def ingest_statuses(layout: Layout) -> list[Status]:
 
 
 def remove_ingest(directory: Path, ref: str) -> None:
-    """Remove an ingest with its data. Raises NotFound where there is none."""
+    """Remove an ingest with its data. Raises NotFound where there is none.
+
+    It is renamed away first, so that a crash leaves it whole or gone; what a crash kept from being deleted goes with
+    the next removal.
+    """
+    removed = directory.parent.parent / "removed"
+    removed.mkdir(mode=0o755, exist_ok=True)
     try:
-        shutil.rmtree(directory)
+        directory.rename(removed / f"{directory.name}.{timestamps.now_ns()}")
     except FileNotFoundError:
         raise NotFound(f"reference {ref}") from None
+    for entry in os.scandir(removed):
+        shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def write_time(path: Path, ns: int) -> None:

@@ -1,0 +1,99 @@
+"""The steps of a plugin: every call by which Python changes a file, a directory or a database, counted as it comes.
+
+At a chosen step the process kills itself, or the thread hangs. What is counted: audit events of names in directories,
+which come whoever makes the call, and by profiling the calls that have none (write, fsync, SQL). What C code does on
+its own account is one step with the call it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+HANG_S = 10.0
+"""A hang that nobody ends."""
+
+_AUDITED = frozenset(
+    f"os.{name}"
+    for name in (
+        "chmod", "chown", "link", "mkdir", "remove", "removexattr", "rename", "rmdir", "setxattr", "symlink",
+        "truncate", "utime",
+    )
+)  # fmt: skip
+_PROFILED = frozenset(
+    {
+        "copy_file_range", "fallocate", "fdatasync", "fsync", "ioctl", "mkfifo", "mknod", "pwrite", "pwritev",
+        "sendfile", "sync", "write", "writev", "posix_fallocate", "ftruncate",
+    }
+)  # fmt: skip
+_SQL = frozenset({"commit", "execute", "executemany", "executescript", "rollback"})
+_CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
+class Steps:
+    """Counts steps once it is armed; at step `at` it does its `fault`: `kill`, `hang` or nothing.
+
+    A hang takes the thread that makes the step, and is none in the event loop's thread or inside of SQLite, which
+    a plugin has to keep from the disk that hangs, or cannot.
+    """
+
+    def __init__(self, fault: str, at: int) -> None:
+        self._fault = fault
+        self._at = at
+        self._armed = False
+        self._loop_thread = threading.get_ident()
+        self._released = threading.Event()
+        self.count = 0
+        self.where = ""
+        self.hung = threading.Event()
+
+    def install(self) -> None:
+        """Watch this thread and all that start later, to the end of the process."""
+        sys.addaudithook(self._audit)
+        threading.setprofile(self._profile)
+        sys.setprofile(self._profile)
+
+    def arm(self) -> None:
+        """Count from here on."""
+        self._armed = True
+
+    def disarm(self) -> None:
+        """Count no more, and end a hang."""
+        self._armed = False
+        self._released.set()
+
+    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
+        if self._armed and (event in _AUDITED or (event == "open" and _writes(args))):
+            self._step(f"{event} {args[0]!r}")
+
+    def _profile(self, frame: FrameType, event: str, function: Any) -> None:  # noqa: ARG002 - sys.setprofile's own
+        if not self._armed or event != "c_call":
+            return
+        name = function.__name__
+        if name in _PROFILED and getattr(function, "__module__", None) in ("posix", "fcntl"):
+            self._step(name)
+        elif name in _SQL and self._fault != "hang":
+            self._step(f"sqlite {name}")
+
+    def _step(self, where: str) -> None:
+        if self._fault == "hang" and threading.get_ident() == self._loop_thread:
+            return
+        self.count += 1
+        if self.count != self._at:
+            return
+        self.where = where
+        if self._fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self._fault == "hang":
+            self.hung.set()
+            self._released.wait(HANG_S)
+
+
+def _writes(args: tuple[Any, ...]) -> bool:
+    """Whether an `open` event, of path, mode and flags, may change something."""
+    flags = args[2]
+    return isinstance(flags, int) and bool(flags & _CHANGES)
