@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+POLL_S = 0.002
+
+
 async def open_in_thread(context: InitContext[Any], registration: Registration) -> object:
     """Start the thread, run the plugin's init there; the instance as others may call it from here."""
     home = Home(context.uri)
@@ -48,7 +51,7 @@ class Home:
         self.tasks: PluginTasks | None = None
         self._leave: asyncio.Event | None = None
         self._outer = asyncio.get_running_loop()
-        self._ready, self._ended = asyncio.Event(), asyncio.Event()
+        self._ready = asyncio.Event()
         # A thread that hangs must not keep the daemon from ending.
         self._thread = threading.Thread(target=self._run, name=f"plugin {uri}", daemon=True)
 
@@ -64,8 +67,8 @@ class Home:
         """End the plugin in its thread, then the thread. One that hangs is waited for until the caller gives up."""
         if self._thread.is_alive() and self._leave is not None:
             self.loop.call_soon_threadsafe(self._leave.set)
-            await self._ended.wait()
-            self._thread.join()
+            while self._thread.is_alive():  # noqa: ASYNC110 - the end of a thread sets no event, joining it blocks
+                await anyio.sleep(POLL_S)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -74,7 +77,6 @@ class Home:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
             self.loop.close()
-            self._outer.call_soon_threadsafe(self._ended.set)
 
     async def _live(self) -> None:
         self._leave = asyncio.Event()
