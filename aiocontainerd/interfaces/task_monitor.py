@@ -4,9 +4,9 @@ Vocabulary. A *task* is as in `interfaces/runtime.py`. *Monitoring* one is whate
 and `stop`.
 
 Life cycle. `monitor` is called for every task after it was created, and for every task that a starting daemon finds
-again, with the labels of its container; `stop` before the task is deleted. Calls about one task never overlap. The
-namespace is that of `aiocontainerd.context`. A monitor must not keep a task alive: a task may vanish without `stop`
-when its shim dies, and calls on it then raise NotFound.
+again, with the labels of its container; `stop` before the task is deleted. While the daemon starts, a task may be told
+of twice. The namespace is that of `aiocontainerd.context`. A monitor must not keep a task alive: a task may vanish
+without `stop` when its shim dies, and calls on it then raise NotFound.
 
 What must fail and how. What `monitor` raises is logged and fails no task. `monitor` of a task that is monitored and
 `stop` of one that is not are no errors.

@@ -30,6 +30,7 @@ from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.typeurl import Any, unmarshal
 from aiocontainerd_services import tasks_checkpoint
+from aiocontainerd_services.task_monitors import Monitors
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +61,13 @@ class TaskMetrics(msgspec.Struct, frozen=True):
 class TasksService:
     """Tasks of the current namespace. `checkpoints` is a directory for checkpoints on their way."""
 
-    def __init__(self, metadata: MetadataStore, runtime: TaskRuntime, checkpoints: Path) -> None:
+    def __init__(
+        self, metadata: MetadataStore, runtime: TaskRuntime, checkpoints: Path, monitors: Monitors | None = None
+    ) -> None:
         self._metadata = metadata
         self._runtime = runtime
         self._checkpoints = checkpoints
+        self._monitors = monitors or Monitors({})
 
     async def create(self, request: CreateTask) -> Task:
         """Create a task. Raises NotFound without a container record, AlreadyExists where it has a task."""
@@ -74,11 +78,13 @@ class TasksService:
             restore = str(self._checkpoint_of(container.id))
             await tasks_checkpoint.unpack(self._metadata.content, request.checkpoint, Path(restore))
         try:
-            return await self._runtime.create(container.id, _create_options(container, request, restore))
+            task = await self._runtime.create(container.id, _create_options(container, request, restore))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._drop_checkpoint(container.id)
             raise
+        await self._monitors.monitor(task, container.labels)
+        return task
 
     async def _refuse_existing(self, container_id: str) -> None:
         try:
@@ -98,6 +104,7 @@ class TasksService:
     async def delete(self, container_id: str) -> Exit:
         """End a task that has exited or was never started."""
         task = await self._task(container_id)
+        await self._monitors.stop(task)
         ended = await task.delete()
         await self._drop_checkpoint(container_id)
         return ended

@@ -20,6 +20,7 @@ def registrations() -> list[Registration]:
             id="tasks-service",
             config=TasksConfig,
             requires=(kinds.METADATA, kinds.RUNTIME),
+            wants=(kinds.TASK_MONITOR,),
             init=_tasks,
         ),
         Registration(kind=kinds.GRPC, id="tasks", requires=(kinds.SERVICE,), init=_tasks_grpc),
@@ -27,13 +28,16 @@ def registrations() -> list[Registration]:
 
 
 async def _tasks(context: InitContext[TasksConfig]) -> object:
+    from aiocontainerd_services.task_monitors import Monitors
     from aiocontainerd_services.tasks import TasksService
 
     for key in ("blockio_config_file", "rdt_config_file"):
         if getattr(context.config, key):
             context.log.warning("%s is not supported and has no effect", key)
     metadata, runtime = context.get(kinds.METADATA, "bolt"), context.get(kinds.RUNTIME, "task")
-    return TasksService(metadata, runtime, context.state)
+    monitors = Monitors(context.get_all(kinds.TASK_MONITOR))
+    context.tasks.start_soon(monitors.find_again, runtime, metadata, name="monitors")
+    return TasksService(metadata, runtime, context.state, monitors)
 
 
 async def _tasks_grpc(context: InitContext[PluginConfig]) -> object:

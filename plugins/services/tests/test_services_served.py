@@ -23,6 +23,7 @@ from aiocontainerd import api, errors, timestamps
 from aiocontainerd.errors import Unimplemented
 from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.metadata import Collected, MetadataStore
+from aiocontainerd.loading import registrations_of
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, State, kinds
 from aiocontainerd.registry import Daemon, Registry
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
@@ -69,7 +70,7 @@ def registry() -> Registry:
     made.add(Registration(kind=kinds.DIFFER, id="walking", init=_differ))
     installed = {entry.name: entry for entry in entry_points(group="aiocontainerd.plugins")}
     for name in PLUGINS:
-        for registration in installed[name].load().register_plugins():
+        for registration in registrations_of(installed[name].value):
             if registration.id not in ("tasks", "tasks-service"):
                 made.add(registration)
     return made
