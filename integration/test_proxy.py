@@ -304,3 +304,36 @@ def test_the_page_for_authors_of_go_proxies_does_what_it_says(
         ours.ctr("images", "import", str(archive))
         runs(ours, "acme-copies")
         assert exports(ours, "acme-copies")["isolation"] == "process"
+
+
+def test_proxy_and_isolated_plugins_come_and_go_while_the_daemon_runs(tmp: Path, stubs: Path, archive: Path) -> None:
+    empty = config(tmp, "")
+    (tmp / "acme_copies.py").write_text(blocks("python")[0])
+    acme = f"{declared_copies()}\n[proxy_plugins.g]\ntype = 'snapshot'\naddress = '{tmp}/g.sock'\n"
+    with pytest.MonkeyPatch.context() as patch, foreign(stubs, tmp):
+        patch.setenv("PYTHONPATH", str(tmp))
+        with peer(Ours, config=empty) as daemon:
+            daemon.ctr("images", "import", str(archive))
+            daemon.config_path.write_text(empty + acme)
+            told = reload(daemon)
+            assert told.count("added") == 2, told
+            runs(daemon, "g", "one")
+            runs(daemon, "acme-copies", "two")
+            pid = int(exports(daemon, "acme-copies")["pid"])
+            daemon.ctr("images", "rm", "--sync", IMAGE)
+            daemon.config_path.write_text(empty)
+            told = reload(daemon)
+            assert told.count("removed") == 2, told
+            assert exports(daemon, "g") == {}
+            assert not Path(f"/proc/{pid}").exists()
+
+
+def declared_copies() -> str:
+    return blocks("toml")[2].removeprefix("version = 3\n")
+
+
+def reload(daemon: Peer) -> str:
+    command = [str(SCRIPTS / "actr"), "--address", str(daemon.address), "reload"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
