@@ -11,6 +11,7 @@ from types import MappingProxyType
 import msgspec
 
 from aiocontainerd import diagnosis, hookspecs, loading
+from aiocontainerd.attribution import PluginHealth, changed_globals
 from aiocontainerd.beside import Beside
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
 from aiocontainerd.policy import EVERYTHING, Admission, admit, header
@@ -61,8 +62,9 @@ def discover(
     for candidate in refused:
         _refuse(registry, candidate, candidate.name, candidate.admission.refusal)
     brought: list[tuple[Candidate, Registration]] = []
+    imported = {candidate: PluginHealth(candidate.name) for candidate in found}
     for candidate in found:
-        with _failures_are_rows(registry, candidate):
+        with _failures_are_rows(registry, candidate), changed_globals(imported[candidate]):
             registrations = loading.registrations_of(candidate.module)
             beside.learn(loading.load(candidate.module))
             brought += [(candidate, registration) for registration in registrations]
@@ -74,7 +76,8 @@ def discover(
         with _failures_are_rows(registry, candidate, registration.uri):
             wanted = None if candidate.distribution else declared.get(candidate.name)
             placed = beside.placed(registration, candidate.module, wanted)
-            registry.add(placed, candidate.distribution or candidate.name)
+            plugin = registry.add(placed, candidate.distribution or candidate.name)
+            plugin.health.changed_globals += imported[candidate].changed_globals
     for name, registration in beside.proxies():
         with _failures_are_rows(registry, Candidate(name, f"proxy_plugins.{name}")):
             registry.add(registration, f"proxy_plugins.{name}")

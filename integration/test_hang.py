@@ -28,6 +28,7 @@ from pathlib import Path
 from aiocontainerd.plugin import kinds, register
 
 MODE = Path("{mode}")
+asyncio.acme_was_here = True
 FILES = []
 
 
@@ -228,6 +229,7 @@ def test_what_a_plugin_leaves_behind_is_attributed_to_it(daemon: WithAcme) -> No
     told = actr(daemon, "plugins", "explain", URI)
     assert re.search(r"Not closed: +1 times at .*acme_snapshotter\.py:\d+", told), told
     assert re.search(r"Package: +acme\n", told)
+    assert re.search(r"Changed globals: +asyncio\.acme_was_here\n", told)
     assert re.search(r"prepare +1 +0 +0 +[\d.]+[mu]?s +[\d.]+[mu]?s  500ms", told), told
     assert daemon.stop() == 0
     assert f"plugin {URI} leaves 1 tasks running at its end" in daemon.log()
