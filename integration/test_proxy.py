@@ -183,6 +183,7 @@ def test_a_proxy_snapshotter_of_another_stack_comes_and_goes(tmp: Path, stubs: P
         daemon.ctr("images", "import", str(archive))
         runs(daemon, "native", "before")
         assert exports(daemon, "g").items() >= {"state": "absent", "address": str(address), "root": "/srv/g"}.items()
+        assert re.search(r"^\S+snapshotter\.v1 +g +- +absent +\[Errno 2\]", actr(daemon, "plugins", "ls"), re.MULTILINE)
         refused = daemon.ctr("snapshots", "--snapshotter", "g", "prepare", "k", check=False)
         assert refused.returncode == 1
         assert f"plugin io.containerd.snapshotter.v1.g at {address} is absent:" in refused.stderr.decode()
@@ -315,14 +316,14 @@ def test_proxy_and_isolated_plugins_come_and_go_while_the_daemon_runs(tmp: Path,
         with peer(Ours, config=empty) as daemon:
             daemon.ctr("images", "import", str(archive))
             daemon.config_path.write_text(empty + acme)
-            told = reload(daemon)
+            told = actr(daemon, "reload")
             assert told.count("added") == 2, told
             runs(daemon, "g", "one")
             runs(daemon, "acme-copies", "two")
             pid = int(exports(daemon, "acme-copies")["pid"])
             daemon.ctr("images", "rm", "--sync", IMAGE)
             daemon.config_path.write_text(empty)
-            told = reload(daemon)
+            told = actr(daemon, "reload")
             assert told.count("removed") == 2, told
             assert exports(daemon, "g") == {}
             assert not Path(f"/proc/{pid}").exists()
@@ -332,8 +333,8 @@ def declared_copies() -> str:
     return blocks("toml")[2].removeprefix("version = 3\n")
 
 
-def reload(daemon: Peer) -> str:
-    command = [str(SCRIPTS / "actr"), "--address", str(daemon.address), "reload"]
+def actr(daemon: Peer, *args: str) -> str:
+    command = [str(SCRIPTS / "actr"), "--address", str(daemon.address), *args]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from aiocontainerd.interfaces.services import PluginStatus
 
 _SKIPPED = "skip plugin"
+_NOT_READY = ("absent", "connecting", "failed")
+"""States of a plugin beside the daemon in which it is loaded and cannot be used."""
 
 
 @click.command()
@@ -68,15 +70,17 @@ def list_plugins(ctx: click.Context, filters: tuple[str, ...], detailed: bool, q
 
 
 def state(plugin: PluginStatus) -> str:
-    """`ok`, `skip` or `error`, as ctr tells them apart."""
+    """`ok`, `skip` or `error`, as ctr tells them apart; for a plugin beside the daemon that cannot be used now, why."""
     if not plugin.message and not plugin.code:
-        return "ok"
+        beside = plugin.exports.get("state", "")
+        return beside if beside in _NOT_READY else "ok"
     return "skip" if _SKIPPED in plugin.message else "error"
 
 
 def reason(plugin: PluginStatus) -> str:
-    """Why a plugin did not load, on one line."""
-    return " ".join(plugin.message.split()) or "-"
+    """Why a plugin did not load, or cannot be used now, on one line."""
+    text = plugin.message or (plugin.exports.get("reason", "") if state(plugin) in _NOT_READY else "")
+    return " ".join(text.split()) or "-"
 
 
 def _details(plugin: PluginStatus) -> str:
