@@ -38,6 +38,20 @@ async def as_file(reader: Reader, directory: str | Path | None = None) -> AsyncI
         os.close(descriptor)
 
 
+@asynccontextmanager
+async def spooled(stream: AsyncIterator[bytes], directory: str | Path | None = None) -> AsyncIterator[tuple[int, int]]:
+    """What a stream gives, as a descriptor at offset 0 and its size in bytes, until the block ends."""
+    descriptor, size = await anyio.to_thread.run_sync(_nameless, directory), 0
+    try:
+        async for data in stream:
+            await anyio.to_thread.run_sync(_write_whole, descriptor, data)
+            size += len(data)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor, size
+    finally:
+        os.close(descriptor)
+
+
 async def _fill(descriptor: int, reader: Reader) -> None:
     at = 0
     while at < reader.size:

@@ -4,10 +4,10 @@ Vocabulary. A layer is a stream of bytes with a *media type*. A processor *accep
 one: decryption, another compression. A *payload* is a typed value that the caller of `Diff.Apply` sends for one
 processor, by its id: a key, say.
 
-Life cycle. Applying a layer asks for processors until the stream is a plain tar
-(`application/vnd.oci.image.layer.v1.tar`), each one fed by the one before. Those of `[stream_processors]` in the
-config, which are programs, and those that are plugins are one list; a plugin wins over a program, and among plugins
-the last id in alphabetical order wins.
+Life cycle. Applying a layer asks for processors until the stream is one that the differ knows (a tar, plain or
+compressed as the OCI image specification has it), each one fed by the one before, at most eight of them. Where several
+accept a media type, the last id in alphabetical order is taken. What comes out is kept in a file without a name until
+the layer is applied.
 
 `process` is an asynchronous generator: it takes chunks of any size and gives chunks of any size, never holding more
 than a bounded amount of the stream. Work on the bytes that takes longer than a millisecond belongs in a thread

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 import anyio
 import anyio.to_thread
 
 from aiocontainerd.errors import ResourceExhausted, Unknown
-from aiocontainerd.interfaces.content import ContentStore
+from aiocontainerd.interfaces.content import ContentStore, Reader
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
+from aiocontainerd.interfaces.stream_processor import StreamProcessor
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.spool import as_file
 from aiocontainerd.sys.mount import Mount, syncfs, temp_mount
 from aiocontainerd_differ.applying import run_unpack
 from aiocontainerd_differ.media_types import OCI_LAYER, is_sniffed
+from aiocontainerd_differ.processing import Step, processed, steps_from
 from aiocontainerd_differ.targets import Target, direct_target
 
 TIMEOUT_S = 3600.0
+_NONE: Mapping[str, StreamProcessor] = MappingProxyType({})
 
 
 class WalkingDiffer:
     """Applies layers of `content` and computes new ones. `temp_root` is where trees are mounted for that."""
 
     def __init__(
-        self, content: ContentStore, temp_root: str, *, sync_fs: bool = False, timeout_s: float = TIMEOUT_S
+        self,
+        content: ContentStore,
+        temp_root: str,
+        *,
+        sync_fs: bool = False,
+        timeout_s: float = TIMEOUT_S,
+        processors: Mapping[str, StreamProcessor] = _NONE,
     ) -> None:
         self._content = content
         self._temp_root = temp_root
         self._sync_fs = sync_fs
         self._timeout_s = timeout_s
+        self._processors = processors
         self._limiter = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))
 
     def __repr__(self) -> str:
@@ -43,15 +54,16 @@ class WalkingDiffer:
 
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor:
         """Unpack `layer`; returns the descriptor of the uncompressed stream. Errors name the layer's digest."""
-        sniff = is_sniffed(layer.media_type)
+        steps, media_type = steps_from(layer.media_type, self._processors)
         async with (
             self._limiter,
             await self._content.reader(layer.digest) as reader,
-            as_file(reader) as blob,
+            _plain(reader, steps, options) as (blob, size),
             self._target(mounts) as target,
         ):
+            sniff = is_sniffed(media_type)
             try:
-                result = await run_unpack(blob, reader.size, target, sniff=sniff, timeout_s=self._timeout_s)
+                result = await run_unpack(blob, size, target, sniff=sniff, timeout_s=self._timeout_s)
             except (Unknown, ResourceExhausted) as error:
                 raise type(error)(f"failed to apply layer {layer.digest}: {error.message}") from error
             if options.sync_fs or self._sync_fs:
@@ -73,3 +85,14 @@ class WalkingDiffer:
             return
         async with temp_mount(mounts, self._temp_root) as path:
             yield Target(path)
+
+
+@asynccontextmanager
+async def _plain(reader: Reader, steps: Sequence[Step], options: ApplyOptions) -> AsyncIterator[tuple[int, int]]:
+    """The layer as a file, and its size; through processors where it needs any."""
+    if steps:
+        async with processed(reader, steps, options.payloads) as file:
+            yield file
+        return
+    async with as_file(reader) as blob:
+        yield blob, reader.size

@@ -19,11 +19,19 @@ async def init(context: InitContext[Config]) -> object:
 
     metadata = context.get(kinds.METADATA, "bolt")
     temp_root = context.daemon.root / "tmpmounts"
-    return WalkingDiffer(metadata.content, str(temp_root), sync_fs=context.config.sync_fs)
+    processors = context.get_all(kinds.STREAM_PROCESSOR)
+    return WalkingDiffer(metadata.content, str(temp_root), sync_fs=context.config.sync_fs, processors=processors)
 
 
 @hookimpl
 def register_plugins() -> Iterable[Registration]:
     return [
-        Registration(kind=kinds.DIFFER, id="walking", requires=(kinds.METADATA,), config=Config, init=init),
+        Registration(
+            kind=kinds.DIFFER,
+            id="walking",
+            requires=(kinds.METADATA,),
+            wants=(kinds.STREAM_PROCESSOR,),
+            config=Config,
+            init=init,
+        ),
     ]

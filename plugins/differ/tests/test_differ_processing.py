@@ -1,0 +1,104 @@
+"""Layers that stream processors turn into ones the differ knows."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiocontainerd_differ.differ import WalkingDiffer
+from aiocontainerd_differ.processing import MAX_STEPS, steps_from
+
+from aiocontainerd import typeurl
+from aiocontainerd.errors import Unknown
+from aiocontainerd.interfaces.differ import ApplyOptions
+from aiocontainerd.interfaces.stream_processor import StreamProcessor
+from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.testing.differ import bind, entry, tar_of
+from aiocontainerd.testing.fakes import FakeContentStore, digest_of
+
+TAR = "application/vnd.oci.image.layer.v1.tar"
+BZIP2, SECRET = f"{TAR}+bzip2", f"{TAR}+bzip2+secret"
+
+
+class Processor:
+    """Applies a function to the whole stream; notes payloads and whether it was closed."""
+
+    def __init__(self, accepts: str, returns: str, function: Any) -> None:
+        self.accepts, self.returns = (accepts,), returns
+        self._function = function
+        self.payloads: list[typeurl.Any | None] = []
+        self.closed = 0
+
+    async def process(
+        self, media_type: str, stream: AsyncIterator[bytes], payload: typeurl.Any | None
+    ) -> AsyncIterator[bytes]:
+        assert media_type in self.accepts
+        self.payloads.append(payload)
+        try:
+            yield self._function(b"".join([part async for part in stream]))
+        finally:
+            self.closed += 1
+
+
+def inverted(data: bytes) -> bytes:
+    return bytes(255 - byte for byte in data)
+
+
+@pytest.fixture
+def processors() -> dict[str, StreamProcessor]:
+    return {"bunzip": Processor(BZIP2, TAR, bz2.decompress), "decrypt": Processor(SECRET, BZIP2, inverted)}
+
+
+async def applied(directory: Path, processors: dict[str, StreamProcessor], blob: bytes, media_type: str) -> Descriptor:
+    content = FakeContentStore()
+    differ = WalkingDiffer(content, str(directory / "temp"), processors=processors)
+    layer = Descriptor(media_type, content.put(blob), len(blob))
+    (directory / "tree").mkdir(exist_ok=True)
+    return await differ.apply(
+        layer, bind(directory / "tree"), ApplyOptions(payloads={"decrypt": typeurl.Any("k", b"")})
+    )
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_layer_goes_through_one_processor_after_the_other(tmp_path: Path, processors: Any) -> None:
+    tar = tar_of([entry("hello", b"hello")])
+    result = await applied(tmp_path, processors, inverted(bz2.compress(tar)), SECRET)
+    assert (tmp_path / "tree" / "hello").read_bytes() == b"hello"
+    assert result == Descriptor(TAR, digest_of(tar), len(tar))
+    assert processors["decrypt"].payloads == [typeurl.Any("k", b"")]
+    assert processors["bunzip"].payloads == [None]
+    assert (processors["decrypt"].closed, processors["bunzip"].closed) == (1, 1)
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_what_a_processor_raises_applies_nothing(tmp_path: Path, processors: Any) -> None:
+    with pytest.raises(Unknown, match="stream processor bunzip: Invalid data stream"):
+        await applied(tmp_path, processors, b"no bzip2", BZIP2)
+    assert list((tmp_path / "tree").iterdir()) == []
+    assert processors["bunzip"].closed == 1
+
+
+def test_a_known_type_needs_no_processor_and_an_unknown_one_is_said(processors: Any) -> None:
+    assert steps_from(f"{TAR}+gzip", processors) == ([], f"{TAR}+gzip")
+    assert [step.processor_id for step in steps_from(SECRET, processors)[0]] == ["decrypt", "bunzip"]
+    with pytest.raises(Unknown, match=r"failed to get stream processor for a/b: no processor for media-type"):
+        steps_from("a/b", processors)
+
+
+def test_of_several_the_last_id_is_taken(processors: Any) -> None:
+    other = Processor(BZIP2, TAR, codecs.encode)
+    assert steps_from(BZIP2, {**processors, "zbunzip": other})[0][0].processor is other
+    assert steps_from(BZIP2, {**processors, "a": other})[0][0].processor is processors["bunzip"]
+
+
+def test_processors_in_a_circle_end() -> None:
+    circle: Any = {"a": Processor("a", "b", None), "b": Processor("b", "a", None)}
+    with pytest.raises(Unknown, match="stream processors for a lead to no layer"):
+        steps_from("a", circle)
+    assert MAX_STEPS == 8
