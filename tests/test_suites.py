@@ -60,6 +60,9 @@ def run_suite(directory: Path, suite: str, *args: str) -> Run:
         ("snapshotter", "aiocontainerd_snapshotter_overlayfs.plugin", 0),
         ("content", "aiocontainerd_content_local.plugin", 0),
         ("differ", "aiocontainerd_differ.plugin", 0),
+        ("faults", "aiocontainerd_snapshotter_native.plugin", 11),
+        ("faults", "aiocontainerd_snapshotter_overlayfs.plugin", 11),
+        ("faults", "aiocontainerd_content_local.plugin", 18),
         ("event_sink", "broken_plugins.broken_sinks:Whole", 1),
         ("verifier", "broken_plugins.broken_verifiers:Careful", 2),
     ],
@@ -91,6 +94,29 @@ def test_broken_plugin_is_found(tmp_path: Path, suite: str, target: str, found_b
     assert run.status == 1, run.output
     assert found_by <= run.failed
     assert run.counts["passed"] > 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("target", "operation", "found_by", "text"),
+    [
+        (
+            "CommitsInTwoSteps",
+            "commit",
+            "test_killed_between_any_two_steps_it_is_done_or_not",
+            "commit killed before step",
+        ),
+        ("OneAtATime", "prepare", "test_while_a_step_hangs_other_keys_do_not_wait", "waited while prepare hung in"),
+    ],
+)
+def test_fault_that_a_plugin_does_not_stand_is_found(
+    tmp_path: Path, target: str, operation: str, found_by: str, text: str
+) -> None:
+    args = ("--target", f"broken_plugins.broken_snapshotters:{target}", "-k", f"Snapshotter and {operation}")
+    run = run_suite(tmp_path, "faults", *args)
+    assert run.status == 1, run.output
+    assert run.failed == {found_by}
+    assert text in run.output
 
 
 @pytest.mark.parametrize(

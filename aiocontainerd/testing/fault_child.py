@@ -157,7 +157,7 @@ async def _run_operation(target: Target, request: Request, tell: Callable[[Outco
     root = Path(request.root)
     with anyio.fail_after(RUN_S):
         async with PluginBench(target, root.parent).open(request.kind, root, {}) as plugin:
-            await scenario.setup(plugin)
+            await scenario.setup(plugin, root.parent / f"{root.name}-mounts")
             before = await scenario.state(plugin)
             waited = await _with_fault(plugin, scenario, request, steps)
             if request.fault == "kill":

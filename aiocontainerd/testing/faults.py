@@ -21,13 +21,13 @@ import pytest
 from aiocontainerd import kinds
 from aiocontainerd.errors import AlreadyExists, ContainerdError, NotFound
 from aiocontainerd.interfaces.content import ContentStore
-from aiocontainerd.interfaces.snapshotter import Snapshotter
+from aiocontainerd.interfaces.snapshotter import Kind, Snapshotter
 from aiocontainerd.sys.mount import Mount, mount_all, unmount_all
 from aiocontainerd.testing import scenarios
 from aiocontainerd.testing.contract import Targeted
 from aiocontainerd.testing.fault_child import FaultChild, Request
 from aiocontainerd.testing.plugin_bench import has_kind
-from aiocontainerd.testing.scenarios import BLOB, BY_KIND, HALF, State, content_state, digest_of, ingest
+from aiocontainerd.testing.scenarios import BLOB, BY_KIND, HALF, State, content_state, digest_of, ingest, read_files
 from aiocontainerd.testing.target import Bench, Target, TargetError
 
 DISK_BYTES = 4 << 20
@@ -50,18 +50,20 @@ class FaultSuite(Targeted):
         self, bench: Bench, child: FaultChild, operation: str, tmp_path: Path
     ) -> None:
         whole = child.run(Request(kind=self.kind, root=str(tmp_path / "whole"), operation=operation))
-        clean = await self._emptied(bench, tmp_path / "whole")
+        async with bench.open(self.kind, tmp_path / "whole", {}) as plugin:
+            await self.remove_all(plugin)
+        clean = _names_below(tmp_path / "whole")
         for at in range(1, whole.steps + 2):
             root = tmp_path / str(at)
             killed = child.run(Request(kind=self.kind, root=str(root), operation=operation, fault="kill", at=at))
             assert killed.killed
+            context = f"{operation} killed before step {at} of {whole.steps}"
             async with bench.open(self.kind, root, {}) as plugin:
                 found = await BY_KIND[self.kind].state(plugin)
-                context = f"{operation} killed before step {at} of {whole.steps}"
                 self.check_state(found, whole.before, whole.after, answered=killed.answered, context=context)
-                await self.check_usable(plugin, context)
-            left = await self._emptied(bench, root)
-            assert left <= clean, f"{operation} killed before step {at}: files are left when everything is removed"
+                await self.check_usable(plugin, tmp_path, context)
+                await self.remove_all(plugin)
+            assert _names_below(root) <= clean, f"{context}: files are left when everything is removed"
 
     async def test_while_a_step_hangs_other_keys_do_not_wait(
         self, child: FaultChild, operation: str, tmp_path: Path
@@ -75,12 +77,6 @@ class FaultSuite(Targeted):
                 break
             at += 1
 
-    async def _emptied(self, bench: Bench, root: Path) -> set[str]:
-        """Remove everything from the plugin; names below its root that stay, numbers left out."""
-        async with bench.open(self.kind, root, {}) as plugin:
-            await self.remove_all(plugin)
-        return {str(path.relative_to(root)) for path in root.rglob("*")}
-
     # What the kinds differ in.
 
     def check_state(self, found: State, before: State, after: State, *, answered: bool, context: str) -> None:
@@ -88,7 +84,7 @@ class FaultSuite(Targeted):
         allowed = [after] if answered else [before, after]
         assert found in allowed, context
 
-    async def check_usable(self, plugin: Any, context: str) -> None:
+    async def check_usable(self, plugin: Any, directory: Path, context: str) -> None:
         """Fail unless what is there can be used."""
         raise NotImplementedError
 
@@ -144,12 +140,12 @@ class TestSnapshotterFaults(FaultSuite):
         name: str = request.param
         return name
 
-    async def check_usable(self, plugin: Snapshotter, context: str) -> None:
+    async def check_usable(self, plugin: Snapshotter, directory: Path, context: str) -> None:
         await plugin.cleanup()
-        for key in ("view", "active", "new"):
-            with suppress(ContainerdError):  # gone, or committed
-                for mount in await plugin.mounts(key):
-                    assert not mount.source.startswith("/") or os.path.exists(mount.source), context
+        kinds_found = {info.name: info.kind async for info in plugin.walk()}
+        for key, kind in kinds_found.items():
+            if kind != Kind.COMMITTED:
+                await _check_tree(plugin, key, directory, context)
         await plugin.prepare("next", "two")
         await plugin.commit("after", "next")
 
@@ -163,12 +159,12 @@ class TestSnapshotterFaults(FaultSuite):
 
     @pytest.mark.root
     async def test_full_disk_fails_calls_and_harms_nothing(
-        self, suite_target: Target, bench: Bench, small_disk: SmallDisk, operation: str
+        self, suite_target: Target, bench: Bench, small_disk: SmallDisk, operation: str, tmp_path: Path
     ) -> None:
         _check_possible(suite_target, self.kind)
         scenario = scenarios.SNAPSHOTTER
         async with bench.open(self.kind, small_disk.path / "root", {}) as plugin:
-            await scenario.setup(plugin)
+            await scenario.setup(plugin, tmp_path / "mounts")
             before = await scenario.state(plugin)
             small_disk.fill()
             failure = await _failure(scenario.operations[operation](plugin))
@@ -181,7 +177,7 @@ class TestSnapshotterFaults(FaultSuite):
             assert after != before
         async with bench.open(self.kind, small_disk.path / "root", {}) as plugin:
             assert await scenario.state(plugin) == after
-            await self.check_usable(plugin, "after a full disk")
+            await self.check_usable(plugin, tmp_path, "after a full disk")
 
 
 @pytest.mark.anyio
@@ -201,7 +197,7 @@ class TestContentFaults(FaultSuite):
     ) -> AsyncIterator[ContentStore]:
         _check_possible(suite_target, self.kind)
         async with bench.open(self.kind, small_disk.path / "root", {}) as plugin:
-            await scenarios.CONTENT.setup(plugin)
+            await scenarios.CONTENT.setup(plugin, small_disk.path)
             yield plugin
 
     def check_state(self, found: State, before: State, after: State, *, answered: bool, context: str) -> None:
@@ -213,7 +209,7 @@ class TestContentFaults(FaultSuite):
         if answered:
             assert found == after, context
 
-    async def check_usable(self, plugin: ContentStore, context: str) -> None:
+    async def check_usable(self, plugin: ContentStore, directory: Path, context: str) -> None:  # noqa: ARG002 - as the base has it
         for digest in [info.digest async for info in plugin.walk()]:
             async with await plugin.reader(digest) as reader:
                 assert digest_of(await reader.read(reader.size, 0)) == digest, context
@@ -264,6 +260,19 @@ class TestContentFaults(FaultSuite):
         await full_store.abort("large")
         assert small_disk.free_bytes >= before - 16384
         await ingest(full_store, "small", HALF + BLOB)
+
+
+async def _check_tree(snapshotter: Snapshotter, key: str, directory: Path, context: str) -> None:
+    """A snapshot shows its parents' files."""
+    if os.geteuid() != 0:
+        return
+    parent = (await snapshotter.stat(key)).parent
+    expected = {f"link-{name}": name for name in ("one", "two")[: ("", "one", "two").index(parent)]}
+    assert await read_files(await snapshotter.mounts(key), directory / "mounts") == expected, f"{context}: {key}"
+
+
+def _names_below(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
 async def _failure(call: Any) -> Exception | None:

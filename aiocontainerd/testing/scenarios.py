@@ -6,7 +6,9 @@ The same functions run in the child that is killed and in the test that looks at
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.snapshotter import Info, Kind, Snapshotter
+from aiocontainerd.sys.mount import Mount, temp_mount
 
 LABEL = "containerd.io/snapshot/test"
 BLOB = b"a blob that is there before"
@@ -31,9 +34,9 @@ def digest_of(data: bytes) -> str:
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """`others` are calls about other keys, which go on while an operation hangs."""
+    """`setup` may use a directory; `others` are calls about other keys, which go on while an operation hangs."""
 
-    setup: Step
+    setup: Callable[[Any, Path], Awaitable[object]]
     operations: Mapping[str, Step]
     state: Callable[[Any], Awaitable[State]]
     others: Mapping[str, Step]
@@ -42,15 +45,32 @@ class Scenario(msgspec.Struct, frozen=True):
 # Snapshotters.
 
 
-async def _snapshots(snapshotter: Snapshotter) -> None:
+async def _snapshots(snapshotter: Snapshotter, directory: Path) -> None:
     parent = ""
     for name in ("one", "two"):
-        await snapshotter.prepare(f"{name}-active", parent)
+        mounts = await snapshotter.prepare(f"{name}-active", parent)
+        await write_file(mounts, directory, name)
         await snapshotter.commit(name, f"{name}-active", {LABEL: name})
         parent = name
     await snapshotter.prepare("active", "two", {LABEL: "1"})
     await snapshotter.view("view", "two")
     await snapshotter.prepare("unwanted", "one")
+
+
+async def write_file(mounts: Sequence[Mount], directory: Path, name: str) -> None:
+    """Put a file, which holds its own name, and a link to it into a mounted tree; without root nothing is mounted."""
+    if os.geteuid() != 0:
+        return
+    async with temp_mount(mounts, directory) as tree:
+        Path(tree, "files").mkdir(exist_ok=True)
+        Path(tree, "files", name).write_text(name)
+        Path(tree, f"link-{name}").symlink_to(f"files/{name}")
+
+
+async def read_files(mounts: Sequence[Mount], directory: Path) -> dict[str, str]:
+    """What the links of a mounted tree lead to."""
+    async with temp_mount(mounts, directory, readonly=True) as tree:
+        return {path.name: path.read_text() for path in sorted(Path(tree).glob("link-*"))}
 
 
 async def snapshot_state(snapshotter: Snapshotter) -> State:
@@ -92,7 +112,7 @@ async def ingest(store: ContentStore, ref: str, data: bytes, expected: str = "",
             await writer.commit(len(data), expected or digest_of(data))
 
 
-async def _blobs(store: ContentStore) -> None:
+async def _blobs(store: ContentStore, _directory: Path) -> None:
     await ingest(store, "blob", BLOB)
     await ingest(store, "half", HALF[:CUT], commit=False)
     await ingest(store, "unwanted", FRESH, commit=False)

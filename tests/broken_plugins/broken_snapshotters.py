@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import anyio
 from aiocontainerd_snapshotter_native.snapshotter import NativeSnapshotter
 
 from aiocontainerd.interfaces.snapshotter import Info, Kind
+from aiocontainerd.plugin import Layer
 
 
 class ForgetsLabels(NativeSnapshotter):
@@ -42,3 +45,23 @@ class BlocksTheLoop(NativeSnapshotter):
         with open(self.root / "metadata.db", "rb") as records:  # noqa: ASYNC230 - the mistake
             records.read(1)
         return await super().stat(key)
+
+
+class CommitsInTwoSteps(NativeSnapshotter):
+    """Labels a snapshot after it was committed."""
+
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
+        await super().commit(name, key, None, parent)
+        await self.update(Info(kind=Kind.COMMITTED, name=name, labels=labels or {}))
+
+
+class OneAtATime(NativeSnapshotter):
+    """Makes one layer after the other, whatever they are."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._lock = anyio.Lock()
+
+    async def make(self, layer: Layer, parents: Sequence[Layer]) -> None:
+        async with self._lock:
+            await super().make(layer, parents)
