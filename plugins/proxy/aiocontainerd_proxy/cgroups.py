@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from aiocontainerd.sys import cgroup
+
+
+EMPTY_WITHIN_S = 1.0
+"""What processes that were killed have to leave."""
+_PAUSE_S = 0.01
 
 
 def name_of(uri: str, state: Path) -> str:
@@ -34,16 +40,26 @@ def join(name: str, pid: int) -> tuple[list[str], list[OSError]]:
 
 
 def remove(directories: Iterable[str]) -> list[OSError]:
-    """Remove the cgroup once nothing is in it; the refusals."""
+    """Remove the cgroup, waiting a while for the last of its processes to be gone; the refusals."""
+    until = time.monotonic() + EMPTY_WITHIN_S
     refused = []
     for directory in directories:
-        try:
-            os.rmdir(directory)
-        except FileNotFoundError:
-            continue
-        except OSError as refusal:
+        while (refusal := _refusal(directory)) is not None and time.monotonic() < until:
+            time.sleep(_PAUSE_S)
+        if refusal is not None:
             refused.append(refusal)
     return refused
+
+
+def _refusal(directory: str) -> OSError | None:
+    """What the kernel says to the removal; None where it is gone."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return None
+    except OSError as refusal:
+        return refusal
+    return None
 
 
 def _own_directories() -> list[str]:
