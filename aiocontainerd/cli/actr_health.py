@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aiocontainerd import durations
 from aiocontainerd.cli import actr_output as output
 from aiocontainerd.cli.actr_session import session_of
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from aiocontainerd.client.client import Client
 
 _HINT = "'actr plugins ls' shows every plugin"
-_NS = (("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000))
+_SECOND_NS = 1_000_000_000
+_NS = (("s", _SECOND_NS), ("ms", 1_000_000), ("us", 1_000))
 
 
 @click.command()
@@ -127,7 +129,7 @@ def _traces(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
 def _methods(methods: Sequence[api.plugins.Method]) -> Iterator[str]:
     yield f"{'METHOD':<18} {'CALLS':>8} {'ERRORS':>7} {'EXPIRED':>8} {'P50':>8} {'P99':>8}  LIMIT"
     for method in methods:
-        limit = f"{span(method.limit_ns)} ({method.timeout})" if method.timeout else "none"
+        limit = f"{durations.render(method.limit_ns / _SECOND_NS)} ({method.timeout})" if method.timeout else "none"
         if method.retry_ns:
             limit += f"; refused for {span(method.retry_ns)} after {method.failures_in_a_row} failures in a row"
         yield (

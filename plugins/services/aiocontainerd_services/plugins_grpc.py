@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from aiocontainerd import kinds, timestamps
 from aiocontainerd.attribution import Owners, PluginHealth
-from aiocontainerd.dispatch_records import Latencies, MethodHealth
+from aiocontainerd.dispatch_records import Latencies, MethodHealth, MethodRecord
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.registry import Plugin, State
+from aiocontainerd_services.served_health import served_methods
 
 if TYPE_CHECKING:
     from aiocontainerd import api
@@ -35,16 +36,17 @@ class PluginsGrpc:
         """Everything noted of one plugin. Raises NotFound, InvalidArgument for an id that several plugins have."""
         from aiocontainerd import api
 
-        plugin = find(self._plugins(), request.plugin)
-        health = plugin.health
+        plugins = self._plugins()
+        plugin = find(plugins, request.plugin)
+        health, served = plugin.health, served_methods(plugins, plugin)
         block = health.last_block
         return api.plugins.ExplainResponse(
-            health=_health(plugin),
+            health=_health(plugin, served),
             distribution=plugin.distribution,
             requires=list(plugin.registration.requires),
-            required_by=[other.uri for other in self._plugins() if _needs(other, plugin)],
+            required_by=[other.uri for other in plugins if _needs(other, plugin)],
             init_ns=_ns(plugin.init_s),
-            methods=[_method(method) for method in health.method_health()],
+            methods=[_method(method) for method in (*health.method_health(), *served)],
             tasks=sorted(health.tasks),
             other_tasks=other_tasks(health, self._owners()),
             leaked_tasks=health.leaked,
@@ -62,7 +64,9 @@ class PluginsGrpc:
         """One row for each plugin, in the order they started."""
         from aiocontainerd import api
 
-        return api.plugins.ListHealthResponse(plugins=[_health(plugin) for plugin in self._plugins()])
+        plugins = self._plugins()
+        rows = [_health(plugin, served_methods(plugins, plugin)) for plugin in plugins]
+        return api.plugins.ListHealthResponse(plugins=rows)
 
     async def reload(self, _request: api.plugins.ReloadRequest) -> api.plugins.ReloadResponse:
         """Follow the config as it is on disk now. Raises InvalidArgument, FailedPrecondition."""
@@ -98,11 +102,12 @@ def _needs(other: Plugin, plugin: Plugin) -> bool:
     return other is not plugin and other.state == State.LOADED and plugin.kind in requires and kinds.ALL not in requires
 
 
-def _health(plugin: Plugin) -> api.plugins.Health:
+def _health(plugin: Plugin, served: Sequence[MethodHealth]) -> api.plugins.Health:
     from aiocontainerd import api
 
     health = plugin.health
     records = list(health.methods.values())
+    counted: list[MethodRecord | MethodHealth] = [*records, *served]
     together = Latencies.sum_of(record.latencies for record in records)
     return api.plugins.Health(
         kind=plugin.kind,
@@ -110,13 +115,13 @@ def _health(plugin: Plugin) -> api.plugins.Health:
         state=plugin.state.value,
         reason=plugin.reason,
         caused_by=plugin.caused_by,
-        calls=sum(record.calls for record in records),
-        errors=sum(record.errors for record in records),
-        expired=sum(record.expired for record in records),
-        in_flight=sum(record.in_flight for record in records),
+        calls=sum(one.calls for one in counted),
+        errors=sum(one.errors for one in counted),
+        expired=sum(one.expired for one in counted),
+        in_flight=sum(one.in_flight for one in counted),
         abandoned=len(health.abandoned),
-        p50_ns=_ns(together.quantile_s(0.5)),
-        p99_ns=_ns(together.quantile_s(0.99)),
+        p50_ns=_ns(max([together.quantile_s(0.5), *(method.p50_s for method in served)])),
+        p99_ns=_ns(max([together.quantile_s(0.99), *(method.p99_s for method in served)])),
         refused=sorted(record.method for record in records if record.retry_s),
         blocks=health.blocked,
         blocked_ns=_ns(health.blocked_s),

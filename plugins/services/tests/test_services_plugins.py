@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -16,6 +17,7 @@ from aiocontainerd.dispatch import Dispatcher
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State
 from aiocontainerd.reload import ADDED, Change
+from aiocontainerd.rpc.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -140,3 +142,32 @@ async def test_a_reload_tells_its_changes() -> None:
 async def test_a_daemon_that_cannot_reload_says_so(plugins: list[Plugin]) -> None:
     with pytest.raises(FailedPrecondition, match="cannot read its config again"):
         await service(plugins).reload(api.plugins.ReloadRequest())
+
+
+class Hello:
+    """A gRPC service."""
+
+    service_name = "acme.Hello"
+
+
+class Server:
+    """A server whose front end counted some calls."""
+
+    def __init__(self) -> None:
+        self.front = SimpleNamespace(metrics=Metrics())
+        metrics = self.front.metrics
+        for code, seconds in ((0, 0.001), (0, 0.001), (5, 0.04), (4, 2.0)):
+            metrics.started["/acme.Hello/Say"] += 1
+            metrics.finished("/acme.Hello/Say", code, seconds)
+        metrics.started["/acme.Hello/Say"] += 1
+        metrics.started["/acme.HelloAgain/Say"] += 1
+
+
+async def test_a_service_is_told_by_what_the_front_ends_count() -> None:
+    plugins = [plugin(kinds.GRPC, "hello", instance=Hello()), plugin(kinds.SERVER, "grpc", instance=Server())]
+    found = await explained(plugins, "hello")
+    (method,) = found.methods
+    assert (method.name, method.calls, method.errors, method.expired, method.in_flight) == ("Say", 4, 2, 1, 1)
+    assert (method.p50_ns, method.p99_ns) == (5_000_000, 2_500_000_000)
+    assert found.health is not None
+    assert (found.health.calls, found.health.in_flight, found.health.p99_ns) == (4, 1, 2_500_000_000)
