@@ -13,7 +13,6 @@ from pathlib import Path
 
 from aiocontainerd.sys import cgroup
 
-
 EMPTY_WITHIN_S = 1.0
 """What processes that were killed have to leave."""
 _PAUSE_S = 0.01
