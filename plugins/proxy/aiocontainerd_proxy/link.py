@@ -14,7 +14,7 @@ from enum import StrEnum
 import anyio
 
 from aiocontainerd import durations
-from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable
+from aiocontainerd.errors import DeadlineExceeded, Unavailable
 from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
 from aiocontainerd_proxy.peer import Peer, ask
 
@@ -126,21 +126,27 @@ class Link:
         self._become(State.CONNECTING)
         try:
             await self._gate()
-            with anyio.fail_after(CONNECT_TIMEOUT_S):
-                await self.transport.connect()
-            self.peer = await ask(self.transport, self.kind, self.remote_name, timeout_s=CONNECT_TIMEOUT_S)
+            await self._meet()
         except NotReady as error:
             self._fail(State.FAILED, error.message, pause)
         except Unreachable as error:
-            self._fail(State.ABSENT, error.message.removeprefix(f"connection to {self.address}: "), pause)
+            somebody = self.transport.is_connected or not isinstance(error.__cause__, OSError)
+            reason = error.message.removeprefix(f"connection to {self.address}: ")
+            self._fail(State.FAILED if somebody else State.ABSENT, reason, pause)
         except (DeadlineExceeded, TimeoutError):
             self._fail(State.FAILED, f"no answer within {durations.render(CONNECT_TIMEOUT_S)}", pause)
-        except ContainerdError as error:
-            self._fail(State.FAILED, error.message, pause)
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers are waiting for an outcome
+            self._fail(State.FAILED, str(error) or type(error).__name__, pause)
         else:
             self.connects += 1
             self._become(State.READY)
         return self.state is State.READY
+
+    async def _meet(self) -> None:
+        """Connect and ask who is there."""
+        with anyio.fail_after(CONNECT_TIMEOUT_S):
+            await self.transport.connect()
+        self.peer = await ask(self.transport, self.kind, self.remote_name, timeout_s=CONNECT_TIMEOUT_S)
 
     def _fail(self, state: State, reason: str, pause: float) -> None:
         self.transport.close()

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from aiocontainerd import api
-from aiocontainerd.errors import Unavailable, Unimplemented
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable
+from aiocontainerd.rpc.grpc_client import Unreachable
 
 if TYPE_CHECKING:
     from aiocontainerd.rpc.grpc_client import GrpcClient
 
 INTROSPECTION = "containerd.services.introspection.v1.Introspection"
 NAMESPACES = "containerd.services.namespaces.v1.Namespaces"
+_NO_ANSWER = (Unreachable, DeadlineExceeded)
+"""Any other error is the peer's way to say that it has no such service."""
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +44,9 @@ async def _plugin(transport: GrpcClient, kind: str, name: str, timeout_s: float)
     request = i.PluginsRequest(filters=[f"type=={json.dumps(kind)},id=={json.dumps(name)}"])
     try:
         answer = await transport.unary(INTROSPECTION, "Plugins", request, timeout_s=timeout_s)
-    except Unimplemented:
+    except _NO_ANSWER:
+        raise
+    except ContainerdError:
         return None
     for plugin in cast("api.introspection.PluginsResponse", answer).plugins:
         if plugin.init_err is not None and plugin.init_err.code:
@@ -51,10 +56,12 @@ async def _plugin(transport: GrpcClient, kind: str, name: str, timeout_s: float)
 
 
 async def namespaces(transport: GrpcClient, *, timeout_s: float) -> list[str] | None:
-    """The namespaces of a peer, sorted; None for one that knows none."""
+    """The namespaces of a peer, sorted; None for one that has no namespaces."""
     request = api.namespaces.ListNamespacesRequest()
     try:
         answer = await transport.unary(NAMESPACES, "List", request, timeout_s=timeout_s)
-    except Unimplemented:
+    except _NO_ANSWER:
+        raise
+    except ContainerdError:
         return None
     return sorted(n.name for n in cast("api.namespaces.ListNamespacesResponse", answer).namespaces)

@@ -6,6 +6,7 @@ is one. The capabilities of the config win; without any, those that the peer tel
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from aiocontainerd.config.records import ProxyPlugin
 
 
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/]+):[0-9]{1,5}")
+
+
 async def open_proxy(context: InitContext[Any], settings: ProxyPlugin) -> object:
     """The instance of a `[proxy_plugins]` table. It connects by itself; nobody waits for that here."""
-    if not settings.address:
-        raise PluginError(f"proxy_plugins.{context.uri.rpartition('.')[2]} has no address")
+    check_address(settings.address, f"proxy_plugins.{context.uri.rpartition('.')[2]}.address")
     if settings.platform:
         context.platforms.append(settings.platform)
     context.exports.update(settings.exports)
@@ -35,6 +38,13 @@ async def open_proxy(context: InitContext[Any], settings: ProxyPlugin) -> object
     shown.update(link)
     context.tasks.start_soon(link.keep, name="connection")
     return await instance_of(context, link)
+
+
+def check_address(address: str, key: str) -> None:
+    """Raises PluginError for what is neither a socket's path nor `host:port`; `key` is what it is called."""
+    place = address.partition("#")[0]
+    if not place.startswith(("/", "unix:/")) and not _HOST_AND_PORT.fullmatch(place):
+        raise PluginError(f'{key} is "{address}", which is neither the path of a socket nor host:port')
 
 
 async def instance_of(context: InitContext[Any], link: Link) -> object:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
+import anyio.abc
 import pytest
 from aiocontainerd_proxy import link as link_module
 from aiocontainerd_proxy.connection import QUICK, ProxyConnection
@@ -17,6 +18,7 @@ from aiocontainerd_proxy.content import ProxyContentStore
 from aiocontainerd_proxy.link import Link, NotReady, State
 from aiocontainerd_proxy.ownership import OWNER, ROOT, Ownership, load, without_marks
 from aiocontainerd_proxy.peer import Peer
+from aiocontainerd_proxy.proxies import check_address
 from aiocontainerd_proxy.snapshotter import ProxySnapshotter
 
 from aiocontainerd import api, context, kinds
@@ -31,6 +33,7 @@ from aiocontainerd.errors import (
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.service import Service
 from aiocontainerd.interfaces.snapshotter import Info, Snapshotter
+from aiocontainerd.plugin import PluginError
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.sockets import bind_unix
 from aiocontainerd.serve.content import ContentGrpc
@@ -166,6 +169,38 @@ async def test_a_peer_that_never_answers_has_failed_and_calls_are_answered_at_on
             with pytest.raises(NotReady, match=r"is failed: no answer within 50ms"):
                 await ProxySnapshotter(connection, OWNED).stat("a")
             assert anyio.current_time() - began < 0.1
+
+
+async def test_what_listens_and_is_no_grpc_server_has_failed(address: str) -> None:
+    async def hang_up(stream: anyio.abc.SocketStream) -> None:
+        await stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await stream.aclose()
+
+    link = Link(URI, address)
+    async with await anyio.create_unix_listener(address) as listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, hang_up)
+        async with kept(link):
+            await becomes(link, State.FAILED)
+        group.cancel_scope.cancel()
+    assert link.reason
+
+
+async def test_a_peer_without_the_services_that_are_asked_is_ready(address: str) -> None:
+    link = Link(URI, address)
+    async with serving(address, SnapshotsGrpc(Any1())), kept(link):
+        await becomes(link, State.READY)
+    assert link.peer == Peer()
+
+
+@pytest.mark.parametrize("good", ["/run/x.sock", "unix:///run/x.sock#overlayfs", "localhost:80", "[::1]:80"])
+def test_addresses_are_paths_or_hosts_with_ports(good: str) -> None:
+    check_address(good, "k")
+
+
+@pytest.mark.parametrize("bad", ["", "x.sock", "host", "host:", "host:port", "tcp://host:1"])
+def test_other_addresses_are_refused_naming_the_key(bad: str) -> None:
+    with pytest.raises(PluginError, match=r"^proxy_plugins\.x\.address is "):
+        check_address(bad, "proxy_plugins.x.address")
 
 
 async def test_a_call_that_takes_too_long_names_plugin_method_limit_and_key(address: str) -> None:
