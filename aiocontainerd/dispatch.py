@@ -38,7 +38,7 @@ class Guard:
 
 
 class Dispatcher:
-    """Makes guards. `timeout_s` gives the seconds of a key of `[timeouts]`."""
+    """Makes guards. `timeout_s` gives the seconds of a key of `[timeouts]`, here `<class>.<URI of the plugin>`."""
 
     def __init__(self, timeout_s: Callable[[str], float]) -> None:
         self._timeout_s = timeout_s
@@ -72,7 +72,7 @@ class Dispatcher:
         for name, timeout in interface.calls().items():
             if not hasattr(target, name):
                 continue
-            record, deadlines = self._record(health, prefix + name, timeout, releases=name in interface.returns)
+            record, deadlines = self._record(health, prefix + name, timeout, interface, name)
             method = _method(name, record, deadlines)
             if name in interface.returns:
                 method = self._wrapping(method, health, interface.returns[name])
@@ -82,19 +82,21 @@ class Dispatcher:
             members[name] = method
         for name, timeout in interface.streams.items():
             if hasattr(target, name):
-                record, deadlines = self._record(health, prefix + name, timeout, releases=False)
+                record, deadlines = self._record(health, prefix + name, timeout, interface, name)
                 members[name] = _stream(name, record, deadlines)
         for name, part in interface.parts.items():
             members[name] = property(self._part(health, name, part))
         return type(f"Guarded{target.__name__}", (Guard,), members)
 
     def _record(
-        self, health: PluginHealth, method: str, timeout: str, *, releases: bool
+        self, health: PluginHealth, label: str, timeout: str, interface: Interface, method: str
     ) -> tuple[MethodRecord, Deadlines | None]:
-        limit_s = self._timeout_s(timeout) if timeout else 0.0
-        record = health.methods.get(method)
+        limit_s = self._timeout_s(f"{timeout}.{health.uri}") if timeout else 0.0
+        record = health.methods.get(label)
         if record is None:
-            record = health.methods[method] = MethodRecord(health, method, timeout, limit_s, releases=releases)
+            record = health.methods[label] = MethodRecord(
+                health, label, timeout, limit_s, releases=method in interface.returns, breaks=interface.breaks
+            )
         if not limit_s:
             return record, None
         return record, self._deadlines.setdefault(limit_s, Deadlines(limit_s))

@@ -282,10 +282,8 @@ def _explained(record: MethodRecord, error: BaseException, returned: object) -> 
 
 
 def _is_answer(error: BaseException) -> bool:
-    """Whether an error is one a working plugin gives: of a class, and no deadline."""
-    return isinstance(error, ContainerdError | NotImplementedError) and not isinstance(
-        error, DeadlineExceeded | Unknown
-    )
+    """Whether an error is one a working plugin gives: one that travels to clients, and no deadline."""
+    return isinstance(error, ContainerdError | NotImplementedError) and not isinstance(error, DeadlineExceeded)
 
 
 def _text(error: BaseException) -> str:

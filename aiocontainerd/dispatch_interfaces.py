@@ -18,8 +18,8 @@ from aiocontainerd import kinds
 PREFIX = "io.containerd.timeout.plugin."
 QUICK, WORK, LONG = f"{PREFIX}quick", f"{PREFIX}work", f"{PREFIX}long"
 UNLIMITED = ""
-"""No deadline: the method waits for what may never happen, such as the exit of a sandbox, or for calls that have each
-their own deadline."""
+"""No deadline: the method waits for what may never happen, such as the exit of a sandbox, or has named
+deadlines of its own within."""
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -41,6 +41,8 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     """Method that gives an asynchronous iterator -> class of its deadline for each item."""
     returns: Mapping[str, str] = _NONE
     parts: Mapping[str, str] = _NONE
+    breaks: bool = True
+    """Whether its methods have breakers. What drives many programs has none: one failure says nothing of the next."""
 
     def calls(self) -> dict[str, str]:
         """Deadline class of each awaited method."""
@@ -97,8 +99,13 @@ BY_KIND: Mapping[str, Interface] = MappingProxyType(
             parts={name: name for name in ("namespaces", "containers", "images", "leases")},
         ),
         kinds.GC: Interface(protocol="gc:GCScheduler", unlimited=("schedule_and_wait",)),
-        kinds.RUNTIME: Interface(protocol="runtime:TaskRuntime", work=("get", "list", "plugin_info"), long=("create",)),
-        kinds.SHIM_LAUNCHER: Interface(protocol="shim:ShimLauncher", work=("start", "delete")),
+        kinds.RUNTIME: Interface(
+            protocol="runtime:TaskRuntime",
+            work=("get", "list", "plugin_info"),
+            unlimited=("create",),
+            breaks=False,
+        ),
+        kinds.SHIM_LAUNCHER: Interface(protocol="shim:ShimLauncher", unlimited=("start", "delete"), breaks=False),
         kinds.EVENT_SINK: Interface(protocol="event_sink:EventSink", work=("deliver",)),
         kinds.IMAGE_VERIFIER: Interface(protocol="verifier:ImageVerifier", work=("verify",)),
         kinds.CREDENTIALS: Interface(protocol="credentials:CredentialsProvider", work=("credentials",)),

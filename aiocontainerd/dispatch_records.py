@@ -98,13 +98,15 @@ class MethodRecord:
 
     `calls` counts those that ended, `errors` what was raised, expected errors included; `expired` those that missed
     their deadline, `cancelled` those whose caller gave up, `abandoned` those that ignored their cancellation and were
-    left running. Five failures in a row, that is deadlines and errors of no class, open the breaker.
+    left running. Five failures in a row open the breaker: missed deadlines, and exceptions that are no
+    ContainerdError.
     """
 
     __slots__ = (
         "_pause_s",
         "_reopens_at",
         "abandoned",
+        "breaks",
         "calls",
         "cancelled",
         "errors",
@@ -122,7 +124,16 @@ class MethodRecord:
         "trying",
     )
 
-    def __init__(self, plugin: PluginHealth, method: str, timeout: str, limit_s: float, *, releases: bool) -> None:
+    def __init__(
+        self,
+        plugin: PluginHealth,
+        method: str,
+        timeout: str,
+        limit_s: float,
+        *,
+        releases: bool = False,
+        breaks: bool = True,
+    ) -> None:
         self.plugin = plugin
         self.method = method
         self.label = f"{plugin.uri}: {method}"
@@ -130,6 +141,8 @@ class MethodRecord:
         self.limit_s = limit_s
         self.releases = releases
         """Whether a result that reaches nobody has to be closed."""
+        self.breaks = breaks
+        """Whether failures in a row open a breaker."""
         self.latencies = Latencies()
         self.calls = self.errors = self.expired = self.cancelled = self.abandoned = self.in_flight = 0
         self.last_error = ""
@@ -167,8 +180,10 @@ class MethodRecord:
 
     def failed(self, text: str, *, trial: bool) -> None:
         """Count a failure; open the breaker, or keep it open for twice as long."""
-        self.failures += 1
         self.note_error(text)
+        if not self.breaks:
+            return
+        self.failures += 1
         if trial:
             self.trying = False
         if trial or self.failures == OPENS_AFTER:

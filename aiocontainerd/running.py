@@ -58,6 +58,8 @@ class Running:
         self.loaded: dict[str, dict[str, Plugin]] = {}
         self.watchers: list[Watcher] = []
         self.lives: dict[str, PluginLife] = {}
+        self._removed: list[PluginLife] = []
+        self._stopping = False
         self._group = group
         self._config_of = config_of
         self._make_context = make_context
@@ -81,6 +83,8 @@ class Running:
         life = self.lives[plugin.uri] = PluginLife(plugin.uri, partial(self._init, plugin), self._limits)
         self._group.start_soon(life.run, name=f"plugin {plugin.uri}")
         await life.begun()
+        if self._stopping:
+            await life.stop()
         plugin.init_s = time.perf_counter() - started
         if life.failure is None:
             plugin.loaded(self._dispatcher.guard(plugin.health, plugin.kind, life.instance))
@@ -93,10 +97,13 @@ class Running:
         self.loaded.get(plugin.kind, {}).pop(plugin.id, None)
         life = self.lives.pop(plugin.uri, None)
         if life is not None:
+            self._removed.append(life)
             await life.stop()
+            self._removed = [life for life in self._removed if not life.ended]
 
     async def stop_all(self) -> None:
         """Stop in reverse order; all at once when the daemon itself is cancelled."""
+        self._stopping = True
         lives = [*self.lives.values()]
         try:
             for life in reversed(lives):
@@ -109,7 +116,7 @@ class Running:
 
     def stuck(self) -> list[str]:
         """URIs of plugins that were stopped and have not ended."""
-        return [life.uri for life in self.lives.values() if not life.ended]
+        return [life.uri for life in (*self.lives.values(), *self._removed) if not life.ended]
 
     def tell(self, plugin: Plugin, instance: Any | None) -> None:
         """Tell who watches the kind of a plugin that it is here, or with None that it goes."""

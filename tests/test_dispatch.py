@@ -309,6 +309,26 @@ async def test_five_failures_in_a_row_open_the_breaker_and_a_trial_closes_it(mon
     assert host.method().failures == 0
 
 
+async def test_what_a_client_is_told_is_no_failure_whatever_its_class() -> None:
+    host = Host(Acme(raising(Unknown("OCI runtime create failed: no such program"))))
+    for _ in range(OPENS_AFTER + 1):
+        with pytest.raises(Unknown, match="no such program"):
+            await host.guard.stat("k")
+    assert host.method().failures == 0
+
+
+async def test_what_drives_many_programs_has_no_breaker() -> None:
+    class Launcher:
+        async def start(self, command: str, *, timeout_s: float) -> bytes:
+            raise OSError(f"{command} cannot be executed")
+
+    host = Host(Launcher(), kinds.SHIM_LAUNCHER)
+    for _ in range(OPENS_AFTER + 1):
+        with pytest.raises(OSError, match="cannot be executed"):
+            await host.guard.start("shim", timeout_s=1.0)
+    assert host.method("start").errors == OPENS_AFTER + 1
+
+
 async def test_a_trial_that_fails_doubles_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     host = Host(Acme(raising(OSError("disk on fire"))))
     for _ in range(OPENS_AFTER):

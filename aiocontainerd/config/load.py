@@ -14,7 +14,7 @@ from aiocontainerd.config import migrate as migration
 from aiocontainerd.config import source
 from aiocontainerd.config.decode import Problem, decode, origin_of
 from aiocontainerd.config.migrate import Origins
-from aiocontainerd.config.records import TIMEOUTS, UNKNOWN_TIMEOUT_S, ConfigError, Settings
+from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS, UNKNOWN_TIMEOUT_S, ConfigError, Settings
 from aiocontainerd.config.source import KeyPath, Origin, Tree
 
 if TYPE_CHECKING:
@@ -82,8 +82,14 @@ class Config:
             self.warnings.append(f"config names plugins that are not installed here; ignored: {', '.join(absent)}")
 
     def timeout_s(self, key: str) -> float:
-        """The deadline of a key of `[timeouts]` in seconds; 0 means none."""
+        """The deadline of a key of `[timeouts]` in seconds; 0 means none.
+
+        A key `io.containerd.timeout.plugin.<class>.<URI>` is about one plugin, and is else that of the class.
+        """
         text = self.settings.timeouts.get(key, TIMEOUTS.get(key))
+        if text is None and key.startswith(PLUGIN_TIMEOUTS):
+            key = PLUGIN_TIMEOUTS + key.removeprefix(PLUGIN_TIMEOUTS).partition(".")[0]
+            text = self.settings.timeouts.get(key, TIMEOUTS.get(key))
         return UNKNOWN_TIMEOUT_S if text is None else durations.parse(text)
 
     def _settle(self, problems: list[Problem]) -> None:

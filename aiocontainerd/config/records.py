@@ -40,6 +40,8 @@ TIMEOUTS: Mapping[str, str] = MappingProxyType(
 IsolationMode = Literal["none", "thread", "process"]
 """Where a plugin lives: in the daemon, in a thread of it, in a process of its own that the daemon keeps."""
 
+PLUGIN_TIMEOUTS = "io.containerd.timeout.plugin."
+"""Keys of the deadline classes of plugins; a plugin's URI behind one makes it that plugin's own."""
 UNKNOWN_TIMEOUT_S = 1.0
 """A deadline that nobody named has one second, as in containerd (facts/runtime 9)."""
 

@@ -14,7 +14,7 @@ import msgspec
 import tomli_w
 
 from aiocontainerd import durations
-from aiocontainerd.config.records import TIMEOUTS
+from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS
 from aiocontainerd.config.secret import encode_revealed
 from aiocontainerd.logs import LEVELS
 
@@ -106,8 +106,9 @@ def prepare(child: Child, config: msgspec.Struct, timeouts: Mapping[str, float])
 
 
 def timeouts_of(context: InitContext[Any]) -> dict[str, float]:
-    """The daemon's deadlines, in seconds, which are the process's too."""
-    return {key: context.daemon.timeout_s(key) for key in TIMEOUTS}
+    """The daemon's deadlines, in seconds, which are the process's too; of plugins, those of this one."""
+    own = {key: f"{key}.{context.uri}" if key.startswith(PLUGIN_TIMEOUTS) else key for key in TIMEOUTS}
+    return {key: context.daemon.timeout_s(asked) for key, asked in own.items()}
 
 
 def _give_away(child: Child, directories: tuple[Path, ...]) -> None:

@@ -49,7 +49,7 @@ def check_address(address: str, key: str) -> None:
 
 async def instance_of(context: InitContext[Any], link: Link) -> object:
     """What others are given to call, by the plugin's kind."""
-    connection = ProxyConnection(link, context.daemon.timeout_s)
+    connection = ProxyConnection(link, lambda key: context.daemon.timeout_s(f"{key}.{context.uri}"))
     if link.kind == kinds.DIFFER:
         return RemoteDiffer(connection)
     owned = await anyio.to_thread.run_sync(ownership.load, context.root / "owner")
