@@ -182,3 +182,32 @@ def test_deviation_is_of_one_target_where_it_names_one() -> None:
     assert deviation.is_of("TestX", "test_a[1]", "unix:///x#native")
     assert not deviation.is_of("TestX", "test_a", "unix:///x#overlayfs")
     assert not deviation.is_of("TestY", "test_a", "unix:///x#native")
+
+
+def _blocks(language: str) -> dict[str, str]:
+    """The blocks of a language in the page about testing, by what follows the language."""
+    text = (Path(__file__).parents[1] / "docs/plugins/testing.md").read_text()
+    return dict(re.findall(rf"^```{language} ?(\S*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+def test_command_line_of_the_documentation_runs(tmp_path: Path) -> None:
+    for name, code in _blocks("python").items():
+        (tmp_path / name).write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    (command,) = _blocks("sh").values()
+    for line, text in (
+        (command, _blocks("text")[""].strip()),
+        ("pytest -q test_acme_lines.py", "13 passed, 1 skipped"),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60, env=environment
+        )
+        assert text in done.stdout, done.stdout
+
+
+def test_every_option_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs/plugins/testing.md").read_text()
+    plugin = (Path(__file__).parents[1] / "aiocontainerd/testing/pytest_plugin.py").read_text()
+    options = set(re.findall(r'"(--target[\w-]*)"', plugin))
+    assert len(options) == 5
+    assert all(f"`{option} " in page for option in options)

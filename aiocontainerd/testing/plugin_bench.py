@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from aiocontainerd import authoring, kinds, loading
+from aiocontainerd import authoring, conformance, kinds, loading
 from aiocontainerd.config import Config
 from aiocontainerd.events import EventBus
 from aiocontainerd.registry import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, Registry, State
@@ -35,7 +35,7 @@ class PluginBench:
         plugin = registry.add(registration_of(self._target.path, kind, self._target.name))
         for needed, instance in needs.items():
             registry.add(_stand_in(needed, instance))
-        async with registry.run(_daemon(root, registry), self._config(plugin).plugin_config):
+        async with registry.run(_daemon(root, registry), self._config(plugin).plugin_config, check=conformance.check):
             _check_loaded(plugin)
             self._capabilities = frozenset(plugin.capabilities)
             if getattr(plugin.instance, "can_rebase", False):
