@@ -13,11 +13,17 @@ setup:
 setup-test:
 	@contrib/quickstart/setup.sh test
 
+# What is given reaches the program as it is: neither make nor a shell reads it.
+unexport IMAGE CMD SNAPSHOTTER
+run: export RUN_IMAGE := $(value IMAGE)
+run: export RUN_COMMAND := $(value CMD)
+run: export RUN_SNAPSHOTTER := $(value SNAPSHOTTER)
 run: setup
-	@$(PY) contrib/quickstart/quickstart.py run --image "$(IMAGE)" --command "$(CMD)" --snapshotter "$(SNAPSHOTTER)"
+	@exec $(PY) contrib/quickstart/quickstart.py run --image "$$RUN_IMAGE" --command "$$RUN_COMMAND" \
+		--snapshotter "$$RUN_SNAPSHOTTER"
 
 serve: setup
-	@$(PY) contrib/quickstart/quickstart.py serve
+	@exec $(PY) contrib/quickstart/quickstart.py serve
 
 lint: setup-test
 	$(VENV)/bin/ruff check --output-format concise $(SOURCES)

@@ -25,6 +25,7 @@ SCRIPTS = Path(sys.executable).parent
 LOCAL_IMAGE = "docker.io/library/busybox:local"
 DEFAULT_COMMAND = ["echo", "hello from a container under aiocontainerd"]
 SERVE_ROOT, SERVE_STATE = "/var/lib/aiocontainerd", "/run/aiocontainerd"
+CONTAINER = "hello"
 START_S, STOP_S = 20.0, 20.0
 
 
@@ -38,7 +39,10 @@ def daemon(directory: Path) -> Iterator[Path]:
         "--root", str(directory / "root"), "--state", str(directory / "state"),
     ]  # fmt: skip
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        # A session of its own: Ctrl-C is for the client; the daemon is needed to clean up after it.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         wait_for(address, process, log)
         yield address
@@ -47,7 +51,7 @@ def daemon(directory: Path) -> Iterator[Path]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the daemon, by force where it does not end by itself."""
+    """End a process of ours, by force where it does not end by itself."""
     process.terminate()
     try:
         process.wait(STOP_S)
@@ -73,7 +77,28 @@ def serves(address: Path) -> bool:
 
 def actr(address: Path, namespace: str, *args: str) -> int:
     """Run our client against the daemon; its exit status."""
-    return subprocess.call([str(SCRIPTS / "actr"), "--address", str(address), "--namespace", namespace, *args])
+    return subprocess.call(client_command(address, namespace, *args))
+
+
+def client_command(address: Path, namespace: str, *args: str) -> list[str]:
+    """The command line of our client."""
+    return [str(SCRIPTS / "actr"), "--address", str(address), "--namespace", namespace, *args]
+
+
+def contained(address: Path, namespace: str, *args: str) -> int:
+    """Run the client as `actr` does; when this program is told to end meanwhile, no container is left."""
+    client = subprocess.Popen(client_command(address, namespace, *args))
+    try:
+        return client.wait()
+    except (KeyboardInterrupt, SystemExit):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        until = time.monotonic() + STOP_S
+        remove = client_command(address, namespace, "tasks", "rm", "--force", CONTAINER)
+        while subprocess.run(remove, capture_output=True) and client.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        stop(client)
+        raise
 
 
 def make_image(directory: Path) -> Path:
@@ -98,10 +123,13 @@ def run(image: str, command: list[str], snapshotter: str) -> int:
             else:
                 status = actr(address, namespace, "images", "import", *chosen, str(make_image(directory)))
             if status == 0:
-                status = actr(address, namespace, "run", "--rm", *chosen, image or LOCAL_IMAGE, "hello", *command)
+                status = contained(
+                    address, namespace, "run", "--rm", *chosen, image or LOCAL_IMAGE, CONTAINER, *command
+                )
     finally:
         clean(directory, namespace)
-    print_next()
+    if status == 0:
+        print_next()
     return status
 
 
@@ -144,11 +172,11 @@ def print_next() -> None:
     print(
         f"""
 to try next:
-  make serve                                                     a daemon that stays, in the foreground
-  .venv/bin/actr -a {SERVE_STATE}/a.sock plugins ls     what it is made of
-  ctr -a {SERVE_STATE}/a.sock images pull IMAGE         containerd's own client on it
+  make serve                                              a daemon that stays, in the foreground; then, elsewhere:
+  .venv/bin/actr -a {SERVE_STATE}/a.sock plugins ls  what it is made of
+  ctr -a {SERVE_STATE}/a.sock images pull IMAGE      containerd's own client on it (Debian's package containerd)
   .venv/bin/pip install --no-build-isolation ./contrib/snapshotter-reflink
-  make run SNAPSHOTTER=reflink                                   a plugin from its own package, installed and used"""
+  make run SNAPSHOTTER=reflink                            a plugin from its own package, installed and used"""
     )
 
 
@@ -178,8 +206,15 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.what == "serve":
         return serve()
-    given = shlex.split(chosen.command)
-    return run(chosen.image, given or ([] if chosen.image else DEFAULT_COMMAND), chosen.snapshotter)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        given = shlex.split(chosen.command)
+    except ValueError as error:
+        once.error(f"the command {chosen.command}: {error}")
+    try:
+        return run(chosen.image, given or ([] if chosen.image else DEFAULT_COMMAND), chosen.snapshotter)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
