@@ -54,6 +54,20 @@ class Blobs(FakeContentStore):
 """
 
 
+DIFFER = """
+from aiocontainerd.plugin import kinds, register
+
+@register(kinds.DIFFER, "layers", requires=(kinds.METADATA,))
+class Layers:
+    def __init__(self, context):
+        self.content = context.get(kinds.METADATA, "bolt").content
+
+    async def apply(self, layer, mounts, options): ...
+
+    async def compare(self, lower, upper, options): ...
+"""
+
+
 @pytest.fixture
 def directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sv-", dir="/tmp") as name:
@@ -159,6 +173,11 @@ def test_a_plugin_that_does_not_load_is_one_line(directory: Path) -> None:
     line = failing(directory, "acme_program:One", "--config", str(directory / "c.toml"))
     assert 'level=error msg="cannot serve acme_program:One: plugin io.containerd.snapshotter.v1.one is not' in line
     assert "no such disk" in line
+
+
+def test_a_differ_without_content_says_what_it_needs(directory: Path) -> None:
+    (directory / "acme_program.py").write_text(DIFFER)
+    assert "it needs the content of a daemon: name its socket with --content" in failing(directory, "acme_program")
 
 
 def test_a_mistake_in_the_config_is_one_line(directory: Path) -> None:

@@ -54,7 +54,7 @@ def serve(
 ) -> None:  # fmt: skip
     """Serve the snapshotter, content store or differ of MODULE as a proxy plugin.
 
-    MODULE registers it with the hook register_plugins, or NAME in it is a class such as a SnapshotterBase.
+    MODULE registers it by @register or the hook register_plugins, or NAME in it is a class such as a SnapshotterBase.
     """
     from aiocontainerd.serve import host
 

@@ -93,7 +93,8 @@ async def _serve(options: Options, registry: Registry, chosen: Sequence[Plugin],
 
     for plugin in chosen:
         if plugin.state != State.LOADED:
-            raise PluginError(f"plugin {plugin.uri} is not loaded: {plugin.reason}")
+            cause = registry.get(plugin.caused_by) or plugin
+            raise PluginError(f"plugin {plugin.uri} is not loaded: {cause.reason}")
     front = GrpcFrontEnd(services(chosen, registry, options.state))
     bound = bind_unix(options.address.removeprefix("unix://"), options.uid, options.gid)
     try:
