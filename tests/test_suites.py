@@ -20,6 +20,10 @@ from aiocontainerd.testing.target import TargetError, replaced, target_of
 
 pytestmark = pytest.mark.timeout(120)
 
+REPOSITORY = Path(__file__).parents[1]
+PLUGINS = [REPOSITORY / "tests", *sorted(path.parent for path in REPOSITORY.glob("contrib/*/pyproject.toml"))]
+"""Where the plugins are that no package brings."""
+
 FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?::(?:\w+)::(\w+)", re.MULTILINE)
 COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error|xfailed)")
 
@@ -47,31 +51,51 @@ def run_suite(directory: Path, suite: str, *args: str) -> Run:
     done = subprocess.run(
         [*command, f"--basetemp={directory / 'tmp'}", "--pyargs", f"aiocontainerd.testing.{suite}", *args],
         capture_output=True, text=True, cwd=directory, timeout=100,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "400"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PLUGINS)), "COLUMNS": "400"},
     )  # fmt: skip
     return Run(done.returncode, done.stdout + done.stderr)
 
 
 @pytest.mark.root
 @pytest.mark.parametrize(
-    ("suite", "target", "skipped"),
+    ("suite", "target", "config", "skipped"),
     [
-        ("snapshotter", "aiocontainerd_snapshotter_native.plugin", 0),
-        ("snapshotter", "aiocontainerd_snapshotter_overlayfs.plugin", 0),
-        ("content", "aiocontainerd_content_local.plugin", 0),
-        ("differ", "aiocontainerd_differ.plugin", 0),
-        ("faults", "aiocontainerd_snapshotter_native.plugin", 11),
-        ("faults", "aiocontainerd_snapshotter_overlayfs.plugin", 11),
-        ("faults", "aiocontainerd_content_local.plugin", 18),
-        ("event_sink", "broken_plugins.broken_sinks:Whole", 1),
-        ("verifier", "broken_plugins.broken_verifiers:Careful", 2),
+        ("snapshotter", "aiocontainerd_snapshotter_native.plugin", [], 0),
+        ("snapshotter", "aiocontainerd_snapshotter_overlayfs.plugin", [], 0),
+        ("snapshotter", "aiocontainerd_snapshotter_reflink.plugin", [], 0),
+        ("content", "aiocontainerd_content_local.plugin", [], 0),
+        ("differ", "aiocontainerd_differ.plugin", [], 0),
+        ("faults", "aiocontainerd_snapshotter_native.plugin", [], 11),
+        ("faults", "aiocontainerd_snapshotter_overlayfs.plugin", [], 11),
+        ("faults", "aiocontainerd_content_local.plugin", [], 18),
+        ("event_sink", "aiocontainerd_event_webhook.plugin", ["target={tmp}/events"], 1),
+        ("verifier", "aiocontainerd_verifier_signature.plugin", ["keys_dir={tmp}", "signatures_dir={tmp}"], 4),
+        ("verifier", "broken_plugins.broken_verifiers:Careful", [], 2),
     ],
 )
-def test_plugin_that_keeps_its_contract_passes(tmp_path: Path, suite: str, target: str, skipped: int) -> None:
-    run = run_suite(tmp_path, suite, "--target", target)
+def test_plugin_that_keeps_its_contract_passes(
+    tmp_path: Path, suite: str, target: str, config: list[str], skipped: int
+) -> None:
+    run = run_suite(tmp_path, suite, "--target", target, *(f"--target-config={item}" for item in config))
     assert run.status == 0, run.output
     assert run.counts.get("skipped", 0) == skipped, run.output
     assert run.counts["passed"] > 10
+
+
+def test_plugin_that_has_no_business_here_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    run = run_suite(tmp_path, "event_sink", "--target", "aiocontainerd_event_webhook.plugin")
+    assert run.status == 0, run.output
+    assert run.counts.keys() == {"skipped"}
+    assert "no target is configured: skip plugin" in run.output
+
+
+def test_plugin_that_does_not_load_fails_every_test_in_a_line(tmp_path: Path) -> None:
+    args = ("--target", "aiocontainerd_event_webhook.plugin", "--target-config", "tarket=x", "-k", "filters")
+    run = run_suite(tmp_path, "event_sink", *args)
+    assert run.status == 1
+    assert "tarket" in run.output
+    assert "did you mean" in run.output
+    assert "Traceback" not in run.output
 
 
 @pytest.mark.root
@@ -186,7 +210,7 @@ def test_deviation_is_of_one_target_where_it_names_one() -> None:
 
 def _blocks(language: str) -> dict[str, str]:
     """The blocks of a language in the page about testing, by what follows the language."""
-    text = (Path(__file__).parents[1] / "docs/plugins/testing.md").read_text()
+    text = (REPOSITORY / "docs/plugins/testing.md").read_text()
     return dict(re.findall(rf"^```{language} ?(\S*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 
 
@@ -206,8 +230,8 @@ def test_command_line_of_the_documentation_runs(tmp_path: Path) -> None:
 
 
 def test_every_option_is_documented() -> None:
-    page = (Path(__file__).parents[1] / "docs/plugins/testing.md").read_text()
-    plugin = (Path(__file__).parents[1] / "aiocontainerd/testing/pytest_plugin.py").read_text()
+    page = (REPOSITORY / "docs/plugins/testing.md").read_text()
+    plugin = (REPOSITORY / "aiocontainerd/testing/pytest_plugin.py").read_text()
     options = set(re.findall(r'"(--target[\w-]*)"', plugin))
     assert len(options) == 5
     assert all(f"`{option} " in page for option in options)

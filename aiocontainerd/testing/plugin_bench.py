@@ -30,7 +30,21 @@ class PluginBench:
 
     @asynccontextmanager
     async def open(self, kind: str, root: Path, needs: Mapping[str, Any]) -> AsyncIterator[Any]:
-        """See `target.Bench`. Raises TargetError for a plugin that does not load, TargetSkippedError where it skips."""
+        """See `target.Bench`. A plugin that skips skips the test, one that does not load fails it, in a line."""
+        try:
+            async with self._opened(kind, root, needs) as instance:
+                yield instance
+        except TargetSkippedError as error:
+            import pytest
+
+            pytest.skip(str(error))
+        except TargetError as error:
+            import pytest
+
+            pytest.fail(str(error), pytrace=False)
+
+    @asynccontextmanager
+    async def _opened(self, kind: str, root: Path, needs: Mapping[str, Any]) -> AsyncIterator[Any]:
         registry = Registry()
         plugin = registry.add(registration_of(self._target.path, kind, self._target.name))
         for needed, instance in needs.items():
