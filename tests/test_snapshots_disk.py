@@ -62,3 +62,17 @@ async def test_a_directory_is_made_with_its_mode_whatever_the_umask(tmp_path: Pa
     finally:
         os.umask(before)
     assert (tmp_path / "dir").stat().st_mode & 0o7777 == 0o711
+
+
+async def test_a_tree_of_any_depth_is_removed(tmp_path: Path) -> None:
+    top = tmp_path / "deep"
+    top.mkdir()
+    directory = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(2_000):
+        os.mkdir("d", dir_fd=directory)
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    os.close(directory)
+    await remove_tree(top)
+    assert not top.exists()
