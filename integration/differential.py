@@ -33,7 +33,7 @@ _MASKS: tuple[tuple[str, str], ...] = (
     (r"(Version|Revision|UUID|Go version):.*", r"\1: <masked>"),
     (r"WARNING: (?:version|revision) mismatch\n?", ""),
     # ctr asks for progress until it cancels its own question, and says so when the answer came too late.
-    (r'time=\S+ level=error msg="failed to get content info" error="context canceled"\n?', ""),
+    (r'time=\S+ level=error msg="(?:failed to get content info|active check failed)" error="context canceled"\n?', ""),
     (r"[ \t]+", " "),
 )
 

@@ -49,7 +49,9 @@ class Actr:
 
     def _mask(self, text: str) -> str:
         text = text.replace(self.daemon.namespace, "<ns>").replace(str(self.daemon.directory), "<dir>")
-        text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "<time>", text)
+        # Go leaves zeros at the end of a fraction out, so that columns differ in width.
+        text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]+Z *", "<time> ", text)
+        text = re.sub(r"\bCREATED +", "CREATED ", text)
         return re.sub(r"(?m)^(c\d|)( *)\d{2,7} +", r"\1 <pid> ", text)
 
     def left(self) -> list[str]:
