@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120
 IMAGE = "docker.io/library/busybox:1"
 NATIVE = "aiocontainerd_snapshotter_native.plugin"
 CONTENT = "aiocontainerd_content_local.plugin"
+DIFFER = "aiocontainerd_differ.plugin"
 UNTIL_S = 20.0
 
 
@@ -205,6 +206,17 @@ def test_a_proxy_snapshotter_of_another_stack_comes_and_goes(tmp: Path, stubs: P
             daemon.ctr("images", "rm", "--sync", IMAGE)
             wait_for(lambda: (tmp / "g" / "records.json").read_text() == "{}", "the collection")
             assert (tmp / "g" / "cleaned").exists()
+
+
+def test_a_differ_beside_the_daemon_works_on_its_content(tmp: Path, archive: Path) -> None:
+    text = config(tmp, f'[proxy_plugins.d]\ntype = "diff"\naddress = "{tmp}/d.sock"\n')
+    text += '[plugins."io.containerd.service.v1.diff-service"]\ndefault = ["d"]\n'
+    with peer(Ours, config=text) as daemon, served(DIFFER, tmp, "d", "--content", f"unix://{daemon.address}"):
+        daemon.ctr("images", "import", str(archive))
+        runs(daemon, "overlayfs")
+        daemon.ctr("snapshots", "prepare", "k")
+        assert daemon.ctr("snapshots", "diff", "--keep", "k").stdout.startswith(b"\x1f\x8b")
+        assert b"containerd.io/uncompressed" in daemon.ctr("content", "ls").stdout
 
 
 ISOLATED = """
