@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import pluggy
@@ -60,22 +61,26 @@ def _imported(name: str) -> Any:
         raise
 
 
-def _by_hook(holder: Any, path: str) -> list[Registration]:
-    """What `register_plugins` of a module or an object returns; nothing where it has no such hook."""
+@cache
+def _manager() -> pluggy.PluginManager:
+    """Knows the hooks, and one holder of them at a time."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _by_hook(holder: Any, path: str) -> list[Registration]:
+    """What `register_plugins` of a module or an object returns; nothing where it has no such hook."""
+    manager = _manager()
     manager.register(holder, name=path)
-    found: list[Registration] = []
-    for hook in manager.hook.register_plugins.get_hookimpls():
-        found += _checked(hook.function(), path)
-    if not found and callable(getattr(holder, "register_plugins", None)):
-        _check_marked(manager, path)
-    return found
-
-
-def _check_marked(manager: pluggy.PluginManager, path: str) -> None:
-    if not manager.hook.register_plugins.get_hookimpls():
+    try:
+        hooks = [hook for hook in manager.hook.register_plugins.get_hookimpls() if hook.plugin is holder]
+        found = [registration for hook in hooks for registration in _checked(hook.function(), path)]
+    finally:
+        manager.unregister(holder)
+    if not hooks and callable(getattr(holder, "register_plugins", None)):
         raise PluginError(f"register_plugins of {path} is not marked; write @hookimpl above it")
+    return found
 
 
 def _checked(returned: Any, path: str) -> list[Registration]:

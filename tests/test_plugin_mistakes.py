@@ -120,7 +120,7 @@ async def told(
     daemon = Daemon(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address=str(directory / "c.sock"),
         ttrpc_address="", bus=found.bus, plugins=lambda: registry.plugins,
-        timeout_s=lambda key: 0.05 if key.endswith((".quick", ".work", ".long")) else 5.0,
+        timeout_s=lambda key: 0.05 if re.search(r"\.plugin\.(quick|work|long)\b", key) else 5.0,
     )  # fmt: skip
     registry.disable([f"{kinds.SERVER}.ttrpc"])
     with attribution.noting_unclosed(registry.owners, registry.health):

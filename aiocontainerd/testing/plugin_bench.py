@@ -49,7 +49,12 @@ class PluginBench:
         plugin = registry.add(registration_of(self._target.path, kind, self._target.name))
         for needed, instance in needs.items():
             registry.add(_stand_in(needed, instance))
-        async with registry.run(_daemon(root, registry), self._config(plugin).plugin_config, check=conformance.check):
+
+        def check(one: str, instance: object) -> None:
+            if one not in needs:  # what stands in for a plugin need not be a whole one
+                conformance.check(one, instance)
+
+        async with registry.run(_daemon(root, registry), self._config(plugin).plugin_config, check=check):
             _check_loaded(plugin)
             self._capabilities = frozenset(plugin.capabilities)
             if getattr(plugin.instance, "can_rebase", False):
