@@ -78,7 +78,8 @@ class Peer:
 
     def environment(self) -> dict[str, str]:
         """The daemon's environment."""
-        return {**os.environ, "PATH": f"{SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin"}
+        path = f"{SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin"
+        return {**os.environ, "PATH": path, "TMPDIR": str(self.directory)}
 
     def _wait_ready(self, began: float) -> None:
         while time.perf_counter() - began < START_S:

@@ -41,7 +41,12 @@ def daemon(directory: Path) -> Iterator[Path]:
     with log.open("wb") as output:
         # A session of its own: Ctrl-C is for the client; the daemon is needed to clean up after it.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "TMPDIR": str(directory)},
+            start_new_session=True,
         )
     try:
         wait_for(address, process, log)

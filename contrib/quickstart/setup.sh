@@ -49,8 +49,8 @@ stamp=.venv/.installed
 [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && exit 0
 echo "setting up .venv" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+.venv/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 set -- -e .
 for plugin in plugins/*/; do set -- "$@" -e "$plugin"; done
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation "$@"
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation "$@"
 echo "$wanted" >"$stamp"
