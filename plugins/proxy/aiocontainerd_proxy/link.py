@@ -8,6 +8,7 @@ waits for its time, and until then calls are answered with the reason.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
@@ -24,6 +25,7 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
 """Connecting and each question to the peer."""
+_STOPPED = "it has been stopped"
 
 
 class State(StrEnum):
@@ -96,7 +98,8 @@ class Link:
                     await self._wanted.wait()
                 pause = min(pause * 2, LONGEST_PAUSE_S)
         finally:
-            self.transport.close()
+            self._told = (State.FAILED, _STOPPED)  # an end that somebody wanted is no warning
+            self._fail(*self._told, math.inf)
 
     def wake(self) -> None:
         """Try now, whatever the last try said."""

@@ -68,15 +68,22 @@ class Supervisor:
 
     async def keep(self) -> None:
         """Run the process, again and again, until cancelled."""
-        while True:
-            began = anyio.current_time()
-            ending = await self._run_once()
-            pause = self._backoff.after(anyio.current_time() - began)
-            self._settle(serves=False, reason=f"{ending}; started again in {durations.render(pause)}")
-            self._log.error("the process of plugin %s %s", self.child.uri, self.reason)
-            await anyio.sleep(pause)
-            self.reason, self._settled = "", anyio.Event()
-            self._changed()
+        try:
+            while True:
+                await self._keep_one()
+        finally:
+            self._settle(serves=False, reason="has been stopped")
+
+    async def _keep_one(self) -> None:
+        """Run the process once, and wait until it may be started again."""
+        began = anyio.current_time()
+        ending = await self._run_once()
+        pause = self._backoff.after(anyio.current_time() - began)
+        self._settle(serves=False, reason=f"{ending}; started again in {durations.render(pause)}")
+        self._log.error("the process of plugin %s %s", self.child.uri, self.reason)
+        await anyio.sleep(pause)
+        self.reason, self._settled = "", anyio.Event()
+        self._changed()
 
     def _settle(self, *, serves: bool, reason: str = "") -> None:
         self._serves, self.reason = serves, reason

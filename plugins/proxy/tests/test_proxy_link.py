@@ -152,7 +152,7 @@ async def test_a_lost_peer_is_seen_and_found_again(address: str) -> None:
                 await ProxySnapshotter(connection, OWNED).prepare("ns/1/a")
             await becomes(link, State.ABSENT)
         assert link.statistics() == {"connects": 2}
-    assert (told.count(State.READY), told[-1]) == (2, State.ABSENT)
+        assert (told.count(State.READY), told[-1]) == (2, State.ABSENT)
 
 
 async def test_a_peer_that_never_answers_has_failed_and_calls_are_answered_at_once(
@@ -181,8 +181,8 @@ async def test_what_listens_and_is_no_grpc_server_has_failed(address: str) -> No
         group.start_soon(listener.serve, hang_up)
         async with kept(link):
             await becomes(link, State.FAILED)
+            assert link.reason
         group.cancel_scope.cancel()
-    assert link.reason
 
 
 async def test_a_peer_without_the_services_that_are_asked_is_ready(address: str) -> None:
@@ -218,6 +218,21 @@ async def test_a_peer_that_goes_during_a_call_is_unavailable(address: str) -> No
             link.transport.close()
         with pytest.raises(Unavailable, match=f"plugin {URI} at {address}"):
             await ProxySnapshotter(connection, OWNED).stat("a")
+
+
+async def test_who_waits_when_the_plugin_stops_is_answered(address: str) -> None:
+    link = Link(URI, address, gate=anyio.sleep_forever)
+    answers: list[str] = []
+
+    async def ask(connection: ProxyConnection) -> None:
+        with pytest.raises(NotReady) as failed:
+            await ProxySnapshotter(connection, OWNED).prepare("a")
+        answers.append(failed.value.message)
+
+    async with anyio.create_task_group() as group, kept(link) as connection:
+        group.start_soon(ask, connection)
+        await anyio.wait_all_tasks_blocked()
+    assert answers == [f"plugin {URI} at {address} is failed: it has been stopped"]
 
 
 async def test_calls_wait_for_the_gate_and_get_its_reason(address: str) -> None:
@@ -263,7 +278,7 @@ async def test_a_plugin_that_did_not_load_at_the_peer_has_failed(address: str) -
     link = Link(URI, address)
     async with serving(address, Plugins(broken)), kept(link):
         await becomes(link, State.FAILED)
-    assert link.reason == f"{URI} is not loaded there: no overlay"
+        assert link.reason == f"{URI} is not loaded there: no overlay"
 
 
 async def test_in_a_daemon_ours_are_marked_and_the_others_left_alone(address: str) -> None:
