@@ -43,9 +43,14 @@ class StartError(Exception):
 
 
 def run(
-    config: Config, *, grpc_address: str = "", ttrpc_address: str = "", load: Callable[[], Config] | None = None
+    config: Config,
+    *,
+    grpc_address: str = "",
+    ttrpc_address: str = "",
+    load: Callable[[], Config] | None = None,
+    serving: Callable[[], object] | None = None,
 ) -> None:
-    """Run until a signal stops it. `load` reads the config again, for a reload.
+    """Run until a signal stops it. `load` reads the config again, for a reload; `serving` is called when it serves.
 
     Raises StartError, ConfigError, PluginError or RootLockedError before it serves.
     """
@@ -81,9 +86,15 @@ def run(
             owners=registry.owners,
             reload=reloader.reload,
         )
+
+        def booted() -> None:
+            log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
+            if serving is not None:
+                serving()
+
         stack.enter_context(attribution.noting_unclosed(registry.owners, registry.health))
         try:
-            anyio.run(_serve, registry, daemon, reloader, config, started, backend_options={"use_uvloop": True})
+            anyio.run(_serve, registry, daemon, reloader, config, booted, backend_options={"use_uvloop": True})
         except BaseExceptionGroup as group:
             raise _root_cause(group) from group
 
@@ -97,7 +108,9 @@ def _configured_address(config: Config, registry: Registry, uri: str) -> str:
     return address
 
 
-async def _serve(registry: Registry, daemon: Daemon, reloader: Reloader, config: Config, started: float) -> None:
+async def _serve(
+    registry: Registry, daemon: Daemon, reloader: Reloader, config: Config, booted: Callable[[], object]
+) -> None:
     stop = anyio.Event()
     async with anyio.create_task_group() as signals:
         signals.start_soon(_handle_signals, stop, registry, reloader, signals, name="signals")
@@ -108,8 +121,8 @@ async def _serve(registry: Registry, daemon: Daemon, reloader: Reloader, config:
             log_table(registry)
             await _start_servers(registry)
             _tell_service_manager(systemd.READY)
-            log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
             await anyio.to_thread.run_sync(_load_messages)
+            booted()
             async with _watchdog(registry, config):
                 await stop.wait()
             _tell_service_manager(systemd.STOPPING)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import anyio
 
@@ -17,6 +16,9 @@ from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc import codec
 from aiocontainerd.typeurl import Any, to_wire
+
+if TYPE_CHECKING:
+    import tarfile
 
 CRIU_MEDIA_TYPE = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 CONFIG_MEDIA_TYPE = "application/vnd.containerd.container.checkpoint.config.v1+proto"
@@ -90,6 +92,8 @@ def _scratch(directory: Path) -> IO[bytes]:
 
 
 def _packed(directory: Path) -> IO[bytes]:
+    import tarfile
+
     archive = _scratch(directory.parent)
     try:
         with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -103,6 +107,8 @@ def _packed(directory: Path) -> IO[bytes]:
 
 
 def _extract(archive: IO[bytes], directory: Path) -> None:
+    import tarfile
+
     archive.seek(0)
     try:
         with tarfile.open(fileobj=archive, mode="r:") as tar:
