@@ -78,6 +78,13 @@ def test_secrets_are_redacted_wherever_they_stand(tmp_path: Path) -> None:
     assert "hunter" not in repr(config.plugin_config(ACME[0]))
 
 
+def test_what_a_table_of_an_absent_plugin_calls_a_secret_is_redacted(tmp_path: Path) -> None:
+    config = written(tmp_path, 'version = 4\n[plugins."io.x.v1.y"]\napi_token = "hunter2"\nurl = "u"\nlist = ["a"]\n')
+    assert 'api_token = "<redacted>"' in dump(config, [])
+    assert 'url = "u"' in dump(config, [])
+    assert 'api_token = "hunter2"' in dump(config, [], reveal=True)
+
+
 def test_a_secret_gives_its_value_only_when_asked() -> None:
     secret = Secret("hunter2")
     assert (f"{secret}", str(secret), repr(secret), "%s" % secret) == ("<redacted>",) * 4  # noqa: UP031 - as logs do

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ import tomli_w
 
 from aiocontainerd.config.load import Config
 from aiocontainerd.config.records import DEFAULT_IMPORTS, TIMEOUTS, Settings
-from aiocontainerd.config.secret import encode_redacted, encode_revealed
+from aiocontainerd.config.secret import REDACTED, encode_redacted, encode_revealed
 
 if TYPE_CHECKING:
     from aiocontainerd.registry import Registration
 
+_SECRET_NAME = re.compile(r"secret|token|password|passwd|credential", re.IGNORECASE)
 _EXAMPLE_HEAD = """\
 # Every key of the daemon and its first-party plugins with its default.
 # Generated from the config records; `make docs` writes it anew.
@@ -31,7 +33,7 @@ def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bo
     tree: dict[str, Any] = msgspec.to_builtins(config.settings)
     hook = encode_revealed if reveal else encode_redacted
     tree["timeouts"] = {**TIMEOUTS, **config.settings.timeouts}
-    plugins: dict[str, Any] = dict(config.plugin_tables)
+    plugins: dict[str, Any] = dict(config.plugin_tables) if reveal else _guessed(config.plugin_tables)
     for registration in registrations:
         plugins[registration.uri] = msgspec.to_builtins(config.plugin_config(registration), enc_hook=hook)
     tree["plugins"] = {uri: plugins[uri] for uri in sorted(plugins)}
@@ -86,6 +88,15 @@ def _scalars(values: Mapping[str, Any]) -> str:
 def _comment(record: type[msgspec.Struct] | None) -> str:
     words = " ".join((inspect.getdoc(record) or "").split()) if record is not None else ""
     return textwrap.fill(words, 118, initial_indent="# ", subsequent_indent="# ") + "\n" if words else ""
+
+
+def _guessed(value: Any, key: str = "") -> Any:
+    """Tables of plugins that are not installed, whose secrets can only be told by their names."""
+    if isinstance(value, Mapping):
+        return {name: _guessed(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_guessed(inner, key) for inner in value]
+    return REDACTED if isinstance(value, str) and value and _SECRET_NAME.search(key) else value
 
 
 def _without_none(value: Any) -> Any:
