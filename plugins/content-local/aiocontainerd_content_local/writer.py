@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 import anyio
@@ -131,7 +132,7 @@ class LocalWriter:
         found = layout.resumable(self._directory, self._status.ref, total)
         self._status = found or layout.create_ingest(self._directory, self._status.ref, total)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if found else os.O_TRUNC)
-        self._fd = os.open(self._directory / "data", flags, 0o644)
+        self._fd = _open_data(self._directory / "data", flags)
         self._offset = self._status.offset
         if self._offset:
             self._hasher = hash_file(self._fd, "sha256")
@@ -232,3 +233,11 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
     while view:
         done = os.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done
+
+
+def _open_data(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o644)
+    except PermissionError:  # a crash within a commit leaves it read-only, which matters to a daemon without root
+        os.chmod(path, 0o644)
+        return os.open(path, flags, 0o644)
