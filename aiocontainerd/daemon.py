@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -48,7 +49,7 @@ def run(
     grpc_address: str = "",
     ttrpc_address: str = "",
     load: Callable[[], Config] | None = None,
-    serving: Callable[[], object] | None = None,
+    serving: Callable[[], object] = lambda: None,
 ) -> None:
     """Run until a signal stops it. `load` reads the config again, for a reload; `serving` is called when it serves.
 
@@ -86,15 +87,10 @@ def run(
             owners=registry.owners,
             reload=reloader.reload,
         )
-
-        def booted() -> None:
-            log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
-            if serving is not None:
-                serving()
-
+        serve = partial(_serve, registry, daemon, reloader, config, started=started, serving=serving)
         stack.enter_context(attribution.noting_unclosed(registry.owners, registry.health))
         try:
-            anyio.run(_serve, registry, daemon, reloader, config, booted, backend_options={"use_uvloop": True})
+            anyio.run(serve, backend_options={"use_uvloop": True})
         except BaseExceptionGroup as group:
             raise _root_cause(group) from group
 
@@ -109,7 +105,13 @@ def _configured_address(config: Config, registry: Registry, uri: str) -> str:
 
 
 async def _serve(
-    registry: Registry, daemon: Daemon, reloader: Reloader, config: Config, booted: Callable[[], object]
+    registry: Registry,
+    daemon: Daemon,
+    reloader: Reloader,
+    config: Config,
+    *,
+    started: float,
+    serving: Callable[[], object],
 ) -> None:
     stop = anyio.Event()
     async with anyio.create_task_group() as signals:
@@ -121,8 +123,9 @@ async def _serve(
             log_table(registry)
             await _start_servers(registry)
             _tell_service_manager(systemd.READY)
+            log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
             await anyio.to_thread.run_sync(_load_messages)
-            booted()
+            serving()
             async with _watchdog(registry, config):
                 await stop.wait()
             _tell_service_manager(systemd.STOPPING)
