@@ -53,4 +53,6 @@ echo "setting up .venv" >&2
 set -- -e .
 for plugin in plugins/*/; do set -- "$@" -e "$plugin"; done
 .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation "$@"
+# pip compiles what it copies, not these: where PYTHONDONTWRITEBYTECODE is set, every start would.
+.venv/bin/python -m compileall -q aiocontainerd plugins/*/aiocontainerd_*
 echo "$wanted" >"$stamp"
