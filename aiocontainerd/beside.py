@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +42,7 @@ class Beside:
     ) -> None:
         self._proxies = proxies
         self._modes = modes
+        self._placed: set[str] = set()
         self.outside: dict[str, object] = {}
         """Settings of each plugin that is in another process, by URI, once its registration was made."""
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -60,6 +61,7 @@ class Beside:
 
         Raises PluginError where no package can keep it apart in the way that the config says.
         """
+        self._placed.add(registration.uri)
         isolation = self.isolation_of(registration.uri, module, declared)
         if isolation is None:
             return registration
@@ -74,19 +76,33 @@ class Beside:
         return made
 
     def isolation_of(self, uri: str, module: str, declared: PythonPlugin | None) -> Isolation | None:
-        """How a plugin is to be kept apart, None for one that lives in the daemon. Pure."""
+        """How a plugin is to be kept apart, None for one that lives in the daemon. Pure.
+
+        Raises PluginError for another user's identity where there is no other process.
+        """
         mode = self._modes.get(uri, declared.isolation if declared else "none")
+        uid, gid = (declared.uid, declared.gid) if declared else (None, None)
+        if mode != "process" and (uid is not None or gid is not None):
+            raise PluginError(f'{uri} can have a uid or gid of its own only with isolation = "process"')
         if mode == "none":
             return None
-        uid, gid = (declared.uid, declared.gid) if declared else (None, None)
         return Isolation(mode=mode, module=module, uid=uid, gid=gid)
 
-    def proxies(self) -> Iterator[tuple[str, Registration]]:
-        """Each proxy plugin that somebody knows the type of, with its name; the others are one warning each."""
-        for name, settings in self._proxies.items():
-            made: Registration | None = self._manager.hook.register_proxy_plugin(name=name, settings=settings)
-            if made is None:
-                log.warning("proxy plugin %s has the type %r, which nothing here can use", name, settings.type)
-            else:
-                self.outside[made.uri] = settings
-                yield name, made
+    @property
+    def proxies(self) -> Sequence[str]:
+        """The names of `[proxy_plugins]`."""
+        return tuple(self._proxies)
+
+    def proxy(self, name: str) -> Registration | None:
+        """The registration of a proxy plugin; None, and a warning, where nobody knows its type."""
+        settings = self._proxies[name]
+        made: Registration | None = self._manager.hook.register_proxy_plugin(name=name, settings=settings)
+        if made is None:
+            log.warning("proxy plugin %s has the type %r, which nothing here can use", name, settings.type)
+        else:
+            self.outside[made.uri] = settings
+        return made
+
+    def without_plugin(self) -> list[str]:
+        """The URIs of `[plugin_isolation]` that no plugin had; told once all plugins are placed."""
+        return sorted(self._modes.keys() - self._placed)

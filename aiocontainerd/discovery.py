@@ -78,9 +78,13 @@ def discover(
             placed = beside.placed(registration, candidate.module, wanted)
             plugin = registry.add(placed, candidate.distribution or candidate.name)
             plugin.health.changed_globals += imported[candidate].changed_globals
-    for name, registration in beside.proxies():
+    for name in beside.proxies:
         with _failures_are_rows(registry, Candidate(name, f"proxy_plugins.{name}")):
-            registry.add(registration, f"proxy_plugins.{name}")
+            proxy = beside.proxy(name)
+            if proxy is not None:
+                registry.add(proxy, f"proxy_plugins.{name}")
+    for uri in beside.without_plugin():
+        log.warning("plugin_isolation names %s, which no plugin here is", uri)
 
 
 def _refuse(registry: Registry, candidate: Candidate, row: str, reason: str) -> None:

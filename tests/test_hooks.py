@@ -80,7 +80,8 @@ def test_register_proxy_plugin_is_asked_of_each_package_until_one_knows_the_type
     beside = Beside({"x": ProxyPlugin(type="b"), "y": ProxyPlugin(type="c")})
     for kind in ("a", "b"):
         beside.learn(Companion(kind))
-    assert [(name, one.uri) for name, one in beside.proxies()] == [("x", "b.x")]
+    made = [beside.proxy(name) for name in beside.proxies]
+    assert [one.uri if one else None for one in made] == ["b.x", None]
     assert caplog.messages == ["proxy plugin y has the type 'c', which nothing here can use"]
 
 
@@ -89,9 +90,13 @@ def test_isolate_plugin_gives_the_registration_that_stands_for_another() -> None
     beside.learn(Companion("k"))
     declared = PythonPlugin(module="m", isolation="process", uid=7)
     one, two, three, four = (Registration(kind="k", id=name, init=_init) for name in "abcd")
-    assert beside.placed(one, "m", declared) is one
+    assert beside.without_plugin() == ["k.a", "k.b", "k.c"]
+    assert beside.placed(one, "m", None) is one
     with pytest.raises(PluginError, match=r'^k\.b cannot have isolation = "process"'):
         beside.placed(two, "m", None)
-    assert beside.placed(three, "m", declared) is three
+    assert beside.placed(three, "m", None) is three
     assert beside.isolation_of(four.uri, "m", declared) == Isolation(mode="process", module="m", uid=7)
     assert beside.isolation_of(four.uri, "m", None) is None
+    assert beside.without_plugin() == []
+    with pytest.raises(PluginError, match=r'^k\.a can have a uid or gid of its own only with isolation = "process"$'):
+        beside.placed(one, "m", declared)
