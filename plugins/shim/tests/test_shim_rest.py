@@ -31,7 +31,10 @@ case $(verb "$@") in
   create) while [ "$1" != --pid-file ]; do shift; done
     sh -c 'while [ ! -e started ]; do sleep 0.01; done; . ./init' <&3 3<&- & echo $! > "$2";;
   start) touch started;;
-  exec) while [ "$1" != --pid-file ]; do shift; done; sh ./exec & echo $! > "$2";;
+  exec) while [ "$1" != --pid-file ]; do shift; done
+    # Once it is an orphan: a shell takes the exits of its children.
+    sh -c 'while read -r _ _ _ parent _ < /proc/$$/stat && [ "$parent" = "$0" ]; do sleep 0.01; done; . ./exec' $$ &
+    echo $! > "$2";;
   kill) kill -$signal $(cat init.pid);;
 esac
 """

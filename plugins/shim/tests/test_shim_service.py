@@ -36,7 +36,9 @@ case $(verb "$@") in
     [ "$code" = 99 ] && { echo '{"level":"error","msg":"no such program"}' >> "$FAKE_DIR/log.json"; exit 1; }
     [ "$code" = 98 ] && { sleep 60 & echo $! > "$2"; exit 1; }
     [ "$code" = 97 ] && { touch "$FAKE_DIR/slow"; sleep 0.3; }
-    sh -c "exit $code" & echo $! > "$2";;
+    # It ends once it is an orphan: a shell takes the exits of its children.
+    sh -c 'while read -r _ _ _ parent _ < /proc/$$/stat && [ "$parent" = "$0" ]; do sleep 0.01; done
+      exit "$1"' $$ "$code" & echo $! > "$2";;
   kill) kill -$signal $(cat "$FAKE_DIR/init.pid") || { echo 'container not running' >&2; exit 1; };;
   delete) [ -e "$FAKE_DIR/started" ] || kill -9 $(cat "$FAKE_DIR/init.pid");;
   ps) echo "[$(cat "$FAKE_DIR/init.pid")]";;
