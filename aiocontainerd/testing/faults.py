@@ -64,6 +64,8 @@ class FaultSuite(Targeted):
                 await self.check_usable(plugin, tmp_path, context)
                 await self.remove_all(plugin)
             assert _names_below(root) <= clean, f"{context}: files are left when everything is removed"
+        if not whole.steps:
+            pytest.skip(f"{operation} makes no step that Python sees; killed after its answer only")
 
     async def test_while_a_step_hangs_other_keys_do_not_wait(
         self, child: FaultChild, operation: str, tmp_path: Path
@@ -76,6 +78,8 @@ class FaultSuite(Targeted):
             if not outcome.hung_in:
                 break
             at += 1
+        if at == 1:
+            pytest.skip(f"{operation} makes no step in a thread besides SQL")
 
     # What the kinds differ in.
 
