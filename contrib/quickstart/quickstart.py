@@ -108,10 +108,12 @@ def contained(address: Path, namespace: str, *args: str) -> int:
 
 def make_image(directory: Path) -> Path:
     """An image of Debian's static busybox as an archive."""
+    from aiocontainerd.oci import platform
     from aiocontainerd.testing.images import Image, busybox_layer, write_archive
 
-    archive = directory / "busybox.tar"
-    write_archive(archive, LOCAL_IMAGE, [Image(layers=[busybox_layer()])])
+    archive, host = directory / "busybox.tar", platform.default()
+    image = Image(layers=[busybox_layer()], architecture=host.architecture, variant=host.variant)
+    write_archive(archive, LOCAL_IMAGE, [image])
     return archive
 
 

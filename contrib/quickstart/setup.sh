@@ -13,7 +13,9 @@ need python3 python3
 need runc runc
 need crun crun
 need unshare util-linux
-busybox --help 2>/dev/null | head -n 1 | grep -q BusyBox || missing="$missing busybox-static"
+# Alone in a container: without shared libraries.
+static_busybox() { busybox --help 2>/dev/null | head -n 1 | grep -q BusyBox && ! ldd "$(command -v busybox)" >/dev/null 2>&1; }
+static_busybox || missing="$missing busybox-static"
 if [ "${1:-run}" = test ]; then
   need ctr containerd
   need docker-registry docker-registry
