@@ -17,7 +17,7 @@ import pytest
 
 from aiocontainerd.config import load
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
-from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, push
+from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, ended, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -268,7 +268,7 @@ def test_isolated_processes_serve_and_are_started_again(tmp: Path, archive: Path
         runs(daemon, "native")
         assert "plugin=io.containerd.snapshotter.v1.native" in daemon.log()
         daemon.stop(signal.SIGKILL)
-        wait_for(lambda: not Path(f"/proc/{pid}").exists(), "the process to end with the daemon")
+        wait_for(lambda: ended(pid), "the process to end with the daemon")
         daemon.start()
         assert daemon.ctr("snapshots", "--snapshotter", "native", "ls").stdout == snapshots
         runs(daemon, "native")
