@@ -164,7 +164,8 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     )
     assert listed.stdout.strip() == ""
     shutil.rmtree(f"/run/containerd/runc/{found.namespace}", ignore_errors=True)
-    for cgroup in Path("/sys/fs/cgroup").glob(f"**/{found.namespace}"):
+    base = Path("/sys/fs/cgroup")
+    for cgroup in [*base.glob(found.namespace), *base.glob(f"*/{found.namespace}")]:
         cgroup.rmdir()
 
 
