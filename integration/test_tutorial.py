@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
-from harness import REPOSITORY, SCRIPTS, Ours, Peer, docker_registry, peer, push
+from harness import REPOSITORY, SCRIPTS, START_S, Ours, Peer, docker_registry, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -80,6 +81,7 @@ class Reader:
         if line == RESTART:
             self.daemon.stop()
             self.daemon.start()
+            self._settle()
             return ""
         if line.startswith("pip install -e "):
             return self._install(line.split()[-1])
@@ -90,6 +92,14 @@ class Reader:
         line = re.sub(r"^ctr ", f"ctr -a {self.daemon.address} -n {self.daemon.namespace} ", line)
         line = re.sub(r"^actr ", f"actr -a {self.daemon.address} ", line)
         return self.run(line)
+
+    def _settle(self) -> None:
+        """Wait for plugins beside the daemon, which a reader's typing gives time to connect."""
+        assert self.daemon is not None
+        until = time.monotonic() + START_S
+        while "connecting" in self.run(f"actr -a {self.daemon.address} plugins ls"):
+            assert time.monotonic() < until, f"a plugin still connects after {START_S:g} s"
+            time.sleep(0.05)
 
     def _install(self, folder: str) -> str:
         """Install the metadata that an editable install would leave in the environment, in a directory of the test."""
