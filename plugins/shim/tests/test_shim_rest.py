@@ -108,7 +108,11 @@ async def shim() -> AsyncIterator[Shim]:
 
 def _kill_what_is_left(shim: Shim) -> None:
     pids = [record.pid for record in records.read_processes(shim.bundle) if record.exit_status is None]
-    for pid in (shim.pid, *pids):
+    workers = []
+    if shim.pid and Path(f"/proc/{shim.pid}").exists():
+        os.kill(shim.pid, signal.SIGSTOP)  # it forks no other worker, which would write to the bundle meanwhile
+        workers = shim.workers()
+    for pid in (*workers, shim.pid, *pids):
         if pid and Path(f"/proc/{pid}").exists():
             os.kill(pid, signal.SIGKILL)
 
