@@ -172,7 +172,12 @@ def _root_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 async def _start_servers(registry: Registry) -> None:
     """Begin to accept on every server that loaded. Without the gRPC socket there is no daemon."""
     main = registry.get(GRPC_SERVER)
-    if main is not None and main.state == State.FAILED:
+    if main is None:
+        broken = "; ".join(
+            f"{plugin.id}: {plugin.reason}" for plugin in registry.plugins if plugin.state == State.FAILED
+        )
+        raise StartError(f"there is no gRPC server, its module could not be loaded: {broken}")
+    if main.state == State.FAILED:
         raise StartError(f"failed to get listener for main endpoint: {main.reason}")
     for plugin in _servers(registry):
         await plugin.instance.start()

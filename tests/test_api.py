@@ -159,7 +159,7 @@ def test_a_timestamp_field_is_rewritten_and_its_import_dropped(tmp_path: Path) -
     )
 
 
-@pytest.mark.skipif(not WIRECHECK.is_file(), reason=f"{WIRECHECK} with the wire tables is not there")
+@pytest.mark.skipif(not WIRECHECK.is_file(), reason="the wire tables are not beside this checkout")
 def test_the_proto_files_are_those_of_the_wire_tables(descriptor_set: Path) -> None:
     done = subprocess.run([sys.executable, str(WIRECHECK), str(descriptor_set)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

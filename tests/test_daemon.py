@@ -310,3 +310,11 @@ def test_a_version_1_cpuset_inherits_from_its_parent(monkeypatch: pytest.MonkeyP
     found = {str(directory.relative_to(tmp_path)) for directory in daemon._cgroup_directories("/a")}
     assert found == {"cpuset/a", "memory/a"}
     assert (tmp_path / "cpuset" / "a" / "cpuset.cpus").read_text() == "0-1\n"
+
+
+@pytest.mark.anyio
+async def test_without_a_grpc_server_there_is_no_daemon() -> None:
+    registry = Registry()
+    registry.add_failed("python_plugins", "servers", "ImportError: no such module")
+    with pytest.raises(daemon.StartError, match=r"there is no gRPC server.*servers: ImportError: no such module"):
+        await daemon._start_servers(registry)
