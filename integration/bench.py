@@ -30,6 +30,7 @@ from harness import Debians, Ours, Peer, docker_registry, peer, processes_of, pu
 
 CONTAINERS = 20
 CREATES = 400
+SETTLE_S = 0.4
 NAMES = ("ready", "idle", "run", "exec", "many", "pull", "create1", "create8", "dispatch")
 
 
@@ -61,11 +62,17 @@ class Pair:
         """Medians of `measure(peer, round)` over alternating rounds, after one round that is not counted."""
         ours, theirs = [], []
         for number in range(self.rounds + 1):
-            values = (measure(self.ours, number), measure(self.theirs, number))
+            values = (self._settled(measure, self.ours, number), self._settled(measure, self.theirs, number))
             if number:
                 ours.append(values[0])
                 theirs.append(values[1])
         return statistics.median(ours), statistics.median(theirs)
+
+    @staticmethod
+    def _settled(measure: Callable[[Peer, int], float], daemon: Peer, number: int) -> float:
+        """One measurement after a pause, so that no daemon's clean-up is timed as part of the other's work."""
+        time.sleep(SETTLE_S)
+        return measure(daemon, number)
 
 
 def pss_mb(pids: list[int]) -> float:

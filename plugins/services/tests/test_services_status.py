@@ -10,6 +10,7 @@ from aiocontainerd_services.events_grpc import EventsGrpc, EventsTtrpc
 from aiocontainerd_services.images_grpc import ImagesGrpc
 from aiocontainerd_services.leases_grpc import LeasesGrpc
 from aiocontainerd_services.namespaces_grpc import NamespacesGrpc
+from aiocontainerd_services.plugins_grpc import PluginsGrpc
 from aiocontainerd_services.tasks_grpc import TasksGrpc
 from aiocontainerd_services.version_grpc import VersionGrpc
 
@@ -41,7 +42,7 @@ def rows() -> dict[tuple[str, str], str]:
 
 
 def served() -> set[tuple[str, str]]:
-    made = [*(part(None) for part in PARTS), VersionGrpc(), HealthGrpc()]
+    made = [*(part(None) for part in PARTS), PluginsGrpc(list, dict, None), VersionGrpc(), HealthGrpc()]
     methods = [method for service in made for method in bind(service).values() if method.call]
     return {(method.service, method.method) for method in methods} - REFUSED
 
@@ -50,7 +51,7 @@ def test_every_method_of_containerds_sockets_has_a_row() -> None:
     wanted = {
         (service, method)
         for service, methods in SERVICES.items()
-        if service.startswith(("containerd.services.", "grpc.health."))
+        if service.startswith(("aiocontainerd.", "containerd.services.", "grpc.health."))
         for method in methods
     }
     assert wanted - set(rows()) == set()
