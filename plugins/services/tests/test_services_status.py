@@ -42,7 +42,8 @@ def rows() -> dict[tuple[str, str], str]:
 
 
 def served() -> set[tuple[str, str]]:
-    made = [*(part(None) for part in PARTS), PluginsGrpc(list, dict, None), VersionGrpc(), HealthGrpc()]
+    unused: Any = None
+    made = [*(part(None) for part in PARTS), PluginsGrpc(unused, unused, None), VersionGrpc(), HealthGrpc()]
     methods = [method for service in made for method in bind(service).values() if method.call]
     return {(method.service, method.method) for method in methods} - REFUSED
 
