@@ -19,6 +19,7 @@ from aiocontainerd_runtime_v2 import strays
 from aiocontainerd_runtime_v2.bootstrap import Endpoint, from_api_address
 from aiocontainerd_runtime_v2.bundle import Bundle, Layout
 from aiocontainerd_runtime_v2.manager import ShimManager, prefixed, to_thread
+from aiocontainerd_runtime_v2.moves import Moves
 from aiocontainerd_runtime_v2.shim import Shim, lost_exit
 from aiocontainerd_runtime_v2.shim_log import ShimLog
 from aiocontainerd_runtime_v2.table import Table
@@ -56,6 +57,7 @@ class ShimTaskRuntime:
         self.manager = manager
         self.table = Table()
         self.spawn = spawn
+        self._moves = Moves(spawn)
         self._publish = publish
         self._sandboxes = sandboxes
         self._logs: dict[Bundle, ShimLog] = {}
@@ -82,6 +84,7 @@ class ShimTaskRuntime:
         bundles.validate(container_id)
         await self.table.reserve(key)
         try:
+            self._moves.expect()
             return await self._create(key, options)
         finally:
             self.table.release(key)
@@ -140,7 +143,7 @@ class ShimTaskRuntime:
 
     def adopt(self, shim: Shim) -> ShimTask:
         """Make the task of a connected shim known."""
-        task = ShimTask(shim, self.manager.deadlines, self.spawn, self._delete)
+        task = ShimTask(shim, self.manager.deadlines, self.spawn, self._delete, self._moves)
         self.table.add(task)
         return task
 

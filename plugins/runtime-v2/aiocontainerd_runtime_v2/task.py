@@ -12,6 +12,7 @@ from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exi
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
 from aiocontainerd_runtime_v2.deadlines import Deadlines
+from aiocontainerd_runtime_v2.moves import Moves
 from aiocontainerd_runtime_v2.shim import FOREVER_S, Shim
 from aiocontainerd_runtime_v2.waits import Spawn, Waits
 
@@ -84,10 +85,16 @@ class ShimTask(ShimProcess):
     """A task behind a shim. `delete_task` ends it, which concerns more than the shim."""
 
     def __init__(
-        self, shim: Shim, deadlines: Deadlines, spawn: Spawn, delete_task: Callable[[ShimTask], Awaitable[Exit]]
+        self,
+        shim: Shim,
+        deadlines: Deadlines,
+        spawn: Spawn,
+        delete_task: Callable[[ShimTask], Awaitable[Exit]],
+        moves: Moves,
     ) -> None:
         super().__init__(shim, deadlines, Waits(self._fetch_exit, spawn))
         self._delete_task = delete_task
+        self._moves = moves
 
     @property
     def namespace(self) -> str:
@@ -132,6 +139,7 @@ class ShimTask(ShimProcess):
             identifiers.validate(exec_id)
         except InvalidArgument as bad:
             raise InvalidArgument(f"invalid exec id {exec_id}: {bad.message}") from bad
+        self._moves.expect()
         await self._call(
             "Exec",
             exec_id=exec_id,

@@ -30,7 +30,7 @@ import msgspec
 from aiocontainerd.errors import ContainerdError, InvalidArgument
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
-from aiocontainerd_shim import bootstrap, fork_protocol, forked, oci_choice, placement, records, serve, warm_up
+from aiocontainerd_shim import bootstrap, fork_protocol, forked, oci_choice, placement, records, sealed, serve, warm_up
 from aiocontainerd_shim.fork_protocol import Reply, Request, Verb
 
 CLIENT_TIMEOUT_S = 2.0
@@ -120,7 +120,7 @@ class ForkServer:
         self._bundles[pid] = Path(request.bundle)
 
     def _fork(self, kept_fd: int, request: Request) -> int:
-        """Fork; the child has a session of its own, default signals and no descriptor but `kept_fd`."""
+        """Fork; the child has a session of its own, default signals and of the descriptors `kept_fd` and the sealed."""
         pid = os.fork()
         if pid:
             return pid
@@ -269,6 +269,7 @@ def _prepare() -> None:
         oci_choice.find()
     except ContainerdError:
         pass  # said again to whoever creates a container without naming an OCI runtime
+    sealed.keep(oci_choice.CANDIDATES)
     serve.prepare_log()
     gc.collect()
     gc.freeze()
@@ -283,5 +284,8 @@ def _libc_trim() -> None:
 
 
 def _close_all_but(kept_fd: int) -> None:
-    os.closerange(3, kept_fd)
-    os.closerange(kept_fd + 1, _FD_LIMIT)
+    low = 3
+    for kept in sorted({kept_fd, *sealed.descriptors()}):
+        os.closerange(low, kept)
+        low = kept + 1
+    os.closerange(low, _FD_LIMIT)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import msgspec
 
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
+from aiocontainerd_shim import sealed
 
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals Python ignores; a container must not inherit that."""
@@ -161,7 +162,7 @@ class Reaper:
 def spawn(argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]) -> int:
     """Start a program found by PATH with three descriptors; everything else is closed on exec. Returns its pid."""
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(_above_stdio(stdio))]
-    return os.posix_spawnp(argv[0], list(argv), env, file_actions=actions, setsigdef=_RESTORED)
+    return os.posix_spawnp(sealed.executable(argv[0]), list(argv), env, file_actions=actions, setsigdef=_RESTORED)
 
 
 def _above_stdio(stdio: tuple[int, int, int]) -> tuple[int, int, int]:
