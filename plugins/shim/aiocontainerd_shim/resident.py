@@ -23,7 +23,17 @@ from contextlib import suppress
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
 from aiocontainerd_shim.reaper import Exit
-from aiocontainerd_shim.rest import FDS_LIMIT, NEVER, READABLE, RECORD_LIMIT_BYTES, Duty, pack_exit, unpack_hand_over
+from aiocontainerd_shim.rest import (
+    FDS_LIMIT,
+    LINGER_S,
+    NEVER,
+    READABLE,
+    RECORD_LIMIT_BYTES,
+    Duty,
+    next_linger_s,
+    pack_exit,
+    unpack_hand_over,
+)
 
 _DEFAULT_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 
@@ -41,6 +51,7 @@ class Resident:
         self._exits: list[Exit] = []
         self._worker = 0
         self._worker_status = 0
+        self._linger_s = LINGER_S
         self._ending = False
         self._wake_in, self._wake_out = socket.socketpair()
 
@@ -51,8 +62,10 @@ class Resident:
         """Be the shim; returns the exit status. The first worker is there before the first request."""
         self._take_signals()
         while self._let_work():
+            began_s = time.monotonic()
             if not self._rest():
                 return 0
+            self._linger_s = next_linger_s(self._linger_s, time.monotonic() - began_s)
         return self._worker_status
 
     def _take_signals(self) -> None:
@@ -107,7 +120,7 @@ class Resident:
                 signal.signal(number, signal.SIG_DFL)
             self._wake_in.close()
             self._wake_out.close()
-            self._work(Duty(os.getppid(), self._shim, self._fds, self._exits, channel))
+            self._work(Duty(os.getppid(), self._shim, self._fds, self._exits, channel, self._linger_s))
             status = 0
         finally:
             os._exit(status)

@@ -27,6 +27,10 @@ FDS_LIMIT = 250
 """The kernel sends no more than 253 at once."""
 RECORD_LIMIT_BYTES = 1 << 16
 EXIT = struct.Struct("=iIq")
+LINGER_S = 0.3
+"""How long nothing must have happened before a worker leaves, at first."""
+LONGEST_LINGER_S = 4.0
+_MISSED_WITHIN = 3
 
 
 class RestedProcess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -95,13 +99,15 @@ class Descriptors:
 
 
 class Duty(msgspec.Struct, frozen=True):
-    """What a worker is given: a rested shim, its descriptors with the listener in front, exits since, a way back."""
+    """What a worker is given: a rested shim, its descriptors with the listener in front, exits since, a way back, and
+    how long to linger."""
 
     shim_pid: int
     shim: bytes
     fds: Sequence[int]
     exits: Sequence[Exit]
     channel: socket.socket
+    linger_s: float = LINGER_S
 
     def rested(self) -> RestedShim:
         """The shim to go on as; an empty one for the first worker."""
@@ -115,6 +121,12 @@ _HAND_OVER = msgspec.msgpack.Decoder(HandOver)
 def unpack_hand_over(packet: bytes) -> HandOver:
     """The hand-over of a packet."""
     return _HAND_OVER.decode(packet)
+
+
+def next_linger_s(linger_s: float, rested_s: float) -> float:
+    """How long the next worker lingers: twice as long as the last where that one was missed soon after it had left."""
+    missed = rested_s < linger_s * _MISSED_WITHIN
+    return min(linger_s * 2, LONGEST_LINGER_S) if missed else LINGER_S
 
 
 def pack_exit(exited: Exit) -> bytes:

@@ -29,7 +29,6 @@ from aiocontainerd_shim.service import TaskService
 
 log = logging.getLogger(__name__)
 
-LINGER_S = 0.3
 ACCEPT_AGAIN_S = 1.0
 LOOK_AGAIN_MAX_S = 5.0
 LASTING_CALLS = frozenset({"Wait"})
@@ -112,11 +111,12 @@ class Worker:
 
     async def hand_over_when_quiet(self) -> None:
         """Look now and then whether nothing has been asked lately and nothing is going on, and leave then."""
-        requests, delay_s = -1, LINGER_S
+        linger_s = self._duty.linger_s
+        requests, delay_s = -1, linger_s
         while True:
             await asyncio.sleep(delay_s)
             if requests != self._server.requests:
-                requests, delay_s = self._server.requests, LINGER_S
+                requests, delay_s = self._server.requests, linger_s
                 continue
             if self.can_rest:
                 self._hand_over()

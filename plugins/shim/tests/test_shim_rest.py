@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
-from aiocontainerd_shim import records
+from aiocontainerd_shim import records, rest
 from aiocontainerd_shim.launcher import AioLauncher
 from aiocontainerd_shim.reaper import Exit
 from aiocontainerd_shim.rest import Descriptors, pack_exit, unpack_exit
@@ -232,3 +232,10 @@ def test_descriptors_keep_their_places_and_masks() -> None:
 def test_exits_survive_the_round_trip() -> None:
     exited = Exit(pid=4_000_000, status=137, exited_at_ns=1_800_000_000_000_000_000)
     assert unpack_exit(pack_exit(exited)) == exited
+
+
+def test_a_worker_that_was_missed_is_followed_by_one_that_lingers_longer() -> None:
+    assert rest.next_linger_s(0.3, 0.6) == 0.6
+    assert rest.next_linger_s(0.6, 1.7) == 1.2
+    assert rest.next_linger_s(3.0, 1.0) == rest.LONGEST_LINGER_S
+    assert rest.next_linger_s(1.2, 9.0) == rest.LINGER_S
