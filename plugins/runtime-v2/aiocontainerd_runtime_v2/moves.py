@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from queue import SimpleQueue
 
 import anyio
 
@@ -20,32 +21,63 @@ log = logging.getLogger(__name__)
 
 
 class Moves:
-    """Takes the lock at most once at a time, and no more after the kernel has refused once."""
+    """Takes the lock in a thread of its own, which waits for that and does nothing else."""
 
     def __init__(self, spawn: Spawn) -> None:
-        self._spawn = spawn
-        self._busy = False
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._own = OwnCgroup()
+        spawn(self._run, name="cgroup moves")
 
     def __repr__(self) -> str:
-        return f"<Moves{' busy' if self._busy else ''}>"
+        return f"<Moves {self._own!r}>"
 
     def expect(self) -> None:
         """A process is about to be moved; returns at once."""
-        if not self._busy:
-            self._busy = True
-            self._spawn(self._take, name="cgroup moves")
+        self._wanted.put(True)
 
-    async def _take(self) -> None:
+    async def _run(self) -> None:
         try:
-            await anyio.to_thread.run_sync(stay)
-        except OSError as refused:
-            log.debug("the first process of a cgroup will wait for the kernel: %s", refused)
-        else:
-            self._busy = False
+            await anyio.to_thread.run_sync(self._serve, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+        finally:
+            self._wanted.put(False)
+
+    def _serve(self) -> None:
+        """One move for whatever has been expected up to then; none after the kernel has refused one."""
+        refused = False
+        while self._wanted.get():
+            if refused or not self._wanted.empty():
+                continue
+            try:
+                self._own.stay()
+            except OSError as refusal:
+                log.debug("the first process of a cgroup will wait for the kernel: %s", refusal)
+                refused = True
 
 
-def stay() -> None:
-    """Move this process to the cgroup it is in. Raises OSError where that is refused."""
-    own = cgroup.locate(os.getpid())
-    directory = own.unified or next(iter(own.controllers.values()), "")
-    cgroup.add_process(directory, os.getpid())
+class OwnCgroup:
+    """The cgroup of this process, looked up anew when it is another one than last time."""
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._proc = proc
+        self._membership = b""
+        self._procs = ""
+
+    def __repr__(self) -> str:
+        return f"<OwnCgroup {self._procs}>"
+
+    def stay(self) -> None:
+        """Move this process to the cgroup where it is. Raises OSError where that is refused."""
+        membership = _read(f"{self._proc}/self/cgroup")
+        if membership != self._membership:
+            own = cgroup.locate(os.getpid())
+            self._procs = f"{own.unified or next(iter(own.controllers.values()), '')}/cgroup.procs"
+            self._membership = membership
+        cgroup.write_text(self._procs, "0")
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 16)
+    finally:
+        os.close(fd)

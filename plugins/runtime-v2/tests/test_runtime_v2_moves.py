@@ -4,68 +4,97 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from aiocontainerd_runtime_v2 import moves
-from aiocontainerd_runtime_v2.moves import Moves
-from anyio.abc import TaskGroup
+from aiocontainerd_runtime_v2.moves import Moves, OwnCgroup
 
 from aiocontainerd.sys import cgroup
 
 pytestmark = pytest.mark.anyio
 
 
-def in_group(group: TaskGroup) -> Moves:
-    def spawn(function: Any, *args: Any, name: str = "") -> None:
-        group.start_soon(function, *args, name=name)
+@asynccontextmanager
+async def running() -> AsyncIterator[Moves]:
+    async with anyio.create_task_group() as group:
 
-    return Moves(spawn)
+        def spawn(function: Any, *args: Any, name: str = "") -> None:
+            group.start_soon(function, *args, name=name)
+
+        yield Moves(spawn)
+        group.cancel_scope.cancel()
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], list[int]]:
+    """Puts an action in place of the move; gives the list that has one entry for each."""
+
+    def count(action: Callable[[], object]) -> list[int]:
+        calls: list[int] = []
+
+        def stay(_own: OwnCgroup) -> None:
+            calls.append(1)
+            action()
+
+        monkeypatch.setattr(OwnCgroup, "stay", stay)
+        return calls
+
+    return count
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in a thread
+            await anyio.sleep(0.001)
 
 
 @pytest.mark.root
-async def test_a_process_that_moves_to_where_it_is_stays_there() -> None:
+def test_a_process_that_moves_to_where_it_is_stays_there() -> None:
     before = cgroup.locate(os.getpid())
-    async with anyio.create_task_group() as group:
-        in_group(group).expect()
+    own = OwnCgroup()
+    own.stay()
+    own.stay()
     assert cgroup.locate(os.getpid()) == before
 
 
-async def test_expectations_at_once_are_one_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, goes_on = [], threading.Event()
+def test_a_process_that_was_moved_is_looked_up_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "self").mkdir()
+    own, places = OwnCgroup(str(tmp_path)), [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+        (place / "cgroup.procs").touch()
+        (tmp_path / "self/cgroup").write_text(f"0::/{place.name}\n")
+        monkeypatch.setattr(cgroup, "locate", lambda _pid, at=place: cgroup.CgroupPaths(unified=str(at)))
+        own.stay()
+    assert [(place / "cgroup.procs").read_text() for place in places] == ["0", "0"]
 
-    def stay() -> None:
-        calls.append(1)
-        goes_on.wait(5)
 
-    monkeypatch.setattr(moves, "stay", stay)
-    async with anyio.create_task_group() as group:
-        expected = in_group(group)
+async def test_expectations_during_a_move_are_one_more(counted: Callable[[Callable[[], object]], list[int]]) -> None:
+    goes_on = threading.Event()
+    calls = counted(lambda: goes_on.wait(5))
+    async with running() as moves:
+        moves.expect()
+        await until(lambda: calls)
         for _ in range(3):
-            expected.expect()
-            await anyio.sleep(0.01)
+            moves.expect()
         goes_on.set()
-    assert len(calls) == 1
-    async with anyio.create_task_group() as group:
-        expected = in_group(group)
-        for _ in range(2):
-            expected.expect()
-            await anyio.sleep(0.05)
-    assert len(calls) == 3
+        await until(lambda: len(calls) > 1)
+        await anyio.sleep(0.05)
+    assert len(calls) == 2
 
 
-async def test_a_refused_move_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def stay() -> None:
-        calls.append(1)
+async def test_a_refused_move_is_not_tried_again(counted: Callable[[Callable[[], object]], list[int]]) -> None:
+    def refuse() -> None:
         raise PermissionError("no")
 
-    monkeypatch.setattr(moves, "stay", stay)
-    async with anyio.create_task_group() as group:
-        expected = in_group(group)
-        for _ in range(3):
-            expected.expect()
-            await anyio.sleep(0.01)
+    calls = counted(refuse)
+    async with running() as moves:
+        moves.expect()
+        await until(lambda: calls)
+        moves.expect()
+        await anyio.sleep(0.05)
     assert calls == [1]
