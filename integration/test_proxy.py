@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 from aiocontainerd.config import load
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
 from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, ended, peer, push
+from outside import process, protoc, served, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -25,7 +25,6 @@ IMAGE = "docker.io/library/busybox:1"
 NATIVE = "aiocontainerd_snapshotter_native.plugin"
 CONTENT = "aiocontainerd_content_local.plugin"
 DIFFER = "aiocontainerd_differ.plugin"
-UNTIL_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -40,41 +39,6 @@ def tmp() -> Iterator[Path]:
     """A directory with a short name, for sockets are in it."""
     with tempfile.TemporaryDirectory(prefix="px-", dir="/tmp") as directory:
         yield Path(directory)
-
-
-@contextmanager
-def process(command: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A proxy plugin's process, from when its socket is there; ended and waited for."""
-    began = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=socket.parent)
-    try:
-        wait_for(lambda: socket.exists() or began.poll() is not None, "the proxy plugin's socket")
-        assert began.poll() is None
-        yield began
-    finally:
-        began.terminate()
-        began.wait(10)
-
-
-@contextmanager
-def served(target: str, directory: Path, name: str, *flags: str) -> Iterator[Path]:
-    """A plugin of ours, served by `aiocontainerd-plugin`; its socket."""
-    socket = directory / f"{name}.sock"
-    command = [
-        str(SCRIPTS / "aiocontainerd-plugin"), "serve", target, "--address", str(socket),
-        "--root", str(directory / f"{name}-root"), "--state", str(directory / f"{name}-state"), *flags,
-    ]  # fmt: skip
-    with process(command, socket) as running:
-        yield socket
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(10) == 0
-    assert not socket.exists()
-
-
-def wait_for(condition: object, what: str, limit_s: float = UNTIL_S) -> None:
-    until = time.monotonic() + limit_s
-    while not (condition() if callable(condition) else condition):
-        assert time.monotonic() < until, f"waited {limit_s:g} s for {what}"
-        time.sleep(0.02)
 
 
 def exports(daemon: Peer, plugin_id: str) -> dict[str, str]:
@@ -157,13 +121,7 @@ address = "{stock.address}"
 
 @pytest.fixture(scope="module")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Modules that protoc makes of our .proto files, for grpcio."""
-    out = tmp_path_factory.mktemp("stubs")
-    protos = REPOSITORY / "aiocontainerd" / "api" / "proto"
-    files = ("containerd/types/types.proto", "containerd/services/snapshots/v1/snapshots.proto")
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{protos}", f"--python_out={out}"]
-    subprocess.run([*command, f"--grpc_python_out={out}", *files], check=True)
-    return out
+    return protoc(tmp_path_factory.mktemp("stubs"), "snapshots/v1/snapshots")
 
 
 @contextmanager
@@ -211,8 +169,14 @@ def test_a_proxy_snapshotter_of_another_stack_comes_and_goes(tmp: Path, stubs: P
 def test_a_differ_beside_the_daemon_works_on_its_content(tmp: Path, archive: Path) -> None:
     text = config(tmp, f'[proxy_plugins.d]\ntype = "diff"\naddress = "{tmp}/d.sock"\n')
     text += '[plugins."io.containerd.service.v1.diff-service"]\ndefault = ["d"]\n'
-    with peer(Ours, config=text) as daemon, served(DIFFER, tmp, "d", "--content", f"unix://{daemon.address}"):
-        daemon.ctr("images", "import", str(archive))
+    with (
+        docker_registry(tmp) as registry,
+        peer(Ours, config=text) as daemon,
+        served(DIFFER, tmp, "d", "--content", f"unix://{daemon.address}"),
+    ):
+        push(archive, registry, "busybox:1")
+        daemon.ctr("images", "pull", "--plain-http", f"{registry}/busybox:1")
+        daemon.ctr("images", "tag", f"{registry}/busybox:1", IMAGE)
         runs(daemon, "overlayfs")
         daemon.ctr("snapshots", "prepare", "k")
         assert daemon.ctr("snapshots", "diff", "--keep", "k").stdout.startswith(b"\x1f\x8b")

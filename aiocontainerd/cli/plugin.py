@@ -39,6 +39,7 @@ main.add_command(new)
 @click.option("--root", type=click.Path(path_type=Path), help="Directory of persistent data.")
 @click.option("--state", type=click.Path(path_type=Path), help="Directory of what a reboot may empty.")
 @click.option("--content", default="", metavar="ADDRESS", help="Daemon whose content a differ works with.")
+@click.option("--namespace", default="", help="Where a differ works for calls that name no namespace.")
 @click.option("--uid", type=int, default=-1, help="Owner of the socket.")
 @click.option("--gid", type=int, default=-1, help="Group of the socket.")
 @click.option("-l", "--log-level", default="info", help="trace, debug, info, warn, error, fatal or panic.")
@@ -49,8 +50,8 @@ main.add_command(new)
 @click.option("--parent", type=int, default=0, metavar="PID", help="End when this process, which started us, ends.")
 def serve(
     plugin: str, address: str, config: Path | None, plugin_id: str, root: Path | None, state: Path | None,
-    content: str, uid: int, gid: int, log_level: str, log_format: str, ready_fd: int, setuid: int | None,
-    setgid: int | None, parent: int,
+    content: str, namespace: str, uid: int, gid: int, log_level: str, log_format: str, ready_fd: int,
+    setuid: int | None, setgid: int | None, parent: int,
 ) -> None:  # fmt: skip
     """Serve the snapshotter, content store or differ of MODULE as a proxy plugin.
 
@@ -72,6 +73,7 @@ def serve(
         config=config,
         plugin_id=plugin_id,
         content=content,
+        namespace=namespace,
         uid=os.geteuid() if uid < 0 else uid,
         gid=os.getegid() if gid < 0 else gid,
         ready_fd=ready_fd,

@@ -86,11 +86,14 @@ class Connection:
 
 
 class CallerConnection(Connection):
-    """Calls made while serving another: in the namespace and under the lease of whoever is served."""
+    """Calls made while serving another: in the namespace and under the lease of whoever is served.
+
+    Where that names no namespace it is the connection's own.
+    """
 
     def _of_caller(self) -> Connection:
         called = context.current()
-        return self.under(namespace=called.namespace, lease=called.lease)
+        return self.under(namespace=called.namespace or self.namespace, lease=called.lease)
 
     async def call(
         self,

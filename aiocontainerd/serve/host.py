@@ -50,7 +50,7 @@ CONTENT_TIMEOUT_S = 60.0
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What to serve, and how. `uid` and `gid` own the socket."""
+    """What to serve, and how. `uid` and `gid` own the socket; `namespace` is that of calls that name none."""
 
     target: str
     address: str
@@ -59,6 +59,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     config: Path | None = None
     plugin_id: str = ""
     content: str = ""
+    namespace: str = ""
     uid: int = msgspec.field(default_factory=os.geteuid)
     gid: int = msgspec.field(default_factory=os.getegid)
     ready_fd: int = -1
@@ -179,7 +180,7 @@ def _stand_ins(options: Options, served: Iterable[str]) -> list[Registration]:
             client.close()
 
         context.on_stop(close)
-        store = RemoteContentStore(CallerConnection(client, namespace="", timeout_s=CONTENT_TIMEOUT_S))
+        store = RemoteContentStore(CallerConnection(client, namespace=options.namespace, timeout_s=CONTENT_TIMEOUT_S))
         return ContentOfDaemon(store) if context.uri.startswith(kinds.METADATA) else store
 
     from aiocontainerd.servers import init_exchange

@@ -35,6 +35,8 @@ from aiocontainerd.testing.target import Bench
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 MTIME = 1_600_000_000
+CAPABILITY = b"\x01\x00\x00\x02\x00\x04" + bytes(14)
+"""cap_net_bind_service, effective, as the kernel keeps it."""
 Entry = tuple[tarfile.TarInfo, bytes]
 
 
@@ -302,6 +304,23 @@ class DifferContract(Contract):
                 assert info.labels[UNCOMPRESSED] == result.digest
             assert tree_of(target) == tree_of(upper)
         assert (target / "link").stat().st_ino == (target / "new").stat().st_ino
+
+    async def test_capabilities_of_a_file_with_two_names_are_kept(
+        self, differ: Differ, content: ContentStore, root: Path
+    ) -> None:
+        lower, upper, target = (root / name for name in ("lower", "upper", "target"))
+        for tree in (lower, upper, target):
+            tree.mkdir()
+        (upper / "a").write_bytes(b"a")
+        (upper / "b").hardlink_to(upper / "a")
+        (upper / "other").write_bytes(b"o")
+        os.setxattr(upper / "a", "security.capability", CAPABILITY)
+        made = await differ.compare(bind(lower), bind(upper), CompareOptions(media_type=LAYER))
+        assert (await content.info(made.digest)).size == made.size
+        await differ.apply(made, bind(target), ApplyOptions())
+        assert os.getxattr(target / "a", "security.capability") == CAPABILITY
+        assert (target / "a").samefile(target / "b")
+        assert "security.capability" not in os.listxattr(target / "other")
 
     async def test_comparison_is_deterministic(self, differ: Differ, content: ContentStore, root: Path) -> None:
         lower, upper = root / "lower", root / "upper"

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import anyio
 import anyio.to_thread
 
-from aiocontainerd.errors import ResourceExhausted, Unknown
+from aiocontainerd.errors import ContainerdError, ResourceExhausted, Unknown
 from aiocontainerd.interfaces.content import ContentStore, Reader
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.interfaces.stream_processor import StreamProcessor
@@ -57,7 +57,7 @@ class WalkingDiffer:
         steps, media_type = steps_from(layer.media_type, self._processors)
         async with (
             self._limiter,
-            await self._content.reader(layer.digest) as reader,
+            await self._reader(layer) as reader,
             _plain(reader, steps, options) as (blob, size),
             self._target(mounts) as target,
         ):
@@ -77,9 +77,15 @@ class WalkingDiffer:
         async with self._limiter:
             return await compare(self._content, self._temp_root, lower, upper, options, timeout_s=self._timeout_s)
 
+    async def _reader(self, layer: Descriptor) -> Reader:
+        try:
+            return await self._content.reader(layer.digest)
+        except ContainerdError as error:
+            raise type(error)(f"failed to get reader from content store: {error.message}") from error
+
     @asynccontextmanager
     async def _target(self, mounts: Sequence[Mount]) -> AsyncIterator[Target]:
-        direct = direct_target(mounts)
+        direct = await anyio.to_thread.run_sync(direct_target, mounts)
         if direct is not None:
             yield direct
             return

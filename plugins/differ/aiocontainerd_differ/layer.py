@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from aiocontainerd_differ import tar_header as tar
 from aiocontainerd_differ import tar_writer
@@ -89,6 +89,13 @@ class _Output:
             self._sink(data)
 
 
+class _Source(NamedTuple):
+    """The entry that hard links to the same file refer to."""
+
+    path: bytes
+    records: dict[bytes, bytes] | None
+
+
 class LayerWriter:
     """Turns changes into entries. `epoch_s` bounds modification times from above."""
 
@@ -97,7 +104,7 @@ class LayerWriter:
         self._upper_fd = upper_fd
         self._epoch_s = epoch_s
         self._directories: set[bytes] = set()
-        self._sources: dict[tuple[int, int], bytes] = {}
+        self._sources: dict[tuple[int, int], _Source] = {}
         self._same: dict[tuple[int, int], list[Change]] = {}
 
     def add(self, change: Change) -> None:
@@ -115,9 +122,9 @@ class LayerWriter:
         elif change.kind is Kind.CHANGED:
             self._object(change, status)
             if linked:
-                self._sources[inode] = change.path
+                self._sources[inode] = _Source(change.path, _records(change, status))
                 for same in self._same.pop(inode, ()):
-                    self._link(same.path, status, change.path)
+                    self._link(same.path, status, self._sources[inode])
         elif linked:
             self._same.setdefault(inode, []).append(change)
 
@@ -127,18 +134,17 @@ class LayerWriter:
             return
         self._parents(change.path)
         link = os.readlink(change.name, dir_fd=change.directory_fd) if kind == tar.SYMLINK else b""
-        capabilities = capability(change.directory_fd, change.name) if kind == tar.REGULAR else b""
         size = status.st_size if kind == tar.REGULAR else 0
-        records = {_XATTR: capabilities} if capabilities else None
-        self._header(change.path, status, kind, size=size, link=link, records=records)
+        self._header(change.path, status, kind, size=size, link=link, records=_records(change, status))
         if kind == tar.DIRECTORY:
             self._directories.add(change.path)
         elif kind == tar.REGULAR and size:
             self._data(change, size)
 
-    def _link(self, path: bytes, status: os.stat_result, source: bytes) -> None:
+    def _link(self, path: bytes, status: os.stat_result, source: _Source) -> None:
+        """A link repeats the file's capabilities: whoever unpacks gives it an owner, which takes them off the file."""
         self._parents(path)
-        self._header(path, status, tar.LINK, link=source)
+        self._header(path, status, tar.LINK, link=source.path, records=source.records)
 
     def _parents(self, path: bytes) -> None:
         """The directories on the way, which stayed the same or the walk would have written them."""
@@ -205,6 +211,12 @@ def write_layer(
         writer.add(change)
     output.write(tar_writer.END)
     return output.finish()
+
+
+def _records(change: Change, status: os.stat_result) -> dict[bytes, bytes] | None:
+    """Extended attributes that a layer keeps: file capabilities."""
+    found = capability(change.directory_fd, change.name) if stat.S_ISREG(status.st_mode) else b""
+    return {_XATTR: found} if found else None
 
 
 def _status_below(root_fd: int, parts: list[bytes]) -> os.stat_result:
