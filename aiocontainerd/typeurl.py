@@ -6,13 +6,11 @@ ending in a slash, as other stacks write it, is accepted when reading (facts/cor
 
 from __future__ import annotations
 
-import importlib
-import sys
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiocontainerd.errors import NotFound
+from aiocontainerd.api import names
 
 if TYPE_CHECKING:
     import betterproto2
@@ -24,8 +22,6 @@ PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 LINUX_RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 FEATURES_URL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
-_POOL_PREFIX = "type.googleapis.com/"
-
 
 class Any(msgspec.Struct, frozen=True):
     """A value with the URL of its type. The daemon keeps and returns the bytes as they came."""
@@ -36,34 +32,7 @@ class Any(msgspec.Struct, frozen=True):
 
 def message_name(message: betterproto2.Message) -> str:
     """The full protocol buffer name of a generated message, such as `containerd.events.TaskExit`."""
-    return class_name(type(message))
-
-
-def class_name(cls: type[betterproto2.Message]) -> str:
-    """The full protocol buffer name of a generated class, of the API or of one that a plugin brings.
-
-    A generated module has the pool in which its classes are registered.
-    """
-    pool: betterproto2.MessagePool = sys.modules[cls.__module__].__dict__["default_message_pool"]
-    return pool.type_to_url[cls].removeprefix(_POOL_PREFIX)
-
-
-def message_class(full_name: str) -> type[betterproto2.Message]:
-    """The generated class of a message by its full name, importing its package. Raises NotFound."""
-    from aiocontainerd.api.gen.message_pool import default_message_pool
-
-    url = _POOL_PREFIX + full_name
-    package = full_name
-    while url not in default_message_pool.url_to_type and "." in package:
-        package = package.rpartition(".")[0]
-        try:
-            importlib.import_module(f"aiocontainerd.api.gen.{package}")
-        except ModuleNotFoundError:
-            continue
-    try:
-        return default_message_pool.url_to_type[url]
-    except KeyError:
-        raise NotFound(f"type with url {full_name}") from None
+    return names.class_name(type(message))
 
 
 def marshal(message: betterproto2.Message) -> Any:

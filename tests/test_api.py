@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aiocontainerd import api, typeurl
-from aiocontainerd.api import generate
+from aiocontainerd import api
+from aiocontainerd.api import generate, names
 from aiocontainerd.api.services import SERVICES
 
 if TYPE_CHECKING:
@@ -95,17 +95,17 @@ def generated(cls: type) -> dict[int, tuple[Any, ...]]:
 
 
 def test_every_message_has_a_generated_class_with_its_fields(compiled: list[FileDescriptorProto]) -> None:
-    names = 0
+    compared = 0
     for name, message in messages(compiled):
-        names += 1
-        assert generated(typeurl.message_class(name)) == declared(message), name
-    assert names > 300
+        compared += 1
+        assert generated(names.message_class(name)) == declared(message), name
+    assert compared > 300
 
 
 def test_the_generated_names_are_the_declared_ones(compiled: list[FileDescriptorProto]) -> None:
     for name, message in messages(compiled):
-        cls = typeurl.message_class(name)
-        assert typeurl.class_name(cls) == name
+        cls = names.message_class(name)
+        assert names.class_name(cls) == name
         assert len(generated(cls)) == len(message.field), name
 
 
@@ -116,8 +116,8 @@ def test_the_table_of_services_is_that_of_the_proto_files(descriptor_set: Path) 
 def test_every_type_of_the_table_of_services_has_a_class() -> None:
     for methods in SERVICES.values():
         for request, response, _, _ in methods.values():
-            typeurl.message_class(request)
-            typeurl.message_class(response)
+            names.message_class(request)
+            names.message_class(response)
 
 
 def test_every_alias_is_a_package_and_every_package_has_an_alias(compiled: list[FileDescriptorProto]) -> None:
@@ -132,7 +132,7 @@ def test_times_stay_exact_messages(compiled: list[FileDescriptorProto]) -> None:
     for name, message in messages(compiled):
         for field in message.field:
             if field.type_name == ".google.protobuf.Timestamp":
-                unwrapped = {meta.number: meta.unwrap for meta in metadata(typeurl.message_class(name))}
+                unwrapped = {meta.number: meta.unwrap for meta in metadata(names.message_class(name))}
                 assert unwrapped[field.number] is None, f"{name}.{field.name}"
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiocontainerd import api, context, identifiers, labels, typeurl
+from aiocontainerd.api import names
 from aiocontainerd.context import CallContext
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 
@@ -125,7 +126,7 @@ def test_a_prefix_of_a_type_url_is_ignored_when_reading(prefix: str) -> None:
 )
 def test_a_type_that_the_api_lacks_is_not_found_by_name(name: str) -> None:
     with pytest.raises(NotFound, match=re.escape(f"type with url {name}")):
-        typeurl.message_class(name)
+        names.message_class(name)
 
 
 def test_bytes_that_are_no_message_are_refused_by_name() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from aiocontainerd import typeurl
+from aiocontainerd.api import names
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.rpc import protobuf
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @cache
 def resolve(full_name: str) -> type[betterproto2.Message]:
     """The generated class of a message by its full name; imports its package once. Raises NotFound."""
-    return typeurl.message_class(full_name)
+    return names.message_class(full_name)
 
 
 def encode(message: betterproto2.Message) -> bytes:
@@ -31,5 +31,5 @@ def decode(cls: type[MessageT], data: bytes) -> MessageT:
     try:
         message: MessageT = protobuf.parse(cls, data)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"decode {typeurl.class_name(cls)}: {error}") from error
+        raise InvalidArgument(f"decode {names.class_name(cls)}: {error}") from error
     return message

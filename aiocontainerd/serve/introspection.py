@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from aiocontainerd import timestamps, typeurl
+from aiocontainerd.api import names
 from aiocontainerd.interfaces.services import Deprecation, IntrospectionService, PluginStatus
 from aiocontainerd.serve.requests import unconverted
 
@@ -46,7 +47,7 @@ class IntrospectionGrpc:
         options = typeurl.from_wire(request.options)
         if options is not None:
             with unconverted():
-                typeurl.message_class(options.type_url.rpartition("/")[2])
+                names.message_class(options.type_url.rpartition("/")[2])
         plugin, extra = await self._introspection.plugin_info(request.type, request.id, options)
         return api.introspection.PluginInfoResponse(plugin=_plugin(plugin), extra=typeurl.to_wire(extra))
 
