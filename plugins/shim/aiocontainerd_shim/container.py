@@ -27,8 +27,9 @@ from aiocontainerd_shim.stdio import Stdio
 if TYPE_CHECKING:
     import betterproto2
 
+    from aiocontainerd_shim.descriptors import Descriptors
     from aiocontainerd_shim.reaper import Exit, Reaper
-    from aiocontainerd_shim.rest import Descriptors, RestedProcess
+    from aiocontainerd_shim.rest import RestedProcess
 
 log = logging.getLogger(__name__)
 

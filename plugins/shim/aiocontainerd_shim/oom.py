@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from aiocontainerd.sys import inotify
 from aiocontainerd.sys.cgroup import read_flat, write_text
 from aiocontainerd_shim.cgroups import Cgroup
+from aiocontainerd_shim.descriptors import READABLE, Descriptors
 from aiocontainerd_shim.fifos import close_fd
-from aiocontainerd_shim.rest import READABLE, Descriptors, RestedOom
+from aiocontainerd_shim.rest import RestedOom
 
 _READ_BYTES = 4096
 

@@ -26,8 +26,8 @@ from aiocontainerd_shim.states import Action, State
 from aiocontainerd_shim.stdio import ProcessIO, Stdio, open_io
 
 if TYPE_CHECKING:
+    from aiocontainerd_shim.descriptors import Descriptors
     from aiocontainerd_shim.records import RuncOptions
-    from aiocontainerd_shim.rest import Descriptors
 
 log = logging.getLogger(__name__)
 
@@ -255,4 +255,8 @@ class ExecProcess(Process):
             records.replace_file(spec_file, self._spec)
             return await site.runtime.exec(site.id, spec_file, self._pid_file, console_socket, stdio)
         finally:
-            spec_file.unlink(missing_ok=True)
+            _forget_spec(spec_file)
+
+
+def _forget_spec(path: Path) -> None:
+    path.unlink(missing_ok=True)

@@ -22,12 +22,11 @@ from contextlib import suppress
 
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
+from aiocontainerd_shim.descriptors import NEVER, READABLE
 from aiocontainerd_shim.reaper import Exit
 from aiocontainerd_shim.rest import (
     FDS_LIMIT,
     LINGER_S,
-    NEVER,
-    READABLE,
     RECORD_LIMIT_BYTES,
     Duty,
     next_linger_s,

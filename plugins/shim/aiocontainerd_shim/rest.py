@@ -1,12 +1,10 @@
 """What a shim remembers while it rests: the records that one worker leaves behind and the next one goes on from.
 
-Descriptors travel beside the records, which name them by their place in the list. Each comes with the poll mask that
-wakes the shim: `NEVER` for one that is only held, 0 for one of which only the hang-up counts. No event loop in here.
+Descriptors travel beside the records, which name them by their places (`descriptors.py`). No event loop in here.
 """
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -20,9 +18,6 @@ from aiocontainerd_shim.records import RuncOptions
 from aiocontainerd_shim.states import State
 from aiocontainerd_shim.stdio import RestedStreams, Stdio
 
-NEVER = -1
-HANG_UP = 0
-READABLE = select.POLLIN
 FDS_LIMIT = 250
 """The kernel sends no more than 253 at once."""
 RECORD_LIMIT_BYTES = 1 << 16
@@ -82,20 +77,6 @@ class HandOver(msgspec.Struct, frozen=True):
     watched: list[int]
     masks: list[int]
     shim: bytes
-
-
-class Descriptors:
-    """The descriptors of a hand-over, in the order of their places."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-        self.masks: list[int] = []
-
-    def put(self, fd: int, mask: int = NEVER) -> int:
-        """Add one; returns its place."""
-        self.fds.append(fd)
-        self.masks.append(mask)
-        return len(self.fds) - 1
 
 
 class Duty(msgspec.Struct, frozen=True):

@@ -30,8 +30,9 @@ from aiocontainerd_shim.stdio import Stdio
 if TYPE_CHECKING:
     from aiocontainerd import api
     from aiocontainerd_shim.bootstrap import Identity
+    from aiocontainerd_shim.descriptors import Descriptors
     from aiocontainerd_shim.process import Process
-    from aiocontainerd_shim.rest import Descriptors, RestedContainer
+    from aiocontainerd_shim.rest import RestedContainer
 
 T = TypeVar("T")
 

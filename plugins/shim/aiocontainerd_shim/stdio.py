@@ -9,16 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from aiocontainerd.errors import Unknown
+from aiocontainerd_shim.descriptors import HANG_UP, Descriptors
 from aiocontainerd_shim.fifos import InputFifo, OutputFifo, is_fifo, open_path
 from aiocontainerd_shim.logger import Logger, start_logger
-
-if TYPE_CHECKING:
-    from aiocontainerd_shim.rest import Descriptors
 
 
 class Stdio(msgspec.Struct, frozen=True):
@@ -97,7 +94,7 @@ class ProcessIO:
     def rested(self, held: Descriptors) -> RestedStreams:
         """What `resumed` needs."""
         stdin = held.put(self._stdin.held) if self._stdin is not None and self._stdin.held >= 0 else -1
-        outputs = [(output.path, held.put(output.held, 0)) for output in self._outputs]
+        outputs = [(output.path, held.put(output.held, HANG_UP)) for output in self._outputs]
         logger = self._logger
         running = logger is not None and logger.pidfd >= 0
         return RestedStreams(stdin, outputs, (logger.pid, held.put(logger.pidfd)) if logger and running else None)

@@ -12,14 +12,13 @@ from collections.abc import Callable, Coroutine
 import msgspec
 
 from aiocontainerd.rpc.ttrpc.server import RestedConnection, TtrpcServer
+from aiocontainerd_shim.descriptors import READABLE, Descriptors
 from aiocontainerd_shim.publisher import Publisher
 from aiocontainerd_shim.reaper import Reaper
 from aiocontainerd_shim.rest import (
     EXIT,
     FDS_LIMIT,
-    READABLE,
     RECORD_LIMIT_BYTES,
-    Descriptors,
     Duty,
     HandOver,
     RestedShim,

@@ -12,9 +12,10 @@ from typing import Any
 import anyio
 import pytest
 from aiocontainerd_shim import records, rest
+from aiocontainerd_shim.descriptors import Descriptors
 from aiocontainerd_shim.launcher import AioLauncher
 from aiocontainerd_shim.reaper import Exit
-from aiocontainerd_shim.rest import Descriptors, pack_exit, unpack_exit
+from aiocontainerd_shim.rest import pack_exit, unpack_exit
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.interfaces.shim import ShimCommand
