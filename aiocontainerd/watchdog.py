@@ -1,10 +1,11 @@
 """Notices that the event loop is blocked, and which line of which plugin blocks it.
 
-A thread looks at the loop's thread five times a second. A loop that waits for events is left asleep; of one that runs
-Python it asks a sign of life, and where none comes within the threshold it samples the stack: the innermost frame that
-belongs to a plugin is named, once a minute for the same line. So a block is noticed for certain when it lasts for
-the threshold and a fifth of a second more. Code that keeps the interpreter's lock hinders this thread, too: then it
-wakes late, and the line that the loop has just got to is named.
+A thread looks at the loop's thread once per threshold. A loop that waits for events is left asleep. Of one that runs
+something it knows since when (`watchdog_pulse`): it asks for a sign of life, and where none has come by the time the
+threshold is over it samples the stack. The innermost frame that belongs to a plugin is named, once a minute for the
+same line. A look falls into every block that lasts for the threshold, so that each of them is noticed; where the
+thread then wakes too late to see more, what that look saw is named. Code that keeps the interpreter's lock hinders
+this thread, too: it is noticed when it lets go of it.
 """
 
 from __future__ import annotations
@@ -19,18 +20,48 @@ from types import FrameType
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from aiocontainerd import durations
 from aiocontainerd.attribution import Block, Owners
+from aiocontainerd.watchdog_pulse import Pulse, pulse_of
 
 log = logging.getLogger(__name__)
 
-PERIOD_S = 0.2
+TOLERANCE_S = 0.02
+"""How exactly the threshold is kept: timers, and the millisecond that the pulse is exact to."""
 REPEAT_S = 60.0
 """How long the same line is not named again."""
 _WAITS_IN = frozenset({"asyncio.runners", "asyncio.base_events", "selectors", "anyio._backends._asyncio"})
 """Modules whose code is innermost where the loop waits for events."""
 _STOP_S = 2.0
+
+
+class Round(msgspec.Struct, frozen=True):
+    """What the loop was seen to run: since when, in which round, whose code, and where."""
+
+    began: float
+    beat: float
+    plugin: str
+    where: str
+
+
+class Answer:
+    """The sign of life, given by the loop itself. `beat` is that of the round in which it came."""
+
+    def __init__(self, pulse: Pulse) -> None:
+        self.beat = 0.0
+        self._pulse = pulse
+        self._arrived = threading.Event()
+
+    def give(self) -> None:
+        """Say that the loop has come round."""
+        self.beat = self._pulse.here()
+        self._arrived.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it comes in time; at once for a time that is over."""
+        return self._arrived.wait(max(0.0, seconds))
 
 
 class Watchdog:
@@ -45,8 +76,11 @@ class Watchdog:
         self._owners = owners
         self._note = note
         self._named: dict[str, float] = {}
+        self._quiet = -1.0
+        """The beat of the round after which the loop had nothing to do, as far as a look can tell."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._pulse: Pulse | None = None
 
     def __repr__(self) -> str:
         return f"<Watchdog of {self.threshold_s:g} s, {self.blocks} blocks>"
@@ -55,7 +89,9 @@ class Watchdog:
         """Begin to watch; a threshold of 0 watches nothing."""
         if self.threshold_s <= 0:
             return
-        watched = (asyncio.get_running_loop(), threading.get_ident())
+        loop = asyncio.get_running_loop()
+        self._pulse = pulse_of(loop)
+        watched = (loop, threading.get_ident(), self._pulse)
         self._thread = threading.Thread(target=self._run, args=watched, name="watchdog", daemon=True)
         await anyio.to_thread.run_sync(self._thread.start)
 
@@ -65,59 +101,78 @@ class Watchdog:
         if self._thread is not None:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._thread.join, _STOP_S)
+        if self._pulse is not None:
+            self._pulse.close()
 
-    def _run(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
-        before = time.monotonic()
-        while not self._stop.wait(PERIOD_S):
-            late_s = time.monotonic() - before - PERIOD_S
-            frame = sys._current_frames().get(thread)
-            if late_s > self.threshold_s:
-                self._report(loop, frame, late_s, over=True)
-            elif frame is not None and frame.f_globals.get("__name__") not in _WAITS_IN:
-                self._ask(loop, thread)
-            del frame  # it would keep alive what a call has done with
-            before = time.monotonic()
+    def _run(self, loop: asyncio.AbstractEventLoop, thread: int, pulse: Pulse) -> None:
+        while not self._stop.wait(self.threshold_s):
+            try:
+                self._look(loop, thread, pulse)
+            except RuntimeError:  # the loop is closed: the daemon ends
+                return
 
-    def _ask(self, loop: asyncio.AbstractEventLoop, thread: int) -> None:
-        """Ask the loop for a sign of life; report a block when none comes in time, and count it when it is over."""
-        alive, asked = threading.Event(), time.monotonic()
-        try:
-            loop.call_soon_threadsafe(alive.set)
-        except RuntimeError:  # the loop is closed: the daemon ends
-            self._stop.set()
+    def _look(self, loop: asyncio.AbstractEventLoop, thread: int, pulse: Pulse) -> None:
+        """See whether the loop runs something, and if so for how long."""
+        seen = self._seen(loop, thread, pulse)
+        if seen is None:
             return
-        if alive.wait(self.threshold_s):
-            return
+        answer = Answer(pulse)
+        loop.call_soon_threadsafe(answer.give)
+        while seen is not None and not self._ends(answer, seen, pulse, thread, loop):
+            seen = self._seen(loop, thread, pulse)
+        self._quiet = answer.beat
+
+    def _seen(self, loop: asyncio.AbstractEventLoop, thread: int, pulse: Pulse) -> Round | None:
+        """What the loop runs; None where it waits, and has done nothing since its last sign of life."""
         frame = sys._current_frames().get(thread)
-        found = self._report(loop, frame, time.monotonic() - asked, over=False)
-        del frame
-        while not alive.wait(PERIOD_S) and not self._stop.is_set():
-            continue
-        self._count(found, time.monotonic() - asked)
+        beat = pulse.beat
+        waits = frame is None or frame.f_globals.get("__name__") in _WAITS_IN
+        if waits and beat == self._quiet:
+            return None
+        # What is no Python code cannot be told from waiting: it is timed from here.
+        began = time.monotonic() if waits else pulse.began(frame)
+        return Round(began, beat, *self._owner(loop, frame))
 
-    def _report(
-        self, loop: asyncio.AbstractEventLoop, frame: FrameType | None, seconds: float, *, over: bool
-    ) -> tuple[str, str]:
-        """Log a block, unless its line was named lately; returns the plugin, or "", and the place."""
+    def _ends(self, answer: Answer, seen: Round, pulse: Pulse, thread: int, loop: asyncio.AbstractEventLoop) -> bool:
+        """Wait for the end of a round, and tell of it if that takes too long; False where another one has begun."""
+        answered = answer.wait(seen.began + self.threshold_s - time.monotonic())
+        ended = answer.beat if answered else pulse.beat
+        if ended == seen.beat and not answered:
+            now = self._seen(loop, thread, pulse)
+            told = now if now is not None and now.beat == seen.beat else seen
+            self._tell(told, time.monotonic() - seen.began)
+            while not answer.wait(self.threshold_s) and not self._stop.is_set():
+                continue
+            self._count(told, (answer.beat or time.monotonic()) - seen.began)
+            return True
+        if ended - seen.began >= self.threshold_s:
+            self._tell(seen, ended - seen.began, over=True)
+            self._count(seen, ended - seen.began)
+        return answered
+
+    def _owner(self, loop: asyncio.AbstractEventLoop, frame: FrameType | None) -> tuple[str, str]:
+        """The plugin that runs, or "", and the place."""
         task = asyncio.current_task(loop)
         found = self._owners().of_frame(frame, task.get_name() if task is not None else "")
-        plugin, where = found or ("", _place(frame))
-        now = time.monotonic()
-        if now - self._named.get(where, -REPEAT_S) >= REPEAT_S:
-            self._named[where] = now
-            who = f"plugin {plugin}" if plugin else "the daemon itself"
-            took = f"{durations.render(round(seconds, 1))}{'' if over else ' so far'}"
-            log.warning("%s blocks the event loop at %s (%s)", who, where, took)
-        if over:
-            self._count((plugin, where), seconds)
-        return plugin, where
+        return found or ("", _place(frame))
 
-    def _count(self, found: tuple[str, str], seconds: float) -> None:
+    def _tell(self, seen: Round, seconds: float, *, over: bool = False) -> None:
+        """Log a block, unless its line was named lately."""
+        now = time.monotonic()
+        if now - self._named.get(seen.where, -REPEAT_S) < REPEAT_S:
+            return
+        self._named[seen.where] = now
+        who = f"plugin {seen.plugin}" if seen.plugin else "the daemon itself"
+        took = f"{durations.render(round(seconds, 2))}{'' if over else ' so far'}"
+        log.warning("%s blocks the event loop at %s (%s)", who, seen.where, took)
+
+    def _count(self, seen: Round, seconds: float) -> None:
         self.blocks += 1
-        plugin, where = found
-        if plugin:
-            self._note(Block(plugin=plugin, where=where, seconds=seconds))
+        if seen.plugin:
+            self._note(Block(plugin=seen.plugin, where=seen.where, seconds=seconds))
 
 
 def _place(frame: FrameType | None) -> str:
-    return "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    if frame is None or frame.f_globals.get("__name__") in _WAITS_IN:
+        return "a function that is no Python code"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

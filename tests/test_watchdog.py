@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 from types import ModuleType
 from typing import Any
 
 import anyio
 import pytest
 
+from aiocontainerd import watchdog_pulse
 from aiocontainerd.attribution import Block, Owners
-from aiocontainerd.watchdog import PERIOD_S, Watchdog
+from aiocontainerd.watchdog import TOLERANCE_S, Answer, Watchdog
 
 pytestmark = pytest.mark.anyio
 
 URI = "io.containerd.snapshotter.v1.acme"
 OTHER = "io.containerd.differ.v1.acme"
-THRESHOLD_S = 0.1
+THRESHOLD_S, SHORT_S = 0.1, 0.06
 SOURCE = """
 import asyncio
 import time
@@ -31,6 +34,15 @@ def block(seconds):
 
 async def hop(seconds):
     block(seconds)
+
+def in_parts(seconds):
+    loop = asyncio.get_running_loop()
+    for _ in range(4):
+        time.sleep(seconds / 4)
+        loop.call_later(9, int).cancel()
+
+def keep_the_lock():
+    pow(3 ** 300_000, 8)  # one operation of the interpreter, which holds its lock for a third of a second
 """
 
 
@@ -50,10 +62,10 @@ def acme() -> Any:
 class Watched:
     """A watchdog and what it noted."""
 
-    def __init__(self) -> None:
+    def __init__(self, threshold_s: float) -> None:
         self.blocks: list[Block] = []
         owners = Owners({"acme": (URI, OTHER)})
-        self.watchdog = Watchdog(THRESHOLD_S, lambda: owners, self.blocks.append)
+        self.watchdog = Watchdog(threshold_s, lambda: owners, self.blocks.append)
 
     async def noted(self, count: int) -> list[Block]:
         with anyio.fail_after(5):
@@ -61,10 +73,15 @@ class Watched:
                 await anyio.sleep(0.01)
         return self.blocks
 
+    async def told_nothing(self) -> bool:
+        """Whether nothing has been noticed, nor is after the next look."""
+        await anyio.sleep(THRESHOLD_S * 2)
+        return self.watchdog.blocks == 0
+
 
 @asynccontextmanager
-async def watching() -> AsyncIterator[Watched]:
-    watched = Watched()
+async def watching(threshold_s: float = THRESHOLD_S) -> AsyncIterator[Watched]:
+    watched = Watched(threshold_s)
     await watched.watchdog.start()
     try:
         yield watched
@@ -72,9 +89,91 @@ async def watching() -> AsyncIterator[Watched]:
         await watched.watchdog.stop()
 
 
+@pytest.mark.parametrize("how", ["block", "in_parts"])
+async def test_every_block_of_the_threshold_is_noticed_with_its_line_whenever_it_begins(acme: Any, how: str) -> None:
+    random = Random(1)
+    async with watching(SHORT_S) as watched:
+        for count in range(1, 21):
+            await anyio.sleep(random.uniform(0, SHORT_S))
+            getattr(acme, how)(SHORT_S + TOLERANCE_S)
+            noted = await watched.noted(count)
+            assert len(noted) == count
+    lines = {"block": {"/srv/acme/plugin.py:6"}, "in_parts": {f"/srv/acme/plugin.py:{line}" for line in (13, 14, 15)}}
+    assert {block.where for block in noted} <= lines[how]
+    assert all(block.seconds >= SHORT_S for block in noted)
+
+
+async def test_what_is_shorter_than_the_threshold_is_not_told(acme: Any) -> None:
+    random = Random(2)
+    longest = 0.0
+    async with watching() as watched:
+        for _ in range(20):
+            await anyio.sleep(random.uniform(0, THRESHOLD_S))
+            began = time.monotonic()
+            acme.block(THRESHOLD_S - TOLERANCE_S)
+            longest = max(longest, time.monotonic() - began)
+        nothing = await watched.told_nothing()
+    assert nothing or longest > THRESHOLD_S - TOLERANCE_S / 2, "on a machine that gave us the time"
+
+
+async def test_short_blocks_in_a_row_are_none(acme: Any) -> None:
+    async with watching() as watched:
+        for _ in range(10):
+            acme.block(THRESHOLD_S * 0.6)
+            await asyncio.sleep(0)
+        assert await watched.told_nothing()
+
+
+async def test_a_sockets_callback_is_timed_from_its_beginning_however_long_the_loop_slept(acme: Any) -> None:
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+
+        def readable(seconds: float) -> None:
+            ours.recv(1)
+            acme.block(seconds)
+
+        async with watching() as watched:
+            for seconds, noticed in ((THRESHOLD_S * 0.5, 0), (THRESHOLD_S + TOLERANCE_S, 1)):
+                loop.add_reader(ours, readable, seconds)
+                await anyio.sleep(THRESHOLD_S * 2.3)
+                theirs.send(b"x")
+                await anyio.sleep(THRESHOLD_S * 3)
+                assert len(watched.blocks) == noticed
+            loop.remove_reader(ours)
+
+
+async def test_a_callback_that_is_no_python_is_noticed_from_twice_the_threshold_on() -> None:
+    async with watching() as watched:
+        asyncio.get_running_loop().call_later(0.01, time.sleep, THRESHOLD_S * 2 + TOLERANCE_S)
+        await anyio.sleep(THRESHOLD_S * 5)
+        assert watched.watchdog.blocks == 1
+
+
+async def test_what_keeps_the_interpreters_lock_is_noticed_when_it_lets_go(acme: Any) -> None:
+    async with watching() as watched:
+        await anyio.sleep(THRESHOLD_S * 1.5)
+        began = time.monotonic()
+        acme.keep_the_lock()
+        assert time.monotonic() - began > THRESHOLD_S
+        (block,) = await watched.noted(1)
+    assert block.where == "/srv/acme/plugin.py:18"
+
+
+async def test_a_loop_that_tells_nothing_is_asked_for_signs_of_life(acme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiocontainerd.watchdog.pulse_of", lambda _loop: watchdog_pulse.NoPulse())
+    async with watching() as watched:
+        await acme.hop(THRESHOLD_S * 2 + TOLERANCE_S)
+        (block,) = await watched.noted(1)
+        await anyio.sleep(THRESHOLD_S * 2)
+        assert await watched.told_nothing() is False
+    assert (block.plugin, watched.watchdog.blocks) == (URI, 1)
+
+
 async def test_a_block_is_told_with_plugin_and_innermost_line(acme: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with watching() as watched:
-        await acme.hop(0.8)
+        await acme.hop(0.3)
         (block,) = await watched.noted(1)
     assert (block.plugin, block.where) == (URI, "/srv/acme/plugin.py:6")
     assert THRESHOLD_S < block.seconds < 2
@@ -83,7 +182,7 @@ async def test_a_block_is_told_with_plugin_and_innermost_line(acme: Any, caplog:
 
 async def test_the_tasks_name_tells_plugins_of_one_package_apart(acme: Any) -> None:
     async with watching() as watched:
-        await asyncio.get_running_loop().create_task(acme.hop(0.8), name=f"{OTHER}: apply")
+        await asyncio.get_running_loop().create_task(acme.hop(0.3), name=f"{OTHER}: apply")
         (block,) = await watched.noted(1)
     assert block.plugin == OTHER
 
@@ -93,14 +192,14 @@ async def test_the_same_line_is_told_once_a_minute_and_counted_each_time(
 ) -> None:
     async with watching() as watched:
         for count in (1, 2):
-            await acme.hop(0.8)
+            await acme.hop(0.3)
             await watched.noted(count)
     assert caplog.text.count("blocks the event loop") == 1
 
 
 async def test_code_of_no_plugin_is_told_as_the_daemons(caplog: pytest.LogCaptureFixture) -> None:
     async with watching() as watched:
-        time.sleep(0.8)  # noqa: ASYNC251 - that is the test
+        time.sleep(0.3)  # noqa: ASYNC251 - that is the test
         with anyio.fail_after(5):
             while watched.watchdog.blocks == 0:  # noqa: ASYNC110 - a thread counts them
                 await anyio.sleep(0.01)
@@ -118,12 +217,16 @@ async def test_a_busy_loop_is_not_a_blocked_one(caplog: pytest.LogCaptureFixture
 
 async def test_an_idle_loop_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     woken: list[object] = []
-    loop = asyncio.get_running_loop()
-    async with watching() as watched:
-        monkeypatch.setattr(watched.watchdog, "_ask", lambda *args: woken.append(args))
-        await asyncio.sleep(PERIOD_S * 4)
-    assert loop.is_running()
-    assert woken == []
+    give = Answer.give
+
+    def noting(answer: Answer) -> None:
+        woken.append(answer)
+        give(answer)
+
+    async with watching():
+        monkeypatch.setattr(Answer, "give", noting)
+        await asyncio.sleep(THRESHOLD_S * 5)
+    assert len(woken) <= 1, "only what ran before the loop slept is looked at"
 
 
 async def test_a_stopped_watchdog_leaves_no_thread() -> None:
