@@ -38,5 +38,12 @@ class Targeted(Contract):
     @pytest.fixture
     async def bench(self, suite_target: Target, tmp_path: Path) -> AsyncIterator[Bench]:
         """Where instances of the target are opened; what they leave in a daemon is removed at the end."""
-        async with suite_target.bench(tmp_path) as bench:
-            yield bench
+        if suite_target.remote:
+            from aiocontainerd.testing.socket_bench import socket_bench
+
+            async with socket_bench(suite_target) as bench:
+                yield bench
+        else:
+            from aiocontainerd.testing.plugin_bench import PluginBench
+
+            yield PluginBench(suite_target, tmp_path)

@@ -8,8 +8,8 @@ unix:///run/containerd/containerd.sock#overlayfs      a daemon in any language; 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,21 +73,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         if self.remote:
             return []
         return sorted({"aiocontainerd", self.path.partition(":")[0].partition(".")[0]})
-
-    def bench(self, directory: Path) -> AbstractAsyncContextManager[Bench]:
-        """A bench for one test, which may use `directory`."""
-        if self.remote:
-            from aiocontainerd.testing.socket_bench import socket_bench
-
-            return socket_bench(self)
-        return _plugin_bench(self, directory)
-
-
-@asynccontextmanager
-async def _plugin_bench(target: Target, directory: Path) -> AsyncIterator[Bench]:
-    from aiocontainerd.testing.plugin_bench import PluginBench
-
-    yield PluginBench(target, directory)
 
 
 def target_of(
