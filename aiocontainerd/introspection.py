@@ -41,7 +41,7 @@ class Introspection:
         return ServerStatus(
             uuid=await self._server_uuid(),
             pid=os.getpid(),
-            pidns=os.stat("/proc/self/ns/pid").st_ino,
+            pidns=_pid_namespace(),
             deprecations=self._deprecations.warnings(),
         )
 
@@ -88,6 +88,10 @@ def status(plugin: Plugin) -> PluginStatus:
 
 def _message(plugin: Plugin) -> str:
     return f"{plugin.reason}; caused by {plugin.caused_by}" if plugin.caused_by else plugin.reason
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def load_uuid(path: Path) -> str:

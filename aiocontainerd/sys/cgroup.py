@@ -143,3 +143,24 @@ def write_text(path: str, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
+
+
+def hierarchies() -> list[str]:
+    """Where the trees are mounted: one for each version 1 controller, and that of version 2."""
+    return [mount.mount_point for mount in mountinfo.read() if mount.fs_type in ("cgroup", "cgroup2")]
+
+
+def remove_empty(path: str) -> bool:
+    """Remove the cgroup `path`, counted from the top of every hierarchy, where no process and no cgroup is in it.
+
+    Whether it is gone from all of them.
+    """
+    gone = True
+    for mount_point in hierarchies():
+        try:
+            os.rmdir(f"{mount_point}/{path.strip('/')}")
+        except FileNotFoundError:
+            continue
+        except OSError:
+            gone = False
+    return gone

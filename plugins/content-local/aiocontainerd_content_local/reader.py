@@ -17,10 +17,7 @@ class LocalReader:
     """A blob's open file. Small reads that the page cache can answer are not worth a thread."""
 
     def __init__(self, path: Path, digest: str) -> None:
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise NotFound(f"content digest {digest}") from None
+        self._fd = _opened(path, digest)
         self._size = os.fstat(self._fd).st_size
         self._digest = digest
 
@@ -56,6 +53,13 @@ class LocalReader:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+
+def _opened(path: Path, digest: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"content digest {digest}") from None
 
 
 def _read_cached(fd: int, size: int, offset: int) -> bytes | None:

@@ -25,7 +25,7 @@ SMALL_BYTES = 128 << 10
 
 async def run_unpack(blob_fd: int, size: int, target: Target, *, sniff: bool, timeout_s: float) -> Result:
     """Unpack the blob of `size` bytes into `target`. Raises Unknown, ResourceExhausted with the reason alone."""
-    root_fd = os.open(target.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = await anyio.to_thread.run_sync(os.open, target.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         job = Job(
             blob_fd=blob_fd,

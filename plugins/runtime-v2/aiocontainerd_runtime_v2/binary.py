@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import anyio.to_thread
+
 from aiocontainerd import programs
 from aiocontainerd.errors import Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
@@ -69,7 +71,7 @@ class BinaryLauncher:
 
     async def _run(self, arguments: Sequence[str], command: ShimCommand, stdin: bytes, timeout_s: float) -> Output:
         env = {**os.environ, **environment(command)}
-        cwd = command.bundle if command.bundle.is_dir() else None
+        cwd = command.bundle if await anyio.to_thread.run_sync(command.bundle.is_dir) else None
         return await programs.run([str(self.binary), *arguments], stdin=stdin, cwd=cwd, env=env, timeout_s=timeout_s)
 
 

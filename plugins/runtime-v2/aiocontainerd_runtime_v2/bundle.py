@@ -123,6 +123,11 @@ class Layout(msgspec.Struct, frozen=True):
         """Every bundle on disk, sorted. What is no directory of an identifier's name is somebody else's."""
         return [self.bundle(space.name, entry.name) for space in _entries(self.state) for entry in _entries(space)]
 
+    def has_bundles(self, namespace: str) -> bool:
+        """Whether anything is left of a task of a namespace, also one that is half removed."""
+        bases = (self.state / namespace, self.root / namespace)
+        return any(entry.is_dir() for base in bases if base.is_dir() for entry in base.iterdir())
+
     def strays(self, known: set[Bundle]) -> list[Bundle]:
         """Bundles of which only the work directory is left: those on disk that are not in `known`."""
         work = [self.bundle(space.name, entry.name) for space in _entries(self.root) for entry in _entries(space)]
@@ -176,6 +181,12 @@ def read_endpoint(bundle: Bundle) -> Endpoint | None:
 def write_sandbox(bundle: Bundle, sandbox_id: str) -> None:
     """Remember whose shim the bundle joined."""
     _write_atomically(bundle.path / "sandbox", sandbox_id.encode(), _PRIVATE_FILE)
+
+
+def write_own(directory: Path, name: str, data: bytes) -> None:
+    """Write a file of the runtime's own into a directory that is made where it is missing."""
+    directory.mkdir(mode=_PRIVATE, exist_ok=True)
+    _write_atomically(directory / name, data, _PRIVATE_FILE)
 
 
 def _entries(directory: Path) -> list[Path]:

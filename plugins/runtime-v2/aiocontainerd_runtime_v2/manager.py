@@ -62,13 +62,13 @@ class ShimManager:
     def __repr__(self) -> str:
         return f"<ShimManager launchers {list(self._launchers)} programs {sorted(map(str, self._binaries))}>"
 
-    def launcher(self, runtime: str) -> ShimLauncher:
+    async def launcher(self, runtime: str) -> ShimLauncher:
         """How to start shims of a runtime name or absolute path. Raises `failed to resolve runtime path: ...`."""
         for launcher in self._launchers:
             if runtime in launcher.runtimes:
                 return launcher
         try:
-            return self._binary(self._resolver.resolve(runtime))
+            return self._binary(await to_thread(self._resolver.resolve, runtime))
         except ContainerdError as error:
             raise prefixed("failed to resolve runtime path", error) from error
 
@@ -113,7 +113,7 @@ class ShimManager:
 
     async def clean_up(self, bundle: Bundle, launcher: ShimLauncher) -> Exit:
         """Run the `delete` action for what a lost shim left behind; never fails, an unknown exit is status 255."""
-        if not bundle.path.is_dir():
+        if not await to_thread(bundle.path.is_dir):
             return lost_exit()
         from aiocontainerd import api
 
@@ -128,7 +128,7 @@ class ShimManager:
 
     async def info(self, runtime: str, options: bytes) -> bytes:
         """The RuntimeInfo that the program of a runtime prints about itself."""
-        program = BinaryLauncher(self.launcher(runtime).binary)
+        program = BinaryLauncher((await self.launcher(runtime)).binary)
         return await program.info(options, timeout_s=self.deadlines.start_s)
 
     def _command(self, bundle: Bundle, options: Any | None) -> ShimCommand:

@@ -95,7 +95,7 @@ class Recovery:
     async def _launcher_by_record(self, bundle: Bundle) -> ShimLauncher:
         with context.use(namespace=bundle.namespace, lease=""):
             name = await self._runtime_name(bundle.id)
-        return self._manager.launcher(name)
+        return await self._manager.launcher(name)
 
     async def _connect(self, bundle: Bundle, launcher: ShimLauncher, *, joined: bool) -> Shim:
         endpoint = await to_thread(bundles.read_endpoint, bundle)

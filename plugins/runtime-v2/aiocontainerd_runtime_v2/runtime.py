@@ -24,6 +24,7 @@ from aiocontainerd_runtime_v2.shim import Shim, lost_exit
 from aiocontainerd_runtime_v2.shim_log import ShimLog
 from aiocontainerd_runtime_v2.table import Table
 from aiocontainerd_runtime_v2.task import ShimTask, chosen_options
+from aiocontainerd_runtime_v2.traces import Traces
 from aiocontainerd_runtime_v2.waits import Spawn
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ShimTaskRuntime:
         self._moves = Moves(spawn)
         self._publish = publish
         self._sandboxes = sandboxes
+        self._traces = Traces(layout)
         self._logs: dict[Bundle, ShimLog] = {}
         self._stopping = False
 
@@ -90,9 +92,8 @@ class ShimTaskRuntime:
             self.table.release(key)
 
     async def _create(self, key: tuple[str, str], options: CreateOptions) -> ShimTask:
-        launcher = self.manager.launcher(options.runtime)
-        spec = None if options.spec is None else options.spec.value
-        bundle = await to_thread(self.layout.create, *key, spec)
+        launcher = await self.manager.launcher(options.runtime)
+        bundle = await to_thread(self._make_bundle, *key, options)
         try:
             self.open_log(bundle)
             shim = await self._shim(bundle, launcher, options)
@@ -113,6 +114,11 @@ class ShimTaskRuntime:
             raise
         self.watch(task)
         return task
+
+    def _make_bundle(self, namespace: str, container_id: str, options: CreateOptions) -> Bundle:
+        spec = None if options.spec is None else options.spec.value
+        self._traces.note(namespace, spec, chosen_options(options))
+        return self.layout.create(namespace, container_id, spec)
 
     async def _shim(self, bundle: Bundle, launcher: ShimLauncher, options: CreateOptions) -> Shim:
         endpoint = await to_thread(self._joinable, bundle.namespace, options)
@@ -254,10 +260,16 @@ class ShimTaskRuntime:
         return typeurl.marshal(codec.decode(api.types.RuntimeInfo, printed))
 
     async def stop(self) -> None:
-        """Let go of every shim; all of them live on."""
+        """See deletions through, let go of every shim, and remove what the OCI runtime left of empty namespaces.
+
+        Shims live on.
+        """
         self._stopping = True
+        with anyio.move_on_after(self.manager.deadlines.shutdown_s):
+            await self.table.removed()
         for task in self.table.tasks:
             await task.shim.aclose()
+        await to_thread(self._traces.remove)
 
 
 def _needs_action(shim: Shim) -> bool:

@@ -111,6 +111,11 @@ class Table:
         if event is not None:
             event.set()
 
+    async def removed(self) -> None:
+        """Wait for the end of every removal that has begun."""
+        for event in [*self._removing.values()]:
+            await event.wait()
+
     async def _loaded(self, key: Key) -> None:
         event = self._loading.get(key)
         if event is not None:

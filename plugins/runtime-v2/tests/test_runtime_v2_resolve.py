@@ -94,15 +94,16 @@ class Launcher:
         raise AssertionError
 
 
-def test_a_launcher_wins_for_its_names_and_a_path_executes_the_program(tmp_path: Path) -> None:
+@pytest.mark.anyio
+async def test_a_launcher_wins_for_its_names_and_a_path_executes_the_program(tmp_path: Path) -> None:
     program = _program(tmp_path)
     launcher = Launcher()
     around = Surroundings(grpc_address="", ttrpc_address="", publish_binary="")
     manager = ShimManager(around, Deadlines(), [launcher], Resolver(lambda: [str(tmp_path)]))
-    assert manager.launcher("io.containerd.x.v1") is launcher
-    assert manager.launcher(str(program)).binary == program
-    assert manager.launcher("org.other.x.v1").binary == program
+    assert await manager.launcher("io.containerd.x.v1") is launcher
+    assert (await manager.launcher(str(program))).binary == program
+    assert (await manager.launcher("org.other.x.v1")).binary == program
     assert manager.launcher_of(launcher.binary) is launcher
     assert manager.launcher_of(program).binary == program
     with pytest.raises(ContainerdError, match=r"^failed to resolve runtime path: no runtime name$"):
-        manager.launcher("")
+        await manager.launcher("")

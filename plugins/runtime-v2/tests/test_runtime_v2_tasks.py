@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,7 +62,7 @@ class FakeShim:
         self._server: TtrpcServer | None = None
 
     async def serve(self) -> None:
-        self.path.unlink(missing_ok=True)
+        await anyio.to_thread.run_sync(partial(self.path.unlink, missing_ok=True))
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(self.path))
         listener.listen()
@@ -181,7 +182,6 @@ class World:
         self.directory = directory
         self.launcher = FakeLauncher(sockets)
         self.layout = Layout(directory / "state", directory / "root")
-        self.layout.prepare()
         self.events: list[tuple[str, Any]] = []
         self.records: dict[str, str] = {}
 
@@ -235,6 +235,7 @@ def sockets() -> Iterator[Path]:
 @pytest.fixture
 async def world(tmp_path: Path, sockets: Path) -> AsyncIterator[World]:
     found = World(tmp_path, sockets)
+    await anyio.to_thread.run_sync(found.layout.prepare)
     yield found
     await found.close()
 

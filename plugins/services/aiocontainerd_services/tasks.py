@@ -205,8 +205,12 @@ class TasksService:
 
     async def _drop_checkpoint(self, container_id: str) -> None:
         directory = self._checkpoint_of(container_id)
-        if directory.exists():
+        if _has_checkpoint(directory):
             await tasks_checkpoint.remove(directory)
+
+
+def _has_checkpoint(directory: Path) -> bool:
+    return directory.exists()
 
 
 def _create_options(container: Container, request: CreateTask, checkpoint: str) -> CreateOptions:

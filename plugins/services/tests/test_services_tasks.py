@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from aiocontainerd_services import tasks_checkpoint
 from aiocontainerd_services.tasks import TasksService
@@ -94,7 +95,7 @@ class FakeTask:
     async def checkpoint(self, path: str, options: TypedAny | None) -> None:
         self._called("checkpoint", path)
         if "image" not in path:
-            _fill(Path(path))
+            await anyio.to_thread.run_sync(_fill, Path(path))
 
     async def update(self, resources: TypedAny | None, annotations: Mapping[str, str] | None = None) -> None:
         self._called("update", resources, annotations)

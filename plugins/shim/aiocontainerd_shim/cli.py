@@ -107,7 +107,7 @@ def identity_of(flags: Flags) -> Identity:
 
 
 def _start(identity: Identity) -> int:
-    from aiocontainerd_shim import serve
+    from aiocontainerd_shim import oci_choice, serve
 
     planned = bootstrap.plan(sys.stdin.buffer.read(bootstrap.STDIN_LIMIT_BYTES), identity)
     listener = bootstrap.open_listener(planned, identity.bundle)
@@ -115,6 +115,7 @@ def _start(identity: Identity) -> int:
         score = bootstrap.oom_score_adj_for_child_of(os.getppid())
         if os.fork() == 0:
             os.setpgid(0, 0)
+            oci_choice.probe_in(identity.bundle)
             serve.become_shim(listener, identity, planned.shim_cgroup, score)
     sys.stdout.buffer.write(planned.result())
     sys.stdout.flush()
@@ -129,8 +130,10 @@ def _serve(identity: Identity) -> int:
 
 
 def _delete(identity: Identity) -> int:
+    from aiocontainerd_shim import oci_choice
     from aiocontainerd_shim.cleanup import clean_up
 
+    oci_choice.probe_in(identity.bundle)
     sys.stdout.buffer.write(bytes(clean_up(identity)))
     return 0
 

@@ -20,12 +20,16 @@ LIMIT_BYTES = 16 << 20
 
 
 class Verb(StrEnum):
-    """What is asked for. `hello` gives the server's fingerprint, `retire` ends it once its shims have ended."""
+    """What is asked for. `hello` gives the server's fingerprint, `retire` ends it once its shims have ended.
+
+    `attend` keeps the connection: while there is one, the daemon lives and the server is needed.
+    """
 
     START = "start"
     DELETE = "delete"
     HELLO = "hello"
     RETIRE = "retire"
+    ATTEND = "attend"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

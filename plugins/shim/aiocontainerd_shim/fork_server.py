@@ -2,10 +2,12 @@
 
 It has one thread and no event loop, so that a fork is safe and cheap. Its heap is frozen out of the garbage
 collector's sight before it serves, so that the shims' collections do not write to the pages they share with it. It
-lives in a session and, where it can, a cgroup of its own, and outlives the daemon. It is the parent of its shims and
-a subreaper: the containers of a shim that dies fall to it, and it puts their exits into their bundles.
+lives in a session and, where it can, a cgroup of its own. It is the parent of its shims and a subreaper: the containers
+of a shim that dies fall to it, and it puts their exits into their bundles.
 
-One that is told to retire stops listening, and ends when its last shim has.
+One that is told to retire, as by a daemon that stops, does not listen any more, and ends when its last shim has. A
+daemon that is killed says nothing, but the connection by which it attends ends: for a while, and as long as there are
+shims, the next daemon finds the server and uses it; then it retires by itself.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,7 +41,8 @@ COMMAND_NAME = "aio-fork-server"
 _GC_THRESHOLDS = (20_000, 20, 20)
 _UCRED = struct.Struct("3i")
 _FD_LIMIT = 1 << 16
-_LOOK_AROUND_S = 60.0
+_ALONE_S = 5.0
+"""How long a server without a shim waits for the next daemon: somewhat longer than a service manager does."""
 
 
 class ForkServer:
@@ -50,9 +54,13 @@ class ForkServer:
         self._fingerprint = fingerprint
         self._retired = False
         self._bundles: dict[int, Path] = {}
+        self._deletes: set[int] = set()
+        self._daemons: set[socket.socket] = set()
+        self._alone_since = time.monotonic()
         self._orphaned: set[Path] = set()
         self._wake_in, self._wake_out = socket.socketpair()
         self._selector = selectors.DefaultSelector()
+        self._name = _identity(path)
 
     def __repr__(self) -> str:
         return f"<ForkServer {self._path} shims={len(self._bundles)}{' retired' if self._retired else ''}>"
@@ -62,12 +70,24 @@ class ForkServer:
         self._take_signals()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._reap)
-        while not self._retired or self._bundles:
-            ready = self._selector.select(_LOOK_AROUND_S)
-            for key, _ in ready:
-                key.data()
-            if not ready and not os.path.exists(self._path):
-                self._retire()  # nobody can ask any more: the daemon's state directory has been removed
+        try:
+            while not self._retired or self._children:
+                for key, _ in self._selector.select(self._patience_s()):
+                    key.data()
+                if self._patience_s() == 0:
+                    self._retire()
+        finally:
+            self._retire()
+
+    @property
+    def _children(self) -> int:
+        return len(self._bundles) + len(self._deletes)
+
+    def _patience_s(self) -> float | None:
+        """How long to go on without a daemon; None where there is one, or a child whose end comes first."""
+        if self._retired or self._daemons or self._children:
+            return None
+        return max(0.0, self._alone_since + _ALONE_S - time.monotonic())
 
     def _take_signals(self) -> None:
         for end in (self._wake_in, self._wake_out):
@@ -90,6 +110,17 @@ class ForkServer:
             except OSError:
                 return  # the client has gone; a shim that was forked for it is cleaned up by its daemon
 
+    def _attend(self, connection: socket.socket) -> None:
+        daemon = connection.dup()
+        self._daemons.add(daemon)
+        self._selector.register(daemon, selectors.EVENT_READ, partial(self._lose, daemon))
+
+    def _lose(self, daemon: socket.socket) -> None:
+        self._selector.unregister(daemon)
+        self._daemons.discard(daemon)
+        daemon.close()
+        self._alone_since = time.monotonic()
+
     def _answer(self, connection: socket.socket) -> None:
         with _Received(connection) as received:
             try:
@@ -100,14 +131,20 @@ class ForkServer:
                 connection.sendall(fork_protocol.frame(reply))
 
     def _carry_out(self, received: _Received, connection: socket.socket) -> Reply | None:
-        """None where a child answers."""
+        """None where a child answers, or nobody."""
         request = received.request()
+        self._alone_since = time.monotonic()
+        if request.verb == Verb.ATTEND:
+            self._attend(connection)
+            return None
         if request.verb == Verb.START:
             self._start(request, received.listener())
             return Reply()
         if request.verb == Verb.DELETE:
-            if not self._fork(connection.fileno(), request):
+            pid = self._fork(connection.fileno(), request)
+            if not pid:
                 forked.delete(request, connection)
+            self._deletes.add(pid)
             return None
         if request.verb == Verb.RETIRE:
             self._retire()
@@ -139,7 +176,8 @@ class ForkServer:
         self._retired = True
         self._selector.unregister(self._listener)
         self._listener.close()
-        Path(self._path).unlink(missing_ok=True)
+        if _identity(self._path) == self._name:
+            os.unlink(self._path)
 
     def _reap(self) -> None:
         try:
@@ -156,6 +194,7 @@ class ForkServer:
             self._exited(pid, wait_status_to_exit_status(status))
 
     def _exited(self, pid: int, status: int) -> None:
+        self._deletes.discard(pid)
         bundle = self._bundles.pop(pid, None)
         if bundle is not None:
             if status:
@@ -205,6 +244,15 @@ class _Received:
         return parts
 
 
+def _identity(path: str) -> tuple[int, int, int] | None:
+    """What tells a socket's file from the one that the next server puts in its place; None where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
 def record_orphan_exit(directory: Path, pid: int, status: int) -> bool:
     """Put the exit of a process whose shim is dead where its record is, in one of the bundles of `directory`."""
     if not directory.is_dir():
@@ -238,6 +286,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
     """Prepare, listen, tell the waiting parent, serve. What goes wrong before that is on the starter's stderr."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # by what is to be undone, as in a probe
+    oci_choice.probe_in(Path(path).parent)
     try:
         os.chdir("/")
         prctl.set_name(COMMAND_NAME)
@@ -246,8 +296,7 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
             placement.join(own_cgroup, os.getpid())
         _prepare()
         listener = bootstrap.listen(path)
-        if listener is not None:
-            os.write(ready, b"1")
+        if listener is not None and _announced(path, ready):
             _close_all_but(listener.fileno())
             serve.detach_stdio()
             ForkServer(listener, path, fingerprint).serve()
@@ -257,6 +306,16 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
         if own_cgroup:
             placement.leave(own_cgroup, os.getpid())
         os._exit(0)
+
+
+def _announced(path: str, ready: int) -> bool:
+    """Tell the starter; False where it has given up, so that nobody will ever ask this server."""
+    try:
+        os.write(ready, b"1")
+    except BrokenPipeError:
+        os.unlink(path)
+        return False
+    return True
 
 
 def _prepare() -> None:

@@ -13,14 +13,16 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.abc
 
 from aiocontainerd import programs
-from aiocontainerd.errors import DeadlineExceeded, Unavailable, Unknown
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable, Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
+from aiocontainerd.sys.cgroup import remove_empty
 from aiocontainerd_shim import bootstrap, fork_protocol
 from aiocontainerd_shim.fork_protocol import Request, Verb, request_of
 from aiocontainerd_shim.oci_choice import CONFIGURED_ENV
@@ -31,6 +33,8 @@ PROGRAM = "containerd-shim-aio-v2"
 RUNTIMES = ("io.containerd.runc.v2", "io.containerd.aio.v2")
 _SERVER_START_TIMEOUT_S = 30.0
 _HELLO_TIMEOUT_S = 2.0
+_AGAIN_S = 1.0
+"""How long there is no fork server after one has ended by itself."""
 _RETRY_S = 60.0
 """How long shims are executed after a fork server could not be started, before another one is tried."""
 
@@ -49,6 +53,9 @@ class AioLauncher:
         self._cgroup = cgroup
         self._starting = anyio.Lock()
         self._retry_at = 0.0
+        self._attending: anyio.CancelScope | None = None
+        self._attended = anyio.Event()
+        self._closed = False
         self.forked = 0
         self.executed = 0
 
@@ -61,15 +68,16 @@ class AioLauncher:
 
     async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
         """Start a shim; returns the BootstrapResult. Raises the shim's error, DeadlineExceeded."""
-        if not self.socket_path.exists():
+        prepared = await anyio.to_thread.run_sync(self._prepare, command)
+        if prepared is None:
             await self.ensure_server()
-        if not self.socket_path.exists():
+            prepared = await anyio.to_thread.run_sync(self._prepare, command)
+        if prepared is None:
             return await self._execute(Verb.START, command, timeout_s)
-        planned, listener = await anyio.to_thread.run_sync(_open_listener, command)
+        planned, listener, score = prepared
         if listener is None:
             return planned.result()
         with listener:
-            score = bootstrap.oom_score_adj_for_child_of("self")
             env = self._environ(command)
             request = request_of(Verb.START, command, env, shim_cgroup=planned.shim_cgroup, oom_score_adj=score)
             try:
@@ -77,13 +85,20 @@ class AioLauncher:
             except (OSError, Unavailable) as gone:
                 log.debug("the fork server is not there: %s", gone)
             except BaseException:
-                Path(planned.path).unlink(missing_ok=True)
+                await _unlink(planned.path)
                 raise
             else:
                 self.forked += 1
                 return planned.result()
-        Path(planned.path).unlink(missing_ok=True)
+        await _unlink(planned.path)
         return await self._execute(Verb.START, command, timeout_s)
+
+    def _prepare(self, command: ShimCommand) -> tuple[bootstrap.Plan, socket.socket | None, int | None] | None:
+        """Where the shim will listen, its listener, and its OOM score adjustment; None while there is no server."""
+        if not self.socket_path.exists():
+            return None
+        planned, listener = _open_listener(command)
+        return planned, listener, bootstrap.oom_score_adj_for_child_of("self")
 
     async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
         """Remove what a dead shim left; returns the DeleteResponse. Raises the shim's error, DeadlineExceeded."""
@@ -113,6 +128,46 @@ class AioLauncher:
             except (OSError, Unavailable, DeadlineExceeded, Unknown) as failure:
                 self._retry_at = anyio.current_time() + _RETRY_S
                 log.warning("no fork server, shims are executed instead: %s", failure)
+
+    async def attend(self) -> None:
+        """Have a server, and hold a connection by whose end it knows that this daemon is gone; until `aclose`."""
+        if not self._fork_server or self._closed:
+            return
+        try:
+            with anyio.CancelScope() as self._attending:
+                while True:
+                    await self.ensure_server()
+                    await self._hold()
+                    await anyio.sleep(max(_AGAIN_S, self._retry_at - anyio.current_time()))
+        finally:
+            self._attended.set()
+
+    async def _hold(self) -> None:
+        """Returns when the server ends, or where there is none."""
+        try:
+            async with await anyio.connect_unix(self.socket_path) as stream:
+                await stream.send(fork_protocol.frame(Request(verb=Verb.ATTEND)))
+                while True:
+                    await stream.receive()
+        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as gone:
+            log.debug("the fork server is not there: %s", gone)
+
+    async def aclose(self) -> None:
+        """Have the server end with its last shim, and remove the cgroup where nobody is left in it.
+
+        A start that is under way is cut short first, so that no server comes after this.
+        """
+        self._closed = True
+        if self._attending is not None:
+            self._attending.cancel()
+            await self._attended.wait()
+        if self._fork_server:
+            try:
+                await self.retire()
+            except (OSError, ContainerdError) as gone:
+                log.debug("the fork server is not there: %s", gone)
+        if self._cgroup:
+            await anyio.to_thread.run_sync(remove_empty, self._cgroup)
 
     async def retire(self) -> None:
         """Tell the running server to end once its last shim has. Raises OSError where none runs."""
@@ -198,6 +253,11 @@ def code_fingerprint() -> str:
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+async def _unlink(path: str) -> None:
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(partial(Path(path).unlink, missing_ok=True))
 
 
 async def _receive_frame(stream: anyio.abc.ByteReceiveStream) -> bytes:

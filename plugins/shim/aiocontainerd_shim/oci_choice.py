@@ -18,13 +18,25 @@ from pathlib import Path
 import msgspec
 
 from aiocontainerd.errors import FailedPrecondition
+from aiocontainerd.sys.cgroup import remove_empty
 
 CANDIDATES = ("crun", "runc")
 CONFIGURED_ENV = "AIOCONTAINERD_OCI_RUNTIME"
 _MISSING_PROGRAM = "aiocontainerd-probe-program"
 _PROBE_TIMEOUT_S = 10.0
 
+_PREFIX = "aiocontainerd-probe-"
+
 _found: list[str] = []
+_places: list[Path] = []
+
+
+def probe_in(directory: Path) -> None:
+    """Have this process, and those it forks, probe in a directory that is removed as a whole some day.
+
+    Where none is told, that is the one for temporary files. What a killed probe has left there is removed first.
+    """
+    _places[:] = [directory]
 
 
 def choose(binary_name: str, env: Mapping[str, str]) -> str:
@@ -64,8 +76,11 @@ def _first_working() -> str:
 
 def probe(binary: str) -> str:
     """Why `binary` cannot create containers here; an empty string where it can."""
-    name = f"aiocontainerd-probe-{os.getpid()}"
-    with tempfile.TemporaryDirectory(prefix="aiocontainerd-probe") as directory:
+    name = f"{_PREFIX}{os.getpid()}"
+    place = next((place for place in _places if place.is_dir()), None)
+    if place is not None:
+        _remove_stale(place)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=place) as directory:
         bundle = Path(directory)
         for mount_point in ("proc", "dev"):
             (bundle / "rootfs" / mount_point).mkdir(parents=True)
@@ -77,7 +92,7 @@ def probe(binary: str) -> str:
         except (OSError, subprocess.TimeoutExpired) as failure:
             return str(failure)
         finally:
-            _remove_cgroups(name)
+            remove_empty(name)
     return "" if _MISSING_PROGRAM in done.stdout else done.stdout.strip() or f"exit status {done.returncode}"
 
 
@@ -105,10 +120,10 @@ def _probe_spec(name: str) -> dict[str, object]:
     }
 
 
-def _remove_cgroups(name: str) -> None:
-    root = Path("/sys/fs/cgroup")
-    for path in (root / name, *root.glob(f"*/{name}")):
-        try:
-            path.rmdir()
-        except OSError:
-            continue
+def _remove_stale(place: Path) -> None:
+    """What probes of processes that are gone have left."""
+    for directory in place.glob(f"{_PREFIX}*"):
+        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            remove_empty(f"{_PREFIX}{pid}")
+            shutil.rmtree(directory, ignore_errors=True)

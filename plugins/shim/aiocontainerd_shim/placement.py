@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
-from aiocontainerd.sys import cgroup, mountinfo
+from aiocontainerd.sys import cgroup
+
+_REMOVED = (errno.ENOENT, errno.ENODEV)
+_ATTEMPTS = 5
+"""Whoever leaves a cgroup may remove it just before the next one joins it."""
 
 
 def join(path: str, pid: int) -> list[OSError]:
@@ -15,14 +20,25 @@ def join(path: str, pid: int) -> list[OSError]:
     version 1 cpuset has no processors to give.
     """
     refused = []
-    for mount_point in _hierarchies():
+    for mount_point in cgroup.hierarchies():
         directory = _directory(mount_point, path)
         try:
-            os.makedirs(directory, mode=0o755, exist_ok=True)
-            cgroup.add_process(directory, pid)
+            _join(directory, pid)
         except OSError as refusal:
             refused.append(refusal)
     return refused
+
+
+def _join(directory: str, pid: int) -> None:
+    for attempt in range(1, _ATTEMPTS + 1):
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        try:
+            cgroup.add_process(directory, pid)
+        except OSError as refusal:
+            if refusal.errno not in _REMOVED or attempt == _ATTEMPTS:
+                raise
+        else:
+            return
 
 
 def leave(path: str, pid: int) -> None:
@@ -31,7 +47,7 @@ def leave(path: str, pid: int) -> None:
     The top takes processes even where it hands controllers down. A namespace's top that refuses keeps the process and
     the cgroup.
     """
-    for mount_point in _hierarchies():
+    for mount_point in cgroup.hierarchies():
         directory = _directory(mount_point, path)
         members = (cgroup.read_text(f"{directory}/cgroup.procs") or "").split()
         with suppress(OSError):
@@ -42,8 +58,3 @@ def leave(path: str, pid: int) -> None:
 
 def _directory(mount_point: str, path: str) -> str:
     return f"{mount_point}/{path.strip('/')}"
-
-
-def _hierarchies() -> list[str]:
-    mounts = mountinfo.read()
-    return [mount.mount_point for mount in mounts if mount.fs_type in ("cgroup", "cgroup2")]

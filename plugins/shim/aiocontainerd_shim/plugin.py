@@ -30,7 +30,8 @@ async def init(context: InitContext[Config]) -> AioLauncher:
     launcher = AioLauncher(
         context.state, fork_server=config.fork_server, oci_runtime=config.oci_runtime, cgroup=config.cgroup
     )
-    context.tasks.start_soon(launcher.ensure_server, name="fork server")
+    context.on_stop(launcher.aclose)
+    context.tasks.start_soon(launcher.attend, name="fork server")
     return launcher
 
 

@@ -141,7 +141,7 @@ class Reaper:
         source = _memory_file(stdin)
         try:
             exited = await self._finish(argv, env, (source, output, output))
-            return Completed(exited.status, os.pread(output, _OUTPUT_LIMIT_BYTES, 0))
+            return Completed(exited.status, _content(output))
         finally:
             os.close(source)
             os.close(output)
@@ -178,3 +178,7 @@ def _memory_file(content: bytes) -> int:
     os.write(source, content)
     os.lseek(source, 0, os.SEEK_SET)
     return source
+
+
+def _content(output: int) -> bytes:
+    return os.pread(output, _OUTPUT_LIMIT_BYTES, 0)

@@ -38,11 +38,6 @@ esac
 """
 
 
-@pytest.fixture(autouse=True)
-def no_blocking_calls() -> None:
-    """The shim has no threads: it reads and writes small files of its bundle in the loop, by design."""
-
-
 @pytest.fixture
 async def runtime(tmp_path: Path) -> AsyncIterator[OciRuntime]:
     program = tmp_path / "fake"

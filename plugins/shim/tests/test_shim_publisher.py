@@ -12,11 +12,6 @@ from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument, Unavailable
 
 
-@pytest.fixture(autouse=True)
-def no_blocking_calls() -> None:
-    """The shim has no threads: it reads and writes small files of its bundle in the loop, by design."""
-
-
 class Daemon:
     """Takes events; fails the first `failures` of them with `error`."""
 

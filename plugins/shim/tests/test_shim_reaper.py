@@ -11,11 +11,6 @@ import pytest
 from aiocontainerd_shim.reaper import Exit, Reaper, spawn
 
 
-@pytest.fixture(autouse=True)
-def no_blocking_calls() -> None:
-    """The shim has no threads: it reads and writes small files of its bundle in the loop, by design."""
-
-
 @pytest.fixture
 async def reaper() -> AsyncIterator[Reaper]:
     reaper = Reaper()

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 from aiocontainerd_shim import sealed
 from aiocontainerd_shim.reaper import Reaper
@@ -39,7 +40,7 @@ def test_a_program_is_executed_from_a_sealed_copy(copies: Path) -> None:
 @pytest.mark.anyio
 async def test_the_copy_runs_and_is_closed_in_what_runs(copies: Path) -> None:
     shutil.copy(shutil.which("ls") or "", copies / "crun")
-    sealed.keep(["crun"])
+    await anyio.to_thread.run_sync(sealed.keep, ["crun"])
     reaper = Reaper()
     reaper.start()
     try:

@@ -92,11 +92,6 @@ class Shim:
         return await self.service.state(api.task_v3.StateRequest(id="c", exec_id=exec_id))
 
 
-@pytest.fixture(autouse=True)
-def no_blocking_calls() -> None:
-    """The shim has no threads: it reads and writes small files of its bundle in the loop, by design."""
-
-
 @pytest.fixture
 async def shim(tmp_path: Path) -> AsyncIterator[Shim]:
     from aiocontainerd.sys import prctl

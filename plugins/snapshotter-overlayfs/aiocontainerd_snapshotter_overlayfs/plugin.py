@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, SkipPlugin, hookimpl, kinds
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aiocontainerd_snapshotter_overlayfs.probe import Support
     from aiocontainerd_snapshotter_overlayfs.snapshotter import Settings
 
@@ -33,12 +35,10 @@ async def init(context: InitContext[Config]) -> object:
 
     import anyio.to_thread
 
-    from aiocontainerd_snapshotter_overlayfs.probe import probe
     from aiocontainerd_snapshotter_overlayfs.snapshotter import OverlaySnapshotter
 
     root = Path(context.config.root_path or context.root)
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    support = await anyio.to_thread.run_sync(probe, str(root))
+    support = await anyio.to_thread.run_sync(_prepared, root)
     if support.missing:
         raise SkipPlugin(support.missing)
     context.exports["root"] = str(root)
@@ -47,6 +47,13 @@ async def init(context: InitContext[Config]) -> object:
     await snapshotter.start()
     context.on_stop(snapshotter.aclose)
     return snapshotter
+
+
+def _prepared(root: Path) -> Support:
+    from aiocontainerd_snapshotter_overlayfs.probe import probe
+
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return probe(str(root))
 
 
 def capabilities(config: Config, support: Support) -> list[str]:

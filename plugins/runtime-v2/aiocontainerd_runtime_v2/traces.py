@@ -1,0 +1,134 @@
+"""What an OCI runtime makes once for a namespace and never removes: a cgroup, and a directory of its own state.
+
+Runtimes make missing parents with the first container: of the cgroup path `/<namespace>/<id>`, which is what clients of
+containerd give containers that no service manager places, and of `/run/containerd/runc/<namespace>/<id>`. No runtime
+removes them, since another container may be on its way to there. A daemon that stops knows better: its servers are
+closed, and where a namespace has no bundle, nobody is on the way for it. Then what is empty goes, and nothing else.
+
+What a namespace had is kept on disk, so that the daemon after one that was killed knows it too. Everything
+here is blocking file work; call it off the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import msgspec
+
+from aiocontainerd import typeurl
+from aiocontainerd.errors import ContainerdError
+from aiocontainerd.sys import cgroup
+from aiocontainerd.typeurl import Any
+from aiocontainerd_runtime_v2 import bundle as bundles
+from aiocontainerd_runtime_v2.bundle import Layout
+
+log = logging.getLogger(__name__)
+
+RUNTIME_ROOT = "/run/containerd/runc"
+"""Where shims have their OCI runtime keep its state, unless the options say otherwise (facts/runtime 6.1)."""
+_DIRECTORY = ".traces"
+"""Beside the namespaces' directories, and no identifier, so that it is taken for none of them."""
+_OPTIONS = "containerd.runc.v1.Options"
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """Whether containers of a namespace had cgroups below `/<namespace>`, and the runtime's directories for it."""
+
+    cgroup: bool = False
+    directories: tuple[str, ...] = ()
+
+
+class _LinuxPart(msgspec.Struct):
+    path: str = msgspec.field(name="cgroupsPath", default="")
+
+
+class _SpecPart(msgspec.Struct):
+    linux: _LinuxPart | None = None
+
+
+class Traces:
+    """The traces of every namespace that has had a task here."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._directory = layout.state / _DIRECTORY
+        self._lock = threading.Lock()
+        self._known: dict[str, Trace] = {}
+        self._roots: dict[tuple[str, bytes], str] = {}
+
+    def __repr__(self) -> str:
+        return f"<Traces {self._known}>"
+
+    def note(self, namespace: str, spec: bytes | None, options: Any | None) -> None:
+        """Remember what the OCI runtime will make for a container, before it is created. Raises OSError."""
+        directory = os.path.join(self._root(options), namespace)
+        with self._lock:
+            known = self._known.get(namespace) or self._read(namespace)
+            new = Trace(
+                cgroup=known.cgroup or _is_below(namespace, spec),
+                directories=known.directories if directory in known.directories else (*known.directories, directory),
+            )
+            if new != known:
+                bundles.write_own(self._directory, namespace, msgspec.json.encode(new))
+            self._known[namespace] = new
+
+    def remove(self) -> None:
+        """Remove what is empty of the namespaces that have no bundle. Call it when nobody can create any more."""
+        for path in self._directory.glob("*"):
+            namespace = path.name
+            if not self._layout.has_bundles(namespace) and self._removed(namespace):
+                path.unlink()
+                self._known.pop(namespace, None)
+
+    def _removed(self, namespace: str) -> bool:
+        """Whether nothing is left; what is not empty is somebody else's too, and looked at again next time."""
+        trace = self._read(namespace)
+        gone = [_remove_directory(directory) for directory in trace.directories]
+        if trace.cgroup:
+            gone.append(cgroup.remove_empty(namespace))
+        return all(gone)
+
+    def _read(self, namespace: str) -> Trace:
+        try:
+            return msgspec.json.decode((self._directory / namespace).read_bytes(), type=Trace)
+        except (OSError, msgspec.DecodeError):
+            return Trace()
+
+    def _root(self, options: Any | None) -> str:
+        if options is None or not options.type_url.endswith(_OPTIONS):
+            return RUNTIME_ROOT
+        key = (options.type_url, options.value)
+        if key not in self._roots:
+            self._roots[key] = _root_in(options)
+        return self._roots[key]
+
+
+def _root_in(options: Any) -> str:
+    try:
+        root = getattr(typeurl.unmarshal(options), "root", "")
+    except ContainerdError:
+        return RUNTIME_ROOT  # said again by the shim
+    return root if os.path.isabs(root) else RUNTIME_ROOT
+
+
+def _is_below(namespace: str, spec: bytes | None) -> bool:
+    """Whether the cgroup is a child of `/<namespace>`: only then was that made for our containers."""
+    try:
+        linux = msgspec.json.decode(spec or b"{}", type=_SpecPart).linux
+    except msgspec.MsgspecError:
+        return False  # said again by the bundle
+    return linux is not None and os.path.dirname(os.path.normpath(linux.path)) == f"/{namespace}"
+
+
+def _remove_directory(path: str) -> bool:
+    try:
+        Path(path).rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        log.debug("%s stays: %s", path, error)
+        return False
+    return True

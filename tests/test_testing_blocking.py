@@ -1,0 +1,90 @@
+"""Blocking calls in the event loop are found, wherever their errors end up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import pytest
+from blockbuster import BlockingError
+
+from aiocontainerd import spool
+from aiocontainerd.testing import blocking
+from aiocontainerd.testing.blocking import May, Violation
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def no_blocking_calls() -> None:
+    """The tests look for themselves."""
+
+
+def write_in_ours(path: Path) -> None:
+    """A blocking call of our code: `_write_whole` has the real one, the name of this file would not count."""
+    with path.open("wb") as file:
+        spool._write_whole(file.fileno(), b"x")
+
+
+async def test_a_call_in_the_loop_raises_and_is_told(tmp_path: Path) -> None:
+    told: list[Violation] = []
+    with (
+        blocking.told(["aiocontainerd"], told.append),
+        pytest.raises(BlockingError, match=r"^Blocking call to os\.write$"),
+    ):
+        write_in_ours(tmp_path / "a")
+    assert [found.call for found in told] == ["os.write"]
+    assert "spool.py" in str(told[0])
+
+
+async def test_one_that_was_caught_fails_all_the_same(tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match=r"(?s)blocking calls in the event loop:\nos\.write\n.*spool\.py"),
+        blocking.refused(["aiocontainerd"]),
+        suppress(BlockingError),
+    ):
+        write_in_ours(tmp_path / "a")
+
+
+async def test_only_the_loop_may_not_wait(tmp_path: Path) -> None:
+    with blocking.refused(["aiocontainerd"]):
+        await anyio.to_thread.run_sync(write_in_ours, tmp_path / "a")
+
+
+@pytest.mark.parametrize("function", ["_write_whole", "_nameless"])
+async def test_an_exception_is_for_one_function(tmp_path: Path, function: str) -> None:
+    may = [May("aiocontainerd/spool.py", (function,), "a test")]
+    told: list[Violation] = []
+    with blocking.told(["aiocontainerd"], told.append, may), suppress(BlockingError):
+        write_in_ours(tmp_path / "a")
+    assert len(told) == (function == "_nameless")
+
+
+async def test_what_a_function_of_os_can_do_is_known_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    before = set(os.supports_follow_symlinks)
+    with blocking.refused(["aiocontainerd"]):
+        await anyio.to_thread.run_sync(
+            lambda: shutil.copystat(tmp_path / "link", tmp_path / "link", follow_symlinks=False)
+        )
+    assert os.supports_follow_symlinks == before
+
+
+async def test_nothing_stays_of_it() -> None:
+    real = (os.stat, os.open, open, threading.Lock)
+    with blocking.refused(["aiocontainerd"]):
+        assert os.stat is not real[0]
+    assert (os.stat, os.open, open, threading.Lock) == real
+
+
+def test_every_exception_names_a_file_and_functions_that_are_there() -> None:
+    here = Path(__file__).resolve().parents[1]
+    for may in blocking.MAY_BLOCK:
+        if may.file.startswith("aiocontainerd"):
+            (source,) = [path for path in (here / may.file, *here.glob(f"plugins/*/{may.file}")) if path.exists()]
+            text = source.read_text()
+            assert [name for name in may.functions if f"def {name}(" not in text] == [], may.file
