@@ -2,6 +2,7 @@
 
 `[proxy_plugins.<name>]` names a socket behind which a plugin lives. `isolation` of `[python_plugins.<name>]`, or
 `[plugin_isolation] "<kind>.<id>" = "process"` for any plugin, moves a plugin of ours out of the daemon.
+`[stream_processors.<id>]` names a program that the daemon runs for each layer of some media types.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import msgspec
 import pluggy
 
 from aiocontainerd import hookspecs
-from aiocontainerd.config.records import IsolationMode, ProxyPlugin, PythonPlugin
+from aiocontainerd.config.records import IsolationMode, ProxyPlugin, PythonPlugin, StreamProcessor
 from aiocontainerd.registry import PluginError, Registration
 
 log = logging.getLogger(__name__)
 
 _NO_PROXIES: Mapping[str, ProxyPlugin] = MappingProxyType({})
 _NO_MODES: Mapping[str, IsolationMode] = MappingProxyType({})
-_HOOKS = ("register_proxy_plugin", "isolate_plugin")
+_NO_PROGRAMS: Mapping[str, StreamProcessor] = MappingProxyType({})
+_HOOKS = ("register_proxy_plugin", "register_stream_processor", "isolate_plugin")
 
 
 class Isolation(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,9 +40,13 @@ class Beside:
     """What the config says of plugins beside the daemon, and the modules that can do it."""
 
     def __init__(
-        self, proxies: Mapping[str, ProxyPlugin] = _NO_PROXIES, modes: Mapping[str, IsolationMode] = _NO_MODES
+        self,
+        proxies: Mapping[str, ProxyPlugin] = _NO_PROXIES,
+        modes: Mapping[str, IsolationMode] = _NO_MODES,
+        programs: Mapping[str, StreamProcessor] = _NO_PROGRAMS,
     ) -> None:
         self._proxies = proxies
+        self._programs = programs
         self._modes = modes
         self._placed: set[str] = set()
         self.outside: dict[str, object] = {}
@@ -101,6 +107,20 @@ class Beside:
             log.warning("proxy plugin %s has the type %r, which nothing here can use", name, settings.type)
         else:
             self.outside[made.uri] = settings
+        return made
+
+    @property
+    def programs(self) -> Sequence[str]:
+        """The names of `[stream_processors]`."""
+        return tuple(self._programs)
+
+    def program(self, name: str) -> Registration | None:
+        """The registration of a stream processor; None, and a warning, where no package runs it."""
+        made: Registration | None = self._manager.hook.register_stream_processor(
+            name=name, settings=self._programs[name]
+        )
+        if made is None:
+            log.warning("nothing here can run the stream processor %s", name)
         return made
 
     def without_plugin(self) -> list[str]:

@@ -61,7 +61,7 @@ def run(
     shown = len(config.warnings)
     registry = Registry(config.settings.plugin_policy.replace)
     settings = config.settings
-    beside = Beside(settings.proxy_plugins, settings.plugin_isolation)
+    beside = Beside(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
     discovery.discover(registry, settings.python_plugins, settings.plugin_policy, beside)
     config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
     for warning in config.warnings[shown:]:

@@ -83,6 +83,11 @@ def discover(
             proxy = beside.proxy(name)
             if proxy is not None:
                 registry.add(proxy, f"proxy_plugins.{name}")
+    for name in beside.programs:
+        with _failures_are_rows(registry, Candidate(name, f"stream_processors.{name}")):
+            program = beside.program(name)
+            if program is not None:
+                registry.add(program, f"stream_processors.{name}")
     for uri in beside.without_plugin():
         log.warning("plugin_isolation names %s, which no plugin here is", uri)
 

@@ -13,7 +13,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from aiocontainerd.beside import Isolation
-    from aiocontainerd.config.records import ProxyPlugin
+    from aiocontainerd.config.records import ProxyPlugin, StreamProcessor
     from aiocontainerd.registry import Registration
 
 PROJECT = "aiocontainerd"
@@ -33,6 +33,15 @@ def register_proxy_plugin(name: str, settings: ProxyPlugin) -> Registration | No
     """Return the registration of a `[proxy_plugins]` table, None for a type that is not yours. Sync; called at start.
 
     The plugin's id is `name`. The first that is not None counts; where there is none, a warning names the type.
+    """
+
+
+@hookspec(firstresult=True)
+def register_stream_processor(name: str, settings: StreamProcessor) -> Registration | None:
+    """Return the registration of a `[stream_processors]` table, None to leave it to another package. Sync; at start.
+
+    The plugin's id is `name`, its kind that of stream processors. The first that is not None counts; where there is
+    none, a warning names the table.
     """
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from aiocontainerd import hookspecs, reference
 from aiocontainerd.beside import Beside, Isolation
-from aiocontainerd.config.records import ProxyPlugin, PythonPlugin
+from aiocontainerd.config.records import ProxyPlugin, PythonPlugin, StreamProcessor
 from aiocontainerd.plugin import PluginError, Registration, hookimpl, kinds
 
 HOOKS = [function.__name__ for function in reference.hook_functions()]
@@ -83,6 +83,25 @@ def test_register_proxy_plugin_is_asked_of_each_package_until_one_knows_the_type
     made = [beside.proxy(name) for name in beside.proxies]
     assert [one.uri if one else None for one in made] == ["b.x", None]
     assert caplog.messages == ["proxy plugin y has the type 'c', which nothing here can use"]
+
+
+class Runner:
+    """A package that runs stream processors whose path is a script."""
+
+    @hookimpl
+    def register_stream_processor(self, name: str, settings: StreamProcessor) -> Registration | None:
+        script = settings.path.endswith(".sh")
+        return Registration(kind=kinds.STREAM_PROCESSOR, id=name, init=_init) if script else None
+
+
+def test_register_stream_processor_is_asked_of_each_package_until_one_runs_the_program(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    beside = Beside(programs={"a.b": StreamProcessor(path="x.sh"), "c": StreamProcessor(path="x")})
+    beside.learn(Runner())
+    made = [beside.program(name) for name in beside.programs]
+    assert [one.uri if one else None for one in made] == ["io.containerd.stream-processor.v1.a.b", None]
+    assert caplog.messages == ["nothing here can run the stream processor c"]
 
 
 def test_isolate_plugin_gives_the_registration_that_stands_for_another() -> None:

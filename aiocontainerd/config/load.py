@@ -14,7 +14,15 @@ from aiocontainerd.config import migrate as migration
 from aiocontainerd.config import source
 from aiocontainerd.config.decode import Problem, decode, origin_of
 from aiocontainerd.config.migrate import Origins
-from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS, UNKNOWN_TIMEOUT_S, ConfigError, Settings
+from aiocontainerd.config.records import (
+    PLUGIN_TIMEOUTS,
+    STREAM_PROCESSORS,
+    TIMEOUTS,
+    UNKNOWN_TIMEOUT_S,
+    ConfigError,
+    Settings,
+    StreamProcessor,
+)
 from aiocontainerd.config.source import KeyPath, Origin, Tree
 
 if TYPE_CHECKING:
@@ -80,6 +88,11 @@ class Config:
         absent += [uri for uri in self.settings.disabled_plugins if uri not in known and uri not in absent]
         if absent:
             self.warnings.append(f"config names plugins that are not installed here; ignored: {', '.join(absent)}")
+
+    @property
+    def stream_processors(self) -> Mapping[str, StreamProcessor]:
+        """The tables of `[stream_processors]` by id, over those that are there without being written."""
+        return {**STREAM_PROCESSORS, **self.settings.stream_processors}
 
     def timeout_s(self, key: str) -> float:
         """The deadline of a key of `[timeouts]` in seconds; 0 means none.

@@ -12,7 +12,7 @@ import msgspec
 import tomli_w
 
 from aiocontainerd.config.load import Config
-from aiocontainerd.config.records import DEFAULT_IMPORTS, TIMEOUTS, Settings
+from aiocontainerd.config.records import DEFAULT_IMPORTS, TIMEOUTS, Settings, StreamProcessor
 from aiocontainerd.config.secret import REDACTED, encode_redacted, encode_revealed
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bo
     tree: dict[str, Any] = msgspec.to_builtins(config.settings)
     hook = encode_revealed if reveal else encode_redacted
     tree["timeouts"] = {**TIMEOUTS, **config.settings.timeouts}
+    tree["stream_processors"] = msgspec.to_builtins(config.stream_processors)
     plugins: dict[str, Any] = dict(config.plugin_tables) if reveal else _guessed(config.plugin_tables)
     for registration in registrations:
         plugins[registration.uri] = msgspec.to_builtins(config.plugin_config(registration), enc_hook=hook)
@@ -60,6 +61,8 @@ def example(registrations: Iterable[Registration]) -> str:
         _table((name,), tree[name], type(getattr(defaults, name))) for name in ("debug", "cgroup", "plugin_policy")
     ]
     parts.append(_table(("timeouts",), tree["timeouts"], None))
+    for number, (name, values) in enumerate(sorted(tree["stream_processors"].items())):
+        parts.append(_table(("stream_processors", name), values, None if number else StreamProcessor))
     for registration in registrations:
         values = tree["plugins"][registration.uri]
         if values:

@@ -4,15 +4,20 @@ Vocabulary. A layer is a stream of bytes with a *media type*. A processor *accep
 one: decryption, another compression. A *payload* is a typed value that the caller of `Diff.Apply` sends for one
 processor, by its id: a key, say.
 
-Life cycle. Applying a layer asks for processors until the stream is one that the differ knows (a tar, plain or
-compressed as the OCI image specification has it), each one fed by the one before, at most eight of them. Where several
-accept a media type, the last id in alphabetical order is taken. What comes out is kept in a file without a name until
-the layer is applied.
+Life cycle. Applying a layer asks for processors until the stream is a plain tar, or one that no processor accepts and
+the differ knows (compressed as the OCI image specification has it), each one fed by the one before, at most eight.
+Where several accept a media type, the last id in alphabetical order is taken. What comes out is kept in a file without
+a name until the layer is applied.
 
 `process` is an asynchronous generator: it takes chunks of any size and gives chunks of any size, never holding more
 than a bounded amount of the stream. Work on the bytes that takes longer than a millisecond belongs in a thread
 (`anyio.to_thread.run_sync`). It must read its input to the end, also where it has all it needs, since digests are
 computed on the way.
+
+Programs. Each table of `[stream_processors]` is a plugin of this kind, too, whose id is the table's: a program with the
+stream as its standard input and output, as in containerd. `STREAM_PROCESSOR_MEDIATYPE` in its environment is the
+input's type; a payload is a serialised `google.protobuf.Any` on descriptor 3. What it writes to standard error is the
+error where its exit status is not 0.
 
 What must fail and how. A stream that is no valid input raises; the layer is then not applied, and the caller gets
 the text. When the generator is closed early it gives back what it took.

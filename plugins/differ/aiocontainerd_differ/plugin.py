@@ -1,10 +1,14 @@
-"""Registration of the walking differ as `io.containerd.differ.v1.walking`."""
+"""Registration of the walking differ as `io.containerd.differ.v1.walking`, and of `[stream_processors]`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+
+if TYPE_CHECKING:
+    from aiocontainerd.config.records import StreamProcessor
 
 
 class Config(PluginConfig, frozen=True, kw_only=True):
@@ -35,3 +39,13 @@ def register_plugins() -> Iterable[Registration]:
             init=init,
         ),
     ]
+
+
+@hookimpl
+def register_stream_processor(name: str, settings: StreamProcessor) -> Registration:
+    async def open_program(context: InitContext[PluginConfig]) -> object:
+        from aiocontainerd_differ.program import processor
+
+        return processor(name, settings, context.tasks)
+
+    return Registration(kind=kinds.STREAM_PROCESSOR, id=name, init=open_program)

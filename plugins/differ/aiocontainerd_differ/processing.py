@@ -13,7 +13,7 @@ from aiocontainerd.errors import ContainerdError, DataLoss, Unknown
 from aiocontainerd.interfaces.content import Reader
 from aiocontainerd.interfaces.stream_processor import StreamProcessor
 from aiocontainerd.spool import CHUNK_BYTES, spooled
-from aiocontainerd_differ.media_types import is_sniffed
+from aiocontainerd_differ.media_types import OCI_LAYER, is_sniffed
 
 MAX_STEPS = 8
 
@@ -29,6 +29,9 @@ class Step(msgspec.Struct, frozen=True):
 def steps_from(media_type: str, processors: Mapping[str, StreamProcessor]) -> tuple[list[Step], str]:
     """The processors on the way to a type that the differ knows, and that type. Of several, the last id is taken.
 
+    A plain tar ends the way; a layer that is one from the start goes through a processor that accepts it
+    (facts/core 8).
+
     Raises Unknown for a type that none accepts, or that leads to none.
     """
     steps: list[Step] = []
@@ -37,6 +40,8 @@ def steps_from(media_type: str, processors: Mapping[str, StreamProcessor]) -> tu
             raise Unknown(f"stream processors for {steps[0].media_type} lead to no layer")
         steps.append(found)
         media_type = found.processor.returns
+        if media_type == OCI_LAYER:
+            break
     is_sniffed(media_type)
     return steps, media_type
 
