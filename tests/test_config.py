@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections import ChainMap
+from collections.abc import Mapping
+from copy import copy
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import pytest
 
 from aiocontainerd import durations
@@ -221,6 +228,58 @@ def test_a_dump_loads_to_the_same_config(tmp_path: Path) -> None:
     again = load(write(tmp_path / "b.toml", dump(first, [ACME])))
     assert again.plugin_config(ACME) == first.plugin_config(ACME)
     assert dump(again, [ACME]) == dump(first, [ACME])
+
+
+class Limits(PluginConfig, frozen=True):
+    """A record with mappings that cannot be changed."""
+
+    rates: Mapping[str, int] = MappingProxyType({"a": 1})
+    nested: Mapping[str, Mapping[str, str]] = ChainMap({"b": MappingProxyType({"c": "d"})})
+    proxy: MappingProxyType[str, int] = MappingProxyType({})
+    absent: str | None = None
+
+
+def _of(config: type[PluginConfig]) -> Registration:
+    return Registration(kind="io.containerd.event-sink.v1", id="acme", init=_init, config=config)
+
+
+def test_mappings_of_any_kind_are_dumped_and_read_again(tmp_path: Path) -> None:
+    text = dump(load(tmp_path / "none.toml", explicit=False), [_of(Limits)])
+    assert tomllib.loads(text)["plugins"][_of(Limits).uri] == {
+        "rates": {"a": 1}, "nested": {"b": {"c": "d"}}, "proxy": {},
+    }  # fmt: skip
+    (tmp_path / "c.toml").write_text(text + "a = 7\n")
+    read = load(tmp_path / "c.toml").plugin_config(_of(Limits))
+    assert read == Limits(nested={"b": {"c": "d"}}, proxy=MappingProxyType({"a": 7}))
+    bad = text + 'a = "x"\n'
+    (tmp_path / "c.toml").write_text(bad)
+    with pytest.raises(ConfigError, match=r"c\.toml:\d+: plugins\..*\.proxy.*: expected `int`, got `str`"):
+        load(tmp_path / "c.toml").plugin_config(_of(Limits))
+
+
+class Inner(msgspec.Struct, frozen=True):
+    place: object = Path("/srv")
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"key": (object, Path("/srv"))}, "key: config values cannot be of type PosixPath"),
+        ({"fine": (int, 1), "inner": (Inner, Inner())}, "inner.place: config values cannot be of type PosixPath"),
+        ({"key": (object, {"a": [1, b"x"]})}, None),
+        ({"key": (list[int | None], [1, None])}, r"key\[1\]: TOML has no value for None"),
+    ],
+)
+def test_a_value_that_toml_cannot_have_names_plugin_and_key(config: dict[str, Any], text: str | None) -> None:
+    fields = [
+        (name, kind, msgspec.field(default_factory=partial(copy, value))) for name, (kind, value) in config.items()
+    ]
+    record: Any = msgspec.defstruct("Odd", fields, bases=(PluginConfig,), frozen=True)
+    if text is None:
+        assert "eA==" in dump(Config({}, {}), [_of(record)])
+        return
+    with pytest.raises(ConfigError, match=rf"^plugin io\.containerd\.event-sink\.v1\.acme: {text}$"):
+        dump(Config({}, {}), [_of(record)])
 
 
 def test_the_example_is_a_config_of_defaults(tmp_path: Path) -> None:

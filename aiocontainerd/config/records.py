@@ -26,6 +26,7 @@ TIMEOUTS: Mapping[str, str] = MappingProxyType(
         "io.containerd.timeout.plugin.long": "1h0m0s",
         "io.containerd.timeout.plugin.quick": "10s",
         "io.containerd.timeout.plugin.stop": "10s",
+        "io.containerd.timeout.plugin.task": "5m0s",
         "io.containerd.timeout.plugin.work": "2m0s",
         "io.containerd.timeout.shim.cleanup": "5s",
         "io.containerd.timeout.shim.create": "2m0s",

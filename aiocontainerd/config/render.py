@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import tomli_w
 
+from aiocontainerd.config.encode import encode
 from aiocontainerd.config.load import Config
 from aiocontainerd.config.records import DEFAULT_IMPORTS, TIMEOUTS, Settings, StreamProcessor
-from aiocontainerd.config.secret import REDACTED, encode_redacted, encode_revealed
+from aiocontainerd.config.secret import REDACTED
 
 if TYPE_CHECKING:
     from aiocontainerd.registry import Registration
@@ -28,15 +29,14 @@ _EXAMPLE_HEAD = """\
 def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bool = False) -> dict[str, Any]:
     """The whole config with every default filled in; tables of plugins that are not installed are kept.
 
-    Secrets are redacted unless `reveal`.
+    Secrets are redacted unless `reveal`. Raises ConfigError naming plugin and key of a value that TOML cannot have.
     """
     tree: dict[str, Any] = msgspec.to_builtins(config.settings)
-    hook = encode_revealed if reveal else encode_redacted
     tree["timeouts"] = {**TIMEOUTS, **config.settings.timeouts}
     tree["stream_processors"] = msgspec.to_builtins(config.stream_processors)
     plugins: dict[str, Any] = dict(config.plugin_tables) if reveal else _guessed(config.plugin_tables)
     for registration in registrations:
-        plugins[registration.uri] = msgspec.to_builtins(config.plugin_config(registration), enc_hook=hook)
+        plugins[registration.uri] = encode(config.plugin_config(registration), registration.uri, reveal=reveal)
     tree["plugins"] = {uri: plugins[uri] for uri in sorted(plugins)}
     return tree
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args, get_origin
+
+import msgspec
 
 REDACTED = "<redacted>"
 
@@ -37,8 +40,10 @@ class Secret:
         return hash((Secret, self._value))
 
 
-def decode_hook(kind: type, value: Any) -> Any:
+def decode_hook(kind: Any, value: Any) -> Any:
     """What msgspec asks for types it does not know. Raises NotImplementedError, or ValueError for a wrong value."""
+    if (get_origin(kind) or kind) is MappingProxyType:
+        return MappingProxyType(_mapping(kind, value))
     if kind is not Secret:
         raise NotImplementedError(f"config fields cannot be of type {kind.__name__}")
     if not isinstance(value, str):
@@ -46,13 +51,10 @@ def decode_hook(kind: type, value: Any) -> Any:
     return Secret(value)
 
 
-def encode_redacted(value: Any) -> Any:
-    """The printable form of a value that TOML does not know: a secret stays one."""
-    if isinstance(value, Secret):
-        return REDACTED if value else ""
-    raise NotImplementedError(f"config values cannot be of type {type(value).__name__}")
-
-
-def encode_revealed(value: Any) -> Any:
-    """The value itself, for a config file that is to be used, such as a migrated one."""
-    return value.reveal() if isinstance(value, Secret) else encode_redacted(value)
+def _mapping(kind: Any, value: Any) -> dict[Any, Any]:
+    wanted: Any = dict[get_args(kind) or (Any, Any)]  # type: ignore[misc] # a type made of what a field is annotated with
+    try:
+        found: dict[Any, Any] = msgspec.convert(value, wanted, dec_hook=decode_hook)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error).partition(" - at `")[0]) from error
+    return found

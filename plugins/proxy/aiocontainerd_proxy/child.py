@@ -14,8 +14,8 @@ import msgspec
 import tomli_w
 
 from aiocontainerd import durations
+from aiocontainerd.config.encode import encode
 from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS
-from aiocontainerd.config.secret import encode_revealed
 from aiocontainerd.logs import LEVELS
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ def child_of(context: InitContext[Any], isolation: Isolation) -> Child:
 
 
 def prepare(child: Child, config: msgspec.Struct, timeouts: Mapping[str, float]) -> None:
-    """Make directories and config file, as the user that the process runs as can use them."""
+    """Make directories and config file, as the user that the process runs as can use them. Raises ConfigError."""
     own = child.root / child.uri, child.state / child.uri
     for directory in own:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    table = msgspec.to_builtins(config, enc_hook=encode_revealed)
+    table = encode(config, child.uri, reveal=True)
     text = tomli_w.dumps(
         {
             "version": 4,
