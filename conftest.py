@@ -40,7 +40,6 @@ SHIM_MAY_BLOCK = (
     May("aiocontainerd_shim/fifos.py", ("is_fifo", "open_path", "probe_writer"), "its container's streams"),
     May("aiocontainerd_shim/stdio.py", ("_chown", "_fill_with_null", "open_log_file"), "its container's streams"),
     May("aiocontainerd_shim/console.py", ("_write",), "its container's output, into a file"),
-    May("aiocontainerd_shim/launcher.py", ("program_path",), "once, when the daemon starts"),
 )  # fmt: skip
 """What a shim may do in its loop. It is a process of its own, whose only business is the container that would wait for
 these calls too; and a thread costs each shim memory, and fork servers their safety."""

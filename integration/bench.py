@@ -26,7 +26,7 @@ from aiocontainerd import api
 from aiocontainerd.rpc.grpc_client import GrpcClient
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
 from bench_dispatch import overhead_us
-from harness import Debians, Ours, Peer, docker_registry, peer, processes_of, push
+from harness import Debians, Installed, Peer, docker_registry, peer, processes_of, push
 
 CONTAINERS = 20
 CREATES = 400
@@ -267,7 +267,7 @@ def main() -> int:
             archive = directory / f"{name[:-2]}.tar"
             write_archive(archive, f"docker.io/library/{name}", [image])
             push(archive, registry, name)
-        ours, theirs = stack.enter_context(peer(Ours)), stack.enter_context(peer(Debians))
+        ours, theirs = stack.enter_context(peer(Installed)), stack.enter_context(peer(Debians))
         pair = Pair(ours, theirs, registry, chosen.rounds)
         for daemon in (ours, theirs):
             daemon.ctr("images", "pull", "--plain-http", pair.image)

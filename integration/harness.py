@@ -1,11 +1,14 @@
 """Real daemons for tests and benchmarks: ours and Debian's containerd, each alone in directories of its own.
 
 A daemon runs in a private mount namespace in which the empty version 2 hierarchy of a hybrid host is not mounted, so
-that crun accepts the host. Everything a daemon may leave behind is found by its namespace and directory names.
+that crun accepts the host. Everything a daemon may leave behind is found by its namespace and directory names. Ours
+removes it all by itself, and a test whose daemon left something, or blocked its event loop, fails; after Debian's
+containerd the harness cleans up.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -14,14 +17,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from watched import MAY_BLOCK_ENV, PREFIX
+
+LAUNCHER = "io.containerd.shim-launcher.v1.aio"
+MANAGER = "io.containerd.shim.v1.manager"
+RUNTIME = "io.containerd.runtime.v2.task"
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
 IN_MOUNT_NAMESPACE = 'mount --make-rprivate /; while umount /sys/fs/cgroup/unified 2>/dev/null; do :; done; exec "$@"'
+WATCHED = str(Path(__file__).with_name("watched.py"))
 START_S = 20.0
+SETTLE_S = 10.0
+"""Longer than a fork server waits for the daemon after one that was killed."""
 COMMAND_S = 60.0
 KILL_AFTER_S = 20.0
 
@@ -31,10 +42,13 @@ class Peer:
 
     program = ""
     """What starts the daemon."""
+    interpreter: tuple[str, ...] = ()
+    """What executes the program."""
 
     def __init__(self, directory: Path, *, config: str = "", args: Sequence[str] = ()) -> None:
         self.directory = directory
         self.namespace = f"t{secrets.token_hex(4)}"
+        self.shim_cgroup = f"{self.namespace}-shims"
         self.root, self.state = directory / "root", directory / "state"
         self.address = directory / "c.sock"
         self.config_path = directory / "config.toml"
@@ -42,6 +56,7 @@ class Peer:
         self.args = list(args)
         self.log_path = directory / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._mounted: list[str] = []
 
     def __repr__(self) -> str:
         pid = self.process.pid if self.process else None
@@ -54,7 +69,7 @@ class Peer:
     def command(self) -> list[str]:
         """The daemon's command line."""
         return [
-            self.program, "--config", str(self.config_path), "--address", str(self.address),
+            *self.interpreter, self.program, "--config", str(self.config_path), "--address", str(self.address),
             "--root", str(self.root), "--state", str(self.state), *self.args,
         ]  # fmt: skip
 
@@ -148,11 +163,11 @@ class Peer:
         return ["ctr", "--address", str(self.address), "--namespace", namespace or self.namespace, *args]
 
     def clean(self) -> None:
-        """Remove every container and what the daemon itself may keep running, then stop it."""
+        """Remove every container, then stop the daemon."""
         if self.process is not None and self.process.poll() is None:
             self._remove_tasks()
+            self._mounted = _settled(self._own_mounts)
             self.stop()
-        self._end_helpers()
 
     def _remove_tasks(self) -> None:
         tasks = self.ctr("tasks", "ls", "-q", check=False).stdout.decode().split()
@@ -161,33 +176,58 @@ class Peer:
         for container in self.ctr("containers", "ls", "-q", check=False).stdout.decode().split():
             self.ctr("containers", "rm", container, check=False)
 
-    def _end_helpers(self) -> None:
-        """End processes that outlive the daemon on purpose."""
+    def _own_mounts(self) -> list[str]:
+        """What is mounted below the directory, where the daemon sees it."""
+        try:
+            mounts = Path(f"/proc/{self.pid}/mounts").read_text().splitlines()
+        except OSError:
+            return []
+        return [f"mount {line}" for line in mounts if str(self.directory) in line]
 
     def leftovers(self) -> list[str]:
-        """What is left of this daemon on the host: processes, mounts, cgroups, runtime state, sockets."""
+        """What is left of this daemon on the host: processes, mounts, cgroups, runtime state, sockets, files."""
         found = [f"process {pid}: {line}" for pid, line in processes_of(self.directory, self.namespace)]
         mounts = Path("/proc/self/mounts").read_text().splitlines()
-        found += [f"mount {line}" for line in mounts if str(self.directory) in line]
+        found += [*self._mounted, *(f"mount {line}" for line in mounts if str(self.directory) in line)]
         found += [f"cgroup {path}" for path in cgroups_named(self.namespace)]
+        found += [f"cgroup {path}" for path in cgroups_named(self.shim_cgroup)]
         runtime_state = Path("/run/containerd/runc") / self.namespace
-        found += [f"runtime state {path}" for path in runtime_state.glob("*")]
-        return found
+        found += [f"runtime state {path}" for path in [runtime_state, *runtime_state.glob("*")] if path.exists()]
+        patterns = ("s/*", "*.sock*", "pty*", "aiocontainerd-probe*", f"state/{LAUNCHER}/*", f"state/{RUNTIME}/*/*")
+        return found + [f"file {path}" for pattern in patterns for path in self.directory.glob(pattern)]
+
+    def complaints(self) -> list[str]:
+        """What the daemon's log says that fails its test, whatever it did."""
+        return []
 
 
 class Ours(Peer):
     """The daemon of this repository, from the virtual environment that runs the tests."""
 
-    program = str(SCRIPTS / "aiocontainerd")
+    program = WATCHED
+    interpreter: tuple[str, ...] = (sys.executable,)
+    may_block: Mapping[str, Sequence[str]] = {}
+    """Functions that may block the event loop, by the ends of their files' paths: those of plugins made to do so."""
 
     def default_config(self) -> str:
-        return f'version = 3\n[plugins."io.containerd.shim.v1.manager"]\nsocket_dir = "{self.directory}/s"\n'
+        return (
+            f'version = 3\n[plugins."{MANAGER}"]\nsocket_dir = "{self.directory}/s"\n'
+            f'[plugins."{LAUNCHER}"]\ncgroup = "/{self.shim_cgroup}"\n'
+        )
 
-    def _end_helpers(self) -> None:
-        for pid, line in processes_of(self.directory, self.namespace):
-            if "fork-server" in line:
-                os.kill(pid, signal.SIGTERM)
-                _wait_gone(pid)
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), MAY_BLOCK_ENV: json.dumps(dict(self.may_block))}
+
+    def complaints(self) -> list[str]:
+        """Blocking calls in the event loop."""
+        return [line for line in self.log().splitlines() if line.startswith(PREFIX)]
+
+
+class Installed(Ours):
+    """Our daemon as it is installed, for who measures."""
+
+    program = str(SCRIPTS / "aiocontainerd")
+    interpreter = ()
 
 
 class Debians(Peer):
@@ -201,6 +241,15 @@ class Debians(Peer):
             '"io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", '
             '"io.containerd.snapshotter.v1.devmapper"]\n'
         )
+
+    def clean(self) -> None:
+        super().clean()
+        for path in cgroups_named(self.namespace):
+            with suppress(OSError):
+                path.rmdir()
+        shutil.rmtree(Path("/run/containerd/runc") / self.namespace, ignore_errors=True)
+        for path in [*self.directory.glob("*.sock*"), *self.directory.glob(f"state/{RUNTIME}/*/*")]:
+            path.unlink() if not path.is_dir() else None
 
 
 def processes_of(directory: Path, namespace: str) -> Iterator[tuple[int, str]]:
@@ -218,18 +267,9 @@ def processes_of(directory: Path, namespace: str) -> Iterator[tuple[int, str]]:
 
 
 def cgroups_named(name: str) -> list[Path]:
-    """Cgroups of a containerd namespace in every hierarchy."""
+    """Cgroups of a name at the top of every hierarchy."""
     base = Path("/sys/fs/cgroup")
-    return [path for path in [base / name, *base.glob(f"*/{name}")] if path.is_dir() and any(path.glob("*/"))]
-
-
-def remove_empty_cgroups(name: str) -> None:
-    """Remove the directories that an OCI runtime leaves of a namespace once its containers are gone."""
-    for path in cgroups_named(name) + [p for p in Path("/sys/fs/cgroup").glob(f"*/{name}") if p.is_dir()]:
-        try:
-            path.rmdir()
-        except OSError:
-            continue
+    return [path for path in [base / name, *base.glob(f"*/{name}")] if path.is_dir()]
 
 
 def ended(pid: int) -> bool:
@@ -238,12 +278,6 @@ def ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def _wait_gone(pid: int, limit_s: float = 5.0) -> None:
-    until = time.monotonic() + limit_s
-    while not ended(pid) and time.monotonic() < until:
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -257,21 +291,21 @@ def peer(kind: type[Peer], *, config: str = "", args: Sequence[str] = (), start:
         yield daemon
     finally:
         daemon.clean()
-        remove_empty_cgroups(daemon.namespace)
-        left = _settled(daemon)
-        shutil.rmtree(Path("/run/containerd/runc") / daemon.namespace, ignore_errors=True)
+        left = _settled(daemon.leftovers)
+        complaints = daemon.complaints()
         shutil.rmtree(directory, ignore_errors=not left)
     assert not left, "left behind:\n" + "\n".join(left)
+    assert not complaints, "\n".join(complaints)
 
 
-def _settled(daemon: Peer, limit_s: float = 5.0) -> list[str]:
-    """What is left once dying processes had time to go."""
+def _settled(found: Callable[[], list[str]], limit_s: float = SETTLE_S) -> list[str]:
+    """What is left once what ends by itself had time to."""
     until = time.monotonic() + limit_s
     while True:
-        left = daemon.leftovers()
+        left = found()
         if not left or time.monotonic() > until:
             return left
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 @contextmanager

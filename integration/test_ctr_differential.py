@@ -162,7 +162,7 @@ class OursOnRunc(Ours):
     """Our daemon with the OCI runtime that Debian's containerd uses: an OCI runtime's own texts are compared too."""
 
     def default_config(self) -> str:
-        return super().default_config() + '[plugins."io.containerd.shim-launcher.v1.aio"]\noci_runtime = "runc"\n'
+        return super().default_config() + 'oci_runtime = "runc"\n'
 
 
 def play(kind: type[Peer], registry: str) -> tuple[list[Outcome], list[str], dict[str, str]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -93,6 +94,8 @@ module = "acme_snapshotter"
 
 class WithAcme(Ours):
     """Our daemon with the snapshotter of this module."""
+
+    may_block: Mapping[str, Sequence[str]] = MappingProxyType({"acme_snapshotter.py": ["_act"]})
 
     def default_config(self) -> str:
         self.mode("works")

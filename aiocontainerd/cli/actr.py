@@ -10,6 +10,8 @@ import importlib
 
 import click
 
+from aiocontainerd import __version__
+
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 COMMANDS = {
     "config": ("actr_config", "config", "Explain the config of a daemon on this host"),
@@ -61,6 +63,8 @@ class LazyGroup(click.Group):
               show_envvar=True, help="Namespace of the objects.")  # fmt: skip
 @click.option("--timeout", default=60.0, show_default=True, help="Deadline of each call, in seconds.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(__version__, "-v", "--version", prog_name="actr", message="%(prog)s %(version)s",
+                      help="Print the version of this client.")  # fmt: skip
 @click.pass_context
 def actr(ctx: click.Context, address: str, namespace: str, timeout: float, debug: bool) -> None:
     """Talk to a containerd daemon."""

@@ -44,7 +44,7 @@ class May(msgspec.Struct, frozen=True):
 
 MAY_BLOCK = (
     May(
-        "<frozen importlib._bootstrap>", ("_find_and_load",),
+        "<frozen importlib._bootstrap>", ("_find_and_load", "_lock_unlock_module"),
         "what few calls need is imported by the first one, once; the rest before there is a loop",
     ),
     May("linecache.py", ("checkcache", "updatecache"), "a traceback for the log quotes the source"),
@@ -75,6 +75,7 @@ MAY_BLOCK = (
         "in the loop at most 64 KiB, into the page cache of that disk; quicker than a thread",
     ),
     May("aiocontainerd_runtime_v2/shim_log.py", ("_open",), "a fifo the daemon has just made, without waiting"),
+    May("aiocontainerd_shim/launcher.py", ("program_path",), "beside the interpreter, once, when the daemon starts"),
     May("aiocontainerd_services/tasks.py", ("_has_checkpoint",), "a name in the daemon's own directory of state"),
 )  # fmt: skip
 """What the daemon may do in its loop, and what the machinery below every program does."""

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PROGRAM = "containerd-shim-aio-v2"
 RUNTIMES = ("io.containerd.runc.v2", "io.containerd.aio.v2")
+_SERVER = ("-m", "aiocontainerd_shim")
 _SERVER_START_TIMEOUT_S = 30.0
 _HELLO_TIMEOUT_S = 2.0
 _AGAIN_S = 1.0
@@ -56,6 +57,7 @@ class AioLauncher:
         self._attending: anyio.CancelScope | None = None
         self._attended = anyio.Event()
         self._closed = False
+        self.attends = False
         self.forked = 0
         self.executed = 0
 
@@ -147,10 +149,13 @@ class AioLauncher:
         try:
             async with await anyio.connect_unix(self.socket_path) as stream:
                 await stream.send(fork_protocol.frame(Request(verb=Verb.ATTEND)))
+                self.attends = True
                 while True:
                     await stream.receive()
         except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as gone:
             log.debug("the fork server is not there: %s", gone)
+        finally:
+            self.attends = False
 
     async def aclose(self) -> None:
         """Have the server end with its last shim, and remove the cgroup where nobody is left in it.
@@ -202,7 +207,7 @@ class AioLauncher:
             return ""
 
     async def _start_server(self, fingerprint: str) -> None:
-        argv = [sys.executable, "-m", "aiocontainerd_shim", "--socket", str(self.socket_path)]
+        argv = [sys.executable, *_SERVER, "--socket", str(self.socket_path)]
         argv += ["--fingerprint", fingerprint, "--cgroup", self._cgroup]
         done = await programs.run(argv, timeout_s=_SERVER_START_TIMEOUT_S)
         if done.status:

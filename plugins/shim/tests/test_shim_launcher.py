@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 
 BUSYBOX = Path("/bin/busybox")
 TIMEOUT_S = 10.0
+ALONE_S = 0.3
 
 needs_runc = pytest.mark.skipif(
     not (shutil.which("runc") and BUSYBOX.exists()), reason="needs runc and a static busybox"
@@ -271,6 +273,144 @@ async def test_a_server_is_found_again_and_one_of_other_code_replaced(
     assert launcher.socket_path.stat().st_ctime_ns != created
     await launcher.retire()
     assert not launcher.socket_path.exists()
+
+
+@pytest.fixture
+def in_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that wait 0.3 s for the next daemon."""
+    code = f"from aiocontainerd_shim import fork_server; fork_server._ALONE_S = {ALONE_S}; fork_server.main()"
+    monkeypatch.setattr("aiocontainerd_shim.launcher._SERVER", ("-c", code))
+
+
+def servers_of(launcher: AioLauncher) -> list[int]:
+    """The fork servers that listen on a launcher's socket, or did."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            is_shim = bool(line) and (entry / "comm").read_text() == "containerd-shim\n"
+        except OSError:
+            continue
+        if os.fsencode(launcher.socket_path) in line and not is_shim and not _is_zombie(int(entry.name)):
+            found.append(int(entry.name))
+    return found
+
+
+def cgroups_of(name: str) -> list[Path]:
+    return [path for path in Path("/sys/fs/cgroup").glob(f"*/{name}") if path.is_dir()]
+
+
+@contextlib.asynccontextmanager
+async def attending(launcher: AioLauncher) -> AsyncIterator[None]:
+    """A daemon that lives; it is gone at the end, and says nothing."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(launcher.attend)
+        await eventually(lambda: launcher.attends)
+        yield
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_daemon_that_stops_leaves_no_server(short_path: Path) -> None:
+    group = f"{short_path.name}-shims"
+    launcher = AioLauncher(short_path, cgroup=f"/{group}")
+    async with attending(launcher):
+        assert servers_of(launcher)
+        await launcher.aclose()
+        await eventually(lambda: not servers_of(launcher) and not cgroups_of(group))
+    assert not list(short_path.iterdir())
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_start_that_is_cut_short_leaves_no_server(short_path: Path) -> None:
+    launcher = AioLauncher(short_path)
+    async with anyio.create_task_group() as group:
+        group.start_soon(launcher.attend)
+        await eventually(lambda: servers_of(launcher))
+        await launcher.aclose()
+    await eventually(lambda: not servers_of(launcher))
+    assert not list(short_path.iterdir())
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+@pytest.mark.usefixtures("in_short_time")
+async def test_a_server_whose_daemon_is_gone_ends(short_path: Path) -> None:
+    launcher = AioLauncher(short_path)
+    async with attending(launcher):
+        await anyio.sleep(2 * ALONE_S)
+        (server,) = servers_of(launcher)
+    assert servers_of(launcher) == [server]
+    await eventually(lambda: not servers_of(launcher))
+    assert not list(short_path.iterdir())
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+@pytest.mark.usefixtures("in_short_time")
+async def test_the_next_daemon_finds_the_server_of_one_that_is_gone(short_path: Path) -> None:
+    first, second = AioLauncher(short_path), AioLauncher(short_path)
+    async with attending(first):
+        (server,) = servers_of(first)
+    async with attending(second):
+        await anyio.sleep(2 * ALONE_S)
+        assert servers_of(second) == [server]
+        await second.aclose()
+
+
+@pytest.mark.root
+@needs_runc
+@pytest.mark.anyio
+@pytest.mark.usefixtures("in_short_time")
+@pytest.mark.parametrize("stops", [True, False], ids=["stopped", "gone"])
+async def test_a_server_stays_for_its_shims_and_ends_with_the_last(short_path: Path, stops: bool) -> None:
+    launcher = AioLauncher(short_path)
+    node = Node(short_path, launcher)
+    async with attending(launcher):
+        client = await node.shim("c1", "sleep", "60")
+        await node.create(client, "c1")
+        (server,) = servers_of(launcher)
+        if stops:
+            await launcher.aclose()
+    await anyio.sleep(2 * ALONE_S)
+    assert servers_of(launcher) == [server]
+    assert launcher.socket_path.exists() != stops
+    connected = await call(client, "Connect", api.task_v3.ConnectRequest(id="c1"))
+    assert f"PPid:\t{server}\n" in Path(f"/proc/{connected.shim_pid}/status").read_text()
+    await call(client, "Kill", api.task_v3.KillRequest(id="c1", signal=9))
+    await finish(client, "c1")
+    await eventually(lambda: not servers_of(launcher))
+    assert not launcher.socket_path.exists()
+    await node.close()
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_server_that_was_killed_is_replaced(short_path: Path) -> None:
+    launcher = AioLauncher(short_path)
+    async with attending(launcher):
+        (server,) = servers_of(launcher)
+        os.kill(server, 9)
+        await eventually(lambda: servers_of(launcher) not in ([], [server]) and launcher.attends)
+        await launcher.aclose()
+    await eventually(lambda: not servers_of(launcher))
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_what_a_killed_probe_has_left_goes_with_the_next(short_path: Path) -> None:
+    ended = await anyio.run_process(["sh", "-c", "echo $$"])
+    left = short_path / f"aiocontainerd-probe-{int(ended.stdout)}-x"
+    (left / "rootfs").mkdir(parents=True)
+    mine = short_path / f"aiocontainerd-probe-{os.getpid()}-x"
+    mine.mkdir()
+    launcher = AioLauncher(short_path)
+    await launcher.ensure_server()
+    assert not left.exists()
+    assert mine.exists()
+    await launcher.aclose()
 
 
 @pytest.mark.root
