@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -30,6 +31,8 @@ from aiocontainerd_runtime_v2.task import exit_of
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_SOCKET_DIR = "/run/containerd/s"
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +127,7 @@ class ShimManager:
             log.warning("delete action for task %s/%s failed: %s", bundle.namespace, bundle.id, error.message)
             return lost_exit()
         finally:
-            await to_thread(_unlink_dead_socket, bundle)
+            await to_thread(_unlink_dead_socket, bundle, self._surroundings.grpc_address)
 
     async def info(self, runtime: str, options: bytes) -> bytes:
         """The RuntimeInfo that the program of a runtime prints about itself."""
@@ -156,11 +159,19 @@ class ShimManager:
         )
 
 
-def _unlink_dead_socket(bundle: Bundle) -> None:
+def _socket_of(bundle: Bundle, grpc_address: str) -> str:
+    """Where the bundle's shim listens, or would have; "" where that is no unix socket (facts/runtime 3.4)."""
     endpoint = bundles.read_endpoint(bundle)
-    if endpoint is None or not endpoint.address.startswith("unix://"):
+    if endpoint is None:
+        named = os.path.join(grpc_address, bundle.namespace, bundle.id)
+        return f"{_SOCKET_DIR}/{hashlib.sha256(named.encode()).hexdigest()}"
+    return endpoint.address.removeprefix("unix://") if endpoint.address.startswith("unix://") else ""
+
+
+def _unlink_dead_socket(bundle: Bundle, grpc_address: str) -> None:
+    path = _socket_of(bundle, grpc_address)
+    if not path:
         return
-    path = endpoint.address.removeprefix("unix://")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ from aiocontainerd.typeurl import PROCESS_URL, SPEC_URL
 from aiocontainerd.typeurl import Any as TypedAny
 
 RUNTIME = "io.containerd.runc.v2"
+TASK_IDS = ("dead", "half", "lost", "one", "stays", "stops", "two")
 pytestmark = [
     pytest.mark.root,
     pytest.mark.anyio,
@@ -111,6 +113,12 @@ class Daemon:
     def bundle(self, task_id: str) -> Path:
         return self.layout.bundle(self.namespace, task_id).path
 
+    def sockets(self) -> list[Path]:
+        """Sockets of shims of this daemon, by the ids in use here."""
+        named = [f"{self.directory}/c.sock/{self.namespace}/{task_id}" for task_id in TASK_IDS]
+        paths = [Path("/run/containerd/s", hashlib.sha256(name.encode()).hexdigest()) for name in named]
+        return [path for path in paths if path.exists()]
+
     def shims(self) -> list[int]:
         return [pid for pid, line in _processes() if f"-namespace {self.namespace} " in line and "shim" in line]
 
@@ -156,17 +164,10 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert mounts_under(str(tmp_path / "state")) == []
-    listed = subprocess.run(
-        ["runc", "--root", f"/run/containerd/runc/{found.namespace}", "list", "-q"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert listed.stdout.strip() == ""
-    shutil.rmtree(f"/run/containerd/runc/{found.namespace}", ignore_errors=True)
+    assert found.sockets() == []
+    assert not Path("/run/containerd/runc", found.namespace).exists()
     base = Path("/sys/fs/cgroup")
-    for cgroup in [*base.glob(found.namespace), *base.glob(f"*/{found.namespace}")]:
-        cgroup.rmdir()
+    assert [*base.glob(found.namespace), *base.glob(f"*/{found.namespace}")] == []
 
 
 def spec_of(namespace: str, task_id: str, *args: str) -> TypedAny:
