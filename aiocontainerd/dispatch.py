@@ -11,10 +11,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
+from weakref import WeakSet
 
+from aiocontainerd import dispatch_interfaces
 from aiocontainerd.attribution import PluginHealth
 from aiocontainerd.dispatch_call import Call, Deadlines
-from aiocontainerd.dispatch_interfaces import BY_KIND, NAMED, Interface
+from aiocontainerd.dispatch_clock import running
+from aiocontainerd.dispatch_interfaces import NAMED, TASK, WITHIN_TASK, Interface, interface_of
 from aiocontainerd.dispatch_records import OPENS_AFTER, MethodRecord
 from aiocontainerd.dispatch_stream import guarded_stream
 
@@ -44,18 +47,24 @@ class Dispatcher:
         self._timeout_s = timeout_s
         self._deadlines: dict[float, Deadlines] = {}
         self._classes: dict[tuple[str, str], type[Guard]] = {}
+        self._records: WeakSet[MethodRecord] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<Dispatcher {list(self._deadlines.values())}>"
 
     def guard(self, health: PluginHealth, kind: str, instance: object) -> Any:
         """The guard of a plugin's instance; the instance itself where its kind, or it, has nothing to guard."""
-        interface = BY_KIND.get(kind)
+        interface = interface_of(kind, type(instance))
         return instance if interface is None else self._guarded(health, interface, "", instance)
 
+    def set_deadlines(self) -> None:
+        """Take the deadlines that `timeout_s` gives now for the calls that begin from here on."""
+        for record in self._records:
+            self._set_deadline(record)
+
     def _guarded(self, health: PluginHealth, interface: Interface, role: str, instance: object) -> Any:
-        if not _speaks(type(instance), interface):
-            return instance
+        if isinstance(instance, Guard) or not _speaks(type(instance), interface):
+            return instance  # a guard is of the plugin that gave it to this one
         key = (health.uri, f"{role}:{id(type(instance))}")
         made = self._classes.get(key)
         if made is None:
@@ -70,39 +79,62 @@ class Dispatcher:
         }
         prefix = f"{role}." if role else ""
         for name, timeout in interface.calls().items():
-            if not hasattr(target, name):
-                continue
-            record, deadlines = self._record(health, prefix + name, timeout, interface, name)
-            method = _method(name, record, deadlines)
-            if name in interface.returns:
-                method = self._wrapping(method, health, interface.returns[name])
-            if name == "__aenter__":
-                method = _entering(method)
-            method.__name__ = method.__qualname__ = name
-            members[name] = method
+            if hasattr(target, name):
+                record = self._record(health, prefix + name, timeout, interface, name)
+                members[name] = self._call(name, record, health, interface)
         for name, timeout in interface.streams.items():
             if hasattr(target, name):
-                record, deadlines = self._record(health, prefix + name, timeout, interface, name)
-                members[name] = _stream(name, record, deadlines)
+                members[name] = _stream(name, self._record(health, prefix + name, timeout, interface, name))
+        for name, given in interface.gives.items():
+            if hasattr(target, name):
+                members[name] = self._giving(name, health, given)
         for name, part in interface.parts.items():
             members[name] = property(self._part(health, name, part))
         return type(f"Guarded{target.__name__}", (Guard,), members)
 
+    def _call(self, name: str, record: MethodRecord, health: PluginHealth, interface: Interface) -> Method:
+        method = _method(name, record)
+        if name in interface.returns:
+            method = self._wrapping(method, health, interface.returns[name])
+        elif name in interface.each:
+            method = self._wrapping_each(method, health, interface.each[name])
+        elif name == "__aenter__":
+            method = _entering(method)
+        method.__name__ = method.__qualname__ = name
+        return method
+
     def _record(
         self, health: PluginHealth, label: str, timeout: str, interface: Interface, method: str
-    ) -> tuple[MethodRecord, Deadlines | None]:
-        limit_s = self._timeout_s(f"{timeout}.{health.uri}") if timeout else 0.0
+    ) -> MethodRecord:
         record = health.methods.get(label)
         if record is None:
+            given = interface.returns.get(method)
             record = health.methods[label] = MethodRecord(
-                health, label, timeout, limit_s, releases=method in interface.returns, breaks=interface.breaks
+                health,
+                label,
+                timeout,
+                releases=given is not None and NAMED[given].closes(),
+                refuses=method not in interface.always,
+                late_counts=interface.late_counts,
             )
-        if not limit_s:
-            return record, None
-        return record, self._deadlines.setdefault(limit_s, Deadlines(limit_s))
+        self._records.add(record)
+        self._set_deadline(record)
+        return record
+
+    def _set_deadline(self, record: MethodRecord) -> None:
+        limit_s = record.limit_s = self._limit_s(record.timeout, record.plugin.uri)
+        record.deadlines = self._deadlines.setdefault(limit_s, Deadlines(limit_s)) if limit_s else None
+
+    def _limit_s(self, timeout: str, uri: str) -> float:
+        """Seconds of a class for a plugin. That of a task is above those of the shim, and none where one has none."""
+        limit_s = self._timeout_s(f"{timeout}.{uri}") if timeout else 0.0
+        if timeout != TASK or not limit_s:
+            return limit_s
+        within = [self._timeout_s(key) for key in WITHIN_TASK]
+        return max(limit_s, sum(within) + dispatch_interfaces.TASK_MARGIN_S) if all(within) else 0.0
 
     def _wrapping(self, method: Method, health: PluginHealth, role: str) -> Method:
-        """The method with a guard around the resource that it gives."""
+        """The method with a guard around what it gives."""
         interface = NAMED[role]
 
         async def wrapping(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
@@ -110,6 +142,26 @@ class Dispatcher:
 
         guarded = self._guarded
         return wrapping
+
+    def _wrapping_each(self, method: Method, health: PluginHealth, role: str) -> Method:
+        """The method with a guard around each of the objects that it gives."""
+        interface = NAMED[role]
+
+        async def wrapping(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
+            return [guarded(health, interface, role, one) for one in await method(self, *args, **kwargs)]
+
+        guarded = self._guarded
+        return wrapping
+
+    def _giving(self, name: str, health: PluginHealth, role: str) -> Callable[..., Any]:
+        """A method that is not awaited, with a guard around what it gives."""
+        interface, guarded = NAMED[role], self._guarded
+
+        def giving(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
+            return guarded(health, interface, role, getattr(self._target, name)(*args, **kwargs))
+
+        giving.__name__ = giving.__qualname__ = name
+        return giving
 
     def _part(self, health: PluginHealth, name: str, role: str) -> Callable[[Guard], Any]:
         """A guard around an attribute, kept for as long as the attribute is the same object."""
@@ -132,21 +184,26 @@ def _speaks(target: type, interface: Interface) -> bool:
     """Whether a class has something of an interface, and not merely a method of the same name."""
     functions = (getattr(target, name, None) for name in (*interface.calls(), *interface.streams))
     return any(iscoroutinefunction(function) or isasyncgenfunction(function) for function in functions) or any(
-        hasattr(target, name) for name in interface.parts
+        hasattr(target, name) for name in (*interface.parts, *interface.gives)
     )
 
 
-def _method(name: str, record: MethodRecord, deadlines: Deadlines | None) -> Method:
+def _method(name: str, record: MethodRecord) -> Method:
     async def method(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
         if record.failures >= OPENS_AFTER:
             record.admit()
-        call = Call(record, deadlines, getattr(self._target, name), args, kwargs)
+        caller = running.get()
+        call = Call(record, record.deadlines, getattr(self._target, name), args, kwargs)
+        if caller is not None:
+            caller.stop()
         try:
             return await call.waiter
         except asyncio.CancelledError:
             await call.leave()
             raise
         finally:
+            if caller is not None:
+                caller.go_on()
             del call  # an error keeps this frame, and the call keeps the error
 
     return method
@@ -162,9 +219,9 @@ def _entering(method: Method) -> Method:
     return entering
 
 
-def _stream(name: str, record: MethodRecord, deadlines: Deadlines | None) -> Callable[..., AsyncIterator[Any]]:
+def _stream(name: str, record: MethodRecord) -> Callable[..., AsyncIterator[Any]]:
     def stream(self: Guard, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        return guarded_stream(record, deadlines, getattr(self._target, name), args, kwargs)
+        return guarded_stream(record, getattr(self._target, name), args, kwargs)
 
     stream.__name__ = stream.__qualname__ = name
     return stream

@@ -20,6 +20,7 @@ import anyio
 from anyio._backends import _asyncio as anyio_state
 
 from aiocontainerd import durations
+from aiocontainerd.dispatch_clock import Clock, running
 from aiocontainerd.dispatch_records import MethodRecord
 from aiocontainerd.errors import Cancelled, ContainerdError, DeadlineExceeded, Unknown
 
@@ -27,7 +28,11 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 1.0
 """What a cancelled call has to clean up after itself, or to finish."""
+_MORE_GRACES = 3
+"""How often the grace begins anew for a call that waits for another plugin, which has a grace itself."""
+_SOONEST_S = 0.01
 _LEFT_POLL_S = 1.0
+_TOLD = "__told_of_plugin__"
 _NOTHING = object()
 
 _WAITING_CODE = frozenset({"anyio", "asyncio"})
@@ -66,6 +71,16 @@ class Deadlines:
                 self._timer = call.loop.call_later(call.started - oldest, self._due)
                 return
             del self.pending[call]
+            self._check(call)
+
+    def _check(self, call: Call) -> None:
+        """Expire a call that has used up its time; one that lent it to others has the rest of it."""
+        if call.done or call.cancelled:
+            return
+        left_s = self.limit_s - (_monotonic() - call.started - call.clock.lent_s)
+        if left_s > 0:
+            call.loop.call_later(max(left_s, _SOONEST_S), self._check, call)
+        else:
             call.expire()
 
 
@@ -75,6 +90,7 @@ class Call:
     __slots__ = (
         "abandoned",
         "cancelled",
+        "clock",
         "deadlines",
         "done",
         "expired",
@@ -98,6 +114,7 @@ class Call:
     ) -> None:
         self.record = record
         self.deadlines = deadlines
+        self.clock = Clock(record.plugin.uri)
         self.trial = record.trying
         self.done = self.expired = self.cancelled = self.abandoned = False
         self.over: asyncio.Event | None = None
@@ -143,14 +160,14 @@ class Call:
         elif isinstance(error, asyncio.CancelledError):
             error = Cancelled(f"plugin {record.plugin.uri}: {record.method} was cancelled by the plugin itself")
             record.failed(error.message, trial=self.trial)
-        elif _is_answer(error):
+        elif _is_answer(error, late_counts=record.late_counts) or _told_of_another(error, record.plugin.uri):
             record.note_error(_text(error))
             if record.failures:
                 record.succeeded()
         else:
             record.failed(_text(error), trial=self.trial)
         if not self.waiter.done():
-            self.waiter.set_exception(error if isinstance(error, Exception) else Unknown(_text(error)))
+            self.waiter.set_exception(_told(record, error if isinstance(error, Exception) else Unknown(_text(error))))
 
     def _ended(self) -> None:
         self.done = True
@@ -182,13 +199,20 @@ class Call:
             self.over = asyncio.Event()
             self.cancel()
             try:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(GRACE_S):
-                    await self.over.wait()
+                await self._wait_for_end(self.over)
             finally:
-                self.abandon()
+                self.abandon(0)
         elif not self.waiter.cancelled() and self.waiter.exception() is None:
             with anyio.CancelScope(shield=True), anyio.move_on_after(GRACE_S):
                 await release(self.record, self.waiter.result())
+
+    async def _wait_for_end(self, over: asyncio.Event) -> None:
+        with anyio.CancelScope(shield=True):
+            for _ in range(1 + _MORE_GRACES):
+                with anyio.move_on_after(GRACE_S):
+                    await over.wait()
+                if self.done or not self.clock.waits:
+                    return
 
     def cancel(self) -> None:
         """Deliver a cancellation, once, and not into a shielded part."""
@@ -201,9 +225,12 @@ class Call:
         else:
             self.task.cancel()
 
-    def abandon(self) -> None:
-        """Answer the caller and leave the call to itself, where it has not ended."""
+    def abandon(self, more: int = _MORE_GRACES) -> None:
+        """Answer the caller and leave the call to itself, where it has not ended; a call that waits has more graces."""
         if self.done or self.abandoned:
+            return
+        if more and self.clock.waits:
+            self.loop.call_later(GRACE_S, self.abandon, more - 1)
             return
         self.abandoned = True
         record = self.record
@@ -222,7 +249,7 @@ class Call:
         if self.expired:
             error = self._too_slow(None)
             if not self.waiter.done():
-                self.waiter.set_exception(error)
+                self.waiter.set_exception(_told(record, error))
         elif self.trial:
             record.trying = False
 
@@ -230,8 +257,9 @@ class Call:
         record = self.record
         record.expired += 1
         left = "; it ignores its cancellation and was left running" if self.abandoned else ""
+        limit_s = record.limit_s if self.deadlines is None else self.deadlines.limit_s
         error = DeadlineExceeded(
-            f"plugin {record.plugin.uri}: {record.method} took longer than {durations.render(record.limit_s)} "
+            f"plugin {record.plugin.uri}: {record.method} took longer than {durations.render(limit_s)} "
             f"({record.timeout}), given up after {durations.render(round(self.elapsed_s, 2))}{left}"
         )
         error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
@@ -254,6 +282,7 @@ async def _attempt(
 ) -> None:
     returned: Any = None
     result: Any = _NOTHING
+    running.set(call.clock)
     try:
         with anyio.CancelScope() as call.scope:
             returned = function(*args, **kwargs)
@@ -281,9 +310,33 @@ def _explained(record: MethodRecord, error: BaseException, returned: object) -> 
     return error
 
 
-def _is_answer(error: BaseException) -> bool:
-    """Whether an error is one a working plugin gives: one that travels to clients, and no deadline."""
-    return isinstance(error, ContainerdError | NotImplementedError) and not isinstance(error, DeadlineExceeded)
+def _is_answer(error: BaseException, *, late_counts: bool) -> bool:
+    """Whether an error is one a working plugin gives: one that travels to clients.
+
+    A deadline that the plugin itself missed is none, unless what it works on has deadlines by itself, as a shim has.
+    """
+    if isinstance(error, DeadlineExceeded):
+        return not late_counts
+    return isinstance(error, ContainerdError | NotImplementedError)
+
+
+def _told(record: MethodRecord, error: Exception) -> Exception:
+    """The error, marked as one that was counted against a plugin."""
+    if not hasattr(error, _TOLD):
+        try:
+            setattr(error, _TOLD, record.plugin.uri)
+        except AttributeError:  # a class with slots: it counts against the others, too
+            pass
+    return error
+
+
+def _told_of_another(error: BaseException | None, uri: str) -> bool:
+    """Whether another plugin's guard gave the error, or what it was raised from."""
+    while error is not None:
+        if getattr(error, _TOLD, uri) != uri:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _text(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from aiocontainerd.errors import Unavailable
 
 if TYPE_CHECKING:
     from aiocontainerd.attribution import PluginHealth
+    from aiocontainerd.dispatch_call import Deadlines
 
 log = logging.getLogger(__name__)
 
@@ -99,26 +100,30 @@ class MethodRecord:
     `calls` counts those that ended, `errors` what was raised, expected errors included; `expired` those that missed
     their deadline, `cancelled` those whose caller gave up, `abandoned` those that ignored their cancellation and were
     left running. Five failures in a row open the breaker: missed deadlines, and exceptions that are no
-    ContainerdError.
+    ContainerdError. `refuses` False lets calls through even so, `late_counts` False takes a DeadlineExceeded of the
+    plugin's own as an answer (`dispatch_interfaces`).
     """
 
     __slots__ = (
+        "__weakref__",
         "_pause_s",
         "_reopens_at",
         "abandoned",
-        "breaks",
         "calls",
         "cancelled",
+        "deadlines",
         "errors",
         "expired",
         "failures",
         "in_flight",
         "label",
         "last_error",
+        "late_counts",
         "latencies",
         "limit_s",
         "method",
         "plugin",
+        "refuses",
         "releases",
         "timeout",
         "trying",
@@ -129,20 +134,24 @@ class MethodRecord:
         plugin: PluginHealth,
         method: str,
         timeout: str,
-        limit_s: float,
         *,
         releases: bool = False,
-        breaks: bool = True,
+        refuses: bool = True,
+        late_counts: bool = True,
     ) -> None:
         self.plugin = plugin
         self.method = method
         self.label = f"{plugin.uri}: {method}"
         self.timeout = timeout
-        self.limit_s = limit_s
+        self.limit_s = 0.0
+        """Seconds of the calls that begin now; 0 is no deadline."""
+        self.deadlines: Deadlines | None = None
         self.releases = releases
         """Whether a result that reaches nobody has to be closed."""
-        self.breaks = breaks
-        """Whether failures in a row open a breaker."""
+        self.refuses = refuses
+        """Whether an open breaker refuses calls."""
+        self.late_counts = late_counts
+        """Whether a DeadlineExceeded that the plugin raises is a failure."""
         self.latencies = Latencies()
         self.calls = self.errors = self.expired = self.cancelled = self.abandoned = self.in_flight = 0
         self.last_error = ""
@@ -157,12 +166,14 @@ class MethodRecord:
     @property
     def retry_s(self) -> float:
         """Seconds until an open breaker lets a call through; 0 where it is closed or would."""
-        if self.failures < OPENS_AFTER:
+        if self.failures < OPENS_AFTER or not self.refuses:
             return 0.0
         return max(0.0, self._reopens_at - time.monotonic())
 
     def admit(self) -> None:
         """Let one call through a breaker whose pause is over. Raises Unavailable saying when to come again."""
+        if not self.refuses:
+            return
         wait_s = self.retry_s
         if wait_s or self.trying:
             when = f"tried again in {durations.render(round(wait_s, 1))}" if wait_s else "it is being tried again now"
@@ -181,20 +192,19 @@ class MethodRecord:
     def failed(self, text: str, *, trial: bool) -> None:
         """Count a failure; open the breaker, or keep it open for twice as long."""
         self.note_error(text)
-        if not self.breaks:
-            return
         self.failures += 1
         if trial:
             self.trying = False
         if trial or self.failures == OPENS_AFTER:
             self._pause_s = min(self._pause_s * 2 or FIRST_PAUSE_S, LONGEST_PAUSE_S)
             self._reopens_at = time.monotonic() + self._pause_s
+            pause = f"are refused for {durations.render(self._pause_s)}" if self.refuses else "go on: none is refused"
             log.warning(
-                "plugin %s: %s failed %d times in a row; calls are refused for %s; the last failure: %s",
+                "plugin %s: %s failed %d times in a row; calls %s; the last failure: %s",
                 self.plugin.uri,
                 self.method,
                 self.failures,
-                durations.render(self._pause_s),
+                pause,
                 text,
             )
 

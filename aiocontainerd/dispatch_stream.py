@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from inspect import iscoroutine
 from typing import Any
 
-from aiocontainerd.dispatch_call import Call, Deadlines
+from aiocontainerd.dispatch_call import Call
+from aiocontainerd.dispatch_clock import running
 from aiocontainerd.dispatch_records import OPENS_AFTER, MethodRecord
 from aiocontainerd.errors import Unknown
 
 AHEAD = 64
 """Items that wait for their consumer at most."""
+_SOONEST_S = 0.01
 
 Source = Callable[..., AsyncIterator[Any]]
 
@@ -41,7 +44,7 @@ class _Flow:
 
 
 async def guarded_stream(
-    record: MethodRecord, deadlines: Deadlines | None, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]
+    record: MethodRecord, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> AsyncIterator[Any]:
     """The items of a plugin's stream. Raises what the plugin raises, DeadlineExceeded, Unavailable."""
     if record.failures >= OPENS_AFTER:
@@ -55,23 +58,47 @@ async def guarded_stream(
                 yield flow.items.popleft()
                 flow.room.set()
             if not call.waiter.done():
-                await _arrival(flow, call, deadlines)
+                await _arrival(flow, call, record.limit_s)
         call.waiter.result()
     finally:
         await call.leave()
         del call  # an error keeps this frame, and the call keeps the error
 
 
-async def _arrival(flow: _Flow, call: Call, deadlines: Deadlines | None) -> None:
+async def _arrival(flow: _Flow, call: Call, limit_s: float) -> None:
     flow.arrived.clear()
     if flow.items or call.waiter.done():
         return
-    timer = call.loop.call_later(deadlines.limit_s, call.expire) if deadlines is not None else None
+    patience = _Patience(call, limit_s) if limit_s else None
+    reader = running.get()
+    if reader is not None:
+        reader.stop()
     try:
         await flow.arrived.wait()
     finally:
-        if timer is not None:
-            timer.cancel()
+        if reader is not None:
+            reader.go_on()
+        if patience is not None:
+            patience.end()
+
+
+class _Patience:
+    """The deadline of one item: what the plugin waits for others meanwhile does not count."""
+
+    def __init__(self, call: Call, limit_s: float) -> None:
+        self._call = call
+        self._until = time.monotonic() - call.clock.lent_s + limit_s
+        self._timer = call.loop.call_later(limit_s, self._check)
+
+    def _check(self) -> None:
+        left_s = self._until - (time.monotonic() - self._call.clock.lent_s)
+        if left_s > 0:
+            self._timer = self._call.loop.call_later(max(left_s, _SOONEST_S), self._check)
+        else:
+            self._call.expire()
+
+    def end(self) -> None:
+        self._timer.cancel()
 
 
 def _iterator(record: MethodRecord, given: Any) -> AsyncIterator[Any]:

@@ -42,6 +42,7 @@ _CLASSES = {
     dispatch_interfaces.QUICK: "what answers from memory or an index",
     dispatch_interfaces.WORK: "what touches disks or other processes",
     dispatch_interfaces.LONG: "what moves whole layers",
+    dispatch_interfaces.TASK: "what asks a shim; never less than the `shim.*` deadlines together",
 }
 
 

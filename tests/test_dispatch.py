@@ -22,6 +22,7 @@ from aiocontainerd.errors import Cancelled, DeadlineExceeded, NotFound, Unavaila
 pytestmark = pytest.mark.anyio
 
 URI = "io.containerd.snapshotter.v1.acme"
+SERVICE = "io.containerd.service.v1.acme-service"
 LIMIT_S = 0.1
 
 
@@ -317,16 +318,163 @@ async def test_what_a_client_is_told_is_no_failure_whatever_its_class() -> None:
     assert host.method().failures == 0
 
 
-async def test_what_drives_many_programs_has_no_breaker() -> None:
-    class Launcher:
-        async def start(self, command: str, *, timeout_s: float) -> bytes:
-            raise OSError(f"{command} cannot be executed")
-
-    host = Host(Launcher(), kinds.SHIM_LAUNCHER)
+async def test_a_runtime_that_says_what_is_wrong_is_never_refused() -> None:
+    host = Host(Launcher(DeadlineExceeded("the shim of c did not answer")), kinds.SHIM_LAUNCHER)
     for _ in range(OPENS_AFTER + 1):
-        with pytest.raises(OSError, match="cannot be executed"):
+        with pytest.raises(DeadlineExceeded, match="did not answer"):
             await host.guard.start("shim", timeout_s=1.0)
-    assert host.method("start").errors == OPENS_AFTER + 1
+    assert (host.method("start").errors, host.method("start").failures) == (OPENS_AFTER + 1, 0)
+
+
+async def test_a_runtime_that_breaks_is_refused_but_for_what_cleans_up(caplog: pytest.LogCaptureFixture) -> None:
+    host = Host(Launcher(OSError("no memory")), kinds.SHIM_LAUNCHER)
+    for _ in range(OPENS_AFTER + 1):
+        with pytest.raises(OSError, match="no memory"):
+            await host.guard.delete("shim", timeout_s=1.0)
+    assert "delete failed 5 times in a row; calls go on: none is refused" in caplog.text
+    for _ in range(OPENS_AFTER):
+        with pytest.raises(OSError, match="no memory"):
+            await host.guard.start("shim", timeout_s=1.0)
+    with pytest.raises(Unavailable, match="start is refused after 5 failures in a row"):
+        await host.guard.start("shim", timeout_s=1.0)
+    assert (host.method("delete").retry_s, host.method("start").retry_s > 0) == (0.0, True)
+
+
+class Launcher:
+    """Fails at all it is asked."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def start(self, command: str, *, timeout_s: float) -> bytes:
+        raise self.error
+
+    async def delete(self, command: str, *, timeout_s: float) -> bytes:
+        raise self.error
+
+
+class View:
+    """A service that is nothing but a way to a plugin."""
+
+    def __init__(self, below: Any, own_s: float = 0.0, before_s: float = 0.0) -> None:
+        self.below = below
+        self.own_s, self.before_s = own_s, before_s
+
+    async def stat(self, key: str) -> Any:
+        await anyio.sleep(self.before_s)
+        result = await self.below.stat(key)
+        await anyio.sleep(self.own_s)
+        return result
+
+    async def items(self) -> AsyncIterator[int]:
+        async for number in self.below.walk():
+            yield number
+            if number == 10:
+                await anyio.sleep(self.own_s)
+
+
+def chain(instance: Any, limits: dict[str, float], *, own_s: float = 0.0, before_s: float = 0.0) -> tuple[Host, Host]:
+    """A plugin, and a service of another one that shows it; `limits` are of their URIs."""
+    dispatcher = Dispatcher(lambda key: next(limit for uri, limit in limits.items() if key.endswith(uri)))
+    below, above = Host(instance), Host(View(None))
+    below.guard = dispatcher.guard(below.health, kinds.SNAPSHOTTER, instance)
+    above.health = PluginHealth(SERVICE)
+    above.guard = dispatcher.guard(above.health, kinds.SERVICE, View(below.guard, own_s, before_s))
+    return below, above
+
+
+async def test_the_one_that_hangs_is_told_and_not_who_waits_for_it() -> None:
+    below, above = chain(Acme(hang), {URI: LIMIT_S, SERVICE: LIMIT_S})
+    for _ in range(OPENS_AFTER):
+        with pytest.raises(DeadlineExceeded, match=f"plugin {URI}: stat took longer"):
+            await above.guard.stat("k")
+    with pytest.raises(Unavailable, match=f"plugin {URI}: stat is refused"):
+        await above.guard.stat("k")
+    assert (below.method().failures, below.method().expired) == (OPENS_AFTER, OPENS_AFTER)
+    assert (above.method().failures, above.method().expired, above.method().errors) == (0, 0, OPENS_AFTER + 1)
+
+
+async def test_what_another_plugin_raises_counts_against_that_one_alone() -> None:
+    below, above = chain(Acme(raising(OSError("disk on fire"))), {URI: LIMIT_S, SERVICE: LIMIT_S})
+    with pytest.raises(OSError, match="disk on fire"):
+        await above.guard.stat("k")
+    assert (below.method().failures, above.method().failures) == (1, 0)
+
+
+async def test_a_callers_clock_stands_still_while_another_plugin_works() -> None:
+    async def slow(key: str) -> str:
+        await anyio.sleep(LIMIT_S * 2)
+        return key
+
+    _, above = chain(Acme(slow), {URI: 5.0, SERVICE: LIMIT_S})
+    assert await above.guard.stat("k") == "k"
+    assert above.method().expired == 0
+
+
+@pytest.mark.parametrize("when", ["own_s", "before_s"])
+async def test_a_callers_own_time_is_limited(when: str) -> None:
+    async def slow(key: str) -> str:
+        await anyio.sleep(LIMIT_S * 1.5)
+        return key
+
+    _, above = chain(Acme(slow), {URI: 5.0, SERVICE: LIMIT_S}, **{when: 5.0})
+    began = anyio.current_time()
+    with pytest.raises(DeadlineExceeded, match=f"plugin {SERVICE}: stat took longer than 100ms"):
+        await above.guard.stat("k")
+    assert anyio.current_time() - began < LIMIT_S * 5
+
+
+async def test_a_streams_clock_stands_still_while_another_plugin_works() -> None:
+    async def slow(_key: str) -> None:
+        await anyio.sleep(LIMIT_S * 2)
+
+    _, above = chain(Acme(slow), {URI: 5.0, SERVICE: LIMIT_S})
+    assert [number async for number in above.guard.items()] == list(range(200))
+    _, above = chain(Acme(), {URI: 5.0, SERVICE: LIMIT_S}, own_s=5.0)
+    with pytest.raises(DeadlineExceeded, match=f"plugin {SERVICE}: items took longer than 100ms"):
+        _ = [number async for number in above.guard.items()]
+
+
+async def test_who_waits_for_a_call_that_ignores_its_cancellation_is_not_left_behind_with_it() -> None:
+    until = anyio.Event()
+    below, above = chain(Acme(lambda key: ignore_cancellation(key, until)), {URI: 5.0, SERVICE: 5.0})
+    with anyio.fail_after(2), anyio.move_on_after(0.02):
+        await above.guard.stat("k")
+    assert (below.method().abandoned, above.method().abandoned) == (1, 0)
+    until.set()
+    await anyio.wait_all_tasks_blocked()
+
+
+async def test_deadlines_that_change_are_those_of_the_next_call() -> None:
+    limits = {"quick": LIMIT_S}
+    health = PluginHealth(URI)
+    dispatcher = Dispatcher(lambda _key: limits["quick"])
+    guard = dispatcher.guard(health, kinds.SNAPSHOTTER, Acme(hang))
+    limits["quick"] = LIMIT_S / 2
+    with pytest.raises(DeadlineExceeded, match="took longer than 100ms"):
+        await guard.stat("k")
+    dispatcher.set_deadlines()
+    with pytest.raises(DeadlineExceeded, match="took longer than 50ms"):
+        await guard.stat("k")
+    limits["quick"] = 0.0
+    dispatcher.set_deadlines()
+    with anyio.move_on_after(LIMIT_S * 2) as scope:
+        await guard.stat("k")
+    assert scope.cancelled_caught
+    assert health.methods["stat"].limit_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("key", "seconds", "limit_s"),
+    [("", 0.0, 205.0), ("plugin.task", 1000.0, 1000.0), ("plugin.task", 0.0, 0.0), ("shim.create", 0.0, 0.0)],
+)
+async def test_the_deadline_of_a_task_is_above_those_of_its_shim(key: str, seconds: float, limit_s: float) -> None:
+    given = {"plugin.task": 1.0, "shim.start": 30.0, "shim.load": 5.0, "shim.create": 120.0, "shim.cleanup": 5.0}
+    given |= {"shim.shutdown": 5.0, **({key: seconds} if key else {})}
+    health = PluginHealth(URI)
+    dispatcher = Dispatcher(lambda asked: given[asked.removeprefix("io.containerd.timeout.").removesuffix(f".{URI}")])
+    dispatcher.guard(health, kinds.SHIM_LAUNCHER, Launcher(OSError()))
+    assert health.methods["start"].limit_s == limit_s
 
 
 async def test_a_trial_that_fails_doubles_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:

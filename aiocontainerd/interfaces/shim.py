@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -55,4 +55,32 @@ class ShimLauncher(Protocol):
 
     async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
         """What `delete` prints: a task DeleteResponse. The container is gone when this returns."""
+        ...
+
+
+class ShimManager(Protocol):
+    """Single shims, for the task runtime (kind `io.containerd.shim.v1`, id `manager`). Bundles are its own."""
+
+    async def launcher(self, runtime: str) -> ShimLauncher:
+        """How to start shims of a runtime name or absolute path. Raises what resolving it raises."""
+        ...
+
+    def launcher_of(self, binary: Path) -> ShimLauncher:
+        """How to clean up after shims whose bundle names this program."""
+        ...
+
+    async def start(self, bundle: Any, launcher: ShimLauncher, options: Any | None) -> Any:
+        """The shim of a bundle, started and connected to."""
+        ...
+
+    async def connect(self, bundle: Any, endpoint: Any, launcher: ShimLauncher, *, joined: bool = False) -> Any:
+        """A shim that listens. Raises Unavailable where it does not."""
+        ...
+
+    async def clean_up(self, bundle: Any, launcher: ShimLauncher) -> Any:
+        """What became of the container of a lost shim, once the `delete` action has run; never fails."""
+        ...
+
+    async def info(self, runtime: str, options: bytes) -> bytes:
+        """The RuntimeInfo that the program of a runtime prints about itself."""
         ...

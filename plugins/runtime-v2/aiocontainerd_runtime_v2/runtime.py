@@ -123,10 +123,16 @@ class ShimTaskRuntime:
     async def _shim(self, bundle: Bundle, launcher: ShimLauncher, options: CreateOptions) -> Shim:
         endpoint = await to_thread(self._joinable, bundle.namespace, options)
         if endpoint is None:
-            return await self.manager.start(bundle, launcher, chosen_options(options))
+            return await self._started(bundle, launcher, options)
         await to_thread(bundles.write_endpoint, bundle, endpoint)
         await to_thread(bundles.write_sandbox, bundle, options.sandbox_id)
         return await self.manager.connect(bundle, endpoint, launcher, joined=True)
+
+    async def _started(self, bundle: Bundle, launcher: ShimLauncher, options: CreateOptions) -> Shim:
+        """A shim of its own, started to the end: a guard leaves behind what goes on after its cancellation."""
+        with anyio.CancelScope(shield=True):
+            shim = await self.manager.start(bundle, launcher, chosen_options(options))
+        return shim  # noqa: RET504 - a scope may end its block early, as far as a type checker knows
 
     def _joinable(self, namespace: str, options: CreateOptions) -> Endpoint | None:
         """The running shim a container of a sandbox joins; None where it gets its own."""
