@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from aiocontainerd import durations
+from aiocontainerd.dispatch_clock import Clock, running
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -62,6 +63,7 @@ class PluginTasks:
 
     async def _guarded(self, function: Callable[..., Awaitable[object]], args: tuple[object, ...], label: str) -> None:
         self.running.add(label)
+        running.set(Clock(self._uri))
         try:
             await function(*args)
         except Exception:  # the edge of a task: a plugin's failure is its own
@@ -100,6 +102,7 @@ class PluginLife:
 
     async def run(self) -> None:
         """Init, wait for `stop`, clean up, end the plugin's tasks."""
+        running.set(Clock(self.uri))
         try:
             with self._whole:
                 async with anyio.create_task_group() as group:

@@ -8,6 +8,7 @@ reverse order. Nothing here knows what a snapshotter is.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +20,7 @@ import anyio
 import msgspec
 
 from aiocontainerd import diagnosis
-from aiocontainerd.attribution import Owners, PluginHealth, package_of
+from aiocontainerd.attribution import Owners, PluginHealth, marking_tasks, package_of
 from aiocontainerd.errors import ContainerdError, NotFound, Unknown
 from aiocontainerd.ordering import CircularNeedError, dependency_order
 from aiocontainerd.running import Running, Watcher, end_left_tasks
@@ -360,7 +361,9 @@ class Registry:
         """
         self._order = self.order()
         failure: Exception | None = None
-        async with anyio.create_task_group() as group:
+        async with AsyncExitStack() as whole:
+            whole.enter_context(marking_tasks(asyncio.get_running_loop()))
+            group = await whole.enter_async_context(anyio.create_task_group())
             running = Running(daemon, group, config_of=config_of, make_context=self._context, check=check)
             self._running = running
             try:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import anyio
 import pytest
 
 from aiocontainerd import attribution
 from aiocontainerd.attribution import Block, Owners, PluginHealth
+from aiocontainerd.dispatch_clock import Clock, running
 
 URI = "io.containerd.snapshotter.v1.acme"
 OTHER = "io.containerd.differ.v1.acme"
@@ -97,6 +99,30 @@ async def test_a_task_of_the_core_is_nobodys(owners: Owners) -> None:
     current = asyncio.current_task()
     assert current is not None
     assert owners.of_task(current) is None
+
+
+async def a_librarys_work() -> None:
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("use_uvloop", [False, True])
+def test_a_task_of_a_librarys_code_is_whose_call_made_it(owners: Owners, use_uvloop: bool) -> None:
+    async def leaks() -> tuple[str | None, ...]:
+        loop = asyncio.get_running_loop()
+        with attribution.marking_tasks(loop):
+            nobodys = loop.create_task(a_librarys_work())
+            running.set(Clock(OTHER))
+            leaked = asyncio.ensure_future(a_librarys_work())
+            named = loop.create_task(a_librarys_work(), name=f"{URI}: stat")
+            found = owners.of_task(nobodys), owners.of_task(leaked), owners.of_task(named)
+        assert loop.get_task_factory() is None
+        for task in (nobodys, leaked, named):
+            task.cancel()
+        await asyncio.wait([nobodys, leaked, named])
+        return found
+
+    options = {"use_uvloop": use_uvloop}
+    assert anyio.run(leaks, backend_options=options) == (None, OTHER, URI)
 
 
 @pytest.fixture
