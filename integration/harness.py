@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ WATCHED = str(Path(__file__).with_name("watched.py"))
 START_S = 20.0
 SETTLE_S = 10.0
 """Longer than a fork server waits for the daemon after one that was killed."""
+_NEW_S = 1.0
+"""Whoever makes a pipe or a socket opens it well before it is that old."""
 COMMAND_S = 60.0
 KILL_AFTER_S = 20.0
 
@@ -107,14 +110,7 @@ class Peer:
         raise AssertionError(f"the daemon did not serve within {START_S} s:\n{self.log()}")
 
     def _answers(self) -> bool:
-        import socket
-
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(self.address))
-            except OSError:
-                return False
-        return True
+        return _listens(self.address)
 
     def log(self) -> str:
         """What the daemon printed so far."""
@@ -285,17 +281,60 @@ def peer(kind: type[Peer], *, config: str = "", args: Sequence[str] = (), start:
     """A daemon in a directory with a short name; cleaned up, and checked to have left nothing, at the end."""
     directory = Path(tempfile.mkdtemp(prefix="aio-", dir="/tmp"))
     daemon = kind(directory, config=config, args=args)
-    try:
-        if start:
-            daemon.start()
-        yield daemon
-    finally:
-        daemon.clean()
-        left = _settled(daemon.leftovers)
-        complaints = daemon.complaints()
-        shutil.rmtree(directory, ignore_errors=not left)
+    with swept():
+        try:
+            if start:
+                daemon.start()
+            yield daemon
+        finally:
+            daemon.clean()
+            left = _settled(daemon.leftovers)
+            complaints = daemon.complaints()
+            shutil.rmtree(directory, ignore_errors=not left)
     assert not left, "left behind:\n" + "\n".join(left)
     assert not complaints, "\n".join(complaints)
+
+
+@contextmanager
+def swept() -> Iterator[None]:
+    """Removes what Debian's `ctr` and shims leave in places of their own when they fail or are killed within the block.
+
+    That is what is new there, no longer new, and in nobody's use: directories of pipes, sockets nobody listens on.
+    """
+    before = _elsewhere()
+    try:
+        yield
+    finally:
+        for path in _elsewhere() - before:
+            with suppress(FileNotFoundError):
+                _sweep(path)
+
+
+def _elsewhere() -> set[Path]:
+    return {*Path("/run/containerd/fifo").glob("*"), *Path("/run/containerd/s").glob("*")}
+
+
+def _sweep(path: Path) -> None:
+    time.sleep(max(0.0, path.stat().st_mtime + _NEW_S - time.time()))
+    if not path.is_dir():
+        if not _listens(path):
+            path.unlink()
+    elif not _is_used(path):
+        shutil.rmtree(path)
+
+
+def _is_used(directory: Path) -> bool:
+    """Whether a process has something open below a directory."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if link.readlink().is_relative_to(directory):
+                return True
+    return False
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _settled(found: Callable[[], list[str]], limit_s: float = SETTLE_S) -> list[str]:
@@ -311,8 +350,6 @@ def _settled(found: Callable[[], list[str]], limit_s: float = SETTLE_S) -> list[
 @contextmanager
 def docker_registry(directory: Path) -> Iterator[str]:
     """Debian's docker-registry on a loopback port; yields `host:port`."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -332,8 +369,6 @@ def docker_registry(directory: Path) -> Iterator[str]:
 
 
 def _wait_port(port: int) -> None:
-    import socket
-
     until = time.monotonic() + START_S
     while True:
         try:

@@ -50,6 +50,7 @@ MAY_BLOCK = (
     May("linecache.py", ("checkcache", "updatecache"), "a traceback for the log quotes the source"),
     May("logging/__init__.py", ("emit", "flush"), "a log record is out before what it tells of goes on"),
     May("/subprocess.py", ("__init__", "_get_devnull", "_get_handles"), "/dev/null and new pipes: no disk is asked"),
+    May("anyio/_backends/_asyncio.py", ("open_process",), "the same"),
     May("aiocontainerd/config/load.py", ("_check_settings",), "before there is a loop, or in a thread"),
     May("aiocontainerd/registry.py", ("_made",), "a plugin's own two directories, at its start"),
     May(
