@@ -11,7 +11,6 @@ import threading
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from aiocontainerd.errors import Unknown
 from aiocontainerd_differ.children import check, decode_answer, program, system_error
@@ -32,7 +31,6 @@ async def run_unpack(blob_fd: int, size: int, target: Target, *, sniff: bool, ti
             root_fd=root_fd,
             overlay=target.overlay,
             lowers=list(target.lowers),
-            umask=0,
             in_user_namespace=in_user_namespace(),
             sniff=sniff,
         )
@@ -50,7 +48,7 @@ async def _in_thread(job: Job) -> Result:
         with turn:
             if stop.is_set():
                 raise Stopped
-            return unpack(job._replace(umask=process_umask()), stop.is_set, ahead=False)
+            return unpack(job, process_umask(), stop.is_set, ahead=False)
 
     try:
         return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
@@ -70,7 +68,7 @@ def _wait_for(turn: threading.Lock) -> None:
 
 
 async def _in_child(job: Job) -> Result:
-    command = program("apply", msgspec.json.encode(job._asdict()).decode())
+    command = program(f"apply(Job(**{vars(job)!r}))")
     async with await anyio.open_process(command, pass_fds=(job.blob_fd, job.root_fd), env={}) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import sys
@@ -23,11 +24,15 @@ class _Answer(msgspec.Struct, frozen=True):
     errno: int = 0
 
 
-def program(action: str, job: str) -> list[str]:
-    """The command of a child. Its modules' directories are named, so it needs no site packages set up."""
+def program(call: str) -> list[str]:
+    """The command of a child that makes a call of `worker.py`.
+
+    The directories of its modules are named, so it needs no site packages set up; call and answer are Python, for
+    which it needs no parser of another language.
+    """
     places = list(dict.fromkeys(_place_of(module) for module in _MODULES))
-    code = f"import sys; sys.path[:0] = {places!r}; from aiocontainerd_differ.worker import main; main()"
-    return [sys.executable, "-I", "-S", "-c", code, action, job]
+    code = f"import sys; sys.path[:0] = {places!r}; from aiocontainerd_differ.worker import Job, apply, diff; {call}"
+    return [sys.executable, "-I", "-S", "-c", code]
 
 
 def check(answer: bytes, complaint: bytes, status: int, action: str) -> None:
@@ -39,7 +44,7 @@ def check(answer: bytes, complaint: bytes, status: int, action: str) -> None:
 
 def decode_answer(answer: bytes) -> Result:
     """The child's result. Raises what the child reported."""
-    decoded = msgspec.json.decode(answer, type=_Answer)
+    decoded = msgspec.convert(ast.literal_eval(answer.decode()), _Answer)
     if decoded.error:
         raise system_error(decoded.error, decoded.errno)
     return Result(decoded.digest, decoded.size)

@@ -89,7 +89,7 @@ async def _forget(content: ContentStore, ref: str) -> None:
 
 
 async def _run(job: Mapping[str, object], writer: Writer) -> Result:
-    command = program("diff", msgspec.json.encode(job).decode())
+    command = program(f"diff(**{job!r})")
     async with await anyio.open_process(command, env={}) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -16,7 +16,7 @@ from aiocontainerd_differ.parents import Parents
 from aiocontainerd_differ.tar_header import Header, InvalidArchive, show
 from aiocontainerd_differ.tar_reader import TarReader
 from aiocontainerd_differ.tree import Place, Tree, clean
-from aiocontainerd_differ.whiteouts import OPAQUE, PREFIX, OverlayWhiteouts, RemovingWhiteouts, Whiteouts, hidden_name
+from aiocontainerd_differ.whiteouts import OPAQUE, PREFIX, OverlayWhiteouts, RemovingWhiteouts, hidden_name
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {tar.CHAR: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
@@ -31,7 +31,7 @@ class Extractor:
     def __init__(self, root_fd: int, *, overlay: bool, lowers: list[str], umask: int, in_user_namespace: bool) -> None:
         self._parents = Parents(lowers)
         self._tree = Tree(root_fd, self._made_parent)
-        self._whiteouts: Whiteouts = OverlayWhiteouts(self._tree) if overlay else RemovingWhiteouts(self._tree)
+        self._whiteouts = OverlayWhiteouts(self._tree) if overlay else RemovingWhiteouts(self._tree)
         self._needs_chmod = _SPECIAL_BITS | umask
         self._owner = (os.geteuid(), os.getegid())
         self._in_user_namespace = in_user_namespace

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 INPUT_BYTES = 128 << 10
 CHUNK_BYTES = 512 << 10
@@ -77,11 +76,12 @@ def _gunzip(fd: int, data: bytes) -> Iterator[bytes]:
     """All members of a gzip stream; NUL padding after the last one is no member."""
     from isal import igzip_lib, isal_zlib
 
-    def start() -> Any:
+    def start() -> igzip_lib.IgzipDecompressor:
         return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
 
-    failures: Any = (isal_zlib.error, igzip_lib.error, EOFError)
-    decoder: Any = start()
+    # the stubs have the errors as instances
+    failures: tuple[type[Exception], ...] = (isal_zlib.error, igzip_lib.error, EOFError)  # type: ignore[assignment]
+    decoder = start()
     try:
         while True:
             chunk = decoder.decompress(data, CHUNK_BYTES)
@@ -130,8 +130,8 @@ def _unzstd(fd: int, head: bytes) -> Iterator[bytes]:
     import zstandard
 
     decoder = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
-    source: Any = _Joined(fd, head)
-    reader = decoder.stream_reader(source, read_size=INPUT_BYTES, read_across_frames=True)
+    source = _Joined(fd, head)  # which has the one method that is called
+    reader = decoder.stream_reader(source, read_size=INPUT_BYTES, read_across_frames=True)  # type: ignore[arg-type]
     read: Callable[[int], bytes] = reader.read
     try:
         while chunk := read(CHUNK_BYTES):

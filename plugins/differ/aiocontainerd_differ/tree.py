@@ -13,7 +13,6 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
 MAX_LINKS = 255
 _CACHED = 128
@@ -21,12 +20,15 @@ _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
 
 
-class Place(NamedTuple):
+class Place:
     """A directory of the tree: its descriptor, valid until the next call; its path without links; files inherit gid."""
 
-    fd: int
-    path: bytes
-    setgid: bool
+    __slots__ = ("fd", "path", "setgid")
+
+    def __init__(self, fd: int, path: bytes, setgid: bool) -> None:
+        self.fd = fd
+        self.path = path
+        self.setgid = setgid
 
 
 class Tree:

@@ -1,6 +1,7 @@
 """One layer into one tree: read, inflate, digest, extract. Blocking; for a child process or a thread.
 
-Inflating and hashing run in a thread of their own, without the GIL, a few chunks ahead of the extraction.
+Inflating and hashing run in a thread of their own, without the GIL, a few chunks ahead of the extraction. A child
+process is there for one layer, and so nothing is imported here that takes longer than it saves, such as typing.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
 
 from aiocontainerd_differ.extract import Extractor
 from aiocontainerd_differ.inflate import Measured, inflated
@@ -17,49 +17,55 @@ from aiocontainerd_differ.tar_reader import TarReader
 _AHEAD = 8
 
 
-class Job(NamedTuple):
-    """What to unpack and how. `lowers` are an overlay's, topmost first; `umask` is that of the process.
+class Job:
+    """What to unpack and how. `lowers` are an overlay's, topmost first.
 
     `sniff` tells compression by the first bytes; without it they are tar.
     """
 
-    blob_fd: int
-    root_fd: int
-    overlay: bool
-    lowers: list[str]
-    umask: int
-    in_user_namespace: bool
-    sniff: bool
+    def __init__(
+        self, *, blob_fd: int, root_fd: int, overlay: bool, lowers: list[str], in_user_namespace: bool, sniff: bool
+    ) -> None:
+        self.blob_fd = blob_fd
+        self.root_fd = root_fd
+        self.overlay = overlay
+        self.lowers = lowers
+        self.in_user_namespace = in_user_namespace
+        self.sniff = sniff
 
 
-class Result(NamedTuple):
+class Result:
     """Digest and size in bytes of the uncompressed stream."""
 
-    digest: str
-    size: int
+    def __init__(self, digest: str, size: int) -> None:
+        self.digest = digest
+        self.size = size
 
 
 class Stopped(Exception):
     """The caller gave up; the tree is half written."""
 
 
-def unpack(job: Job, stopped: Callable[[], bool] = lambda: False, *, ahead: bool = True) -> Result:
-    """Do `job`. Raises InvalidArchive, BrokenStream, OSError; Stopped once `stopped()` is true."""
+def unpack(job: Job, umask: int, stopped: Callable[[], bool] = lambda: False, *, ahead: bool = True) -> Result:
+    """Do `job` in a process of this umask.
+
+    Raises InvalidArchive, BrokenStream, OSError; Stopped once `stopped()` is true.
+    """
     stream = Measured(inflated(job.blob_fd, sniff=job.sniff))
     if not ahead:
-        _extract(job, stream.next_chunk, stopped)
+        _extract(job, umask, stream.next_chunk, stopped)
         return Result(stream.digest, stream.size)
     with _Ahead(stream) as chunks:
-        _extract(job, chunks.next_chunk, stopped)
+        _extract(job, umask, chunks.next_chunk, stopped)
     return Result(stream.digest, stream.size)
 
 
-def _extract(job: Job, next_chunk: Callable[[], bytes], stopped: Callable[[], bool]) -> None:
+def _extract(job: Job, umask: int, next_chunk: Callable[[], bytes], stopped: Callable[[], bool]) -> None:
     extractor = Extractor(
         job.root_fd,
         overlay=job.overlay,
         lowers=job.lowers,
-        umask=job.umask,
+        umask=umask,
         in_user_namespace=job.in_user_namespace,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Protocol
 
 from aiocontainerd_differ.tar_header import Header, InvalidArchive, show
 from aiocontainerd_differ.tree import Place, Tree
@@ -24,18 +23,6 @@ def hidden_name(base: bytes) -> bytes:
     if name in (b"", b".", b".."):
         raise InvalidArchive(f"invalid whiteout name: {show(base)}")
     return name
-
-
-class Whiteouts(Protocol):
-    """What whiteouts do to a tree."""
-
-    def wrote(self, path: bytes) -> None:
-        """The layer itself wrote `path` (without links)."""
-        ...
-
-    def opaque(self, directory: Place) -> None: ...
-
-    def hide(self, directory: Place, name: bytes, header: Header) -> None: ...
 
 
 class OverlayWhiteouts:
@@ -83,7 +70,7 @@ class RemovingWhiteouts:
                 elif _is_directory(self._tree.directory(path), name):
                     pending.append(below)
 
-    def hide(self, directory: Place, name: bytes, header: Header) -> None:  # noqa: ARG002 - the Protocol's signature
+    def hide(self, directory: Place, name: bytes, header: Header) -> None:  # noqa: ARG002 - as in an overlay
         self._tree.remove(directory, name)
 
 

@@ -1,12 +1,10 @@
 """The child process that unpacks or writes one layer; nothing of the daemon is loaded, it may be killed any time.
 
-The action and its job, as JSON, are the arguments; the answer is JSON too. The end of standard input is
-the end of the daemon, or of its interest.
+The answer is a Python literal. The end of standard input is the end of the daemon, or of its interest.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -19,25 +17,30 @@ from aiocontainerd_differ.unpack import Job, Result, unpack
 _RECURSION = 5000
 
 
-def main() -> None:
-    """Run the action and the job of `sys.argv`."""
+def apply(job: Job) -> None:
+    """Unpack a layer; the answer goes to standard output."""
+    _prepare()
+    os.write(1, _answer(lambda: unpack(job, umask=0)))
+
+
+def diff(*, lower: str, upper: str, guide: str, compression: str, epoch_s: int | None) -> None:
+    """Write the layer that makes `lower` `upper` to standard output; the answer goes to standard error."""
+    from aiocontainerd_differ.layer import write_layer
+
+    _prepare()
+
+    def write() -> Result:
+        lower_fd, upper_fd = _open_directory(lower), _open_directory(upper)
+        guide_fd = _open_directory(guide) if guide else None
+        return write_layer(lower_fd, upper_fd, compression, epoch_s, _write_out, guide_fd)
+
+    os.write(2, _answer(write))
+
+
+def _prepare() -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.umask(0)
     sys.setrecursionlimit(_RECURSION)
-    action, job = sys.argv[1], json.loads(sys.argv[2])
-    if action == "apply":
-        os.write(1, _answer(lambda: unpack(Job(**job))))
-    else:
-        os.write(2, _answer(lambda: _diff(**job)))
-
-
-def _diff(lower: str, upper: str, guide: str, compression: str, epoch_s: int | None) -> Result:
-    """The layer goes to standard output, the answer to standard error."""
-    from aiocontainerd_differ.layer import write_layer
-
-    lower_fd, upper_fd = _open_directory(lower), _open_directory(upper)
-    guide_fd = _open_directory(guide) if guide else None
-    return write_layer(lower_fd, upper_fd, compression, epoch_s, _write_out, guide_fd)
 
 
 def _open_directory(path: str) -> int:
@@ -51,7 +54,7 @@ def _write_out(data: bytes) -> None:
 
 
 def _answer(work: Callable[[], Result]) -> bytes:
-    answer: dict[str, object]
+    answer: dict[str, str | int | None]
     try:
         result = work()
         answer = {"digest": result.digest, "size": result.size}
@@ -61,7 +64,7 @@ def _answer(work: Callable[[], Result]) -> bytes:
         answer = {"error": f"{error.strerror}: {_text(error.filename)}", "errno": error.errno}
     except (RecursionError, MemoryError) as error:
         answer = {"error": f"the tree is too deep or too large: {type(error).__name__}"}
-    return json.dumps(answer).encode()
+    return repr(answer).encode()
 
 
 def _text(name: object) -> str:

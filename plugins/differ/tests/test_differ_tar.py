@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import stat
+import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from aiocontainerd_differ import inflate, tar_header, tar_writer
+from aiocontainerd_differ.children import program
 from aiocontainerd_differ.layer import write_layer
 from aiocontainerd_differ.tar_header import Header, InvalidArchive
 from aiocontainerd_differ.tar_reader import TarReader
@@ -39,7 +41,17 @@ def apply_bytes(blob: bytes, root: Path) -> Result:
         file.seek(0)
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            return unpack(Job(file.fileno(), root_fd, False, [], 0o777, False, True))
+            return unpack(
+                Job(
+                    blob_fd=file.fileno(),
+                    root_fd=root_fd,
+                    overlay=False,
+                    lowers=[],
+                    in_user_namespace=False,
+                    sniff=True,
+                ),
+                0o777,
+            )
         finally:
             os.close(root_fd)
 
@@ -245,7 +257,7 @@ def test_archive_of_any_tree_applies_to_an_equal_tree(tree: dict[str, object], t
         written = write_layer(fds[0], fds[1], "", None, made.append)
         for fd in fds:
             os.close(fd)
-        assert apply_bytes(b"".join(made), base / "again") == written
+        assert vars(apply_bytes(b"".join(made), base / "again")) == vars(written)
         assert tree_of(base / "again") == tree_of(base / "source")
 
 
@@ -261,3 +273,11 @@ def test_xattrs_are_set_but_not_the_kernels_own(tmp_path: Path) -> None:
     assert sorted(os.listxattr(tmp_path / "f")) == ["security.capability", "user.a"]
     assert os.getxattr(tmp_path / "f", "security.capability") == capability
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o4755
+
+
+def test_a_child_imports_little() -> None:
+    """Each layer of an image starts a child; what it imports is part of every pull."""
+    script = program("print(*sys.modules)")
+    loaded = subprocess.run(script, capture_output=True, text=True, check=True).stdout.split()
+    assert "aiocontainerd_differ.extract" in loaded
+    assert not {"json", "re", "enum", "typing", "contextlib"}.intersection(loaded)
