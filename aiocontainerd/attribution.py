@@ -148,7 +148,7 @@ class Owners:
 
 @contextmanager
 def marking_tasks(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """While the block runs, remember of each new task of a loop for which plugin it was made; costs 0.3 us a task."""
+    """While the block runs, remember for which plugin each new task of a loop is made; half a microsecond a task."""
     before = loop.get_task_factory()
 
     def factory(

@@ -82,7 +82,7 @@ def run(
             ttrpc_address=ttrpc_address or _configured_address(config, registry, TTRPC_SERVER),
             bus=EventBus(),
             plugins=lambda: registry.plugins,
-            timeout_s=config.timeout_s,
+            timeout_s=reloader.timeout_s,
             debug=logging.getLogger().isEnabledFor(logging.DEBUG),
             owners=registry.owners,
             reload=reloader.reload,

@@ -75,8 +75,8 @@ class PluginTasks:
 class PluginLife:
     """One plugin from its init to its end. `run` is its task; `begun` and `stop` are called from outside of it.
 
-    `init` is given the tasks and the stack of what to do at the end. After `begun`, either `failure` says why the
-    plugin did not load, or `instance` is what init returned.
+    `init` is given the tasks and the stack of what to do at the end; `limits` may be changed at any time. After
+    `begun`, either `failure` says why the plugin did not load, or `instance` is what init returned.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class PluginLife:
         self.instance: object = None
         self.failure: Exception | None = None
         self._init = init
-        self._limits = limits
+        self.limits = limits
         self._at_end = AsyncExitStack()
         self._whole = anyio.CancelScope(shield=True)  # ended in order by `stop_at_once`, not all at once from above
         self._begun, self._leave, self._ended = anyio.Event(), anyio.Event(), anyio.Event()
@@ -119,7 +119,7 @@ class PluginLife:
 
     async def _live(self, tasks: PluginTasks) -> None:
         try:
-            with anyio.move_on_after(self._limits.init_s or None) as scope:
+            with anyio.move_on_after(self.limits.init_s or None) as scope:
                 self.instance = await self._init(tasks, self._at_end)
             if scope.cancel_called:
                 raise PluginTimeoutError(self._too_slow())
@@ -131,7 +131,7 @@ class PluginLife:
 
     async def begun(self) -> None:
         """Wait until the plugin loaded, or failed and cleaned up."""
-        limits = self._limits
+        limits = self.limits
         longest = limits.init_s + (limits.stop_s or math.inf) + _UNWIND_S if limits.init_s else math.inf
         with anyio.move_on_after(longest):
             await self._begun.wait()
@@ -142,9 +142,9 @@ class PluginLife:
     async def stop(self) -> None:
         """End the plugin. What hangs is cancelled at the limit; what ignores that is left behind, with a log record."""
         self._leave.set()
-        if await self._ends_within(self._limits.stop_s or math.inf):
+        if await self._ends_within(self.limits.stop_s or math.inf):
             return
-        limit = durations.render(self._limits.stop_s)
+        limit = durations.render(self.limits.stop_s)
         log.error("plugin %s did not stop within %s (%s); given up", self.uri, limit, STOP_TIMEOUT)
         await self.stop_at_once()
 
@@ -160,4 +160,4 @@ class PluginLife:
         return self.ended
 
     def _too_slow(self) -> str:
-        return f"init of {self.uri} did not end within {durations.render(self._limits.init_s)} ({INIT_TIMEOUT})"
+        return f"init of {self.uri} did not end within {durations.render(self.limits.init_s)} ({INIT_TIMEOUT})"

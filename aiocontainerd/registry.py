@@ -23,7 +23,7 @@ from aiocontainerd import diagnosis
 from aiocontainerd.attribution import Owners, PluginHealth, marking_tasks, package_of
 from aiocontainerd.errors import ContainerdError, NotFound, Unknown
 from aiocontainerd.ordering import CircularNeedError, dependency_order
-from aiocontainerd.running import Running, Watcher, end_left_tasks
+from aiocontainerd.running import TIMEOUTS, Running, Watcher, end_left_tasks
 
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
@@ -223,6 +223,10 @@ class InitContext(Generic[ConfigT]):
         self._watchers.append(watcher)
         self._stack.callback(self._watchers.remove, watcher)
 
+    def watch_timeouts(self, changed: Callable[[], object]) -> None:
+        """Call `changed` when a reload brought other `[timeouts]`: for what keeps seconds of `Daemon.timeout_s`."""
+        self.watch(TIMEOUTS, lambda _id, _instance: changed())
+
     def reject(self, uri: str, reason: str) -> None:
         """Say of another plugin that this one cannot use it: it has failed, its row and a log record say why."""
         self.log.error("plugin %s: %s", uri, reason)
@@ -411,6 +415,11 @@ class Registry:
         await running.stop(plugin)
         del self._plugins[uri]
         self._order = [other for other in self._order if other is not plugin]
+
+    def set_deadlines(self) -> None:
+        """Have the calls that begin from now on keep the deadlines that `Daemon.timeout_s` gives now."""
+        if self._running is not None:
+            self._running.set_deadlines()
 
     def owners(self) -> Owners:
         """Which plugins the modules of the daemon belong to."""

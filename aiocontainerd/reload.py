@@ -1,8 +1,9 @@
 """Reading the config anew while the daemon runs: plugins beside the daemon come and go, the rest waits for a restart.
 
 Proxy plugins and plugins that are isolated in a process share nothing with the daemon but a socket, so they are added,
-removed, or both where their settings changed. Whatever else differs from what the daemon started with is told as
-`restart needed`, at every reload, and left as it is.
+removed, or both where their settings changed. `[timeouts]` hold for the calls that begin from then on; a plugin in a
+process of its own, which keeps its deadlines there, is started anew where they changed. Whatever else differs from what
+the daemon started with is told as `restart needed`, at every reload, and left as it is.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd import discovery
-from aiocontainerd.beside import Beside
+from aiocontainerd import discovery, durations
+from aiocontainerd.beside import Beside, Isolation
 from aiocontainerd.config import Config, ConfigError
+from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.registry import PluginConfig, PluginError, Registration, Registry, State
 
 log = logging.getLogger(__name__)
 
-ADDED, REMOVED, REPLACED, FAILED, RESTART = "added", "removed", "replaced", "failed", "restart needed"
-_FOLLOWED = frozenset({"proxy_plugins", "python_plugins", "plugin_isolation", "disabled_plugins", "imports", "version"})
-"""Top-level keys that are compared by the plugins they make."""
+ADDED, REMOVED, REPLACED, APPLIED = "added", "removed", "replaced", "applied"
+FAILED, RESTART = "failed", "restart needed"
+_FOLLOWED = frozenset(
+    {"proxy_plugins", "python_plugins", "plugin_isolation", "disabled_plugins", "timeouts", "imports", "version"}
+)
+"""Top-level keys that are compared by the plugins and deadlines they make."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -45,6 +50,13 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     table: object = None
 
 
+class Apart(msgspec.Struct, frozen=True):
+    """How a plugin is kept apart in a process, and the deadlines, in seconds by class, that it keeps there."""
+
+    isolation: Isolation
+    timeouts: Mapping[str, float]
+
+
 Plan = Mapping[str, Wanted]
 
 
@@ -62,12 +74,26 @@ def wanted_by(config: Config) -> dict[str, Wanted]:
         plugin.uri: Wanted(
             registration=plugin.registration,
             distribution=plugin.distribution,
-            beside=beside.outside.get(plugin.uri),
+            beside=_with_deadlines(beside.outside.get(plugin.uri), plugin.uri, config),
             table=config.plugin_tables.get(plugin.uri),
         )
         for plugin in found
         if plugin.uri not in settings.disabled_plugins
     }
+
+
+def _with_deadlines(outside: object, uri: str, config: Config) -> object:
+    if not isinstance(outside, Isolation):
+        return outside
+    classes = [key for key in TIMEOUTS if key.startswith(PLUGIN_TIMEOUTS)]
+    return Apart(outside, {key: config.timeout_s(f"{key}.{uri}") for key in classes})
+
+
+def changed_timeouts(before: Config, after: Config) -> list[str]:
+    """`key = value` of every deadline that differs. Pure."""
+    keys = sorted({*TIMEOUTS, *before.settings.timeouts, *after.settings.timeouts})
+    changed = [key for key in keys if before.timeout_s(key) != after.timeout_s(key)]
+    return [f"{key} = {durations.render(after.timeout_s(key))}" for key in changed]
 
 
 def steps(before: Plan, after: Plan) -> list[tuple[str, str]]:
@@ -112,6 +138,10 @@ class Reloader:
     def __repr__(self) -> str:
         return f"<Reloader of {self._config!r}>"
 
+    def timeout_s(self, key: str) -> float:
+        """The deadline of a key of `[timeouts]` in seconds, as it is now; 0 means none."""
+        return self._config.timeout_s(key)
+
     def config_of(self, registration: Registration) -> PluginConfig:
         """The decoded config of a plugin. Raises ConfigError."""
         return self._config.plugin_config(registration)
@@ -129,9 +159,13 @@ class Reloader:
                 after = await anyio.to_thread.run_sync(partial(wanted_by, config))
             except (ConfigError, OSError, ValueError) as error:
                 raise InvalidArgument(f"the config is not reloaded: {error}") from error
+            timeouts = changed_timeouts(self._config, config)
             self._config = config
+            if timeouts:
+                self._registry.set_deadlines()
             changes = [await self._follow(uri, outcome, after) for uri, outcome in steps(before, after)]
             self._wanted = _in_force(before, after, changes)
+            changes += [Change("timeouts", APPLIED, ", ".join(timeouts))] if timeouts else []
             settings = (self._started_with.settings, config.settings)
             changes += [Change(key, RESTART, "read when the daemon starts") for key in changed_keys(*settings)]
         for change in changes:

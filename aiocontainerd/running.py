@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TIMEOUTS = "timeouts"
+"""What a watcher has for a kind that follows `[timeouts]`."""
 LEFT_TASKS_S = 1.0
 """What tasks that outlive their plugin have to end when they are cancelled."""
 
@@ -64,7 +66,6 @@ class Running:
         self._config_of = config_of
         self._make_context = make_context
         self._check = check
-        self._limits = Limits.of(daemon.timeout_s)
         self._dispatcher = Dispatcher(daemon.timeout_s)
 
     def __repr__(self) -> str:
@@ -80,7 +81,9 @@ class Running:
             plugin.failed(NotFound(f"requires {cause.uri}, which is not loaded"))
             return
         started = time.perf_counter()
-        life = self.lives[plugin.uri] = PluginLife(plugin.uri, partial(self._init, plugin), self._limits)
+        life = self.lives[plugin.uri] = PluginLife(
+            plugin.uri, partial(self._init, plugin), Limits.of(self.daemon.timeout_s)
+        )
         self._group.start_soon(life.run, name=f"plugin {plugin.uri}")
         await life.begun()
         if self._stopping:
@@ -125,6 +128,17 @@ class Running:
                 watcher.changed(plugin.id, instance)
             except Exception:  # the edge of a plugin: what it makes of the news is its own
                 log.exception("plugin %s does not follow the change of %s", watcher.uri, plugin.uri)
+
+    def set_deadlines(self) -> None:
+        """Take the deadlines of `[timeouts]` as they are now, and tell who keeps some."""
+        self._dispatcher.set_deadlines()
+        for life in self.lives.values():
+            life.limits = Limits.of(self.daemon.timeout_s)
+        for watcher in [watcher for watcher in self.watchers if watcher.kind == TIMEOUTS]:
+            try:
+                watcher.changed("", None)
+            except Exception:  # the edge of a plugin: it goes on with the deadlines it has
+                log.exception("plugin %s does not follow the change of timeouts", watcher.uri)
 
     def require_unneeded(self, plugin: Plugin) -> None:
         """Raises FailedPrecondition where a plugin was given this one and does not watch its kind."""

@@ -159,6 +159,17 @@ def test_a_hang_is_answered_with_plugin_hook_elapsed_and_limit(daemon: WithAcme)
     assert "deadline exceeded" in text
 
 
+def test_a_reload_changes_the_deadline_of_the_next_call(daemon: WithAcme) -> None:
+    daemon.config_path.write_text(daemon.default_config().replace("500ms", "1100ms"))
+    key = f"io.containerd.timeout.plugin.work.{URI}"
+    assert actr(daemon, "reload") == f"timeouts: applied ({key} = 1.1s)\n"
+    daemon.mode("hang prepare")
+    text = prepare(daemon, "a").stderr.decode()
+    assert f"plugin {URI}: prepare took longer than 1.1s (io.containerd.timeout.plugin.work)" in text
+    assert re.search(r"prepare +1 +1 +1 .* 1\.1s \(io", actr(daemon, "plugins", "explain", URI))
+    assert actr(daemon, "reload") == "nothing changed\n"
+
+
 @pytest.mark.parametrize("mode", ["hang prepare", "ignore prepare", "hang walk", "hang cleanup"])
 def test_everything_else_goes_on_while_a_snapshotter_hangs(daemon: WithAcme, mode: str) -> None:
     daemon.mode(mode)

@@ -59,7 +59,7 @@ def test_keys_that_only_a_start_reads_are_named() -> None:
     changed = Settings(
         debug=Debug(level="debug"), timeouts={"a": "1s"}, proxy_plugins={"a": ProxyPlugin(type="snapshot")}
     )
-    assert reload.changed_keys(Settings(), changed) == ["debug", "timeouts"]
+    assert reload.changed_keys(Settings(), changed) == ["debug"]
 
 
 class Files:
@@ -84,6 +84,9 @@ class Files:
     def reloader(self) -> Reloader:
         registry: Any = self
         return Reloader(registry, self.config("start"), self.load)
+
+    def set_deadlines(self) -> None:
+        self.asked.append("set deadlines")
 
     async def add_running(self, registration: Registration, distribution: str) -> Plugin:
         self.asked.append(f"add {registration.uri}")
@@ -158,6 +161,39 @@ async def test_a_config_that_cannot_be_used_changes_nothing(files: Files) -> Non
 async def test_without_a_file_there_is_nothing_to_read_again() -> None:
     with pytest.raises(FailedPrecondition, match="started without a config file"):
         await Reloader(Registry(), Config({}, {}), None).reload()
+
+
+WORK = "io.containerd.timeout.plugin.work"
+
+
+@pytest.mark.anyio
+async def test_timeouts_are_applied_at_once_and_told_once() -> None:
+    timeouts: dict[str, str] = {}
+    asked: list[float] = []
+    reloader = Reloader(Registry(), Config({}, {}), lambda: Config({"timeouts": dict(timeouts)}, {}))
+    registry: Any = reloader._registry
+    registry.set_deadlines = lambda: asked.append(reloader.timeout_s(WORK))
+    timeouts |= {WORK: "3m", "io.containerd.timeout.acme": "5s", "io.containerd.timeout.plugin.quick": "10s"}
+    changes = about(await reloader.reload(), "timeouts")
+    assert changes == [Change("timeouts", "applied", f"io.containerd.timeout.acme = 5s, {WORK} = 3m0s")]
+    assert asked == [180.0]
+    assert about(await reloader.reload(), "timeouts") == []
+    timeouts.clear()
+    assert [change.detail for change in about(await reloader.reload(), "timeouts")] == [
+        f"io.containerd.timeout.acme = 1s, {WORK} = 2m0s"
+    ]
+    assert asked == [180.0, 120.0]
+
+
+def test_a_plugin_in_a_process_is_started_anew_where_its_own_deadlines_change() -> None:
+    uri = f"{kinds.SNAPSHOTTER}.native"
+    isolated = {"plugin_isolation": {uri: "process"}}
+    plans = [
+        reload.wanted_by(Config({**isolated, "timeouts": timeouts}, {}))
+        for timeouts in ({}, {f"{WORK}.{kinds.SNAPSHOTTER}.other": "1s"}, {f"{WORK}.{uri}": "1s"})
+    ]
+    assert reload.steps(plans[0], plans[1]) == []
+    assert reload.steps(plans[0], plans[2]) == [(uri, REPLACED)]
 
 
 def test_a_plugins_place_and_table_are_part_of_what_is_wanted() -> None:

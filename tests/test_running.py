@@ -39,7 +39,12 @@ def registration(plugin_id: str, *requires: str, kind: str = SNAPSHOTTER, init: 
 
 
 @asynccontextmanager
-async def run(directory: Path, *registrations: Registration, stuck: list[str] | None = None) -> AsyncIterator[Registry]:
+async def run(
+    directory: Path,
+    *registrations: Registration,
+    stuck: list[str] | None = None,
+    timeout_s: Callable[[str], float] = lambda _key: 5.0,
+) -> AsyncIterator[Registry]:
     registry = Registry()
     for one in registrations:
         registry.add(one, "acme")
@@ -51,7 +56,7 @@ async def run(directory: Path, *registrations: Registration, stuck: list[str] | 
         ttrpc_address="",
         bus=EventBus(),
         plugins=lambda: registry.plugins,
-        timeout_s=lambda _key: 5.0,
+        timeout_s=timeout_s,
     )
     left = stuck if stuck is not None else []
     async with registry.run(daemon, lambda r: r.config(), last_resort=lambda uris, _failure: left.extend(uris)):
@@ -220,3 +225,23 @@ async def test_a_task_that_cannot_be_ended_is_the_last_resorts(tmp_path: Path, m
     assert stuck == [f"{SNAPSHOTTER}.a"]
     over.set()
     await tasks[0]
+
+
+async def test_deadlines_that_change_hold_for_calls_lives_and_who_keeps_some(tmp_path: Path) -> None:
+    seconds = {"now": 5.0}
+    told: list[float] = []
+
+    async def keeping(context: InitContext[Any]) -> object:
+        context.watch_timeouts(lambda: told.append(context.daemon.timeout_s("any")))
+        context.watch_timeouts(lambda: 1 // 0)
+        return Acme()
+
+    async with run(tmp_path, registration("a", init=keeping), timeout_s=lambda _key: seconds["now"]) as registry:
+        seconds["now"] = 7.0
+        registry.set_deadlines()
+        assert registry._running is not None
+        (life,) = registry._running.lives.values()
+        assert (life.limits.init_s, life.limits.stop_s, told) == (7.0, 7.0, [7.0])
+        assert registry[f"{SNAPSHOTTER}.a"].health.methods["stat"].limit_s == 7.0
+    registry.set_deadlines()
+    assert told == [7.0], "nothing is told to who has gone"

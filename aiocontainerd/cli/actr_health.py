@@ -48,7 +48,10 @@ def health(ctx: click.Context) -> None:
 @click.command()
 @click.pass_context
 def reload(ctx: click.Context) -> None:
-    """Have the daemon read its config again: plugins beside it come and go; the exit status is 1 where one failed."""
+    """Have the daemon read its config again: plugins beside it come and go, other timeouts hold from the next call on.
+
+    The exit status is 1 where a plugin failed.
+    """
 
     async def work(client: Client) -> int:
         changes = await client.plugins.reload()

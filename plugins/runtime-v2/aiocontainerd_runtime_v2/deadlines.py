@@ -11,8 +11,8 @@ import msgspec
 PREFIX = "io.containerd.timeout."
 
 
-class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits in seconds, infinite where the config says 0.
+class Deadlines(msgspec.Struct, kw_only=True):
+    """Limits in seconds, infinite where the config says 0. They change when the config is read again (`take`).
 
     `start_s` is for executing a shim's `start`, `call_s` for every call that changes a task, `state_s` for looking at
     one, `stats_s` for its metrics, `load_s` for finding one bundle's shim after a restart, `cleanup_s` for the
@@ -30,16 +30,20 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_timeouts(cls, timeout_s: Callable[[str], float]) -> Self:
         """The limits that `[timeouts]` says; `timeout_s` gives the seconds of a full key."""
+        made = cls()
+        made.take(timeout_s)
+        return made
+
+    def take(self, timeout_s: Callable[[str], float]) -> None:
+        """Use other limits from the next call on."""
 
         def limit(name: str) -> float:
             return timeout_s(PREFIX + name) or math.inf
 
-        return cls(
-            start_s=limit("shim.start"),
-            call_s=limit("shim.create"),
-            state_s=limit("task.state"),
-            stats_s=limit("metrics.shimstats"),
-            load_s=limit("shim.load"),
-            cleanup_s=limit("shim.cleanup"),
-            shutdown_s=limit("shim.shutdown"),
-        )
+        self.start_s = limit("shim.start")
+        self.call_s = limit("shim.create")
+        self.state_s = limit("task.state")
+        self.stats_s = limit("metrics.shimstats")
+        self.load_s = limit("shim.load")
+        self.cleanup_s = limit("shim.cleanup")
+        self.shutdown_s = limit("shim.shutdown")

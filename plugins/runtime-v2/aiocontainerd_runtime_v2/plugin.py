@@ -43,7 +43,9 @@ async def init_manager(context: InitContext[ShimConfig]) -> object:
         socket_dir=checked_socket_dir(context.config.socket_dir),
     )
     launchers = list(context.get_all(kinds.SHIM_LAUNCHER).values())
-    return ShimManager(surroundings, Deadlines.from_timeouts(context.daemon.timeout_s), launchers)
+    deadlines = Deadlines.from_timeouts(context.daemon.timeout_s)
+    context.watch_timeouts(lambda: deadlines.take(context.daemon.timeout_s))
+    return ShimManager(surroundings, deadlines, launchers)
 
 
 async def init_task(context: InitContext[TaskConfig]) -> object:
