@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -113,15 +114,22 @@ class InitProcess(Process):
 
     async def checkpoint(self, flags: CheckpointFlags) -> None:
         """Write a checkpoint. CRIU's log stays in the bundle where that fails."""
+        from aiocontainerd_shim import criu
+
         self.check(Action.CHECKPOINT)
         work = Path(flags.work_path or self.site.bundle / "work" / "criu-work")
         flags = msgspec.structs.replace(flags, work_path=str(work))
+        streams = criu.streams_of(self.pid)
         try:
-            await self.site.runtime.checkpoint(self.site.id, flags)
+            with self._criu_config(criu.dump_config(streams)) as env:
+                await self.site.runtime.checkpoint(self.site.id, flags, env)
+            criu.keep_streams(Path(flags.image_path), streams)
         except OciError as failure:
             dump = self.site.bundle / "criu-dump.log"
             _copy_if_there(work / "dump.log", dump)
-            raise Unknown(f"{str(failure).partition(chr(10))[0]} path= {dump}") from failure
+            ending = f"{failure.ending}: " if failure.ending else ""
+            text = self._failed(failure, work / "dump.log").removeprefix(ending)
+            raise Unknown(f"{ending}{text} path= {dump}") from failure
         finally:
             self._remove_work(work)
 
@@ -152,6 +160,8 @@ class InitProcess(Process):
         )
 
     async def _restore(self, console_socket: str, stdio: StdioFds | None) -> int:
+        from aiocontainerd_shim import criu
+
         site = self.site
         work = Path(site.options.criu_work_path or site.bundle / "work" / "criu-work")
         image = CheckpointFlags(
@@ -160,12 +170,38 @@ class InitProcess(Process):
             parent_path=self._checkpoint.parent_path,
         )
         try:
-            return await site.runtime.restore(
-                site.id, site.bundle, site.bundle / "init.pid", self._flags(console_socket), image, stdio
-            )
+            with self._criu_config(criu.restore_config(criu.kept_streams(Path(image.image_path)))) as env:
+                return await site.runtime.restore(
+                    site.id, site.bundle, site.bundle / "init.pid", self._flags(console_socket), image, stdio, env
+                )
+        except OciError as failure:
+            raise OciError(self._failed(failure, work / "restore.log"), failure.output) from failure
         finally:
             _copy_if_there(work / "restore.log", site.bundle / "criu-dump.log")
             self._remove_work(work)
+
+    @contextmanager
+    def _criu_config(self, text: str) -> Iterator[dict[str, str]]:
+        """What a command's environment has so that CRIU reads `text` besides its own configuration."""
+        from aiocontainerd_shim import criu
+
+        if not text:
+            yield {}
+            return
+        path = self.site.bundle / "criu.conf"
+        path.write_text(text)
+        try:
+            yield {criu.CONFIG_VARIABLE: str(path)}
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _failed(self, failure: OciError, log: Path) -> str:
+        """The first line of a failure (facts/runtime 4.7), and what CRIU's log says was the cause."""
+        from aiocontainerd_shim import criu
+
+        text = str(failure).partition("\n")[0]
+        reason = criu.reason(log, f"{failure} {failure.output}")
+        return f"{text}: {reason}" if reason else text
 
     def _flags(self, console_socket: str) -> CreateFlags:
         options = self.site.options

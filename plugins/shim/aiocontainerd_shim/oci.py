@@ -20,11 +20,15 @@ NO_IO = b""
 
 
 class OciError(Exception):
-    """An OCI runtime command failed. `str()` is its own explanation, `output` what it printed."""
+    """An OCI runtime command failed. `str()` is its own explanation, `output` what it printed.
 
-    def __init__(self, text: str, output: str) -> None:
+    `ending` says how the command ended, in the words of containerd; "" where it did not run.
+    """
+
+    def __init__(self, text: str, output: str, ending: str = "") -> None:
         super().__init__(text)
         self.output = output
+        self.ending = ending
 
 
 class CreateFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,13 +116,14 @@ class OciRuntime:
         flags: CreateFlags,
         checkpoint: CheckpointFlags,
         stdio: tuple[int, int, int] | None,
+        env: Mapping[str, str] | None = None,
     ) -> int:
-        """Restore a container from a checkpoint; returns the pid of its init."""
+        """Restore a container from a checkpoint; returns the pid of its init. `env` is added to the command's."""
         parent = ["--parent-path", checkpoint.parent_path] if checkpoint.parent_path else []
         paths = ["--image-path", checkpoint.image_path, "--work-path", checkpoint.work_path, *parent]
         orphan = [] if self.is_crun else ["-no-subreaper"]
         args = [*paths, "--detach", "--pid-file", str(pid_file), *flags.argv, *orphan, "--bundle", str(bundle)]
-        await self._run("restore", *args, container, stdio=stdio)
+        await self._run("restore", *args, container, stdio=stdio, env=env)
         return read_pid(pid_file)
 
     async def start(self, container: str) -> None:
@@ -168,15 +173,21 @@ class OciRuntime:
         """Apply resources, the JSON of a LinuxResources."""
         await self._run("update", "--resources=-", container, stdin=resources)
 
-    async def checkpoint(self, container: str, flags: CheckpointFlags) -> None:
-        """Write a checkpoint of a container with CRIU."""
-        await self._run("checkpoint", *flags.argv, container)
+    async def checkpoint(self, container: str, flags: CheckpointFlags, env: Mapping[str, str] | None = None) -> None:
+        """Write a checkpoint of a container with CRIU. `env` is added to the command's."""
+        await self._run("checkpoint", *flags.argv, container, env=env)
 
     async def _run(
-        self, verb: str, *args: str, stdin: bytes = NO_IO, stdio: tuple[int, int, int] | None = None
+        self,
+        verb: str,
+        *args: str,
+        stdin: bytes = NO_IO,
+        stdio: tuple[int, int, int] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> bytes:
         logged_bytes = _size(self._log)
-        done = await self._reaper.run(self.argv(verb, *args), env=self._env, stdin=stdin, stdio=stdio)
+        full = {**self._env, **env} if env else self._env
+        done = await self._reaper.run(self.argv(verb, *args), env=full, stdin=stdin, stdio=stdio)
         if done.status:
             raise failure(self.binary, done.status, done.output, _read_from(self._log, logged_bytes))
         return done.output
@@ -190,8 +201,8 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def failure(binary: str, status: int, output: bytes, log: bytes) -> OciError:
     """The error of a command that ended with `status`, from its output and the log it wrote."""
     text = output.decode(errors="replace").strip()
-    fallback = f"{Path(binary).name} did not terminate successfully: exit status {status}: {text}"
-    return OciError(last_error(log) or fallback, text)
+    ending = f"{Path(binary).name} did not terminate successfully: exit status {status}"
+    return OciError(last_error(log) or f"{ending}: {text}", text, ending)
 
 
 class _LogLine(msgspec.Struct):
