@@ -344,6 +344,8 @@ def test_grpc_client_of_another_stack_is_greeted(installed: Path, tmp_path: Path
 
 ASKER = """
 import json
+
+import anyio
 from aiocontainerd.plugin import Descriptor, kinds, register
 
 @register(kinds.INTERNAL, "asker", requires=[kinds.IMAGE_VERIFIER, kinds.CREDENTIALS])
@@ -353,7 +355,7 @@ async def asker(context):
     verdicts = [await verifier.verify("a", Descriptor("x/y", "sha256:" + c * 64, 1), None) for c in "01"]
     found = await provider.credentials("registry.example.com", "registry.example.com/a:1")
     answers = [verdict.ok for verdict in verdicts], found.username, found.secret, repr(found)
-    (context.state / "answers").write_text(json.dumps(answers))
+    await anyio.Path(context.state / "answers").write_text(json.dumps(answers))
 """
 JUDGES = """
 [python_plugins.asker]
