@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 SCRIPTS = Path(sys.executable).parent
@@ -134,22 +134,20 @@ def run(image: str, command: list[str], snapshotter: str) -> int:
                     address, namespace, "run", "--rm", *chosen, image or LOCAL_IMAGE, CONTAINER, *command
                 )
     finally:
-        clean(directory, namespace)
+        clean(directory)
     if status == 0:
         print_next()
     return status
 
 
-def clean(directory: Path, namespace: str) -> None:
-    """End the helper that outlives the daemon; remove the directory and what the OCI runtime left of the namespace."""
-    for pid in helpers(directory):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        wait_gone(pid)
-    for hierarchy in [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]:
-        if (hierarchy / namespace).is_dir():
-            (hierarchy / namespace).rmdir()
-    shutil.rmtree(Path("/run/containerd/runc") / namespace, ignore_errors=True)
+def clean(directory: Path) -> None:
+    """Remove the directory, once the daemon's helper, which ends by itself, has ended."""
+    until = time.monotonic() + STOP_S
+    while found := helpers(directory):
+        if time.monotonic() > until:
+            print(f"processes {found} do not end; they are left running", file=sys.stderr)
+            break
+        time.sleep(0.01)
     shutil.rmtree(directory)
 
 
@@ -164,15 +162,6 @@ def helpers(directory: Path) -> list[int]:
         if f"{directory}/".encode() in line and int(entry.name) != os.getpid():
             found.append(int(entry.name))
     return found
-
-
-def wait_gone(pid: int) -> None:
-    until = time.monotonic() + STOP_S
-    while Path(f"/proc/{pid}").exists():
-        if time.monotonic() > until:
-            print(f"process {pid} does not end; it is left running", file=sys.stderr)
-            return
-        time.sleep(0.01)
 
 
 def print_next() -> None:
