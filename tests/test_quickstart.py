@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +63,28 @@ def test_a_daemon_that_does_not_start_shows_its_log(quickstart: ModuleType, tmp_
 
 def test_cleaning_leaves_nothing_of_the_directory(quickstart: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "d" / "root").mkdir(parents=True)
-    quickstart.clean(tmp_path / "d", f"no-such-namespace-{os.getpid()}")
+    quickstart.clean(tmp_path / "d")
     assert not (tmp_path / "d").exists()
+
+
+def test_cleaning_waits_for_the_helper_of_the_daemon(
+    quickstart: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d").mkdir()
+    found = [[1], [1], []]
+    monkeypatch.setattr(quickstart, "helpers", lambda _: found.pop(0))
+    quickstart.clean(tmp_path / "d")
+    assert found == []
+
+
+def test_a_helper_that_does_not_end_is_named(
+    quickstart: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, "STOP_S", 0.05)
+    monkeypatch.setattr(quickstart, "helpers", lambda _: [7])
+    (tmp_path / "d").mkdir()
+    quickstart.clean(tmp_path / "d")
+    assert "processes [7] do not end" in capsys.readouterr().err
 
 
 def test_without_root_it_says_so(quickstart: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
     """Prepare, listen, tell the waiting parent, serve. What goes wrong before that is on the starter's stderr."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # by what is to be undone, as in a probe
+    _unwind_on_term()
     oci_choice.probe_in(Path(path).parent)
     try:
         os.chdir("/")
@@ -308,6 +308,11 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
         os._exit(0)
 
 
+def _unwind_on_term() -> None:
+    """End on SIGTERM by undoing what is under way, such as a probe."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+
 def _announced(path: str, ready: int) -> bool:
     """Tell the starter; False where it has given up, so that nobody will ever ask this server."""
     try:
@@ -324,6 +329,7 @@ def _prepare() -> None:
         warm_up.run()
     except Exception:  # noqa: BLE001 - a server that is not warm serves too, only slower
         traceback.print_exc()
+    _unwind_on_term()  # again: a loop that ends gives signals back to the kernel
     try:
         oci_choice.find()
     except ContainerdError:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -124,6 +126,13 @@ async def eventually(condition: Callable[[], object]) -> None:
     with anyio.fail_after(TIMEOUT_S):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
             await anyio.sleep(0.01)
+
+
+def until(condition: Callable[[], object]) -> None:
+    limit = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
 
 
 async def finish(client: TtrpcClient, container: str) -> int:
@@ -396,6 +405,28 @@ async def test_a_server_that_was_killed_is_replaced(short_path: Path) -> None:
         await eventually(lambda: servers_of(launcher) not in ([], [server]) and launcher.attends)
         await launcher.aclose()
     await eventually(lambda: not servers_of(launcher))
+
+
+@pytest.mark.root
+def test_a_server_that_is_ended_while_it_probes_leaves_nothing(short_path: Path) -> None:
+    programs, state = short_path / "bin", short_path / "state"
+    programs.mkdir()
+    state.mkdir()
+    for name in ("crun", "runc"):
+        (programs / name).write_text("#!/bin/sh\nexec sleep 60\n")
+        (programs / name).chmod(0o755)
+    launcher = AioLauncher(state)
+    starter = subprocess.Popen(
+        [sys.executable, "-m", "aiocontainerd_shim", "--socket", str(launcher.socket_path), "--fingerprint", "x"],
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+    )
+    until(lambda: list(state.glob("aiocontainerd-probe-*/config.json")))
+    (server,) = [pid for pid in servers_of(launcher) if pid != starter.pid]
+    os.kill(server, signal.SIGTERM)
+    assert starter.wait() == 1
+    until(lambda: not servers_of(launcher))
+    assert not list(state.iterdir())
+    assert not cgroups_of(f"aiocontainerd-probe-{server}")
 
 
 @pytest.mark.root
