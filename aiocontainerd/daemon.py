@@ -19,7 +19,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskGroup
 
-from aiocontainerd import attribution, conformance, discovery, dump, durations, kinds, lock
+from aiocontainerd import attribution, attribution_memory, conformance, discovery, dump, durations, kinds, lock
 from aiocontainerd.beside import Beside
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.errors import ContainerdError
@@ -127,7 +127,8 @@ async def _serve(
             await anyio.to_thread.run_sync(_load_messages)
             serving()
             async with _watchdog(registry, config):
-                await stop.wait()
+                with attribution_memory.measuring(config.settings.debug.plugin_memory):
+                    await stop.wait()
             _tell_service_manager(systemd.STOPPING)
             await _stop_servers(registry)
         signals.cancel_scope.cancel()

@@ -101,6 +101,8 @@ def _facts(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
     yield "Init took", span(found.init_ns)
     if found.rss_bytes is not None:
         yield "Memory (RSS)", output.size(found.rss_bytes)
+    else:
+        yield "Memory growth", _growth(found.memory_growth)
     yield "Calls", f"{health.calls}, {health.errors} errors, {health.expired} past their deadline"
     yield "Latency", f"p50 {span(health.p50_ns)}, p99 {span(health.p99_ns)}"
     if health.last_error:
@@ -108,6 +110,14 @@ def _facts(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
 
         when = output.time(timestamps.from_wire(health.last_error_at))
         yield "Last error", f"{' '.join(health.last_error.split())} ({when})"
+
+
+def _growth(growth: api.plugins.MemoryGrowth | None) -> str:
+    if growth is None:
+        return "not measured; [debug] plugin_memory = true measures it"
+    lines = "".join(f"; {output.size(line.bytes)} at {line.where}" for line in growth.lines)
+    others = f", of its package, which also brings {', '.join(growth.shared_with)}" if growth.shared_with else ""
+    return f"{output.size(growth.bytes)} since the daemon serves{others}{lines}"
 
 
 def _traces(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
@@ -130,12 +140,15 @@ def _traces(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
 
 
 def _methods(methods: Sequence[api.plugins.Method]) -> Iterator[str]:
-    yield f"{'METHOD':<18} {'CALLS':>8} {'ERRORS':>7} {'EXPIRED':>8} {'P50':>8} {'P99':>8}  LIMIT"
+    width = max(18, *(len(method.name) for method in methods))
+    yield f"{'METHOD':<{width}} {'CALLS':>8} {'ERRORS':>7} {'EXPIRED':>8} {'P50':>8} {'P99':>8}  LIMIT"
     for method in methods:
         limit = f"{durations.render(method.limit_ns / _SECOND_NS)} ({method.timeout})" if method.timeout else "none"
         if method.retry_ns:
             limit += f"; refused for {span(method.retry_ns)} after {method.failures_in_a_row} failures in a row"
+        elif method.failures_in_a_row:
+            limit += f"; failures in a row: {method.failures_in_a_row}"
         yield (
-            f"{method.name:<18} {method.calls:>8} {method.errors:>7} {method.expired:>8} {span(method.p50_ns):>8} "
+            f"{method.name:<{width}} {method.calls:>8} {method.errors:>7} {method.expired:>8} {span(method.p50_ns):>8} "
             f"{span(method.p99_ns):>8}  {limit}"
         )

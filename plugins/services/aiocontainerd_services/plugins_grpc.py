@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from aiocontainerd import kinds, timestamps
+import anyio.to_thread
+
+from aiocontainerd import attribution_memory, kinds, timestamps
 from aiocontainerd.attribution import Owners, PluginHealth
 from aiocontainerd.dispatch_records import Latencies, MethodHealth, MethodRecord
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -58,6 +60,7 @@ class PluginsGrpc:
             changed_globals=health.changed_globals,
             last_block=api.plugins.Block(where=block.where, duration_ns=_ns(block.seconds)) if block else None,
             rss_bytes=health.rss_bytes(),
+            memory_growth=await _growth(plugin, self._owners()),
         )
 
     async def list_health(self, _request: api.plugins.ListHealthRequest) -> api.plugins.ListHealthResponse:
@@ -149,6 +152,16 @@ def _method(method: MethodHealth) -> api.plugins.Method:
         retry_ns=_ns(method.retry_s),
         last_error=method.last_error,
     )
+
+
+async def _growth(plugin: Plugin, owners: Owners) -> api.plugins.MemoryGrowth | None:
+    from aiocontainerd import api
+
+    growth = await anyio.to_thread.run_sync(attribution_memory.growth_of, plugin.uri, owners)
+    if growth is None:
+        return None
+    lines = [api.plugins.Allocation(where=where, bytes=size) for where, size in growth.lines]
+    return api.plugins.MemoryGrowth(bytes=growth.size, lines=lines, shared_with=growth.shared_with)
 
 
 def _ns(seconds: float) -> int:

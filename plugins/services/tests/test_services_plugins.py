@@ -11,8 +11,9 @@ import anyio
 import pytest
 from aiocontainerd_services.plugins_grpc import PluginsGrpc
 
-from aiocontainerd import api, kinds
+from aiocontainerd import api, attribution_memory, kinds
 from aiocontainerd.attribution import Block, Owners
+from aiocontainerd.attribution_memory import Growth
 from aiocontainerd.dispatch import Dispatcher
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State
@@ -112,6 +113,20 @@ async def test_what_runs_and_what_was_left_is_told(plugins: list[Plugin]) -> Non
     assert found.last_block == api.plugins.Block(where="/srv/a.py:7", duration_ns=500_000_000)
     assert found.health is not None
     assert (found.health.in_flight, found.health.blocks, found.health.blocked_ns) == (1, 1, 500_000_000)
+
+
+async def test_memory_growth_is_told_where_it_is_measured(
+    plugins: list[Plugin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await explained(plugins, URI)).memory_growth is None
+    growth = Growth(10 << 20, [("/srv/a.py:3", 9 << 20)], ["io.containerd.differ.v1.acme"])
+    monkeypatch.setattr(attribution_memory, "growth_of", lambda uri, _owners: growth if uri == URI else None)
+    told = (await explained(plugins, URI)).memory_growth
+    assert told == api.plugins.MemoryGrowth(
+        bytes=10 << 20,
+        lines=[api.plugins.Allocation(where="/srv/a.py:3", bytes=9 << 20)],
+        shared_with=["io.containerd.differ.v1.acme"],
+    )
 
 
 async def test_tasks_of_the_plugins_code_are_told_also_without_its_context(plugins: list[Plugin]) -> None:

@@ -5,6 +5,7 @@
 
 __all__ = (
     "AbandonedCall",
+    "Allocation",
     "Block",
     "Change",
     "ExplainRequest",
@@ -12,6 +13,7 @@ __all__ = (
     "Health",
     "ListHealthRequest",
     "ListHealthResponse",
+    "MemoryGrowth",
     "Method",
     "ReloadRequest",
     "ReloadResponse",
@@ -38,6 +40,19 @@ default_message_pool.register_message("aiocontainerd.plugins.v1", "AbandonedCall
 
 
 @dataclass(eq=False, repr=False)
+class Allocation(betterproto2.Message):
+    where: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    `file:line`.
+    """
+
+    bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+
+default_message_pool.register_message("aiocontainerd.plugins.v1", "Allocation", Allocation)
+
+
+@dataclass(eq=False, repr=False)
 class Block(betterproto2.Message):
     where: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
@@ -59,7 +74,7 @@ class Change(betterproto2.Message):
 
     outcome: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    added, removed, replaced, failed or restart needed.
+    added, removed, replaced, applied, failed or restart needed.
     """
 
     detail: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -129,6 +144,11 @@ class ExplainResponse(betterproto2.Message):
     Memory of its own process.
     """
 
+    memory_growth: "MemoryGrowth | None" = betterproto2.field(15, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    What it keeps of the memory that it allocated since the daemon serves; only with `[debug] plugin_memory`.
+    """
+
 
 default_message_pool.register_message("aiocontainerd.plugins.v1", "ExplainResponse", ExplainResponse)
 
@@ -193,6 +213,24 @@ class ListHealthResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("aiocontainerd.plugins.v1", "ListHealthResponse", ListHealthResponse)
+
+
+@dataclass(eq=False, repr=False)
+class MemoryGrowth(betterproto2.Message):
+    bytes: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+
+    lines: "list[Allocation]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The lines that keep most, the largest first.
+    """
+
+    shared_with: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Other plugins of the same package: the bytes are of all of them.
+    """
+
+
+default_message_pool.register_message("aiocontainerd.plugins.v1", "MemoryGrowth", MemoryGrowth)
 
 
 @dataclass(eq=False, repr=False)
