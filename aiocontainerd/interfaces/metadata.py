@@ -80,7 +80,10 @@ class Resource(msgspec.Struct, frozen=True):
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collection removed, by kind (`content`, `images`, `ingests`, `leases`, `snapshots/<snapshotter>`)."""
+    """What a collection removed, by kind (`content`, `images`, `ingests`, `leases`, `snapshots/<snapshotter>`).
+
+    `duration_s` is how long it was at work, without the time in which it left the store to its callers.
+    """
 
     removed: Mapping[str, int]
     duration_s: float

@@ -3,13 +3,17 @@
 No lock is held between the two. While a collection runs, triggers note every resource that got a new edge, new
 attributes or came to be. Before each batch is deleted, those, what calls in progress have pinned, and whatever they
 lead to among the resources that the mark did not reach, are spared until the next collection.
+
+A collection gives way: its batches are small, and while clients write it leaves them most of the writer's time.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import anyio
 import msgspec
@@ -19,11 +23,17 @@ from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.engine import Engine
 from aiocontainerd_metadata_sqlite.resources import Connection
 
-BATCH = 50
-"""Records deleted in one mutation: a couple of milliseconds, which is how long a client's write may wait for it."""
-_UNMARKED_AT_ONCE = 2000
+T = TypeVar("T")
 
-# CROSS JOIN keeps SQLite to the order written: from what was reached outwards, each step by an index.
+BATCH = 16
+"""Records deleted in one mutation: about a millisecond, which is how long a client's write may wait for it."""
+_UNMARKED_AT_ONCE = 400
+_REST = 3.0
+"""How much longer than a mutation of its own the sweep leaves the writer alone while clients use it."""
+_LONGEST_REST_S = 0.1
+
+# CROSS JOIN keeps SQLite to the order written: from what was reached outwards, each step by an index. Ids come as one
+# row, for each row takes the interpreter's lock from the event loop.
 _MARK = """
 WITH RECURSIVE live (id, flat) AS (
     SELECT id, flat FROM resources WHERE rooted AND (expires_ns IS NULL OR expires_ns > :now)
@@ -39,11 +49,11 @@ WITH RECURSIVE live (id, flat) AS (
         CROSS JOIN refs f ON f.namespace = l.namespace AND f.type = l.type AND f.key = l.key
         WHERE f.kind = 3
 )
-SELECT r.id, l.flat FROM resources r
+SELECT json_group_array(r.id) FILTER (WHERE l.id IS NULL), json_group_array(r.id) FILTER (WHERE l.flat)
+    FROM resources r
     LEFT JOIN (SELECT id, min(flat) AS flat FROM live GROUP BY id) l ON l.id = r.id
     WHERE (l.id IS NULL OR l.flat)
     AND (r.type IN ('content', 'ingests', 'images', 'leases') OR r.type GLOB 'snapshots/*')
-    ORDER BY r.id DESC
 """
 
 _SPARE = """
@@ -105,8 +115,8 @@ class Marked(msgspec.Struct, frozen=True):
 
 def mark(db: Connection, now_ns: int) -> Marked:
     """Find what no root leads to, within the read snapshot of `db`."""
-    rows = db.execute(_MARK, {"now": now_ns}).fetchall()
-    return Marked([r for r, flat in rows if flat is None], [r for r, flat in rows if flat is not None])
+    dead, flat = db.execute(_MARK, {"now": now_ns}).fetchone()
+    return Marked(sorted(json.loads(dead), reverse=True), json.loads(flat))
 
 
 class Sweeper:
@@ -116,6 +126,8 @@ class Sweeper:
         self._engine = engine
         self._pinned = pinned
         self._lock = anyio.Lock()
+        self.rested_s = 0.0
+        """What collections have left to clients, in seconds, since the start."""
 
     async def run(self, swept: Callable[[Sequence[Swept]], None]) -> Mapping[str, int]:
         """Mark and sweep; `swept(batch)` is called after the commit of each batch. Returns counts by type."""
@@ -140,9 +152,19 @@ class Sweeper:
         if not marked.dead:
             return
         for ids in _batches([*marked.dead, *marked.flat], _UNMARKED_AT_ONCE):
-            await self._engine.write(lambda db, ids=ids: _note_unmarked(db, ids))  # type: ignore[misc]  # mypy infers no lambda with a default
+            await self._mutate(lambda db, ids=ids: _note_unmarked(db, ids))  # type: ignore[misc]  # mypy infers no lambda with a default
         for ids in _batches(marked.dead, BATCH):
-            await self._engine.write(lambda db, ids=ids: self._sweep_batch(db, ids), then=done)  # type: ignore[misc]  # mypy infers no lambda with a default
+            await self._mutate(lambda db, ids=ids: self._sweep_batch(db, ids), then=done)  # type: ignore[misc]  # mypy infers no lambda with a default
+
+    async def _mutate(self, function: Callable[[Connection], T], *, then: Callable[[T], None] | None = None) -> None:
+        """One mutation, and after it a rest where a client's came meanwhile."""
+        before, began_s = self._engine.statistics().mutations, time.monotonic()
+        await self._engine.write(function, then=then)
+        took_s, after = time.monotonic() - began_s, self._engine.statistics()
+        if after.mutations - before > 1 or after.waiting:
+            rest_s = min(_REST * took_s, _LONGEST_REST_S)
+            self.rested_s += rest_s
+            await anyio.sleep(rest_s)
 
     def _sweep_batch(self, db: Connection, ids: Sequence[int]) -> list[Swept]:
         """Delete those of `ids` that nothing has reached since the mark."""

@@ -119,12 +119,12 @@ class SqliteMetadataStore:
 
         Raises what the database raises. A backend that fails is logged and stays dirty.
         """
-        started = time.monotonic()
+        started, rested_s = time.monotonic(), self._sweeper.rested_s
         removed = await self._sweeper.run(self._swept)
         async with anyio.create_task_group() as group:
             for resource_type in sorted(self._session.dirty):
                 group.start_soon(self._prune, resource_type)
-        return Collected(removed=removed, duration_s=time.monotonic() - started)
+        return Collected(removed=removed, duration_s=time.monotonic() - started - (self._sweeper.rested_s - rested_s))
 
     def _swept(self, batch: Sequence[Swept]) -> None:
         for record in batch:
