@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from aiocontainerd.testing.images import Blob, Image, Layer, busybox_layer, entry, tar_of, write_archive
 from harness import Debians, Ours, Peer, docker_registry, peer, push
+from outside import served
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -83,6 +85,22 @@ def test_a_container_runs_on_layers_that_a_program_made_readable(daemon: Peer, t
     ran = daemon.ctr("run", "--rm", name, "c", "cat", "/etc/passwd", "/etc/plain")
     assert ran.stdout.startswith(b"root:x:0:0:root")
     assert ran.stdout.endswith(b"plain\n")
+
+
+def test_a_served_differ_runs_the_programs_of_its_own_config(tmp_path: Path) -> None:
+    archive, name = tmp_path / "image.tar", IMAGE.format("scrambled")
+    write_archive(archive, name, [Image(layers=[Scrambled(busybox_layer().tar)])])
+    (tmp_path / "unscramble.py").write_text(UNSCRAMBLE)
+    (tmp_path / "differ.toml").write_text("version = 3\n" + TABLES.replace("{directory}", str(tmp_path)))
+    with tempfile.TemporaryDirectory(prefix="sp-", dir="/tmp") as short, peer(Ours, start=False) as daemon:
+        with daemon.config_path.open("a") as file:
+            file.write(f'[proxy_plugins.d]\ntype = "diff"\naddress = "{short}/d.sock"\n')
+            file.write('[plugins."io.containerd.service.v1.diff-service"]\ndefault = ["d"]\n')
+        daemon.start()
+        flags = ("--content", f"unix://{daemon.address}", "--config", str(tmp_path / "differ.toml"))
+        with served("aiocontainerd_differ.plugin", Path(short), "d", *flags):
+            daemon.ctr("images", "import", str(archive))
+            assert daemon.ctr("run", "--rm", name, "c", "echo", "hello").stdout == b"hello\n"
 
 
 def test_what_a_program_complains_of_is_the_clients_error(daemon: Peer, tmp_path: Path) -> None:

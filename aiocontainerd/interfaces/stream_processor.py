@@ -19,6 +19,9 @@ stream as its standard input and output, as in containerd. `STREAM_PROCESSOR_MED
 input's type; a payload is a serialised `google.protobuf.Any` on descriptor 3. What it writes to standard error is the
 error where its exit status is not 0.
 
+Apart from the daemon. A differ that `aiocontainerd-plugin serve` runs has the programs of its own `--config`; one that
+the daemon runs with `isolation = "process"` has no stream processors.
+
 What must fail and how. A stream that is no valid input raises; the layer is then not applied, and the caller gets
 the text. When the generator is closed early it gives back what it took.
 """

@@ -1,7 +1,8 @@
 """Runs a plugin without a daemon and serves it to one: `aiocontainerd-plugin serve`.
 
 The plugin gets what a daemon would give it: its decoded config, directories of its own, an event bus (which nobody
-else hears). A differ gets the content of the daemon that `content` names, in the namespace and lease of each call.
+else hears). A differ gets the content of the daemon that `content` names, in the namespace and lease of each call, and
+the programs of `[stream_processors]`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from aiocontainerd import kinds
+from aiocontainerd import kinds, loading
 from aiocontainerd.config import Config, load
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.events import EventBus
@@ -77,6 +78,8 @@ async def run(options: Options) -> None:
     chosen = [registry.add(registration) for registration in target.registrations(options.target, options.plugin_id)]
     for stand_in in _stand_ins(options, {plugin.kind for plugin in chosen}):
         registry.add(stand_in)
+    for program in _programs(loading.load(options.target), config, chosen):
+        registry.add(program)
     stop = anyio.Event()
     async with anyio.create_task_group() as signals:
         signals.start_soon(_handle_signals, stop, name="signals")
@@ -192,6 +195,14 @@ def _stand_ins(options: Options, served: Iterable[str]) -> list[Registration]:
     if kinds.CONTENT not in served:
         found.append(Registration(kind=kinds.CONTENT, id="content", init=content_of_daemon))
     return found
+
+
+def _programs(target_object: object, config: Config, chosen: Iterable[Plugin]) -> list[Registration]:
+    """The stream processors of the config, where the module of a differ runs such programs."""
+    register = getattr(target_object, "register_stream_processor", None)
+    if register is None or kinds.DIFFER not in {plugin.kind for plugin in chosen}:
+        return []
+    return [register(name, settings) for name, settings in config.stream_processors.items()]
 
 
 def _daemon(options: Options, registry: Registry, config: Config) -> Daemon:
