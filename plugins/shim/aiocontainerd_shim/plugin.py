@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, State, hookimpl, kinds
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.launcher import AioLauncher
+
+_STARTED_S, _POLL_S = 5.0, 0.02
 
 
 class Config(PluginConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,15 +25,24 @@ class Config(PluginConfig, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 async def init(context: InitContext[Config]) -> AioLauncher:
-    """Make the launcher; the fork server starts beside the daemon's own start."""
+    """Make the launcher; the fork server starts when the daemon has, so that it takes no processor from that."""
+    import anyio
+
     from aiocontainerd_shim.launcher import AioLauncher
 
     config = context.config
     launcher = AioLauncher(
         context.state, fork_server=config.fork_server, oci_runtime=config.oci_runtime, cgroup=config.cgroup
     )
+
+    async def attend() -> None:
+        with anyio.move_on_after(_STARTED_S):
+            while any(plugin.state == State.REGISTERED for plugin in context.daemon.plugins()):  # noqa: ASYNC110 - sets no event
+                await anyio.sleep(_POLL_S)
+        await launcher.attend()
+
     context.on_stop(launcher.aclose)
-    context.tasks.start_soon(launcher.attend, name="fork server")
+    context.tasks.start_soon(attend, name="fork server")
     return launcher
 
 
