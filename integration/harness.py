@@ -60,6 +60,7 @@ class Peer:
         self.log_path = directory / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._mounted: list[str] = []
+        self._namespaces = _kept_namespaces()
 
     def __repr__(self) -> str:
         pid = self.process.pid if self.process else None
@@ -185,6 +186,7 @@ class Peer:
         found = [f"process {pid}: {line}" for pid, line in processes_of(self.directory, self.namespace)]
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         found += [*self._mounted, *(f"mount {line}" for line in mounts if str(self.directory) in line)]
+        found += [f"namespace {line}" for line in _kept_namespaces() - self._namespaces]
         found += [f"cgroup {path}" for path in cgroups_named(self.namespace)]
         found += [f"cgroup {path}" for path in cgroups_named(self.shim_cgroup)]
         runtime_state = Path("/run/containerd/runc") / self.namespace
@@ -260,6 +262,11 @@ def processes_of(directory: Path, namespace: str) -> Iterator[tuple[int, str]]:
             continue
         if line and (f"{directory}/" in f"{line} {cwd}/" or f"-namespace {namespace} " in line):
             yield int(entry.name), line
+
+
+def _kept_namespaces() -> set[str]:
+    """Mounts that keep namespaces without processes."""
+    return {line for line in Path("/proc/self/mounts").read_text().splitlines() if line.split()[2] == "nsfs"}
 
 
 def cgroups_named(name: str) -> list[Path]:

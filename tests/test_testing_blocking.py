@@ -19,6 +19,12 @@ from aiocontainerd.testing.blocking import May, Violation
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    """Both loops: shims have the one, the daemon has the other."""
+    return "asyncio", {"use_uvloop": request.param}
+
+
 @pytest.fixture
 def no_blocking_calls() -> None:
     """The tests look for themselves."""

@@ -71,7 +71,7 @@ class ForkServer:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._reap)
         try:
-            while not self._retired or self._children:
+            while not self._retired or self._has_children():
                 for key, _ in self._selector.select(self._patience_s()):
                     key.data()
                 if self._patience_s() == 0:
@@ -79,13 +79,13 @@ class ForkServer:
         finally:
             self._retire()
 
-    @property
-    def _children(self) -> int:
-        return len(self._bundles) + len(self._deletes)
+    def _has_children(self) -> bool:
+        """Whether there is a shim, a clean-up, or a container whose shim is dead: its exit comes here."""
+        return bool(self._bundles or self._deletes or (self._orphaned and _is_parent()))
 
     def _patience_s(self) -> float | None:
         """How long to go on without a daemon; None where there is one, or a child whose end comes first."""
-        if self._retired or self._daemons or self._children:
+        if self._retired or self._daemons or self._has_children():
             return None
         return max(0.0, self._alone_since + _ALONE_S - time.monotonic())
 
@@ -242,6 +242,15 @@ class _Received:
                 raise InvalidArgument("the request ended early")
             parts += part
         return parts
+
+
+def _is_parent() -> bool:
+    """Whether this process has any child, its own or one that fell to it."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:

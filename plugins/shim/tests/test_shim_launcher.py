@@ -252,20 +252,24 @@ async def test_the_delete_action_cleans_up_after_a_killed_shim(node: Node) -> No
 @pytest.mark.root
 @needs_runc
 @pytest.mark.anyio
+@pytest.mark.parametrize("retired", [False, True])
 async def test_the_exit_of_a_container_whose_shim_died_reaches_its_bundle(
-    short_path: Path, launcher: AioLauncher
+    short_path: Path, launcher: AioLauncher, retired: bool
 ) -> None:
     node = Node(short_path, launcher)
     client = await node.shim("c1", "sh", "-c", "sleep 0.5; exit 6")
     await node.create(client, "c1")
     await call(client, "Start", api.task_v3.StartRequest(id="c1"))
     connected = await call(client, "Connect", api.task_v3.ConnectRequest(id="c1"))
+    if retired:
+        await launcher.retire()
     os.kill(connected.shim_pid, 9)
     bundle = node.command("c1").bundle
     await eventually(lambda: (record := records.read_process(bundle)) and record.exit_status is not None)
     deleted = api.task_v3.DeleteResponse.parse(await launcher.delete(node.command("c1"), timeout_s=TIMEOUT_S))
     assert deleted.exit_status == 6
     assert node.leftovers() == []
+    await eventually(lambda: not retired or not servers_of(launcher))
     await node.close()
 
 
