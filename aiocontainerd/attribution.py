@@ -2,7 +2,8 @@
 
 Code belongs to a plugin by the package of its module. Where a package brings several plugins, the name of the task
 says which one of them it was: tasks of guarded calls and of `InitContext.tasks` begin with the plugin's URI. A task
-that runs none but a library's code belongs to the plugin in whose call, or life, it was made.
+that runs none but a library's code belongs to the plugin in whose call, or life, it was made; where a front end
+called, to the one whose code made it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ _SHARED = (builtins, os, socket, asyncio, signal, subprocess, sys, threading)
 _CHANGES_BY_ITSELF = frozenset({"_", "last_exc", "last_type", "last_value", "last_traceback", "environ"})
 _MISSING = object()
 _MAKER = "__made_for_plugin__"
+_MAKER_DEPTH = 4
+"""How many frames of who makes a task are looked through for a plugin's code."""
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,13 +145,17 @@ class Owners:
                     return uri
         frame = getattr(task.get_coro(), "cr_frame", None)
         uris = self.of_module(frame.f_globals.get("__name__", "")) if frame is not None else ()
-        maker: str | None = getattr(task, _MAKER, None)
-        return _chosen(uris, name) if uris else maker
+        return _chosen(uris, name) if uris else self._of_maker(getattr(task, _MAKER, ""))
+
+    def _of_maker(self, maker: str | tuple[str, ...]) -> str | None:
+        if isinstance(maker, str):
+            return maker or None
+        return next((uris[0] for module in maker if (uris := self.of_module(module))), None)
 
 
 @contextmanager
 def marking_tasks(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """While the block runs, remember for which plugin each new task of a loop is made; half a microsecond a task."""
+    """While the block runs, remember for which plugin each new task of a loop is made; at most a microsecond a task."""
     before = loop.get_task_factory()
 
     def factory(
@@ -156,8 +163,7 @@ def marking_tasks(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     ) -> asyncio.Future[Any]:
         task = asyncio.Task(coroutine, loop=loop, **kwargs) if before is None else before(loop, coroutine, **kwargs)
         clock = running.get()
-        if clock is not None:
-            setattr(task, _MAKER, clock.uri)
+        setattr(task, _MAKER, _modules(sys._getframe(1)) if clock is None else clock.uri)
         return task
 
     loop.set_task_factory(factory)
@@ -165,6 +171,15 @@ def marking_tasks(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         yield
     finally:
         loop.set_task_factory(before)
+
+
+def _modules(frame: FrameType | None) -> tuple[str, ...]:
+    """Whose code runs, innermost first."""
+    names: list[str] = []
+    while frame is not None and len(names) < _MAKER_DEPTH:
+        names.append(frame.f_globals.get("__name__", ""))
+        frame = frame.f_back
+    return tuple(names)
 
 
 def package_of(module: str) -> str:

@@ -123,7 +123,7 @@ class Call:
         self.waiter: asyncio.Future[Any] = loop.create_future()
         record.in_flight += 1
         self.started = _monotonic()
-        self.task = loop.create_task(_attempt(self, function, args, kwargs), name=record.label)
+        self.task = asyncio.Task(_attempt(self, function, args, kwargs), loop=loop, name=record.label)
         if deadlines is not None:
             deadlines.add(self)
 

@@ -5,7 +5,8 @@ other processes, *long* for what moves whole layers, *task* for what asks a shim
 item. While a method waits for another plugin its clock stands still (`dispatch_clock`), so that views of other plugins,
 such as namespaced content, need no longer deadlines than what they show.
 
-A kind that is not named here is guarded all the same, by what its instance has: every public `async def` is *work*.
+A kind that is not named here is guarded all the same, by what its instance has: every public `async def` is *work*, and
+the first word of its name says whether it ends, frees or looks at something.
 """
 
 from __future__ import annotations
@@ -89,12 +90,14 @@ WRITER = Interface(
     long=("commit",),
     always=("close", "__aexit__"),
 )
-NAMESPACES = Interface(protocol="metadata:NamespaceStore", work=("create", "get", "update", "list", "delete"))
-CONTAINERS = Interface(protocol="metadata:ContainerStore", work=("get", "list", "create", "update", "delete"))
-IMAGES = Interface(protocol="metadata:ImageStore", work=("get", "list", "create", "update", "delete"))
+_RECORDS = ("create", "get", "update", "list", "delete")
+NAMESPACES = Interface(protocol="metadata:NamespaceStore", work=_RECORDS, always=("delete",))
+CONTAINERS = Interface(protocol="metadata:ContainerStore", work=_RECORDS, always=("delete",))
+IMAGES = Interface(protocol="metadata:ImageStore", work=_RECORDS, always=("delete",))
 LEASES = Interface(
     protocol="metadata:LeaseStore",
     work=("create", "delete", "list", "add_resource", "delete_resource", "resources"),
+    always=("delete", "delete_resource"),
 )
 SNAPSHOTS = Interface(
     protocol="snapshotter:Snapshotter",
@@ -158,7 +161,7 @@ BY_KIND: Mapping[str, Interface] = MappingProxyType(
             parts={name: name for name in ("namespaces", "containers", "images", "leases", "content")},
             gives={"snapshotter": "snapshotter"},
         ),
-        kinds.LEASE: Interface(protocol="services:LeaseManager", work=LEASES.work),
+        kinds.LEASE: Interface(protocol="services:LeaseManager", work=LEASES.work, always=LEASES.always),
         kinds.GC: Interface(protocol="gc:GCScheduler", long=("schedule_and_wait",)),
         kinds.RUNTIME: Interface(
             protocol="runtime:TaskRuntime",
@@ -211,6 +214,27 @@ NOT_GUARDED: Mapping[str, str] = MappingProxyType(
 """Kinds whose instances are given to others as they are -> why."""
 
 
+_WAY_OUT = frozenset(
+    {
+        "abort",
+        "aclose",
+        "clean",
+        "cleanup",
+        "close",
+        "delete",
+        "get",
+        "info",
+        "kill",
+        "list",
+        "metrics",
+        "pids",
+        "release",
+    }
+    | {"remove", "shutdown", "state", "stats", "status", "stop", "unmount", "wait"}
+)
+"""First words of methods that end, free or look at something, of kinds without an interface."""
+
+
 def interface_of(kind: str, instance: type) -> Interface | None:
     """What to guard of a plugin; None for a kind that is not guarded."""
     if kind in NOT_GUARDED:
@@ -222,7 +246,9 @@ def interface_of(kind: str, instance: type) -> Interface | None:
 def found_in(instance: type) -> Interface:
     """The interface of a kind without one: every public method of the class that is awaited, or iterated."""
     functions = {name: getattr(instance, name, None) for name in dir(instance) if not name.startswith("_")}
+    awaited = tuple(name for name, function in functions.items() if iscoroutinefunction(function))
     return Interface(
-        work=tuple(name for name, function in functions.items() if iscoroutinefunction(function)),
+        work=awaited,
+        always=tuple(name for name in awaited if name.partition("_")[0] in _WAY_OUT),
         streams={name: WORK for name, function in functions.items() if isasyncgenfunction(function)},
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from aiocontainerd import kinds
+from aiocontainerd import dispatch_clock, kinds
 from aiocontainerd.attribution import Owners, PluginHealth, changed_globals
 from aiocontainerd.dispatch import Dispatcher
 from aiocontainerd.errors import FailedPrecondition, NotFound
@@ -84,7 +84,9 @@ class Running:
         life = self.lives[plugin.uri] = PluginLife(
             plugin.uri, partial(self._init, plugin), Limits.of(self.daemon.timeout_s)
         )
+        before = dispatch_clock.running.set(dispatch_clock.Clock(""))  # its life is nobody's task, whoever asked for it
         self._group.start_soon(life.run, name=f"plugin {plugin.uri}")
+        dispatch_clock.running.reset(before)
         await life.begun()
         if self._stopping:
             await life.stop()

@@ -33,6 +33,10 @@ async def work():
 def drop(path):
     open(path)
 
+def leak(coroutine):
+    import asyncio
+    return asyncio.create_task(coroutine)
+
 def keep_in_a_circle(path):
     circle = [open(path)]
     circle.append(circle)
@@ -106,23 +110,25 @@ async def a_librarys_work() -> None:
 
 
 @pytest.mark.parametrize("use_uvloop", [False, True])
-def test_a_task_of_a_librarys_code_is_whose_call_made_it(owners: Owners, use_uvloop: bool) -> None:
+def test_a_task_of_a_librarys_code_is_whose_call_or_code_made_it(owners: Owners, acme: Any, use_uvloop: bool) -> None:
     async def leaks() -> tuple[str | None, ...]:
         loop = asyncio.get_running_loop()
         with attribution.marking_tasks(loop):
             nobodys = loop.create_task(a_librarys_work())
+            directly = acme.leak(a_librarys_work())
             running.set(Clock(OTHER))
             leaked = asyncio.ensure_future(a_librarys_work())
             named = loop.create_task(a_librarys_work(), name=f"{URI}: stat")
-            found = owners.of_task(nobodys), owners.of_task(leaked), owners.of_task(named)
+            tasks = (nobodys, directly, leaked, named)
+            found = tuple(owners.of_task(task) for task in tasks)
         assert loop.get_task_factory() is None
-        for task in (nobodys, leaked, named):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait([nobodys, leaked, named])
+        await asyncio.wait(tasks)
         return found
 
     options = {"use_uvloop": use_uvloop}
-    assert anyio.run(leaks, backend_options=options) == (None, OTHER, URI)
+    assert anyio.run(leaks, backend_options=options) == (None, URI, OTHER, URI)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from aiocontainerd.interfaces import PROTOCOLS, protocol_of
 
 INTERFACES = {interface.protocol: interface for interface in (*BY_KIND.values(), *NAMED.values())}
 KINDS = sorted(value for name, value in vars(kinds).items() if name.isupper() and value != kinds.ALL)
-ANY = Interface(work=("ask",), streams={"watch": WORK})
+ANY = Interface(work=("ask", "delete_all", "list"), streams={"watch": WORK}, always=("delete_all", "list"))
 """What a plugin of a kind without an interface has, in these tests."""
 URI = "io.containerd.any.v1.acme"
 LIMIT_S = 0.02
