@@ -95,9 +95,9 @@ def count(daemon: Peer, container: str) -> int:
     return int(told or b"0")
 
 
-def counting(daemon: Peer, container: str = "c") -> None:
-    daemon.ctr("run", "-d", IMAGE, container, "sh", "-c", COUNTING)
-    until(lambda: count(daemon, container) > 3, "the container to count")
+def counting(daemon: Peer, *flags: str) -> None:
+    daemon.ctr("run", "-d", *flags, IMAGE, "c", "sh", "-c", COUNTING)
+    until(lambda: count(daemon, "c") > 3, "the container to count")
 
 
 def goes_on(daemon: Peer, container: str) -> None:
@@ -145,6 +145,15 @@ def test_a_container_goes_on_where_its_checkpoint_was(daemon: Peer) -> None:
         assert 1 < first <= at + 1, restored
         goes_on(daemon, container)
         remove(daemon, container)
+
+
+@pytest.mark.usefixtures("working")
+def test_a_container_without_streams_goes_on_too(daemon: Peer) -> None:
+    counting(daemon, "--null-io")
+    daemon.ctr("containers", "checkpoint", "--rw", "--task", "--image", "c", "checkpoint:1")
+    remove(daemon)
+    daemon.ctr("containers", "restore", "--rw", "--live", "again", "checkpoint:1")
+    goes_on(daemon, "again")
 
 
 @pytest.mark.usefixtures("working")

@@ -46,8 +46,11 @@ def restore_config(streams: Sequence[str]) -> str:
 
 
 def keep_streams(images: Path, streams: Sequence[str]) -> None:
-    """Note beside the images which streams are external."""
-    (images / STREAMS_FILE).write_bytes(msgspec.json.encode(list(streams)))
+    """Note beside the images which streams are external; where none is they are as any shim's."""
+    file = images / STREAMS_FILE
+    file.unlink(missing_ok=True)
+    if any(streams):
+        file.write_bytes(msgspec.json.encode(list(streams)))
 
 
 def kept_streams(images: Path) -> list[str]:

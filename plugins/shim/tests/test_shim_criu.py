@@ -48,6 +48,8 @@ def test_streams_are_kept_beside_the_images(tmp_path: Path) -> None:
     assert criu.kept_streams(tmp_path) == []
     criu.keep_streams(tmp_path, ["file[1:a]", "", "file[2:b]"])
     assert criu.kept_streams(tmp_path) == ["file[1:a]", "", "file[2:b]"]
+    criu.keep_streams(tmp_path, ["", "", ""])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
