@@ -34,7 +34,7 @@ class LosesTree(NativeSnapshotter):
     """Begins anew whenever it starts."""
 
     async def start(self) -> None:
-        self.root.joinpath("metadata.db").unlink(missing_ok=True)
+        await anyio.Path(self.root, "metadata.db").unlink(missing_ok=True)
         await super().start()
 
 
