@@ -402,7 +402,7 @@ async def test_a_server_stays_for_its_shims_and_ends_with_the_last(short_path: P
 @pytest.mark.root
 @pytest.mark.anyio
 async def test_a_server_that_was_killed_is_replaced(short_path: Path) -> None:
-    launcher = AioLauncher(short_path)
+    launcher = AioLauncher(short_path, cgroup=f"/{short_path.name}-shims")
     async with attending(launcher):
         (server,) = servers_of(launcher)
         os.kill(server, 9)
@@ -431,6 +431,19 @@ def test_a_server_that_is_ended_while_it_probes_leaves_nothing(short_path: Path)
     until(lambda: not servers_of(launcher))
     assert not list(state.iterdir())
     assert not cgroups_of(f"aiocontainerd-probe-{server}")
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_the_cgroup_of_a_killed_server_goes_with_the_daemon(short_path: Path) -> None:
+    group = f"{short_path.name}-shims"
+    launcher = AioLauncher(short_path, cgroup=f"/{group}")
+    await launcher.ensure_server()
+    (server,) = servers_of(launcher)
+    os.kill(server, 9)
+    await eventually(lambda: not servers_of(launcher))
+    await launcher.aclose()
+    assert not cgroups_of(group)
 
 
 @pytest.mark.root
