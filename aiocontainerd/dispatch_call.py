@@ -33,6 +33,8 @@ _MORE_GRACES = 3
 _SOONEST_S = 0.01
 _LEFT_POLL_S = 1.0
 _TOLD = "__told_of_plugin__"
+_CAUSES = 10
+"""How many causes of an error are looked at; they may lead in a circle."""
 _NOTHING = object()
 
 _WAITING_CODE = frozenset({"anyio", "asyncio"})
@@ -332,7 +334,9 @@ def _told(record: MethodRecord, error: Exception) -> Exception:
 
 def _told_of_another(error: BaseException | None, uri: str) -> bool:
     """Whether another plugin's guard gave the error, or what it was raised from."""
-    while error is not None:
+    for _ in range(_CAUSES):
+        if error is None:
+            return False
         if getattr(error, _TOLD, uri) != uri:
             return True
         error = error.__cause__

@@ -305,7 +305,7 @@ class Registry:
     @property
     def plugins(self) -> Sequence[Plugin]:
         """Every plugin; those that were started come first, in the order they started."""
-        rest = [p for p in self._plugins.values() if p not in self._order]
+        rest = [p for p in list(self._plugins.values()) if p not in self._order]  # the watchdog's thread asks, too
         return [*self._order, *rest]
 
     def __getitem__(self, uri: str) -> Plugin:

@@ -106,10 +106,7 @@ class Watchdog:
 
     def _run(self, loop: asyncio.AbstractEventLoop, thread: int, pulse: Pulse) -> None:
         while not self._stop.wait(self.threshold_s):
-            try:
-                self._look(loop, thread, pulse)
-            except RuntimeError:  # the loop is closed: the daemon ends
-                return
+            self._look(loop, thread, pulse)
 
     def _look(self, loop: asyncio.AbstractEventLoop, thread: int, pulse: Pulse) -> None:
         """See whether the loop runs something, and if so for how long."""
@@ -117,7 +114,11 @@ class Watchdog:
         if seen is None:
             return
         answer = Answer(pulse)
-        loop.call_soon_threadsafe(answer.give)
+        try:
+            loop.call_soon_threadsafe(answer.give)
+        except RuntimeError:  # the loop is closed: the daemon ends
+            self._stop.set()
+            return
         while seen is not None and not self._ends(answer, seen, pulse, thread, loop):
             seen = self._seen(loop, thread, pulse)
         self._quiet = answer.beat
