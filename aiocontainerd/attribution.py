@@ -20,21 +20,17 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from aiocontainerd.dispatch_clock import running
+from aiocontainerd.health import PluginHealth
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
-    from aiocontainerd.dispatch_call import Call
-    from aiocontainerd.dispatch_records import MethodHealth, MethodRecord
 
 log = logging.getLogger(__name__)
 
@@ -46,61 +42,6 @@ _MISSING = object()
 _MAKER = "__made_for_plugin__"
 _MAKER_DEPTH = 4
 """How many frames of who makes a task are looked through for a plugin's code."""
-
-
-class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """A time in which the event loop did not run. `where` is `file:line`."""
-
-    plugin: str
-    where: str
-    seconds: float
-
-
-class PluginHealth:
-    """What one plugin did. The dispatcher, the watchdog and the registry write it; `explain` and metrics read it."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.methods: dict[str, MethodRecord] = {}
-        """By name; those of a resource that the plugin gave have its role in front, as in `writer.commit`."""
-        self.abandoned: set[Call] = set()
-        """Calls that ignored their cancellation and still run."""
-        self.last_error = ""
-        self.last_error_at = 0.0
-        self.blocked = 0
-        self.blocked_s = 0.0
-        self.last_block: Block | None = None
-        self.changed_globals: list[str] = []
-        """Attributes of widely used modules that its import or init replaced."""
-        self.unclosed: Counter[str] = Counter()
-        """How many resources were dropped without being closed, by `file:line`."""
-        self.tasks: set[str] = set()
-        """Names of its tasks that run, of those it started through its context."""
-        self.leaked: list[str] = []
-        """Names of tasks it left running when it was stopped."""
-        self.rss_bytes: Callable[[], int | None] = _in_the_daemon
-        """Memory of the plugin's own process; None for one that has none."""
-
-    def __repr__(self) -> str:
-        calls = sum(record.calls for record in self.methods.values())
-        return f"<PluginHealth {self.uri} {calls} calls, blocked {self.blocked} times>"
-
-    def note_block(self, block: Block) -> None:
-        """Count a time in which this plugin kept the event loop."""
-        self.blocked += 1
-        self.blocked_s += block.seconds
-        self.last_block = block
-
-    def note_unclosed(self, where: str, what: str) -> None:
-        """Count a resource that was dropped without being closed; the first one of a place is logged."""
-        self.unclosed[where] += 1
-        if self.unclosed[where] == 1:
-            log.warning("plugin %s drops what it does not close at %s: %s", self.uri, where, what)
-
-    def method_health(self) -> list[MethodHealth]:
-        """Every method that was called or is under way, the most called first."""
-        used = [record for record in self.methods.values() if record.calls or record.in_flight or record.abandoned]
-        return [record.health() for record in sorted(used, key=lambda record: (-record.calls, record.method))]
 
 
 class Owners:
@@ -249,7 +190,3 @@ def _changes(module: ModuleType, before: Mapping[str, object]) -> list[str]:
 def _chosen(uris: tuple[str, ...], task_name: str) -> str:
     """Of the plugins of one package, the one that the running task is named after; else the first."""
     return next((uri for uri in uris if task_name.startswith(f"{uri}:")), uris[0])
-
-
-def _in_the_daemon() -> int | None:
-    return None

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aiocontainerd.registry import InitContext, PluginConfig, PluginError, Registration
+from aiocontainerd.registration import InitContext, PluginConfig, PluginError, Registration
 
 CARRIER = "__plugin_registrations__"
 GIVEN = ("config", "context", "root")

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
 import pluggy
 
 from aiocontainerd import hookspecs
-from aiocontainerd.config.records import IsolationMode, ProxyPlugin, PythonPlugin, StreamProcessor
-from aiocontainerd.registry import PluginError, Registration
+from aiocontainerd.config.records import Isolation, IsolationMode, ProxyPlugin, PythonPlugin, StreamProcessor
+from aiocontainerd.registration import PluginError, Registration
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +24,6 @@ _NO_PROXIES: Mapping[str, ProxyPlugin] = MappingProxyType({})
 _NO_MODES: Mapping[str, IsolationMode] = MappingProxyType({})
 _NO_PROGRAMS: Mapping[str, StreamProcessor] = MappingProxyType({})
 _HOOKS = ("register_proxy_plugin", "register_stream_processor", "isolate_plugin")
-
-
-class Isolation(msgspec.Struct, frozen=True, kw_only=True):
-    """How a plugin is kept apart. `module` is the path it was registered from; ids of None are the daemon's own."""
-
-    mode: IsolationMode
-    module: str
-    uid: int | None = None
-    gid: int | None = None
 
 
 class Beside:

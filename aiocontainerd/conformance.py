@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from aiocontainerd.interfaces import PROTOCOLS, protocol_of
-from aiocontainerd.registry import PluginError
+from aiocontainerd.registration import PluginError
 
 _AWAITABLE = ("Awaitable", "Coroutine", "Future", "Task")
 

@@ -24,7 +24,9 @@ from aiocontainerd.beside import Beside
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.events import EventBus
-from aiocontainerd.registry import Daemon, Plugin, PluginError, Registry, State
+from aiocontainerd.health import Block
+from aiocontainerd.registration import Daemon, Plugin, PluginError, State
+from aiocontainerd.registry import Registry
 from aiocontainerd.reload import Reloader
 from aiocontainerd.sys import cgroup, systemd
 from aiocontainerd.watchdog import Watchdog
@@ -149,7 +151,7 @@ def _load_messages() -> None:
 async def _watchdog(registry: Registry, config: Config) -> AsyncIterator[None]:
     """Watch the event loop while it serves; what plugins do when they start and stop has deadlines of its own."""
 
-    def note(block: attribution.Block) -> None:
+    def note(block: Block) -> None:
         health = registry.health(block.plugin)
         if health is not None:
             health.note_block(block)

@@ -11,11 +11,13 @@ from types import MappingProxyType
 import msgspec
 
 from aiocontainerd import diagnosis, hookspecs, loading
-from aiocontainerd.attribution import PluginHealth, changed_globals
+from aiocontainerd.attribution import changed_globals
 from aiocontainerd.beside import Beside
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
+from aiocontainerd.health import PluginHealth
 from aiocontainerd.policy import EVERYTHING, Admission, admit, header
-from aiocontainerd.registry import Registration, Registry, State
+from aiocontainerd.registration import Registration, State
+from aiocontainerd.registry import Registry
 
 log = logging.getLogger(__name__)
 

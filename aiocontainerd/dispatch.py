@@ -2,7 +2,8 @@
 
 A guard is a thin object of a class made for one plugin and one interface. Its methods are those of the interface that
 the plugin's instance has; each runs the plugin's method as a `Call` with a deadline, a circuit breaker and counters
-(`dispatch_interfaces`, `dispatch_call`, `dispatch_records`). Everything else of the instance passes through.
+(`dispatch_interfaces`, `dispatch_call`, `dispatch_deadlines`, `health`). Everything else of the instance passes
+through.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 from weakref import WeakSet
 
 from aiocontainerd import dispatch_interfaces
-from aiocontainerd.attribution import PluginHealth
-from aiocontainerd.dispatch_call import Call, Deadlines
+from aiocontainerd.dispatch_call import Call
 from aiocontainerd.dispatch_clock import running
+from aiocontainerd.dispatch_deadlines import Deadlines
 from aiocontainerd.dispatch_interfaces import NAMED, TASK, WITHIN_TASK, Interface, interface_of
-from aiocontainerd.dispatch_records import OPENS_AFTER, MethodRecord
 from aiocontainerd.dispatch_stream import guarded_stream
+from aiocontainerd.health import OPENS_AFTER, MethodRecord, PluginHealth
 
 Method = Callable[..., Awaitable[Any]]
 

@@ -21,8 +21,9 @@ from anyio._backends import _asyncio as anyio_state
 
 from aiocontainerd import durations
 from aiocontainerd.dispatch_clock import Clock, running
-from aiocontainerd.dispatch_records import MethodRecord
+from aiocontainerd.dispatch_deadlines import Deadlines
 from aiocontainerd.errors import Cancelled, ContainerdError, DeadlineExceeded, Unknown
+from aiocontainerd.health import MethodRecord
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ GRACE_S = 1.0
 """What a cancelled call has to clean up after itself, or to finish."""
 _MORE_GRACES = 3
 """How often the grace begins anew for a call that waits for another plugin, which has a grace itself."""
-_SOONEST_S = 0.01
 _LEFT_POLL_S = 1.0
 _TOLD = "__told_of_plugin__"
 _CAUSES = 10
@@ -40,50 +40,6 @@ _NOTHING = object()
 _WAITING_CODE = frozenset({"anyio", "asyncio"})
 
 _monotonic = time.monotonic
-
-
-class Deadlines:
-    """The deadlines of all calls with one limit: in the order of their beginning, so that one timer is enough.
-
-    The timer runs only while there are calls, and is not set again by a call that ends: a quick call costs two
-    changes of a dictionary.
-    """
-
-    __slots__ = ("_timer", "limit_s", "pending")
-
-    def __init__(self, limit_s: float) -> None:
-        self.limit_s = limit_s
-        self.pending: dict[Call, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __repr__(self) -> str:
-        return f"<Deadlines of {self.limit_s:g} s, {len(self.pending)} pending>"
-
-    def add(self, call: Call) -> None:
-        """Watch a call that begins now."""
-        self.pending[call] = None
-        if self._timer is None:
-            self._timer = call.loop.call_later(self.limit_s, self._due)
-
-    def _due(self) -> None:
-        self._timer = None
-        oldest = _monotonic() - self.limit_s
-        for call in list(self.pending):
-            if call.started > oldest:
-                self._timer = call.loop.call_later(call.started - oldest, self._due)
-                return
-            del self.pending[call]
-            self._check(call)
-
-    def _check(self, call: Call) -> None:
-        """Expire a call that has used up its time; one that lent it to others has the rest of it."""
-        if call.done or call.cancelled:
-            return
-        left_s = self.limit_s - (_monotonic() - call.started - call.clock.lent_s)
-        if left_s > 0:
-            call.loop.call_later(max(left_s, _SOONEST_S), self._check, call)
-        else:
-            call.expire()
 
 
 class Call:

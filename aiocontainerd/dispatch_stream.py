@@ -11,8 +11,8 @@ from typing import Any
 
 from aiocontainerd.dispatch_call import Call
 from aiocontainerd.dispatch_clock import running
-from aiocontainerd.dispatch_records import OPENS_AFTER, MethodRecord
 from aiocontainerd.errors import Unknown
+from aiocontainerd.health import OPENS_AFTER, MethodRecord
 
 AHEAD = 64
 """Items that wait for their consumer at most."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aiocontainerd.registry import Plugin
+from aiocontainerd.registration import Plugin
 
 
 def render(plugins: Iterable[Plugin]) -> str:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from aiocontainerd.beside import Isolation
-    from aiocontainerd.config.records import ProxyPlugin, StreamProcessor
-    from aiocontainerd.registry import Registration
+    from aiocontainerd.config.records import Isolation, ProxyPlugin, StreamProcessor
+    from aiocontainerd.registration import Registration
 
 PROJECT = "aiocontainerd"
 ENTRY_POINT_GROUP = "aiocontainerd.plugins"

@@ -13,7 +13,7 @@ import anyio
 from aiocontainerd.errors import FailedPrecondition, NotFound, Unimplemented
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.services import DeprecationLog, PluginInfoProvider, PluginStatus, ServerStatus
-from aiocontainerd.registry import Plugin, State
+from aiocontainerd.registration import Plugin, State
 from aiocontainerd.typeurl import Any
 
 

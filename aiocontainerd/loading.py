@@ -12,7 +12,7 @@ from typing import Any
 import pluggy
 
 from aiocontainerd import authoring, hookspecs
-from aiocontainerd.registry import PluginError, Registration
+from aiocontainerd.registration import PluginError, Registration
 
 
 def registrations_of(path: str) -> list[Registration]:

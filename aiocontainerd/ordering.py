@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiocontainerd import kinds
 
 if TYPE_CHECKING:
-    from aiocontainerd.registry import Plugin
+    from aiocontainerd.registration import Plugin
 
 
 class CircularNeedError(Exception):

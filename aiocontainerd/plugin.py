@@ -32,7 +32,7 @@ from aiocontainerd import durations, errors, kinds, programs, timestamps, typeur
 from aiocontainerd.authoring import register
 from aiocontainerd.config.secret import Secret
 from aiocontainerd.hookspecs import hookimpl
-from aiocontainerd.registry import InitContext, Plugin, PluginConfig, PluginError, Registration, SkipPlugin, State
+from aiocontainerd.registration import InitContext, Plugin, PluginConfig, PluginError, Registration, SkipPlugin, State
 
 if TYPE_CHECKING:
     from aiocontainerd.events import Envelope, EventBus

@@ -17,11 +17,12 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd import discovery, durations
-from aiocontainerd.beside import Beside, Isolation
+from aiocontainerd.beside import Beside
 from aiocontainerd.config import Config, ConfigError
-from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS
+from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS, Isolation
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
-from aiocontainerd.registry import PluginConfig, PluginError, Registration, Registry, State
+from aiocontainerd.registration import Change, PluginConfig, PluginError, Registration, State
+from aiocontainerd.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,6 @@ _FOLLOWED = frozenset(
     {"proxy_plugins", "python_plugins", "plugin_isolation", "disabled_plugins", "timeouts", "imports", "version"}
 )
 """Top-level keys that are compared by the plugins and deadlines they make."""
-
-
-class Change(msgspec.Struct, frozen=True):
-    """What a reload did about one plugin (its URI) or one key of the config. `outcome` is one of the words above."""
-
-    subject: str
-    outcome: str
-    detail: str = ""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):

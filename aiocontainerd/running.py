@@ -12,33 +12,24 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import msgspec
 
 from aiocontainerd import dispatch_clock, kinds
-from aiocontainerd.attribution import Owners, PluginHealth, changed_globals
+from aiocontainerd.attribution import Owners, changed_globals
 from aiocontainerd.dispatch import Dispatcher
 from aiocontainerd.errors import FailedPrecondition, NotFound
+from aiocontainerd.health import PluginHealth
 from aiocontainerd.lifecycle import Limits, PluginLife, PluginTasks
+from aiocontainerd.registration import TIMEOUTS, Plugin, PluginError, State, Watcher
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
-    from aiocontainerd.registry import Daemon, InitContext, Plugin, PluginConfig, Registration
+    from aiocontainerd.registration import Daemon, InitContext, PluginConfig, Registration
 
 log = logging.getLogger(__name__)
 
-TIMEOUTS = "timeouts"
-"""What a watcher has for a kind that follows `[timeouts]`."""
 LEFT_TASKS_S = 1.0
 """What tasks that outlive their plugin have to end when they are cancelled."""
-
-
-class Watcher(msgspec.Struct, frozen=True):
-    """A plugin that follows the plugins of a kind as they come and go."""
-
-    uri: str
-    kind: str
-    changed: Callable[[str, Any | None], object]
 
 
 class Running:
@@ -73,8 +64,6 @@ class Running:
 
     async def start(self, plugin: Plugin, registered: Iterable[Plugin]) -> None:
         """Start a plugin; its state says what became of it."""
-        from aiocontainerd.registry import State
-
         cause = _missing_need(plugin, self.loaded, [p for p in registered if p.state == State.FAILED])
         if cause is not None:
             plugin.caused_by = cause.caused_by or cause.uri
@@ -158,8 +147,6 @@ class Running:
             raise FailedPrecondition(f"plugin {plugin.uri} is in use by {', '.join(holders)}: restart needed")
 
     async def _init(self, plugin: Plugin, tasks: PluginTasks, stack: AsyncExitStack) -> object:
-        from aiocontainerd.registry import PluginError
-
         config = self._config_of(plugin.registration)
         context = self._make_context(plugin, config, self, tasks, stack)
         plugin.health.tasks = tasks.running

@@ -17,7 +17,7 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.hookspecs import hookimpl
 from aiocontainerd.interfaces.server import Server
-from aiocontainerd.registry import InitContext, PluginConfig, Registration, SkipPlugin
+from aiocontainerd.registration import InitContext, PluginConfig, Registration, SkipPlugin
 
 if TYPE_CHECKING:
     import ssl

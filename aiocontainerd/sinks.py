@@ -15,7 +15,7 @@ import anyio
 from aiocontainerd import durations, kinds
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.hookspecs import hookimpl
-from aiocontainerd.registry import InitContext, PluginConfig, PluginError, Registration, SkipPlugin
+from aiocontainerd.registration import InitContext, PluginConfig, PluginError, Registration, SkipPlugin
 
 if TYPE_CHECKING:
     from aiocontainerd.events import Envelope, EventBus, Subscription

@@ -23,7 +23,8 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd import durations
-from aiocontainerd.attribution import Block, Owners
+from aiocontainerd.attribution import Owners
+from aiocontainerd.health import Block
 from aiocontainerd.watchdog_pulse import Pulse, pulse_of
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from aiocontainerd import kinds
-from aiocontainerd.attribution import PluginHealth
 from aiocontainerd.dispatch import Dispatcher
+from aiocontainerd.health import PluginHealth
 
 CALLS, ROUNDS = 5000, 7
 

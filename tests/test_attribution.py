@@ -15,8 +15,9 @@ import anyio
 import pytest
 
 from aiocontainerd import attribution
-from aiocontainerd.attribution import Block, Owners, PluginHealth
+from aiocontainerd.attribution import Owners
 from aiocontainerd.dispatch_clock import Clock, running
+from aiocontainerd.health import Block, PluginHealth
 
 URI = "io.containerd.snapshotter.v1.acme"
 OTHER = "io.containerd.differ.v1.acme"

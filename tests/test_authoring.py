@@ -11,7 +11,8 @@ import pytest
 from aiocontainerd import authoring, loading, plugin
 from aiocontainerd.events import EventBus
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, SkipPlugin, kinds, register
-from aiocontainerd.registry import Daemon, Registry, State
+from aiocontainerd.registration import Daemon, State
+from aiocontainerd.registry import Registry
 
 
 class Config(PluginConfig, frozen=True):

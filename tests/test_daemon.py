@@ -16,7 +16,8 @@ import pytest
 
 from aiocontainerd import daemon
 from aiocontainerd.plugin import Registration, SkipPlugin, kinds
-from aiocontainerd.registry import PluginError, Registry
+from aiocontainerd.registration import PluginError
+from aiocontainerd.registry import Registry
 from aiocontainerd.sys import systemd
 
 PROBE = """

@@ -13,7 +13,8 @@ import pytest
 
 from aiocontainerd import discovery, hookspecs, policy
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
-from aiocontainerd.registry import Registry, State
+from aiocontainerd.registration import State
+from aiocontainerd.registry import Registry
 
 GOOD = """
 from aiocontainerd.plugin import Registration, hookimpl, kinds

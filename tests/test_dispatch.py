@@ -14,10 +14,9 @@ import pytest
 from anyio import from_thread, to_thread
 
 from aiocontainerd import context, dispatch_call, kinds
-from aiocontainerd.attribution import PluginHealth
 from aiocontainerd.dispatch import Dispatcher
-from aiocontainerd.dispatch_records import FIRST_PAUSE_S, OPENS_AFTER, Latencies
 from aiocontainerd.errors import Cancelled, DeadlineExceeded, NotFound, Unavailable, Unknown
+from aiocontainerd.health import FIRST_PAUSE_S, OPENS_AFTER, Latencies, PluginHealth
 
 pytestmark = pytest.mark.anyio
 

@@ -18,12 +18,11 @@ import msgspec
 import pytest
 
 from aiocontainerd import dispatch_interfaces, kinds
-from aiocontainerd.attribution import PluginHealth
 from aiocontainerd.config.records import TIMEOUTS
 from aiocontainerd.dispatch import Dispatcher
 from aiocontainerd.dispatch_interfaces import BY_KIND, LONG, NAMED, NOT_GUARDED, QUICK, TASK, WORK, Interface
-from aiocontainerd.dispatch_records import OPENS_AFTER, MethodRecord
 from aiocontainerd.errors import DeadlineExceeded, Unavailable
+from aiocontainerd.health import OPENS_AFTER, MethodRecord, PluginHealth
 from aiocontainerd.interfaces import PROTOCOLS, protocol_of
 
 INTERFACES = {interface.protocol: interface for interface in (*BY_KIND.values(), *NAMED.values())}

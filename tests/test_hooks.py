@@ -10,8 +10,8 @@ import pluggy
 import pytest
 
 from aiocontainerd import hookspecs, reference
-from aiocontainerd.beside import Beside, Isolation
-from aiocontainerd.config.records import ProxyPlugin, PythonPlugin, StreamProcessor
+from aiocontainerd.beside import Beside
+from aiocontainerd.config.records import Isolation, ProxyPlugin, PythonPlugin, StreamProcessor
 from aiocontainerd.plugin import PluginError, Registration, hookimpl, kinds
 
 HOOKS = [function.__name__ for function in reference.hook_functions()]

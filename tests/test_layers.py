@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,60 @@ def test_no_core_module_has_an_import_of_a_plugin() -> None:
         if package(name).startswith("aiocontainerd_")
     }
     assert guilty == {}
+
+
+def modules_below(root: Path) -> dict[str, Path]:
+    """The modules of a package by name; packages that hand on names are none."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        if "gen" not in parts and parts[-1] != "__init__":
+            found[".".join(parts)] = path
+    return found
+
+
+def uses(modules: dict[str, Path]) -> dict[str, set[str]]:
+    """Which modules a module names in its imports, those for types included."""
+    found: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                found[name] |= named & modules.keys() - {name}
+    return found
+
+
+@pytest.mark.parametrize("root", [CORE, *PLUGINS], ids=lambda path: path.name)
+def test_no_modules_import_each_other_in_a_circle(root: Path) -> None:
+    try:
+        TopologicalSorter(uses(modules_below(root))).prepare()
+    except CycleError as circle:
+        pytest.fail(" -> ".join(circle.args[1]))
+
+
+def table_of_paths() -> set[Path]:
+    """Whatever the table of README.md names; a name without a folder is in that of the one before it."""
+    named: set[Path] = set()
+    for row in re.findall(r"(?m)^\| (`[^|]+) \|", (REPOSITORY / "README.md").read_text()):
+        folder = REPOSITORY
+        for pattern in re.findall(r"`([^`]+)`", row):
+            for base in (REPOSITORY, folder):
+                found = set(base.glob(pattern.rstrip("/")))
+                if found:
+                    break
+            assert found, pattern
+            named |= found
+            folder = min(found).parent
+    return named
+
+
+def test_the_table_of_paths_has_every_room() -> None:
+    rooms = {path for path in CORE.iterdir() if path.name[0] not in "._" and path.suffix in (".py", "")}
+    rooms |= set((REPOSITORY / "plugins").iterdir()) | {
+        REPOSITORY / name for name in ("contrib", "integration", "docs")
+    }
+    named = table_of_paths()
+    assert [str(room) for room in sorted(rooms - {CORE / "cli", CORE / "__pycache__"} - named)] == []
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)

@@ -21,7 +21,8 @@ from aiocontainerd.config.records import PluginPolicy
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.events import EventBus
 from aiocontainerd.plugin import Descriptor, State, typeurl
-from aiocontainerd.registry import Daemon, Registry
+from aiocontainerd.registration import Daemon
+from aiocontainerd.registry import Registry
 from aiocontainerd.watchdog import Watchdog
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "plugins" / "mistakes.md").read_text()

@@ -16,7 +16,8 @@ from aiocontainerd.config import ConfigError
 from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.events import EventBus
 from aiocontainerd.plugin import InitContext, Plugin, PluginConfig, Registration, SkipPlugin, State, kinds
-from aiocontainerd.registry import Daemon, PluginError, Registry
+from aiocontainerd.registration import Daemon, PluginError
+from aiocontainerd.registry import Registry
 
 CONTENT, METADATA, SNAPSHOTTER = kinds.CONTENT, kinds.METADATA, kinds.SNAPSHOTTER
 Init = Callable[[InitContext[Any]], Awaitable[object]]
@@ -73,7 +74,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-RAISED_AT = "(tests/test_registry.py:81 in init)"
+RAISED_AT = "(tests/test_registry.py:82 in init)"
 
 
 def raising(error: BaseException) -> Init:

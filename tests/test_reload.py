@@ -12,8 +12,9 @@ from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.records import Debug, ProxyPlugin, Settings
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State, kinds
+from aiocontainerd.registration import Change
 from aiocontainerd.registry import Registry
-from aiocontainerd.reload import ADDED, FAILED, REMOVED, REPLACED, RESTART, Change, Reloader, Wanted
+from aiocontainerd.reload import ADDED, FAILED, REMOVED, REPLACED, RESTART, Reloader, Wanted
 
 URI = f"{kinds.SNAPSHOTTER}.acme"
 

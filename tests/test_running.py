@@ -15,7 +15,8 @@ from aiocontainerd import running
 from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.events import EventBus
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, State, kinds
-from aiocontainerd.registry import Daemon, Registry
+from aiocontainerd.registration import Daemon
+from aiocontainerd.registry import Registry
 
 pytestmark = pytest.mark.anyio
 

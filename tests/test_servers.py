@@ -24,7 +24,8 @@ from cryptography.x509.oid import NameOID
 from aiocontainerd import api, errors, kinds, servers, typeurl
 from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.service import Method
-from aiocontainerd.registry import Daemon, PluginConfig, Registration, Registry, State
+from aiocontainerd.registration import Daemon, PluginConfig, Registration, State
+from aiocontainerd.registry import Registry
 from aiocontainerd.rpc.grpc_client import GrpcClient
 from aiocontainerd.rpc.sockets import bind_tcp, bind_unix
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient

@@ -13,7 +13,8 @@ import pytest
 from aiocontainerd import sinks
 from aiocontainerd.events import Envelope, EventBus
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
-from aiocontainerd.registry import Daemon, Plugin, Registry, State
+from aiocontainerd.registration import Daemon, Plugin, State
+from aiocontainerd.registry import Registry
 from aiocontainerd.typeurl import Any
 
 DEFAULTS = sinks.Config()

@@ -17,7 +17,8 @@ import anyio
 import pytest
 
 from aiocontainerd import watchdog_pulse
-from aiocontainerd.attribution import Block, Owners
+from aiocontainerd.attribution import Owners
+from aiocontainerd.health import Block
 from aiocontainerd.watchdog import TOLERANCE_S, Answer, Watchdog
 
 pytestmark = pytest.mark.anyio

@@ -88,7 +88,7 @@ def _run(options: Options) -> int:
     from aiocontainerd.config import ConfigError
     from aiocontainerd.errors import ContainerdError
     from aiocontainerd.lock import RootLockedError
-    from aiocontainerd.registry import PluginError
+    from aiocontainerd.registration import PluginError
     from aiocontainerd.serve import host
 
     status = 0

@@ -26,7 +26,7 @@ from aiocontainerd.config.records import (
 from aiocontainerd.config.source import KeyPath, Origin, Tree
 
 if TYPE_CHECKING:
-    from aiocontainerd.registry import PluginConfig, Registration
+    from aiocontainerd.registration import PluginConfig, Registration
 
 
 class Config:

@@ -55,6 +55,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the top-level records."""
 
 
+class Isolation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plugin is kept apart. `module` is the path it was registered from; ids of None are the daemon's own."""
+
+    mode: IsolationMode
+    module: str
+    uid: int | None = None
+    gid: int | None = None
+
+
 class Debug(Record, frozen=True):
     """`level` is trace, debug, info, warn, error, fatal or panic ("" is info); `format` is text or json.
 

@@ -22,16 +22,8 @@ from aiocontainerd import kinds, loading
 from aiocontainerd.config import Config, load
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.events import EventBus
-from aiocontainerd.registry import (
-    Daemon,
-    InitContext,
-    Plugin,
-    PluginConfig,
-    PluginError,
-    Registration,
-    Registry,
-    State,
-)
+from aiocontainerd.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
+from aiocontainerd.registry import Registry
 from aiocontainerd.serve import target
 from aiocontainerd.sys import systemd
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from aiocontainerd import authoring, kinds, loading
-from aiocontainerd.registry import PluginError, Registration
+from aiocontainerd.registration import PluginError, Registration
 
 SERVED_KINDS = (kinds.SNAPSHOTTER, kinds.CONTENT, kinds.DIFFER)
 _METHODS_OF = {

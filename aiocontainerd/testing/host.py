@@ -14,7 +14,8 @@ import msgspec
 
 from aiocontainerd import authoring, conformance, kinds, servers, sinks
 from aiocontainerd.events import EventBus
-from aiocontainerd.registry import Daemon, Plugin, PluginConfig, Registration, Registry, State
+from aiocontainerd.registration import Daemon, Plugin, PluginConfig, Registration, State
+from aiocontainerd.registry import Registry
 
 
 class Host(msgspec.Struct, frozen=True):

@@ -12,7 +12,8 @@ import msgspec
 from aiocontainerd import authoring, conformance, kinds, loading
 from aiocontainerd.config import Config
 from aiocontainerd.events import EventBus
-from aiocontainerd.registry import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, Registry, State
+from aiocontainerd.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
+from aiocontainerd.registry import Registry
 from aiocontainerd.testing.target import Target, TargetError, TargetSkippedError, replaced
 
 _METHODS_OF = {kinds.SNAPSHOTTER: ("prepare", "commit", "mounts"), kinds.CONTENT: ("writer", "reader", "abort")}

@@ -22,7 +22,8 @@ from aiohttp import web
 from aiocontainerd import api
 from aiocontainerd.loading import registrations_of
 from aiocontainerd.plugin import Envelope, EventBus, Plugin, Secret, State, errors, timestamps, typeurl
-from aiocontainerd.registry import Daemon, Registry
+from aiocontainerd.registration import Daemon
+from aiocontainerd.registry import Registry
 from aiocontainerd.testing.event_sink import Arrived, EventSinkContract, OpenSink
 
 pytestmark = pytest.mark.anyio

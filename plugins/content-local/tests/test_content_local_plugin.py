@@ -8,7 +8,8 @@ import pytest
 from aiocontainerd_content_local import plugin
 
 from aiocontainerd.events import EventBus
-from aiocontainerd.registry import Daemon, Registry
+from aiocontainerd.registration import Daemon
+from aiocontainerd.registry import Registry
 from aiocontainerd.testing.content import DATA, ingest
 
 

@@ -12,7 +12,8 @@ from aiocontainerd_differ.differ import WalkingDiffer
 
 from aiocontainerd.events import EventBus
 from aiocontainerd.plugin import InitContext, Registration, kinds
-from aiocontainerd.registry import Daemon, Registry
+from aiocontainerd.registration import Daemon
+from aiocontainerd.registry import Registry
 
 
 async def metadata(_context: InitContext[Any]) -> object:

@@ -11,7 +11,8 @@ from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
-from aiocontainerd.registry import Daemon, Registry, State
+from aiocontainerd.registration import Daemon, State
+from aiocontainerd.registry import Registry
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter
 
 

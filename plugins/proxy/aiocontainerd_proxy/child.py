@@ -19,7 +19,7 @@ from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS
 from aiocontainerd.logs import LEVELS
 
 if TYPE_CHECKING:
-    from aiocontainerd.beside import Isolation
+    from aiocontainerd.config.records import Isolation
     from aiocontainerd.plugin import InitContext
 
 PROGRAM_MODULE = "aiocontainerd.cli.plugin"

@@ -12,7 +12,7 @@ from aiocontainerd_proxy.proxies import Shown, instance_of
 from aiocontainerd_proxy.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from aiocontainerd.beside import Isolation
+    from aiocontainerd.config.records import Isolation
     from aiocontainerd.plugin import InitContext
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, hookimpl, kinds
 
 if TYPE_CHECKING:
-    from aiocontainerd.beside import Isolation
-    from aiocontainerd.config.records import ProxyPlugin
+    from aiocontainerd.config.records import Isolation, ProxyPlugin
 
 KINDS = {"snapshot": kinds.SNAPSHOTTER, "content": kinds.CONTENT, "diff": kinds.DIFFER}
 """Short types of `[proxy_plugins]` (facts/core 16); the full kind means the same."""

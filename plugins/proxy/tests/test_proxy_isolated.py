@@ -23,8 +23,7 @@ from aiocontainerd_proxy.plugin import isolate_plugin, register_proxy_plugin
 from aiocontainerd_proxy.supervisor import Supervisor
 
 from aiocontainerd import kinds
-from aiocontainerd.beside import Isolation
-from aiocontainerd.config.records import ProxyPlugin
+from aiocontainerd.config.records import Isolation, ProxyPlugin
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, Secret
 
 URI = f"{kinds.SNAPSHOTTER}.acme"

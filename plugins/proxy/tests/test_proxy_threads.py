@@ -14,12 +14,13 @@ import pytest
 from aiocontainerd_proxy.plugin import isolate_plugin
 
 from aiocontainerd import api, context, kinds
-from aiocontainerd.beside import Isolation
+from aiocontainerd.config.records import Isolation
 from aiocontainerd.errors import NotFound
 from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration
-from aiocontainerd.registry import Daemon, Registry, State
+from aiocontainerd.registration import Daemon, State
+from aiocontainerd.registry import Registry
 from aiocontainerd.testing.fakes import FakeContentStore, FakeSnapshotter
 
 pytestmark = pytest.mark.anyio

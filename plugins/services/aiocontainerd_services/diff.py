@@ -9,7 +9,7 @@ import msgspec
 from aiocontainerd.errors import Unimplemented
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions, Differ
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.registry import PluginError
+from aiocontainerd.registration import PluginError
 from aiocontainerd.sys.mount import Mount
 
 

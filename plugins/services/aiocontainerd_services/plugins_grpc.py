@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, ClassVar
 import anyio.to_thread
 
 from aiocontainerd import attribution_memory, kinds, timestamps
-from aiocontainerd.attribution import Owners, PluginHealth
-from aiocontainerd.dispatch_records import Latencies, MethodHealth, MethodRecord
+from aiocontainerd.attribution import Owners
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
-from aiocontainerd.registry import Plugin, State
+from aiocontainerd.health import Latencies, MethodHealth, MethodRecord, PluginHealth
+from aiocontainerd.registration import Plugin, State
 from aiocontainerd_services.served_health import served_methods
 
 if TYPE_CHECKING:
     from aiocontainerd import api
-    from aiocontainerd.reload import Change
+    from aiocontainerd.registration import Change
 
 Reload = Callable[[], Awaitable[Sequence["Change"]]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from aiocontainerd import kinds
-from aiocontainerd.dispatch_records import MethodHealth
 from aiocontainerd.errors import Cancelled, DeadlineExceeded
-from aiocontainerd.registry import Plugin, State
+from aiocontainerd.health import MethodHealth
+from aiocontainerd.registration import Plugin, State
 from aiocontainerd.rpc.metrics import BUCKETS_S, Metrics
 
 

@@ -22,7 +22,7 @@ from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.introspection import Introspection, load_uuid
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.registry import Plugin, PluginError, Registration, State
+from aiocontainerd.registration import Plugin, PluginError, Registration, State
 from aiocontainerd.serve.diff import DiffGrpc
 from aiocontainerd.serve.health import HealthGrpc
 from aiocontainerd.serve.introspection import IntrospectionGrpc

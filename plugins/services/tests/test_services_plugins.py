@@ -12,12 +12,14 @@ import pytest
 from aiocontainerd_services.plugins_grpc import PluginsGrpc
 
 from aiocontainerd import api, attribution_memory, kinds
-from aiocontainerd.attribution import Block, Owners
+from aiocontainerd.attribution import Owners
 from aiocontainerd.attribution_memory import Growth
 from aiocontainerd.dispatch import Dispatcher
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.health import Block
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State
-from aiocontainerd.reload import ADDED, Change
+from aiocontainerd.registration import Change
+from aiocontainerd.reload import ADDED
 from aiocontainerd.rpc.metrics import Metrics
 
 pytestmark = pytest.mark.anyio

@@ -18,7 +18,7 @@ from aiocontainerd_services import (
 from aiocontainerd_services.plugin import register_plugins
 
 from aiocontainerd import kinds
-from aiocontainerd.registry import PluginConfig
+from aiocontainerd.registration import PluginConfig
 from aiocontainerd.rpc.binding import bind
 from aiocontainerd.serve import content, diff, health, introspection, snapshots
 

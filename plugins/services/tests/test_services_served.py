@@ -25,7 +25,8 @@ from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.metadata import Collected, MetadataStore
 from aiocontainerd.loading import registrations_of
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, State, kinds
-from aiocontainerd.registry import Daemon, Registry
+from aiocontainerd.registration import Daemon
+from aiocontainerd.registry import Registry
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient
 

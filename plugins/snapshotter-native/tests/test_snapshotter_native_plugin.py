@@ -11,7 +11,8 @@ from aiocontainerd_snapshotter_native.plugin import Config
 from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
 from aiocontainerd.loading import registrations_of
-from aiocontainerd.registry import Daemon, Registry, State
+from aiocontainerd.registration import Daemon, State
+from aiocontainerd.registry import Registry
 
 
 @pytest.mark.anyio

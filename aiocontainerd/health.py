@@ -1,11 +1,16 @@
-"""What the dispatcher knows of one method of one plugin: counters, latencies, and its circuit breaker."""
+"""What the daemon knows of each plugin: of each of its methods counters, latencies and the circuit breaker; and what it
+did to the daemon besides.
+
+The dispatcher, the watchdog and the registry write it; `actr plugins explain` and the metrics read it.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -13,8 +18,7 @@ from aiocontainerd import durations
 from aiocontainerd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from aiocontainerd.attribution import PluginHealth
-    from aiocontainerd.dispatch_call import Deadlines
+    from aiocontainerd.dispatch_deadlines import Deadlines
 
 log = logging.getLogger(__name__)
 
@@ -234,3 +238,74 @@ class MethodRecord:
             retry_s=self.retry_s,
             last_error=self.last_error,
         )
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """A time in which the event loop did not run. `where` is `file:line`."""
+
+    plugin: str
+    where: str
+    seconds: float
+
+
+class LeftCall(Protocol):
+    """A call that ignored its cancellation and still runs."""
+
+    record: MethodRecord
+    started: float
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        ...
+
+
+class PluginHealth:
+    """What one plugin did."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.methods: dict[str, MethodRecord] = {}
+        """By name; those of a resource that the plugin gave have its role in front, as in `writer.commit`."""
+        self.abandoned: set[LeftCall] = set()
+        """Held until they end."""
+        self.last_error = ""
+        self.last_error_at = 0.0
+        self.blocked = 0
+        self.blocked_s = 0.0
+        self.last_block: Block | None = None
+        self.changed_globals: list[str] = []
+        """Attributes of widely used modules that its import or init replaced."""
+        self.unclosed: Counter[str] = Counter()
+        """How many resources were dropped without being closed, by `file:line`."""
+        self.tasks: set[str] = set()
+        """Names of its tasks that run, of those it started through its context."""
+        self.leaked: list[str] = []
+        """Names of tasks it left running when it was stopped."""
+        self.rss_bytes: Callable[[], int | None] = _in_the_daemon
+        """Memory of the plugin's own process; None for one that has none."""
+
+    def __repr__(self) -> str:
+        calls = sum(record.calls for record in self.methods.values())
+        return f"<PluginHealth {self.uri} {calls} calls, blocked {self.blocked} times>"
+
+    def note_block(self, block: Block) -> None:
+        """Count a time in which this plugin kept the event loop."""
+        self.blocked += 1
+        self.blocked_s += block.seconds
+        self.last_block = block
+
+    def note_unclosed(self, where: str, what: str) -> None:
+        """Count a resource that was dropped without being closed; the first one of a place is logged."""
+        self.unclosed[where] += 1
+        if self.unclosed[where] == 1:
+            log.warning("plugin %s drops what it does not close at %s: %s", self.uri, where, what)
+
+    def method_health(self) -> list[MethodHealth]:
+        """Every method that was called or is under way, the most called first."""
+        used = [record for record in self.methods.values() if record.calls or record.in_flight or record.abandoned]
+        return [record.health() for record in sorted(used, key=lambda record: (-record.calls, record.method))]
+
+
+def _in_the_daemon() -> int | None:
+    return None
