@@ -26,6 +26,7 @@ if [ "${1:-run}" = test ]; then
   need ip iproute2
   need mkfs.xfs xfsprogs
   need openssl openssl
+  need criu criu
 fi
 if [ -n "$missing" ]; then
   if [ "$(id -u)" != 0 ]; then
