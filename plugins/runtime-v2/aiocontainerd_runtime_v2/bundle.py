@@ -1,7 +1,8 @@
 """Bundles: the directories by which a shim and its container are found again (facts/runtime 2.2).
 
-Everything here is blocking file work; call it off the event loop. What is in a bundle is complete at every moment:
-files that are read after a restart are renamed into place.
+Everything here is blocking file work; call it off the event loop. What is in a bundle is complete at every moment of
+the daemon's life: files that are read after a restart are renamed into place. Nothing waits for the disk: a bundle is
+of no use after the machine has gone down, since its container has gone with it.
 """
 
 from __future__ import annotations
@@ -229,8 +230,6 @@ def _write_atomically(path: Path, data: bytes, mode: int) -> None:
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
         file.write(data)
-        file.flush()
-        os.fsync(descriptor)
     temporary.rename(path)
 
 

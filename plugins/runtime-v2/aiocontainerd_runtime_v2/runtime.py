@@ -121,7 +121,7 @@ class ShimTaskRuntime:
         return self.layout.create(namespace, container_id, spec)
 
     async def _shim(self, bundle: Bundle, launcher: ShimLauncher, options: CreateOptions) -> Shim:
-        endpoint = await to_thread(self._joinable, bundle.namespace, options)
+        endpoint = await to_thread(self._joinable, bundle.namespace, options) if options.sandbox_id else None
         if endpoint is None:
             return await self._started(bundle, launcher, options)
         await to_thread(bundles.write_endpoint, bundle, endpoint)
@@ -135,9 +135,7 @@ class ShimTaskRuntime:
         return shim  # noqa: RET504 - a scope may end its block early, as far as a type checker knows
 
     def _joinable(self, namespace: str, options: CreateOptions) -> Endpoint | None:
-        """The running shim a container of a sandbox joins; None where it gets its own."""
-        if not options.sandbox_id:
-            return None
+        """The running shim that a container of a sandbox joins; None where it gets its own."""
         if options.task_api_address:
             found: Endpoint | None = from_api_address(options.task_api_address, options.task_api_version)
         else:
