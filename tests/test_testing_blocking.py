@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -94,3 +96,10 @@ def test_every_exception_names_a_file_and_functions_that_are_there() -> None:
             (source,) = [path for path in (here / may.file, *here.glob(f"plugins/*/{may.file}")) if path.exists()]
             text = source.read_text()
             assert [name for name in may.functions if f"def {name}(" not in text] == [], may.file
+
+
+def test_a_process_ends_well_after_it() -> None:
+    script = "from aiocontainerd.testing.blocking import refused\nwith refused(['aiocontainerd']): pass\nprint('end')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")

@@ -33,6 +33,10 @@ MORE_CALLS = (
 )  # fmt: skip
 """Calls that wait for a file system and that blockbuster does not know."""
 
+LEFT_ALONE = ("io.BufferedWriter.write",)
+"""The interpreter ends its standard streams with it, and crashes where it was ever patched. The file must have been
+opened before, which is looked at."""
+
 
 class May(msgspec.Struct, frozen=True):
     """Functions of a file, whose path ends with `file`, in which a loop may wait. `why` is for the reader."""
@@ -123,6 +127,8 @@ def told(
     detector = BlockBuster(scanned_modules=list(modules), excluded_modules=[SUITES])
     for name, function in _more(modules).items():
         detector.functions[name] = function
+    for name in LEFT_ALONE:
+        del detector.functions[name]
     for function in detector.functions.values():
         for may in may_block:
             function.can_block_in(may.file, may.functions)
