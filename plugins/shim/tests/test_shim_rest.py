@@ -60,13 +60,21 @@ class Shim:
 
     def workers(self) -> list[int]:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "containerd-shim\n"]
+        return [int(pid) for pid in children if name_of(pid) == "containerd-shim"]
 
     async def rested(self) -> None:
         await eventually(lambda: not self.workers())
 
     async def wait(self, exec_id: str = "") -> int:
         return int((await self.call("Wait", api.task_v3.WaitRequest(id="c", exec_id=exec_id))).exit_status)
+
+
+def name_of(pid: str) -> str:
+    """What a process calls itself; "" for one that has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 async def eventually(condition: Callable[[], object]) -> None:
