@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
-from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, push
+from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, processes_of, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -177,9 +177,8 @@ def test_containers_run_on_reflink_in_a_process_of_its_own(installed: Path, imag
     isolation = '[plugin_isolation]\n"io.containerd.snapshotter.v1.reflink" = "process"\n'
     with daemon(installed, isolation) as ours:
         until(lambda: rows(ours)["io.containerd.snapshotter.v1.reflink"] == "ok")
-        children = Path(f"/proc/{ours.pid}/task/{ours.pid}/children").read_text().split()
-        lines = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
-        assert any(b"reflink" in line for line in lines), lines
+        lines = [line for pid, line in processes_of(ours.directory, ours.namespace) if pid != ours.pid]
+        assert any("reflink" in line for line in lines), lines
         use_reflink(ours, image)
 
 
