@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_TIMEOUT_S = 5.0
+_KILLED = 128 + signal.SIGKILL
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -226,7 +228,7 @@ class Container:
 
     def _on_exit(self, process: Process, exited: Exit) -> None:
         if self._oom is not None:
-            self._oom.look()
+            self._oom.look(killed=exited.status == _KILLED)
         if process is self.init:
             self._init_over = True
             self._around.spawn(self._init_exited(exited))

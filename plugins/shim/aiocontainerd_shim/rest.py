@@ -43,10 +43,11 @@ class RestedProcess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class RestedOom(msgspec.Struct, frozen=True):
-    """A watch for kills: its descriptor and the kills it has seen."""
+    """A watch for kills: its descriptor, and the kills it has seen in its cgroup and in those above."""
 
     fd: int
     kills: int
+    above: list[int] = []
 
 
 class RestedContainer(msgspec.Struct, frozen=True, kw_only=True):

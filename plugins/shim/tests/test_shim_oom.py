@@ -71,16 +71,43 @@ async def test_version_2_tells_a_kill_once_to_who_looks_before_the_notice(tmp_pa
     seen = Seen()
     watch = OomWatch("c1", Cgroup(CgroupPaths(unified=str(tmp_path))), seen.tell)
     watch.start()
-    watch.look()
+    watch.look(killed=True)
     assert seen == []
     write_text(str(events), "oom_kill 1\n")
-    watch.look()
+    watch.look(killed=True)
     assert seen == ["c1"]
     await asyncio.sleep(0.05)
     assert seen == ["c1"]
     watch.close()
-    watch.look()
+    watch.look(killed=True)
     assert seen == ["c1"]
+
+
+@pytest.mark.parametrize(("above", "killed"), [(5, True), (4, True), (5, False)])
+async def test_version_2_tells_a_kill_in_a_cgroup_that_went_with_it(
+    tmp_path: Path, no_leaks: None, above: int, killed: bool
+) -> None:
+    """A service manager removes what is empty, with what the OCI runtime made in it; the cgroup above has the count."""
+    (tmp_path / "memory.events").write_text("oom_kill 3\n")
+    scope = tmp_path / "unit.scope" / "container"
+    scope.mkdir(parents=True)
+    for directory in (scope, scope.parent):
+        (directory / "memory.events").write_text("oom_kill 0\n")
+    seen = Seen()
+    watch = OomWatch("c1", Cgroup(CgroupPaths(unified=str(scope))), seen.tell)
+    watch.start()
+    (tmp_path / "memory.events").write_text("oom_kill 4\n")
+    watch.look(killed=True)
+    assert seen == []  # a neighbour's: the own count is there and says so
+    (tmp_path / "memory.events").write_text(f"oom_kill {above}\n")
+    for directory in (scope, scope.parent):
+        (directory / "memory.events").unlink()
+        directory.rmdir()
+    await asyncio.sleep(0.05)
+    for _ in range(2):
+        watch.look(killed=killed)
+    assert seen == (["c1"] if killed and above > 4 else [])
+    watch.close()
 
 
 async def test_a_cgroup_without_memory_controller_is_refused(tmp_path: Path, no_leaks: None) -> None:
