@@ -275,14 +275,6 @@ def cgroups_named(name: str) -> list[Path]:
     return [path for path in [base / name, *base.glob(f"*/{name}")] if path.is_dir()]
 
 
-def ended(pid: int) -> bool:
-    """Whether a process is gone, or a zombie: orphans are where a test made this process a subreaper."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 @contextmanager
 def peer(kind: type[Peer], *, config: str = "", args: Sequence[str] = (), start: bool = True) -> Iterator[Peer]:
     """A daemon in a directory with a short name; cleaned up, and checked to have left nothing, at the end."""

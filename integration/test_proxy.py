@@ -16,7 +16,8 @@ import pytest
 
 from aiocontainerd.config import load
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
-from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, ended, peer, push
+from aiocontainerd.testing.processes import ended
+from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, push
 from outside import process, protoc, served, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from aiocontainerd.testing.processes import ended
 from differential import wait_stopped
 from harness import Ours, Peer, peer
 
@@ -79,9 +80,9 @@ def test_a_killed_shim_ends_its_container_and_says_so(daemon: Peer) -> None:
     while b"RUNNING" in daemon.ctr("tasks", "ls").stdout and time.monotonic() < until:
         time.sleep(0.1)
     assert b"b " not in daemon.ctr("tasks", "ls").stdout
-    while Path(f"/proc/{init}").exists() and time.monotonic() < until:
+    while not ended(init) and time.monotonic() < until:
         time.sleep(0.01)
-    assert not Path(f"/proc/{init}").exists()
+    assert ended(init)
     daemon.ctr("containers", "rm", "b")
 
 

@@ -20,6 +20,7 @@ from aiocontainerd import api, kinds
 from aiocontainerd.client.client import Client
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound
 from aiocontainerd.interfaces.snapshotter import Kind
+from aiocontainerd.testing.processes import ended
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -228,8 +229,7 @@ def test_it_ends_with_the_process_that_started_it(directory: Path) -> None:
     assert parent.returncode == -signal.SIGKILL
     pid = int(parent.stdout.split()[-1])
     for _ in range(500):
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+        if ended(pid):
             break
         os.sched_yield()
         signal.sigtimedwait([], 0.01)

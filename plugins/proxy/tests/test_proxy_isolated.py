@@ -25,6 +25,7 @@ from aiocontainerd_proxy.supervisor import Supervisor
 from aiocontainerd import kinds
 from aiocontainerd.config.records import Isolation, ProxyPlugin
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, Secret
+from aiocontainerd.testing.processes import ended
 
 URI = f"{kinds.SNAPSHOTTER}.acme"
 LOG = logging.getLogger("aiocontainerd.plugin.acme")
@@ -231,7 +232,7 @@ async def test_a_process_that_ignores_sigterm_is_killed_with_what_it_started(
         group.cancel_scope.cancel()
     assert len(members) == 2
     with anyio.fail_after(5):
-        await holds(lambda: not any(_runs(pid) for pid in members))
+        await holds(lambda: all(ended(pid) for pid in members))
 
 
 def _group_of(leader: int) -> list[int]:
@@ -244,13 +245,6 @@ def _group(pid: int) -> int:
         return os.getpgid(pid)
     except ProcessLookupError:
         return -1
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.root

@@ -29,6 +29,7 @@ from aiocontainerd.errors import AlreadyExists, ContainerdError, NotFound, Unkno
 from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Status
 from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.sys.mount import Mount, mounts_under
+from aiocontainerd.testing.processes import ended
 from aiocontainerd.typeurl import PROCESS_URL, SPEC_URL
 from aiocontainerd.typeurl import Any as TypedAny
 
@@ -129,14 +130,6 @@ def _processes() -> list[tuple[int, str]]:
             with contextlib.suppress(OSError):
                 found.append((int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
     return found
-
-
-def running(pid: int) -> bool:
-    """Whether a process runs; a zombie that an idle init has not reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
@@ -289,7 +282,7 @@ async def test_a_killed_shim_ends_its_task_with_two_events(daemon: Daemon, rootf
         assert [topic for topic, _ in daemon.events] == ["/tasks/exit", "/tasks/delete"]
         event = daemon.events[0][1]
         assert (event.container_id, event.id, event.exit_status, event.pid) == ("dead", "dead", 137, init)
-        assert not running(init)
+        assert ended(init)
         assert not daemon.bundle("dead").exists()
         again = await runtime.create("dead", options_of(daemon, rootfs, "dead", "true"))
         await finish(again, runtime, daemon)
@@ -327,7 +320,7 @@ async def test_a_shim_that_died_with_the_daemon_is_cleaned_up_at_the_next_start(
         with pytest.raises(NotFound):
             await runtime.get("lost")
         assert not daemon.bundle("lost").exists()
-        assert not running(init)
+        assert ended(init)
     assert daemon.events == []
 
 

@@ -26,6 +26,7 @@ from aiocontainerd import api, typeurl
 from aiocontainerd.errors import InvalidArgument, NotFound, Unknown, from_status
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
+from aiocontainerd.testing.processes import ended
 
 BUSYBOX = Path("/bin/busybox")
 TIMEOUT_S = 10.0
@@ -190,11 +191,7 @@ async def test_a_container_lives_and_leaves_nothing_behind(node: Node) -> None:
     assert started.pid == pid
     assert await finish(client, "c1") == 3
     assert output.read_text() == "out\n"
-    await eventually(lambda: not Path(f"/proc/{connected.shim_pid}/cmdline").exists() or _is_zombie(connected.shim_pid))
-
-
-def _is_zombie(pid: int) -> bool:
-    return " Z " in Path(f"/proc/{pid}/stat").read_text()
+    await eventually(lambda: ended(connected.shim_pid))
 
 
 @pytest.mark.root
@@ -304,7 +301,7 @@ def servers_of(launcher: AioLauncher) -> list[int]:
             is_shim = bool(line) and (entry / "comm").read_text() == "containerd-shim\n"
         except OSError:
             continue
-        if os.fsencode(launcher.socket_path) in line and not is_shim and not _is_zombie(int(entry.name)):
+        if os.fsencode(launcher.socket_path) in line and not is_shim and not ended(int(entry.name)):
             found.append(int(entry.name))
     return found
 

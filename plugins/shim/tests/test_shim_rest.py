@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -20,6 +21,7 @@ from aiocontainerd_shim.rest import pack_exit, unpack_exit
 from aiocontainerd import api, typeurl
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
+from aiocontainerd.testing.processes import ended
 
 TIMEOUT_S = 10.0
 RUNTIME = """#!/bin/sh
@@ -118,12 +120,14 @@ async def shim() -> AsyncIterator[Shim]:
 def _kill_what_is_left(shim: Shim) -> None:
     pids = [record.pid for record in records.read_processes(shim.bundle) if record.exit_status is None]
     workers = []
-    if shim.pid and Path(f"/proc/{shim.pid}").exists():
-        os.kill(shim.pid, signal.SIGSTOP)  # it forks no other worker, which would write to the bundle meanwhile
-        workers = shim.workers()
+    if shim.pid:
+        with contextlib.suppress(OSError):  # it has ended
+            os.kill(shim.pid, signal.SIGSTOP)  # it forks no other worker, which would write to the bundle meanwhile
+            workers = shim.workers()
     for pid in (*workers, shim.pid, *pids):
-        if pid and Path(f"/proc/{pid}").exists():
-            os.kill(pid, signal.SIGKILL)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.root
@@ -200,7 +204,7 @@ async def test_a_shim_ends_with_a_worker_that_was_killed(shim: Shim) -> None:
     (worker,) = shim.workers()
     os.kill(worker, signal.SIGKILL)
     await shim.client.wait_closed()
-    await eventually(lambda: not Path(f"/proc/{shim.pid}").exists())
+    await eventually(lambda: ended(shim.pid))
 
 
 @pytest.mark.root
@@ -210,7 +214,7 @@ async def test_a_worker_ends_with_a_shim_that_was_killed(shim: Shim) -> None:
     (worker,) = shim.workers()
     os.kill(shim.pid, signal.SIGKILL)
     await shim.client.wait_closed()
-    await eventually(lambda: not Path(f"/proc/{worker}").exists())
+    await eventually(lambda: ended(worker))
 
 
 @pytest.mark.root

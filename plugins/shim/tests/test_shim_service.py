@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from aiocontainerd_shim.service import TaskService
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
+from aiocontainerd.testing.processes import ended
 from aiocontainerd.timestamps import ZERO_NS, from_wire
 
 FAKE = """#!/bin/sh
@@ -107,7 +109,8 @@ async def shim(tmp_path: Path) -> AsyncIterator[Shim]:
         yield shim
         record = records.read_process(tmp_path)
         if record is not None and record.exit_status is None:
-            os.kill(record.pid, 9)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(record.pid, 9)
             await shim.wait()
     reaper.stop()
 
@@ -184,7 +187,7 @@ async def test_a_process_of_a_failed_exec_is_killed(shim: Shim) -> None:
         await shim.start("e1")
     pid = int((shim.bundle / "e1.pid").read_text())
     async with asyncio.timeout(5):
-        while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110 - nobody is told of this exit
+        while not ended(pid):  # noqa: ASYNC110 - nobody is told of this exit
             await asyncio.sleep(0.01)
 
 

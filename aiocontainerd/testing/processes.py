@@ -1,0 +1,16 @@
+"""Processes that a test looks at while they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or a zombie that its parent (of an orphan: an init that may be idle) has not reaped.
+
+    It may go at any instant, also between two looks of the caller: ask again instead of reading its files.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
