@@ -20,7 +20,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import IO
 
 from watched import MAY_BLOCK_ENV, PREFIX
 
@@ -349,34 +351,57 @@ def _settled(found: Callable[[], list[str]], limit_s: float = SETTLE_S) -> list[
 @contextmanager
 def docker_registry(directory: Path) -> Iterator[str]:
     """Debian's docker-registry on a loopback port; yields `host:port`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = directory / "registry.yml"
-    config.write_text(
+    with (directory / "registry.log").open("wb") as log:
+        server, port = _start_registry(directory, log)
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _start_registry(directory: Path, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
+    """A registry that answers, and its port. It is started again where another process took the port meanwhile."""
+    until = time.monotonic() + START_S
+    while True:
+        port = _free_port()
+        server = subprocess.Popen(
+            ["docker-registry", "serve", _registry_config(directory, port)], stdout=log, stderr=log
+        )
+        while server.poll() is None and time.monotonic() < until:
+            if _is_registry(port):
+                return server, port
+            time.sleep(0.02)
+        server.kill()
+        server.wait()
+        if time.monotonic() > until:
+            raise AssertionError(f"docker-registry did not answer:\n{(directory / 'registry.log').read_text()}")
+
+
+def _registry_config(directory: Path, port: int) -> str:
+    path = directory / "registry.yml"
+    path.write_text(
         f"version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {directory}/registry\n"
         f"  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n"
     )
-    with (directory / "registry.log").open("wb") as log:
-        server = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
+    return str(path)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_registry(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=START_S)
     try:
-        _wait_port(port)
-        yield f"127.0.0.1:{port}"
+        connection.request("GET", "/v2/")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
     finally:
-        server.terminate()
-        server.wait()
-
-
-def _wait_port(port: int) -> None:
-    until = time.monotonic() + START_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.02)
+        connection.close()
 
 
 def push(archive: Path, registry: str, name: str, *, env: Mapping[str, str] | None = None) -> None:
