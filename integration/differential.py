@@ -15,9 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from harness import Peer
+from harness import START_S, Peer
 
 TTY_S = 30.0
+_HEARD = '"name":"heard-at-'
+_LATE_S = 0.5
+"""What a shim may yet publish when the client that waited for it has ended."""
 
 _MASKS: tuple[tuple[str, str], ...] = (
     (r"\x1b\[[0-9;?]*[A-Za-z]", ""),
@@ -176,11 +179,21 @@ class Events:
         self._process = subprocess.Popen(
             ["stdbuf", "-oL", *peer.ctr_command("events")], stdout=self._file, stderr=subprocess.STDOUT
         )
-        time.sleep(0.3)
+        self._hear("heard-at-first")
+
+    def _hear(self, name: str) -> None:
+        """Return once `ctr` has printed an event of now: of a namespace that is none of the script's."""
+        until = time.monotonic() + START_S
+        while f'/namespaces/delete {{"name":"{name}"}}' not in self.path.read_text(errors="replace"):
+            assert time.monotonic() < until, f"ctr events prints nothing: {self.path.read_text(errors='replace')}"
+            self.peer.ctr("namespaces", "create", name)
+            self.peer.ctr("namespaces", "rm", name)
+            time.sleep(0.05)
 
     def close(self) -> list[str]:
         """Stop listening; the events as lines of namespace, topic and payload, masked."""
-        time.sleep(0.5)
+        time.sleep(_LATE_S)
+        self._hear("heard-at-last")
         self._process.terminate()
         self._process.wait()
         self._file.close()
@@ -192,7 +205,7 @@ class Events:
         if not found:
             return ""
         namespace, topic, payload = found.groups()
-        if self.peer.namespace not in namespace:
+        if self.peer.namespace not in namespace or _HEARD in payload:
             return ""
         return f"{topic} {_masked_payload(payload)}"
 

@@ -281,10 +281,10 @@ def test_events_are_shown_as_they_come(both: tuple[Actr, Actr]) -> None:
     for actr in both:
         with subprocess.Popen(actr.command("events", 'topic=="/namespaces/create"'), stdout=subprocess.PIPE) as program:
             assert program.stdout is not None
-            time.sleep(1.0)
-            actr("namespaces", "create", "seen")
+            while not select.select([program.stdout], [], [], 0.1)[0]:  # it has yet to subscribe
+                actr("namespaces", "create", "seen")
+                actr("namespaces", "rm", "seen")
             line = program.stdout.readline().decode()
-            actr("namespaces", "rm", "seen")
             program.send_signal(signal.SIGINT)
             assert program.wait(LIMIT_S) == 130
         assert "/namespaces/create" in line
