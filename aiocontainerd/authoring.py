@@ -12,9 +12,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aiocontainerd.config.fields import BadField, bad_field, undefined_field
 from aiocontainerd.registration import InitContext, PluginConfig, PluginError, Registration
 
 CARRIER = "__plugin_registrations__"
@@ -46,6 +48,7 @@ def register(
 
     Raises PluginError, naming the object, for what can never work.
     """
+    uri = f"{kind}.{plugin_id}"
 
     def carry(target: PluginT) -> PluginT:
         made = Registration(
@@ -60,8 +63,25 @@ def register(
         return target
 
     if not (isinstance(config, type) and issubclass(config, PluginConfig)):
-        raise PluginError(f"the config of plugin {kind}.{plugin_id} is {config!r}, not a subclass of PluginConfig")
+        raise PluginError(f"the config of plugin {uri} is {config!r}, not a subclass of PluginConfig")
+    with suppress(NameError):  # of a type that is written further down; whoever loads the module checks again
+        _refuse(uri, config, bad_field(config))
     return carry
+
+
+def check_config(registration: Registration) -> None:
+    """Raise PluginError naming plugin, field and type where no value can be decoded into a field of the config."""
+    config = registration.config
+    try:
+        bad = bad_field(config)
+    except NameError as error:
+        bad = undefined_field(config, error)
+    _refuse(registration.uri, config, bad)
+
+
+def _refuse(uri: str, config: type[PluginConfig], bad: BadField | None) -> None:
+    if bad is not None:
+        raise PluginError(f"the config of plugin {uri} is {_name(config)}, whose {bad}")
 
 
 def carried(target: object) -> tuple[Registration, ...]:

@@ -21,6 +21,13 @@ def registrations_of(path: str) -> list[Registration]:
     With `module:Name` it is what that object brings; an undecorated class is made, for the hooks among its methods.
     Raises PluginError saying what to write, or whatever the import raises.
     """
+    found = _found(path)
+    for registration in found:
+        authoring.check_config(registration)
+    return found
+
+
+def _found(path: str) -> list[Registration]:
     target = load(path)
     found = list(authoring.carried(target))
     if found:

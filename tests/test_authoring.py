@@ -21,6 +21,18 @@ class Config(PluginConfig, frozen=True):
     root_path: str = ""
 
 
+class Table(PluginConfig, frozen=True):
+    """A table with a field of a type that TOML has no values for."""
+
+    where: Path = Path("/")
+
+
+class Unreadable(PluginConfig, frozen=True):
+    """A config with such a table."""
+
+    table: Table = Table()
+
+
 DEFAULTS = Config()
 
 
@@ -144,6 +156,13 @@ def test_what_can_never_work_is_said_where_it_is_written() -> None:
         Asks,
         "the config of plugin io.containerd.event-sink.v1.acme is <class 'int'>, not a subclass of PluginConfig",
         config=int,
+    )
+    refused(
+        Asks,
+        "the config of plugin io.containerd.event-sink.v1.acme is "
+        f"{__name__}.Unreadable, whose field table.where is of type Path, which no value in TOML becomes; there are "
+        "str, int, float, bool, dates and times, Secret, and lists, tables and Structs of these",
+        config=Unreadable,
     )
 
 

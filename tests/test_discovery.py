@@ -209,3 +209,49 @@ def test_an_id_that_is_taken_fails_the_second_package(modules: Path) -> None:
     assert registry["python_plugins.two:io.containerd.snapshotter.v1.acme"].reason == (
         "plugin io.containerd.snapshotter.v1.acme is registered twice: by one and by two; choose another id"
     )
+
+
+def test_a_config_field_that_nothing_is_decoded_into_fails_its_plugin_when_it_is_loaded(
+    modules: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+from aiocontainerd.plugin import PluginConfig, Registration, hookimpl, kinds, register
+if TYPE_CHECKING:
+    from pathlib import Path
+
+class Config(PluginConfig, frozen=True):
+    place: Path | None = None
+
+@register(kinds.SNAPSHOTTER, "acme", config=Config)
+class Acme: pass
+"""
+    whose = "the config of plugin io.containerd.snapshotter.v1.acme is acme_bad.Config, whose field place is of type"
+    assert failed(modules, text, caplog) == (
+        f"{whose} Path | None, which is not defined where its class is; import what it names outside of TYPE_CHECKING"
+    )
+    caplog.clear()
+    del sys.modules["acme_bad"]
+    hook = GOOD.replace('id="acme"', 'id="acme", config=Config').replace(
+        "async def init", "class Config(PluginConfig, frozen=True):\n    place: Path = Path()\n\nasync def init"
+    )
+    imports = "from pathlib import Path\nfrom aiocontainerd.plugin import PluginConfig\n"
+    assert failed(modules, imports + hook, caplog).startswith(f"{whose} Path, which no value in TOML becomes")
+
+
+def test_a_type_of_a_config_may_be_written_below_its_plugin(modules: Path) -> None:
+    (modules / "acme_late.py").write_text("""
+from __future__ import annotations
+from aiocontainerd.plugin import PluginConfig, kinds, register
+
+class Config(PluginConfig, frozen=True):
+    places: tuple[Place, ...] = ()
+
+@register(kinds.SNAPSHOTTER, "acme", config=Config)
+class Acme: pass
+
+class Place(PluginConfig, frozen=True):
+    path: str
+""")
+    assert discovered("acme_late")["io.containerd.snapshotter.v1.acme"].state == State.REGISTERED

@@ -1,0 +1,85 @@
+"""What the fields of a config record may be: types that the values of TOML become, seen before there is any value."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import msgspec
+import msgspec.inspect
+
+from aiocontainerd.config.secret import Secret
+
+USABLE = "str, int, float, bool, dates and times, Secret, and lists, tables and Structs of these"
+_KNOWN = (Secret, MappingProxyType, Ellipsis)
+"""What `decode_hook` makes, with what type arguments may be and types may not."""
+_UNDEFINED = "is not defined where its class is; import what it names outside of TYPE_CHECKING"
+
+
+class BadField(msgspec.Struct, frozen=True):
+    """A field that no value can be decoded into: its dotted key, its type as it is written, and why."""
+
+    key: str
+    type: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"field {self.key} is of type {self.type}, which {self.why}"
+
+
+def bad_field(record: type[msgspec.Struct]) -> BadField | None:
+    """The first field, at any depth, that no value can be decoded into; None where every one can be.
+
+    Raises NameError where a type is not known yet: its module is still being imported.
+    """
+    return next(_bad(record, "", set()), None)
+
+
+def undefined_field(record: type[msgspec.Struct], error: NameError) -> BadField:
+    """The field whose type names what `error` says is not defined."""
+    for base in record.__mro__:
+        for name, written in vars(base).get("__annotations__", {}).items():
+            if isinstance(written, str) and re.search(rf"\b{re.escape(error.name or '')}\b", written):
+                return BadField(name, written, _UNDEFINED)
+    return BadField("of a table", error.name or str(error), _UNDEFINED)
+
+
+def _bad(kind: Any, key: str, seen: set[type]) -> Iterator[BadField]:
+    """What is wrong with a type, and with what it is made of."""
+    if kind in _KNOWN:
+        return
+    known = _known(kind)
+    if isinstance(known, msgspec.inspect.CustomType) and typing.get_origin(kind) not in _KNOWN:
+        yield BadField(key, _written(kind), f"no value in TOML becomes; there are {USABLE}")
+        return
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
+        seen.add(kind)
+        for field in msgspec.structs.fields(kind):
+            yield from _bad(field.type, f"{key}.{field.encode_name}".lstrip("."), seen)
+    for part in _parts(kind):
+        yield from _bad(part, key, seen)
+    if isinstance(known, TypeError):
+        yield BadField(key, _written(kind), f"cannot be told apart: {str(known).partition(' - type ')[0]}")
+
+
+def _known(kind: Any) -> msgspec.inspect.Type | TypeError:
+    """What msgspec makes of a type, or says of it."""
+    try:
+        return msgspec.inspect.type_info(kind)
+    except TypeError as error:
+        return error
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """The types that a generic one is made of."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return arguments[:1]
+    return () if origin is Literal else arguments
+
+
+def _written(kind: Any) -> str:
+    return kind.__qualname__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
