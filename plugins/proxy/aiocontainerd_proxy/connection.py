@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -50,10 +51,13 @@ MARGIN_S = 0.5
 
 
 class ProxyConnection(Connection):
-    """What the typed clients of one proxy plugin share. A namespace of its own stands before that of the caller."""
+    """What the typed clients of one proxy plugin share. A namespace of its own stands before that of the caller.
+
+    `limit_s` gives the seconds of a class of `[timeouts]`; 0 is no deadline.
+    """
 
     def __init__(self, link: Link, limit_s: Callable[[str], float], *, namespace: str = "") -> None:
-        super().__init__(link.transport, namespace=namespace, timeout_s=limit_s(WORK))
+        super().__init__(link.transport, namespace=namespace, timeout_s=limit_s(WORK) or math.inf)
         self.link = link
         self._limit_s = limit_s
 
@@ -64,7 +68,7 @@ class ProxyConnection(Connection):
     async def peer(self) -> Peer:
         """What is on the other side. Raises Unavailable where nobody is."""
         with self._named("Connect"):
-            await self._ready(self._limit_s(QUICK))
+            await self._ready(self._limit_s(QUICK) or math.inf)
         return self.link.peer
 
     async def namespaces(self, *, everywhere: bool = False) -> list[str]:
@@ -75,7 +79,7 @@ class ProxyConnection(Connection):
         peer = await self.peer()
         if not peer.namespaced:
             return [called]
-        return await namespaces(self.link.transport, timeout_s=self._limit_s(QUICK)) or []
+        return await namespaces(self.link.transport, timeout_s=self._limit_s(QUICK) or None) or []
 
     async def call(
         self,
@@ -85,12 +89,14 @@ class ProxyConnection(Connection):
         answer: type[MessageT],
         *,
         timeout_s: float | None = None,  # noqa: ARG002 - the deadline is that of the method
-        unlimited: bool = False,  # noqa: ARG002 - nothing a plugin is asked may take for ever
+        unlimited: bool = False,  # noqa: ARG002 - as above
     ) -> MessageT:
         """A unary call. Raises what the plugin answered, Unavailable and DeadlineExceeded naming it."""
         with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
-            return await ready.call(service, method, request, answer, timeout_s=limit_s + MARGIN_S)
+            return await ready.call(
+                service, method, request, answer, timeout_s=limit_s + MARGIN_S, unlimited=math.isinf(limit_s)
+            )
 
     async def messages(
         self,
@@ -105,7 +111,8 @@ class ProxyConnection(Connection):
         with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
             ready.timeout_s = limit_s + MARGIN_S
-            async with aclosing(ready.messages(service, method, request, answer)) as received:
+            received = ready.messages(service, method, request, answer, unlimited=math.isinf(limit_s))
+            async with aclosing(received):
                 async for message in received:
                     yield message
 
@@ -134,7 +141,7 @@ class ProxyConnection(Connection):
     @contextmanager
     def _named(self, method: str) -> Iterator[float]:
         key = _CLASSES.get(method, QUICK)
-        limit_s = self._limit_s(key)
+        limit_s = self._limit_s(key) or math.inf
         began = anyio.current_time()
         try:
             yield limit_s

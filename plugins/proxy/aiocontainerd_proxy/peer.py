@@ -55,7 +55,7 @@ async def _plugin(transport: GrpcClient, kind: str, name: str, timeout_s: float)
     return None
 
 
-async def namespaces(transport: GrpcClient, *, timeout_s: float) -> list[str] | None:
+async def namespaces(transport: GrpcClient, *, timeout_s: float | None) -> list[str] | None:
     """The namespaces of a peer, sorted; None for one that has no namespaces."""
     request = api.namespaces.ListNamespacesRequest()
     try:

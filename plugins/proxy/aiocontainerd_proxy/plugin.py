@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, hookimpl, kinds
 
 if TYPE_CHECKING:
@@ -50,10 +52,6 @@ def isolate_plugin(registration: Registration, isolation: Isolation) -> Registra
 
         return await open_in_thread(context, registration)
 
-    return Registration(
-        kind=registration.kind,
-        id=registration.id,
-        config=registration.config,
-        requires=registration.requires if isolation.mode == "thread" else (),
-        init=init,
-    )
+    if isolation.mode == "thread":
+        return msgspec.structs.replace(registration, init=init)
+    return Registration(kind=registration.kind, id=registration.id, config=registration.config, init=init)

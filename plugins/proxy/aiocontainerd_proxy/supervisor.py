@@ -92,7 +92,10 @@ class Supervisor:
 
     async def _run_once(self) -> str:
         """Start the process and wait for its end; how it ended."""
-        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            return f"cannot be started: {error}"
         try:
             try:
                 process = await self._open(write)
@@ -179,6 +182,7 @@ async def _end(process: anyio.abc.Process) -> None:
 
 
 def _how(status: int) -> str:
-    if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"ended with status {status}"
+    if status >= 0:
+        return f"ended with status {status}"
+    named = {one.value: one.name for one in signal.Signals}  # most of the real-time signals have no name
+    return f"was ended by {named.get(-status, f'signal {-status}')}"

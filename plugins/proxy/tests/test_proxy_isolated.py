@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -68,7 +69,10 @@ async def _init(_context: InitContext[PluginConfig]) -> object:
 
 
 def registration(kind: str = kinds.SNAPSHOTTER) -> Registration:
-    return Registration(kind=kind, id="acme", config=Config, requires=(kinds.METADATA,), init=_init)
+    return Registration(
+        kind=kind, id="acme", config=Config, requires=(kinds.METADATA,), wants=(kinds.STREAM_PROCESSOR,), early=True,
+        init=_init,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,8 @@ def test_an_isolated_plugin_keeps_kind_id_and_config() -> None:
     assert thread is not None
     assert (process.uri, process.config, process.requires) == (URI, Config, ())
     assert (thread.uri, thread.config, thread.requires) == (URI, Config, (kinds.METADATA,))
+    assert (thread.wants, thread.early) == ((kinds.STREAM_PROCESSOR,), True)
+    assert (process.wants, process.early) == ((), False)
 
 
 def test_what_has_no_api_of_containerds_cannot_be_a_process() -> None:
@@ -200,6 +206,32 @@ async def test_a_process_that_cannot_be_started_says_why(tmp: Path, monkeypatch:
         with pytest.raises(NotReady, match=r"cannot be started: .*/no/such/python"):
             await kept.serving()
         group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_process_is_started_again_whatever_ended_it(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 0.05)
+    pipe2, refusals = os.pipe2, [OSError(errno.EMFILE, "Too many open files")]
+
+    def refuses_once(flags: int) -> tuple[int, int]:
+        if refusals:
+            raise refusals.pop()
+        return pipe2(flags)
+
+    reasons: list[str] = []
+    script = "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 3)"
+    kept = Supervisor(
+        Scripted(uri=URI, module="", root=tmp, state=tmp, script=script), LOG, lambda: reasons.append(kept.reason)
+    )
+    monkeypatch.setattr(os, "pipe2", refuses_once)
+    async with anyio.create_task_group() as group:
+        group.start_soon(kept.keep)
+        with anyio.fail_after(20):
+            await holds(lambda: kept.starts > 1)
+        group.cancel_scope.cancel()
+    first, second, *_ = filter(None, reasons)
+    assert first.startswith("cannot be started: [Errno 24] Too many open files; started again in ")
+    assert second.startswith(f"was ended by signal {signal.SIGRTMIN + 3}; started again in ")
 
 
 @pytest.mark.anyio

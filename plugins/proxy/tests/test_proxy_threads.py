@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,17 +35,17 @@ class Odd(FakeSnapshotter):
         super().__init__()
         self.started = started
         self.closed_in: int | None = None
-        self.cancelled = threading.Event()
+        self.busy, self.goes_on, self.cancelled = threading.Event(), threading.Event(), threading.Event()
 
     async def where(self) -> tuple[int, str]:
         return threading.get_ident(), context.namespace()
 
-    async def block(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            continue
+    async def block(self) -> bool:
+        self.busy.set()
+        return self.goes_on.wait(20)
 
     async def hang(self) -> None:
+        self.busy.set()
         try:
             await anyio.sleep_forever()
         finally:
@@ -135,19 +134,25 @@ async def test_results_errors_and_streams_come_back(setup: Setup) -> None:
 
 
 async def test_a_plugin_that_blocks_its_thread_does_not_block_the_daemon(setup: Setup) -> None:
+    released: list[bool] = []
+
+    async def block() -> None:
+        released.append(await setup.plugin.instance.block())
+
     async with anyio.create_task_group() as group:
-        group.start_soon(setup.plugin.instance.block, 0.3)
-        began = anyio.current_time()
-        for _ in range(5):
-            await anyio.sleep(0.01)
-        assert anyio.current_time() - began < 0.25
+        group.start_soon(block)
+        assert await asyncio.to_thread(setup.made[0].busy.wait, 10)
+        await anyio.sleep(0.01)
+        setup.made[0].goes_on.set()
+    assert released == [True]
 
 
 async def test_who_gives_up_waiting_goes_on_and_the_call_is_cancelled_there(setup: Setup) -> None:
-    with anyio.move_on_after(0.05) as scope:
-        await setup.plugin.instance.hang()
-    assert scope.cancelled_caught
-    assert await asyncio.to_thread(setup.made[0].cancelled.wait, 2)
+    async with anyio.create_task_group() as group:
+        group.start_soon(setup.plugin.instance.hang)
+        assert await asyncio.to_thread(setup.made[0].busy.wait, 10)
+        group.cancel_scope.cancel()
+    assert await asyncio.to_thread(setup.made[0].cancelled.wait, 10)
 
 
 async def test_other_plugins_are_called_in_the_daemons_loop(setup: Setup) -> None:
@@ -176,7 +181,7 @@ async def test_events_go_both_ways(setup: Setup) -> None:
         envelope = await anext(aiter(heard))
         assert (envelope.topic, envelope.namespace) == ("/snapshot/remove", "ns1")
         hearing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(hear(), loop))
-        assert await asyncio.to_thread(listening.wait, 2)
+        assert await asyncio.to_thread(listening.wait, 10)
         setup.bus.publish("/snapshot/remove", EVENT)
         assert await hearing == "/snapshot/remove"
 
