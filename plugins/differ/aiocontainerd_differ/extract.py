@@ -15,7 +15,7 @@ from aiocontainerd_differ import tar_header as tar
 from aiocontainerd_differ.parents import Parents
 from aiocontainerd_differ.tar_header import Header, InvalidArchive, show
 from aiocontainerd_differ.tar_reader import TarReader
-from aiocontainerd_differ.tree import Place, Tree, clean
+from aiocontainerd_differ.tree import Place, Tree, clean, is_directory
 from aiocontainerd_differ.whiteouts import OPAQUE, PREFIX, OverlayWhiteouts, RemovingWhiteouts, hidden_name
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -122,7 +122,7 @@ class Extractor:
         try:
             os.mkdir(base, 0o700, dir_fd=place.fd)
         except FileExistsError:
-            if not stat.S_ISDIR(os.stat(base, dir_fd=place.fd, follow_symlinks=False).st_mode):
+            if not is_directory(place, base):
                 raise
         made = self._tree.enter(place, base)
         os.fchown(made.fd, header.uid, header.gid)
@@ -173,11 +173,13 @@ class Extractor:
             self._directory_times[path] = mtime_ns
 
     def _set_directory_times(self) -> None:
+        """A later entry may have put something else, such as a link, where a directory was, or on the way to it."""
         for path, mtime_ns in self._directory_times.items():
             parent, _, base = path.rpartition(b"/")
             try:
                 place = self._tree.directory(parent, create=False)
-                os.utime(base, ns=(mtime_ns, mtime_ns), dir_fd=place.fd, follow_symlinks=False)
+                if place.path == parent and is_directory(place, base):
+                    os.utime(base, ns=(mtime_ns, mtime_ns), dir_fd=place.fd, follow_symlinks=False)
             except (FileNotFoundError, NotADirectoryError):
                 continue
 

@@ -160,6 +160,11 @@ def clean(name: bytes) -> tuple[bytes, bytes]:
     return b"/".join(parts), base
 
 
+def is_directory(parent: Place, name: bytes) -> bool:
+    """Whether `name` right below `parent` is a directory, and no link to one. Raises OSError."""
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode)
+
+
 def _place(fd: int, path: bytes) -> Place:
     return Place(fd, path, bool(os.fstat(fd).st_mode & stat.S_ISGID))
 

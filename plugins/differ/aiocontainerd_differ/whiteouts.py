@@ -10,7 +10,7 @@ import os
 import stat
 
 from aiocontainerd_differ.tar_header import Header, InvalidArchive, show
-from aiocontainerd_differ.tree import Place, Tree
+from aiocontainerd_differ.tree import Place, Tree, is_directory
 
 PREFIX = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -67,12 +67,8 @@ class RemovingWhiteouts:
                 below = path + b"/" + name if path else name
                 if below not in self._kept:
                     self._tree.remove(self._tree.directory(path), name)
-                elif _is_directory(self._tree.directory(path), name):
+                elif is_directory(self._tree.directory(path), name):
                     pending.append(below)
 
     def hide(self, directory: Place, name: bytes, header: Header) -> None:  # noqa: ARG002 - as in an overlay
         self._tree.remove(directory, name)
-
-
-def _is_directory(parent: Place, name: bytes) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode)

@@ -23,7 +23,7 @@ from aiocontainerd_differ.unpack import Job, Result, unpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiocontainerd.testing.differ import directory, entry, symlink, tar_of, tree_of
+from aiocontainerd.testing.differ import MTIME, directory, entry, symlink, tar_of, tree_of
 
 
 def headers(blob: bytes, chunk: int = 700) -> list[Header]:
@@ -273,6 +273,17 @@ def test_xattrs_are_set_but_not_the_kernels_own(tmp_path: Path) -> None:
     assert sorted(os.listxattr(tmp_path / "f")) == ["security.capability", "user.a"]
     assert os.getxattr(tmp_path / "f", "security.capability") == capability
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o4755
+
+
+@pytest.mark.root
+def test_what_replaces_a_directory_keeps_its_own_time(tmp_path: Path) -> None:
+    entries = [
+        directory("a", mtime=1), entry("a", b"file", mtime=2), directory("b", mtime=3), symlink("b", "a"),
+        directory("c/x", mtime=4), entry("d/x", mtime=5), symlink("c", "d"), directory("e", mtime=6),
+    ]  # fmt: skip
+    apply_bytes(tar_of(entries), tmp_path)
+    times = {path: described[3] for path, described in tree_of(tmp_path).items()}
+    assert {path: times[path] for path in ("a", "b", "d/x", "e")} == {"a": 2, "b": MTIME, "d/x": 5, "e": 6}
 
 
 def test_a_child_imports_little() -> None:
