@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -35,12 +36,42 @@ def test_a_package_is_complete_and_nothing_is_left_of_the_template(kind: str) ->
     assert PROTOCOLS[scaffold.FORMS[kind].kind].partition(":")[0] == scaffold.FORMS[kind].interface
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "defined"),
+    [
+        ("verifier", "config", "ConfigPlugin"),
+        ("mount-handler", "mount", "MountPlugin"),
+        ("verifier", "true", "TruePlugin"),
+        ("verifier", "acme-config", "AcmeConfig"),
+    ],
+)
+def test_the_class_hides_nothing_that_its_module_uses(kind: str, name: str, defined: str) -> None:
+    module = ast.parse(scaffold.files(kind, name)[f"{name.replace('-', '_')}/plugin.py"])
+    assert [node.name for node in module.body if isinstance(node, ast.ClassDef)] == ["Config", defined]
+
+
 def test_a_snapshotter_is_at_most_forty_lines_of_code() -> None:
     lines = scaffold.files("snapshotter", "acme-one")["acme_one/plugin.py"].splitlines()
     assert (
         len([line for line in lines if line.strip() and not line.strip().startswith(('"""', "#", "from", "import"))])
         <= 40
     )
+
+
+def test_every_package_is_formatted_and_without_a_word_from_the_linter(tmp_path: Path) -> None:
+    ruff = shutil.which("ruff", path=Path(sys.executable).parent)
+    if ruff is None:
+        pytest.skip("ruff is not installed here")
+    folders = [tmp_path / f"acme-{kind}" for kind in KINDS]
+    for kind, folder in zip(KINDS, folders, strict=True):
+        scaffold.write(kind, folder.name, folder)
+    for command in (["check", "--select=ASYNC,B,C4,E,F,I,N,PIE,PT,RET,SIM,UP,W"], ["format", "--check"]):
+        for folder in folders:  # in its own folder, a package is what the linter takes for the author's own
+            run = subprocess.run(
+                [ruff, *command, "--isolated", "--no-cache", "--line-length=120", "."],
+                cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.mark.root
@@ -91,6 +122,9 @@ def test_both_programs_write_a_package(command: tuple[object, ...], tmp_path: Pa
         ("snapshoter", "acme", "no kind snapshoter; there are content, credentials, differ"),
         ("verifier", "Acme", "'Acme' cannot name a plugin; use small letters, digits and dashes"),
         ("verifier", "acme--x", "cannot name a plugin"),
+        ("verifier", "class", "class cannot be a package: Python has something else by that name; try acme-class"),
+        ("service", "json", "json cannot be a package"),
+        ("event-sink", "aiocontainerd", "aiocontainerd cannot be a package"),
     ],
 )
 def test_a_name_or_kind_that_cannot_be_is_refused(kind: str, name: str, text: str, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import keyword
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
@@ -115,7 +118,8 @@ def files(form_name: str, name: str) -> dict[str, str]:
             f"{name!r} cannot name a plugin; use small letters, digits and dashes, as in acme-{form_name}"
         )
     package = name.replace("-", "_")
-    values = _values(form, name, package)
+    if keyword.iskeyword(package) or package in sys.stdlib_module_names or importlib.util.find_spec(package):
+        raise ScaffoldError(f"{name} cannot be a package: Python has something else by that name; try acme-{name}")
     made = {
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",
@@ -124,9 +128,9 @@ def files(form_name: str, name: str) -> dict[str, str]:
         f"tests/test_{package}.py": f"{form_name}.test",
         **{f"{package}/{module}.py": f"{form_name}.{module}" for module in form.modules},
     }
-    return {
-        path: Template((TEMPLATES / f"{source}.txt").read_text()).substitute(values) for path, source in made.items()
-    }
+    texts = {path: (TEMPLATES / f"{source}.txt").read_text() for path, source in made.items()}
+    values = _values(form, name, package, _class_name(name, texts.values()))
+    return {path: Template(text).substitute(values) for path, text in texts.items()}
 
 
 def write(form_name: str, name: str, directory: Path) -> list[Path]:
@@ -143,13 +147,20 @@ def write(form_name: str, name: str, directory: Path) -> list[Path]:
     return written
 
 
-def _values(form: Form, name: str, package: str) -> dict[str, str]:
+def _class_name(name: str, texts: Iterable[str]) -> str:
+    """The name of the class, which is none that the templates use for something else."""
+    made = "".join(part.capitalize() for part in name.split("-"))
+    taken = keyword.iskeyword(made) or any(re.search(rf"\b{made}\b", text) for text in texts)
+    return f"{made}Plugin" if taken else made
+
+
+def _values(form: Form, name: str, package: str, class_name: str) -> dict[str, str]:
     uri = f"{form.kind}.{name}"
     return {
         "distribution": name,
         "package": package,
         "id": name,
-        "cls": "".join(part.capitalize() for part in name.split("-")),
+        "cls": class_name,
         "uri": uri,
         "summary": form.summary,
         "interface": form.interface,
