@@ -226,8 +226,8 @@ async def test_an_idle_loop_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> Non
 
     async with watching():
         monkeypatch.setattr(Answer, "give", noting)
-        await asyncio.sleep(THRESHOLD_S * 5)
-    assert len(woken) <= 1, "only what ran before the loop slept is looked at"
+        await asyncio.sleep(THRESHOLD_S * 10)
+    assert len(woken) <= 2, "only the last rounds before the loop slept are asked for"
 
 
 async def test_a_stopped_watchdog_leaves_no_thread() -> None:
