@@ -152,6 +152,16 @@ def from_status(code: int, message: str) -> ContainerdError:
 
 def to_status(error: BaseException) -> tuple[int, str]:
     """Code and message that `error` travels with. An exception of no class is UNKNOWN with its own text."""
+    code, message = _status(error)
+    return code, sendable(message)
+
+
+def sendable(text: str) -> str:
+    """`text` with a question mark for what UTF-8 cannot have, such as bytes of a file's name that are no UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
+def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ContainerdError):
         return error.code, _with_class_text(error.message, error.text)
     if isinstance(error, TimeoutError):

@@ -76,6 +76,11 @@ def test_codes_of_no_class_are_unknown_and_keep_their_message(code: int) -> None
     assert to_status(error) == (2, "something: unknown")
 
 
+@pytest.mark.parametrize("error", [errors.NotFound("layer x: caf\udce9"), OSError("layer x: caf\udce9")])
+def test_a_text_that_is_no_utf_8_travels_all_the_same(error: Exception) -> None:
+    assert to_status(error)[1].startswith("layer x: caf?")
+
+
 def test_foreign_exceptions_have_codes_too() -> None:
     assert to_status(TimeoutError()) == (4, "context deadline exceeded")
     assert to_status(asyncio.CancelledError()) == (1, "context canceled")

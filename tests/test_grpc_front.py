@@ -55,6 +55,9 @@ class Tasks:
             await self._count(-1)
         return api.tasks.WaitResponse(exit_status=7)
 
+    async def close_io(self, request: api.tasks.CloseIoRequest) -> api.protobuf.Empty:
+        raise errors.NotFound("file caf\udce9")
+
     async def kill(self, request: api.tasks.KillRequest) -> api.protobuf.Empty:
         raise errors.NotFound(f'process "{request.exec_id}" é')
 
@@ -150,6 +153,12 @@ async def test_an_error_keeps_its_class_and_text(
         with pytest.raises(kind) as caught:
             await client.unary(service, method, request_())
     assert (type(caught.value), str(caught.value)) == (kind, message)
+
+
+async def test_an_error_text_that_is_no_utf_8_travels_all_the_same(tmp_path: Path) -> None:
+    async with serving(tmp_path, Tasks()) as (_, client):
+        with pytest.raises(errors.NotFound, match=r"^file caf\?$"):
+            await client.unary(TASKS, "CloseIO", api.tasks.CloseIoRequest())
 
 
 async def test_an_unexpected_error_is_logged_with_its_traceback(
@@ -386,7 +395,7 @@ def message(payload: bytes, compressed: int = 0) -> bytes:
     return struct.pack(">BI", compressed, len(payload)) + payload
 
 
-GET = f"/{TASKS}/Get"
+GET, WAIT = f"/{TASKS}/Get", f"/{TASKS}/Wait"
 
 
 @pytest.mark.parametrize(
@@ -404,8 +413,10 @@ GET = f"/{TASKS}/Get"
         (GET, message(b"abc")[:-1], (), 13, "unexpected EOF"),
         (GET, b"", (), 13, "grpc: the request has no message"),
         (GET, message(b""), (("grpc-timeout", "soon"),), 13, "malformed grpc-timeout: soon"),
+        (GET, message(b""), (("grpc-timeout", "9" * 400 + "H"),), 13, "malformed grpc-timeout: 9"),
         (GET, message(b""), (("content-type", "text/html"),), 3, "invalid gRPC request content-type"),
         ("/", message(b""), (), 12, "malformed method name"),
+        (GET.removeprefix("/"), message(b""), (), 12, "malformed method name"),
         ("/x.Y/Z", message(b""), (), 12, "unknown service x.Y"),
         (f"/{STREAMING}/Stream", message(b"\x0a\x02\xff\xff"), (), 13, "grpc: error unmarshalling request: "),
     ],
@@ -424,6 +435,27 @@ async def test_the_first_of_several_namespace_headers_counts(tmp_path: Path) -> 
     async with raw(tmp_path) as client:
         headers = (("containerd-namespace", "a"), ("containerd-namespace", "b"))
         assert (await client.call(GET, message(b""), *headers))["grpc-status"] == "0"
+
+
+async def test_calls_end_well_after_their_client_said_that_it_leaves(tmp_path: Path) -> None:
+    tasks = Tasks()
+    async with serving(tmp_path, tasks):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        base = [(":method", "POST"), (":scheme", "http"), (":path", WAIT), (":authority", "x")]
+        client.send_headers(1, [*base, ("content-type", "application/grpc")])
+        client.send_data(1, message(b""), end_stream=True)
+        goaway = bytes.fromhex("000008 07 00 00000000 00000000 00000000")
+        ping = bytes.fromhex("000008 06 00 00000000") + b"afterall"
+        writer.write(client.data_to_send() + goaway + ping)
+        async with asyncio.timeout(5):
+            await tasks.waits(1)
+            await reader.readuntil(b"afterall")
+            tasks.go.set()
+            assert b"\x0bgrpc-status\x010" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_unknown_http2_frames_are_ignored(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
-        self.connection = http2.ServerConnection(self)
+        self.now_s = 0.0
+        self.connection = http2.ServerConnection(self, lambda: self.now_s)
         self.connection.feed(http2.PREFACE)
         self.connection.out.clear()
 
@@ -83,6 +84,8 @@ def test_a_stream_ends_when_both_sides_have_ended() -> None:
         (frame(8, 0, 0, b"\0\0\0\0"), http2.PROTOCOL_ERROR),
         (frame(8, 0, 0, b"\x7f\xff\xff\xff"), http2.FLOW_CONTROL_ERROR),
         (b"\0\xff\xff\0\0\0\0\0\1", http2.FRAME_SIZE_ERROR),
+        (frame(4, 0, 0, b"\0\5\0\0\x3f\xff"), http2.PROTOCOL_ERROR),
+        (frame(4, 0, 0, b"\0\5\1\0\0\0"), http2.PROTOCOL_ERROR),
     ],
 )
 def test_a_broken_rule_ends_the_connection(sent: bytes, code: int) -> None:
@@ -129,3 +132,11 @@ def test_a_busy_connection_may_ping_for_ever() -> None:
         client.connection.feed(frame(6, 0, 0, b"12345678"))
         client.connection.send_data(stream, b"")
         client.connection.out.clear()
+
+
+def test_a_connection_that_waits_for_weeks_may_be_kept_alive_by_pings() -> None:
+    client = Recorder()
+    client.connection.feed(frame(1, 4, 1, REQUEST))
+    for _ in range(2 * http2.MAX_IDLE_FRAMES):
+        client.connection.feed(frame(6, 0, 0, b"12345678"))
+        client.now_s += 10.0

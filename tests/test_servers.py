@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import logging
 import os
@@ -26,6 +28,7 @@ from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.service import Method
 from aiocontainerd.registration import Daemon, PluginConfig, Registration, State
 from aiocontainerd.registry import Registry
+from aiocontainerd.rpc import http2
 from aiocontainerd.rpc.grpc_client import GrpcClient
 from aiocontainerd.rpc.sockets import bind_tcp, bind_unix
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
@@ -54,7 +57,11 @@ class Version:
     service_name: ClassVar[str] = VERSION
     serves_tcp = True
 
+    def __init__(self) -> None:
+        self.calls = 0
+
     async def version(self, request: api.protobuf.Empty) -> api.version.VersionResponse:
+        self.calls += 1
         return api.version.VersionResponse(version="v2")
 
 
@@ -288,6 +295,60 @@ async def test_tcp_with_a_ca_serves_only_clients_it_certified_with_the_common_na
             await version(address, client_tls(tmp_path, certify("other")))
         with pytest.raises(errors.Unavailable):
             await version(address, client_tls(tmp_path, None))
+
+
+class Eager:
+    """A TLS client that sends its first request in the same flight as the end of its handshake."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = tls.wrap_bio(self._in, self._out, server_hostname="localhost")
+
+    async def call(self, address: str, request: bytes) -> None:
+        """Send the request and read until the server closes the connection."""
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while not self._shook_hands():
+            writer.write(self._out.read())
+            self._in.write(await asyncio.wait_for(reader.read(65536), 5))
+        self._tls.write(request)
+        writer.write(self._out.read())
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+
+    def _shook_hands(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+
+async def test_a_request_that_comes_with_the_handshake_of_a_refused_client_is_not_carried_out(
+    tmp_path: Path, certify: Certify
+) -> None:
+    uri = "io.containerd.server.v1.grpc-tcp"
+    certificate, key = certify("server")
+    config = servers.GrpcTcpConfig(
+        address="127.0.0.1:0",
+        tls_ca=str(tmp_path / "ca.pem"),
+        tls_cert=str(certificate),
+        tls_key=str(key),
+        tls_common_name="kubelet",
+    )
+    service = Version()
+    block = http2.header_block(
+        [(":method", "POST"), (":path", f"/{VERSION}/Version"), ("content-type", "application/grpc")]
+    )
+    frames = ((4, 0, 0, b""), (1, 4, 1, block), (0, 1, 1, bytes(5)))
+    request = http2.PREFACE + b"".join(
+        len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+        for kind, flags, stream, payload in frames
+    )
+    async with running(tmp_path, registration(kinds.GRPC, "version", service), configs={uri: config}) as registry:
+        await Eager(client_tls(tmp_path, certify("other"))).call(registry[uri].instance.address, request)
+    assert service.calls == 0
 
 
 def test_a_socket_of_a_dead_process_is_replaced(tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ class Task:
     async def resume(self, request: api.task_v3.ResumeRequest) -> api.protobuf.Empty:
         raise FileExistsError("there")
 
+    async def close_io(self, request: api.task_v3.CloseIoRequest) -> api.protobuf.Empty:
+        raise FileNotFoundError("caf\udce9")
+
 
 class Streaming:
     service_name: ClassVar[str] = STREAMING
@@ -116,6 +119,7 @@ async def test_a_call_carries_request_namespace_and_result(tmp_path: Path) -> No
         ("Kill", lambda: api.task_v3.KillRequest(id="x"), errors.NotFound, "process x"),
         ("Pause", lambda: api.task_v3.PauseRequest(), errors.Unknown, "boom"),
         ("Resume", lambda: api.task_v3.ResumeRequest(), errors.AlreadyExists, "there"),
+        ("CloseIO", lambda: api.task_v3.CloseIoRequest(), errors.NotFound, "caf?"),
         ("Stats", lambda: api.task_v3.StatsRequest(), errors.Unimplemented, "method Stats"),
     ],
 )

@@ -115,7 +115,7 @@ class GrpcFrontEnd:
         if bound is not None and bound.call is not None:
             return bound
         service, _, method = path.removeprefix("/").rpartition("/")
-        if not service:
+        if not service or not path.startswith("/"):
             raise WireStatus(errors.Unimplemented.code, f'malformed method name: "{path}"')
         if service not in self._services:
             raise WireStatus(errors.Unimplemented.code, f"unknown service {service}")
@@ -153,6 +153,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._window_opened: asyncio.Future[None] | None = None
         self._flush_planned = False
+        self._client_leaves = self._dropped = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.http2!r}, {len(self._calls)} calls>"
@@ -160,12 +161,15 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self.front.connections.add(self)
-        self.flush()
         accept_peer = self.front.accept_peer
-        if accept_peer is not None and not accept_peer(transport):
-            self.drop()
+        if accept_peer is None or accept_peer(transport):
+            self.flush()
+        else:
+            self.abort()
 
     def data_received(self, data: bytes) -> None:
+        if self._dropped:  # TLS hands over what came with the handshake, even from a peer that was refused
+            return
         try:
             self.http2.feed(data)
         except http2.ConnectionBroken as broken:
@@ -216,16 +220,18 @@ class Connection(asyncio.Protocol):
             opened.set_result(None)
 
     def going_away(self) -> None:
-        """The client is about to close; its calls end."""
-        for call in self._calls.values():
-            call.cancel()
-        self.drop()
+        """The client makes no more calls; those it has made end as they would (RFC 9113, 6.8)."""
+        self._client_leaves = True
+        if not self._calls:
+            self.drop()
 
     def ended(self, stream: http2.Stream) -> None:
         """A call is over."""
         self.http2.reset(stream)
         self.flush()
         self._calls.pop(stream, None)
+        if self._client_leaves and not self._calls:
+            self.drop()
 
     def cancel_subscriptions(self) -> None:
         """Cancel the calls that only the server feeds."""
@@ -274,13 +280,15 @@ class Connection(asyncio.Protocol):
         await asyncio.shield(self._window_opened)
 
     def drop(self) -> None:
-        """Close the connection once the client has taken what was sent."""
+        """Close the connection once the client has taken what was sent; what it still sends is not read."""
+        self._dropped = True
         self.flush()
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
         """Close the connection now."""
+        self._dropped = True
         if self._transport is not None:
             self._transport.abort()
 

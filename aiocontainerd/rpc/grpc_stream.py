@@ -15,6 +15,7 @@ MAX_MESSAGE_BYTES = 16 << 20
 CONTENT_TYPE = "application/grpc"
 _PREFIX = struct.Struct(">BI")
 _UNQUOTED = bytes(set(range(0x20, 0x7F)) - {ord("%")}).decode()
+_TIMEOUT_DIGITS = 8
 _TIMEOUT_UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 Headers = list[tuple[str, str]]
@@ -84,7 +85,7 @@ def status_headers(code: int, message: str) -> Headers:
 def timeout_s(value: str) -> float:
     """Seconds of a `grpc-timeout` header. Raises ValueError."""
     digits, unit = value[:-1], value[-1:]
-    if unit not in _TIMEOUT_UNITS_S or not (digits.isascii() and digits.isdigit()):
+    if unit not in _TIMEOUT_UNITS_S or not (digits.isascii() and digits.isdigit()) or len(digits) > _TIMEOUT_DIGITS:
         raise ValueError(f"malformed grpc-timeout: {value}")
     return int(digits) * _TIMEOUT_UNITS_S[unit]
 

@@ -7,6 +7,7 @@ general library spends several times as long on a call as this does.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -19,13 +20,16 @@ WINDOW_BYTES = 4 << 20
 """What a client may send ahead, on one stream and on the connection."""
 MAX_FRAME_BYTES = 16384
 """Largest frame either side takes before the other says otherwise; we never do."""
+_LARGEST_FRAME_BYTES = (1 << 24) - 1
 MAX_HEADER_BYTES = 64 << 10
 MAX_WINDOW = (1 << 31) - 1
 MAX_STREAMS = (1 << 31) - 1
 """Calls at once on one connection: no limit, since each waiting `Tasks.Wait` of a client is one."""
 
 MAX_IDLE_FRAMES = 10_000
-"""Pings, settings, resets and empty data that a client may send in a row without anything useful between them."""
+"""Pings, settings, resets and empty data that a client may send in a row without anything useful between them, if not
+at leisure: one that keeps its connection alive for weeks while it waits sends more."""
+IDLE_FRAMES_PERIOD_S = 600.0
 
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, COMPRESSION_ERROR = 0, 1, 3, 6, 9
 ENHANCE_YOUR_CALM = 11
@@ -101,8 +105,9 @@ class _Table(HeaderTable):
 class ServerConnection:
     """The state of one connection. What is to be written gathers in `out`."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, clock: Callable[[], float] = time.monotonic) -> None:
         self.out = bytearray()
+        self._clock = clock
         self.streams: dict[int, Stream] = {}
         self._listener = listener
         self._in = bytearray()
@@ -115,6 +120,7 @@ class ServerConnection:
         self._window = WINDOW_BYTES
         self._unacknowledged = 0
         self._idle_frames = 0
+        self._idle_since_s = 0.0
         self._send_window = self._initial_send_window = _DEFAULT_WINDOW
         self._max_frame = MAX_FRAME_BYTES
         self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
@@ -232,9 +238,13 @@ class ServerConnection:
 
     def _count_idle(self) -> None:
         """One more frame that asks for work and brings none (RFC 9113, 10.5)."""
+        if not self._idle_frames:
+            self._idle_since_s = self._clock()
         self._idle_frames += 1
         if self._idle_frames > MAX_IDLE_FRAMES:
-            raise ConnectionBroken(ENHANCE_YOUR_CALM, f"{self._idle_frames} frames in a row without use")
+            if self._clock() - self._idle_since_s < IDLE_FRAMES_PERIOD_S:
+                raise ConnectionBroken(ENHANCE_YOUR_CALM, f"{self._idle_frames} frames in a row without use")
+            self._idle_frames = 0
 
     def _known(self, stream_id: int) -> Stream | None:
         """The stream of a frame, None for one that is over. Raises ConnectionBroken for one that never began."""
@@ -326,7 +336,9 @@ class ServerConnection:
             if key == _SET_WINDOW:
                 self._set_initial_window(value)
             elif key == _SET_FRAME:
-                self._max_frame = max(MAX_FRAME_BYTES, value)
+                if not MAX_FRAME_BYTES <= value <= _LARGEST_FRAME_BYTES:
+                    raise ConnectionBroken(PROTOCOL_ERROR, f"frames of {value} bytes")
+                self._max_frame = value
         self._frame(_SETTINGS, _ACK, 0, b"")
         self._listener.may_send()
 

@@ -333,5 +333,5 @@ def _status(error: Exception, bound: BoundMethod) -> tuple[int, str]:
         log.error("ttrpc method %s failed unexpectedly", bound.path, exc_info=error)
     for kind, code in _FOREIGN:
         if isinstance(error, kind):
-            return code, str(error)
+            return code, errors.sendable(str(error))
     return errors.to_status(error)
