@@ -26,6 +26,8 @@ pytestmark = pytest.mark.anyio
 URI = "io.containerd.snapshotter.v1.acme"
 OTHER = "io.containerd.differ.v1.acme"
 THRESHOLD_S, SHORT_S = 0.1, 0.06
+NEARLY_S = THRESHOLD_S * 0.8
+"""From here on a round of the loop may be told as a block, on a machine that does not give it its time."""
 SOURCE = """
 import asyncio
 import time
@@ -118,22 +120,29 @@ async def test_what_is_shorter_than_the_threshold_is_not_told(acme: Any) -> None
 
 
 async def test_short_blocks_in_a_row_are_none(acme: Any) -> None:
+    rounds = []
     async with watching() as watched:
         for _ in range(10):
+            began = time.monotonic()
             acme.block(THRESHOLD_S * 0.6)
             await asyncio.sleep(0)
-        assert await watched.told_nothing()
+            rounds.append(time.monotonic() - began)
+        nothing = await watched.told_nothing()
+    assert nothing or max(rounds) > NEARLY_S, "on a machine that gave us the time"
 
 
 async def test_a_sockets_callback_is_timed_from_its_beginning_however_long_the_loop_slept(acme: Any) -> None:
     loop = asyncio.get_running_loop()
+    took: list[float] = []
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
 
         def readable(seconds: float) -> None:
+            began = time.monotonic()
             ours.recv(1)
             acme.block(seconds)
+            took.append(time.monotonic() - began)
 
         async with watching() as watched:
             for seconds, noticed in ((THRESHOLD_S * 0.5, 0), (THRESHOLD_S + TOLERANCE_S, 1)):
@@ -141,7 +150,7 @@ async def test_a_sockets_callback_is_timed_from_its_beginning_however_long_the_l
                 await anyio.sleep(THRESHOLD_S * 2.3)
                 theirs.send(b"x")
                 await anyio.sleep(THRESHOLD_S * 3)
-                assert len(watched.blocks) == noticed
+                assert len(watched.blocks) == noticed or took[0] > NEARLY_S, "on a machine that gave us the time"
             loop.remove_reader(ours)
 
 
@@ -209,11 +218,17 @@ async def test_code_of_no_plugin_is_told_as_the_daemons(caplog: pytest.LogCaptur
 
 
 async def test_a_busy_loop_is_not_a_blocked_one(caplog: pytest.LogCaptureFixture) -> None:
+    rounds = []
     async with watching() as watched:
-        until = time.monotonic() + 0.8
-        while time.monotonic() < until:  # noqa: ASYNC110 - a loop that is never idle
+        now = time.monotonic()
+        until = now + 0.8
+        while now < until:
+            began = now
             await asyncio.sleep(0)
-    assert (watched.watchdog.blocks, caplog.text) == (0, "")
+            now = time.monotonic()
+            rounds.append(now - began)
+    nothing = (watched.watchdog.blocks, caplog.text) == (0, "")
+    assert nothing or max(rounds) > NEARLY_S, "on a machine that gave us the time"
 
 
 async def test_an_idle_loop_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
