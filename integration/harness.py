@@ -113,7 +113,7 @@ class Peer:
         raise AssertionError(f"the daemon did not serve within {START_S} s:\n{self.log()}")
 
     def _answers(self) -> bool:
-        return _listens(self.address)
+        return listens(self.address)
 
     def log(self) -> str:
         """What the daemon printed so far."""
@@ -318,7 +318,7 @@ def _elsewhere() -> set[Path]:
 def _sweep(path: Path) -> None:
     time.sleep(max(0.0, path.stat().st_mtime + _NEW_S - time.time()))
     if not path.is_dir():
-        if not _listens(path):
+        if not listens(path):
             path.unlink()
     elif not _is_used(path):
         shutil.rmtree(path)
@@ -333,7 +333,8 @@ def _is_used(directory: Path) -> bool:
     return False
 
 
-def _listens(path: Path) -> bool:
+def listens(path: Path) -> bool:
+    """Whether somebody accepts connections there; the file of a socket is there before."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import REPOSITORY, SCRIPTS
+from harness import REPOSITORY, SCRIPTS, listens
 
 UNTIL_S = 20.0
 
@@ -25,10 +25,10 @@ def wait_for(condition: object, what: str, limit_s: float = UNTIL_S) -> None:
 
 @contextmanager
 def process(command: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A proxy plugin's process, from when its socket is there; ended and waited for."""
+    """A proxy plugin's process, from when it listens; ended and waited for."""
     began = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=socket.parent)
     try:
-        wait_for(lambda: socket.exists() or began.poll() is not None, "the proxy plugin's socket")
+        wait_for(lambda: listens(socket) or began.poll() is not None, "the proxy plugin's socket")
         assert began.poll() is None
         yield began
     finally:

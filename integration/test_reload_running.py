@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
 from harness import SCRIPTS, Ours, Peer, peer
+from outside import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -109,12 +110,7 @@ def test_a_config_that_cannot_be_used_is_refused_and_changes_nothing(daemon: Wit
 
 
 def test_a_hang_up_reloads(daemon: WithModule) -> None:
-    import signal
-
     daemon.configure(ISOLATED)
     daemon.send_signal(signal.SIGHUP)
-    until = time.monotonic() + 10
-    while URI not in actr(daemon, "plugins", "health"):
-        assert time.monotonic() < until, daemon.log()[-4000:]
-        time.sleep(0.1)
-    assert f"reload: {URI}: added" in daemon.log()
+    wait_for(lambda: f"reload: {URI}: added" in daemon.log(), "the reload")
+    assert URI in actr(daemon, "plugins", "health")
