@@ -99,6 +99,53 @@ def test_a_wrong_type_is_an_error_even_where_unknown_keys_warn(tmp_path: Path) -
     assert str(failed.value) == f"{path}:2: oom_score: expected `int`, got `str`"
 
 
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("plugins = 3", "2: plugins: expected `table`, got `int`"),
+        ('plugins."io.containerd.server.v1.grpc" = "x"', '2: plugins."io.containerd.server.v1.grpc": expected `table`'),
+        ("imports = 3", "2: imports: expected `array`, got `int`"),
+        ("imports = [3]", "2: imports.0: expected `str`, got `int`"),
+        ("disabled_plugins = [[1]]", "2: disabled_plugins.0: expected `str`, got `array`"),
+        ("timeouts = 3", "2: timeouts: expected `table`, got `int`"),
+        ('[timeouts]\na = "1s"\n"b.c" = 3', '4: timeouts."b.c": expected `str`, got `int`'),
+        ("[proxy_plugins.a]\n[proxy_plugins.b]\naddress = 3", "4: proxy_plugins.b.address: expected `str`, got `int`"),
+        ('[plugin_isolation]\na = "none"\nb = "nowhere"', "4: plugin_isolation.b: invalid enum value 'nowhere'"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_named_with_its_place_in_every_version(
+    tmp_path: Path, version: int, text: str, said: str
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(f"version = {version}\n{text}\n")
+    with pytest.raises(ConfigError) as failed:
+        load(path)
+    assert str(failed.value).startswith(f"{path}:{said}")
+
+
+def test_an_address_or_an_env_of_a_wrong_type_is_left_for_its_plugin_to_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        'version = 2\ngrpc.address = 3\nplugins."io.containerd.runtime.v2.task".sched_core = true\n'
+        'plugins."io.containerd.shim.v1.manager".env = "x"\n'
+    )
+    tables = load(path).plugin_tables
+    assert tables["io.containerd.server.v1.grpc"] == {"address": 3}
+    assert tables["io.containerd.shim.v1.manager"] == {"env": "x"}
+
+
+def test_the_same_typo_in_two_proxy_plugins_is_told_of_each(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('version = 3\n[proxy_plugins.a]\nadress = "x"\n[proxy_plugins.b]\nadress = "y"\n')
+    with pytest.raises(ConfigError) as failed:
+        load(path)
+    assert str(failed.value).splitlines() == [
+        f'{path}:3: unknown key proxy_plugins.a.adress; did you mean "address"?',
+        f'{path}:5: unknown key proxy_plugins.b.adress; did you mean "address"?',
+    ]
+
+
 def test_an_unknown_plugin_key_is_named_with_its_table(tmp_path: Path) -> None:
     path = write(
         tmp_path / "c.toml", 'version = 3\n[plugins."io.containerd.snapshotter.v1.acme"]\nsync_remvoe = true\n'

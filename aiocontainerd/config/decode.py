@@ -18,6 +18,7 @@ RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<path>.*?)`)?\Z")
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*?)`)?\Z", re.DOTALL)
+_SOME_KEY = "..."
 _STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\.\.\.|\d+)\]")
 
 
@@ -36,16 +37,16 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
     problems: list[Problem] = []
     rest = copy.deepcopy(tree)
     while True:
-        try:
+        error = _failure(rest, kind)
+        if error is None:
             return msgspec.convert(rest, kind, dec_hook=decode_hook), problems
-        except msgspec.ValidationError as error:
-            unknown = _UNKNOWN_FIELD.match(str(error))
-            if unknown is None:
-                problems.append(Problem(_wrong_type(str(error), at, origins), False))
-                return None, problems
-            steps = _steps(unknown["path"])
-            _remove(rest, steps, unknown["field"])
-            problems.append(Problem(_unknown_key(kind, steps, unknown["field"], at, origins), True))
+        unknown = _UNKNOWN_FIELD.match(error)
+        if unknown is None:
+            problems.append(Problem(_wrong_type(rest, kind, error, at, origins), False))
+            return None, problems
+        steps = _named(rest, kind, _steps(unknown["path"]))
+        del _at(rest, steps)[unknown["field"]]
+        problems.append(Problem(_unknown_key(kind, steps, unknown["field"], at, origins), True))
 
 
 def origin_of(key: KeyPath, origins: Origins) -> Origin:
@@ -55,11 +56,19 @@ def origin_of(key: KeyPath, origins: Origins) -> Origin:
     return origins.get(key, Origin("default"))
 
 
-def _wrong_type(error: str, at: KeyPath, origins: Origins) -> str:
+def _failure(tree: Tree, kind: type[msgspec.Struct]) -> str | None:
+    """What msgspec says of a tree that is not of the kind."""
+    try:
+        msgspec.convert(tree, kind, dec_hook=decode_hook)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return None
+
+
+def _wrong_type(tree: Tree, kind: type[msgspec.Struct], error: str, at: KeyPath, origins: Origins) -> str:
     found = _AT.match(error)
-    steps = _steps(found["path"] if found else None)
-    what = found["what"] if found else error
-    key = (*at, *steps)
+    what = (found["what"] if found else error).replace("`object`", "`table`")
+    key = (*at, *_named(tree, kind, _steps(found["path"] if found else None)))
     return f"{origin_of(key, origins)}: {_dotted(key)}: {what[:1].lower()}{what[1:]}"
 
 
@@ -85,18 +94,30 @@ def _steps(path: str | None) -> KeyPath:
     return tuple(name or index for name, index in _STEP.findall(path or ""))
 
 
-def _remove(tree: Any, steps: KeyPath, field: str) -> None:
-    """Delete `field` from every table that `steps` leads to; `...` stands for any key of a table."""
-    if not steps:
-        if isinstance(tree, dict):
-            tree.pop(field, None)
-        return
-    if isinstance(tree, list):
-        children = tree if steps[0] == "..." else tree[int(steps[0]) : int(steps[0]) + 1]
-    else:
-        children = list(tree.values()) if steps[0] == "..." else [tree.get(steps[0])]
-    for child in children:
-        _remove(child, steps[1:], field)
+def _named(tree: Tree, kind: type[msgspec.Struct], steps: KeyPath) -> KeyPath:
+    """The steps to where a tree fails, with the keys for which msgspec only says that there is a bad one."""
+    rest = copy.deepcopy(tree)
+    named: KeyPath = ()
+    for step in steps:
+        named += (_failing_key(rest, kind, _at(rest, named)) if step == _SOME_KEY else step,)
+    return named
+
+
+def _failing_key(tree: Tree, kind: type[msgspec.Struct], table: Tree) -> str:
+    """The first key of a table within a tree with which alone the tree fails too; the table keeps no other."""
+    key = _SOME_KEY
+    for key, value in list(table.items()):
+        table.clear()
+        table[key] = value
+        if _failure(tree, kind) is not None:
+            break
+    return key
+
+
+def _at(tree: Any, steps: KeyPath) -> Any:
+    for step in steps:
+        tree = tree[int(step)] if isinstance(tree, list) else tree[step]
+    return tree
 
 
 def _dotted(key: KeyPath) -> str:

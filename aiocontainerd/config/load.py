@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from aiocontainerd import durations
 from aiocontainerd.config import merge as merging
 from aiocontainerd.config import migrate as migration
@@ -22,6 +24,7 @@ from aiocontainerd.config.records import (
     ConfigError,
     Settings,
     StreamProcessor,
+    Tables,
 )
 from aiocontainerd.config.source import KeyPath, Origin, Tree
 
@@ -167,11 +170,20 @@ def _load_file(path: Path, into: Tree, origins: Origins, *, seen: set[Path], inh
     except ConfigError as error:
         raise ConfigError(f"{file.origin(('version',))}: {error}") from error
     tree = file.tree
+    _check_types(tree, Tables, own)
     migration.migrate(tree, own, version)
+    _check_types({key: value for key, value in tree.items() if key != "plugins"}, Settings, own)
     merging.merge(into, origins, tree, own)
     for pattern in tree.get("imports", []):
         for imported in _matches(pattern, path.parent):
             _load_file(imported, into, origins, seen=seen, inherited_version=version)
+
+
+def _check_types(tree: Tree, kind: type[msgspec.Struct], origins: Origins) -> None:
+    """Raise for a value of a wrong type, before a file is migrated and merged; unknown keys are told of later."""
+    wrong = [problem.text for problem in decode(tree, kind, (), origins)[1] if not problem.unknown_key]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
 
 
 def _matches(pattern: str, base: Path) -> list[Path]:

@@ -133,8 +133,9 @@ def _derive_ttrpc(tree: Tree, origins: Origins) -> None:
     """Before version 4 an unset ttrpc address was the gRPC address with `.ttrpc`, and had its owner."""
     grpc = tree.get("plugins", {}).get(GRPC, {})
     ttrpc = tree.get("plugins", {}).get(TTRPC, {})
-    if grpc.get("address") and not ttrpc.get("address"):
-        _set_plugin_key(tree, TTRPC, "address", grpc["address"] + ".ttrpc")
+    address = grpc.get("address")
+    if address and isinstance(address, str) and not ttrpc.get("address"):
+        _set_plugin_key(tree, TTRPC, "address", f"{address}.ttrpc")
         for key in ("uid", "gid"):
             if key in grpc:
                 _set_plugin_key(tree, TTRPC, key, grpc[key])
@@ -145,11 +146,12 @@ def _derive_ttrpc(tree: Tree, origins: Origins) -> None:
 
 def _move_sched_core(tree: Tree, origins: Origins) -> None:
     runtime = tree.get("plugins", {}).get(TASK_RUNTIME, {})
-    if not isinstance(runtime, dict) or "sched_core" not in runtime:
+    if "sched_core" not in runtime:
         return
     if runtime.pop("sched_core"):
         env = tree["plugins"].setdefault(SHIM_MANAGER, {}).setdefault("env", [])
-        env.append("SCHED_CORE=1")
+        if isinstance(env, list):
+            env.append("SCHED_CORE=1")
         _move_origins(origins, ("plugins", TASK_RUNTIME, "sched_core"), ("plugins", SHIM_MANAGER, "env"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -162,6 +162,14 @@ class PluginPolicy(Record, frozen=True):
 
     allow: tuple[str | AllowedPackage, ...] = ()
     replace: tuple[str, ...] = ()
+
+
+class Tables(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file of any version has in common, as far as it is looked at before it is of the current one."""
+
+    disabled_plugins: tuple[str, ...] = ()
+    required_plugins: tuple[str, ...] = ()
+    plugins: dict[str, dict[str, Any]] = {}
 
 
 class Settings(Record, frozen=True):
