@@ -25,12 +25,11 @@ from aiocontainerd.sys.pidfd import wait_status_to_exit_status
 from aiocontainerd_shim.descriptors import NEVER, READABLE
 from aiocontainerd_shim.reaper import Exit
 from aiocontainerd_shim.rest import (
-    FDS_LIMIT,
     LINGER_S,
-    RECORD_LIMIT_BYTES,
     Duty,
     next_linger_s,
     pack_exit,
+    take_hand_over,
     unpack_hand_over,
 )
 
@@ -139,7 +138,7 @@ class Resident:
                 return self._take_over(channel)
 
     def _take_over(self, channel: socket.socket) -> bool:
-        record, fds, _, _ = socket.recv_fds(channel, RECORD_LIMIT_BYTES, FDS_LIMIT, socket.MSG_CMSG_CLOEXEC)
+        record, fds = take_hand_over(channel)
         if not record:
             return False
         left = unpack_hand_over(record)

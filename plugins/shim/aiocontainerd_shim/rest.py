@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -98,6 +99,22 @@ class Duty(msgspec.Struct, frozen=True):
 
 _SHIM = msgspec.msgpack.Decoder(RestedShim)
 _HAND_OVER = msgspec.msgpack.Decoder(HandOver)
+
+
+def take_hand_over(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """The packet and the descriptors that a worker which has ended left in its channel; no bytes where it left none.
+
+    A worker that ends before it has read every exit makes the kernel report that first, and only once; what the worker
+    had sent comes after it.
+    """
+    with suppress(ConnectionResetError):
+        return _receive(channel)
+    return _receive(channel)
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    packet, fds, _, _ = socket.recv_fds(channel, RECORD_LIMIT_BYTES, FDS_LIMIT, socket.MSG_CMSG_CLOEXEC)
+    return packet, fds
 
 
 def unpack_hand_over(packet: bytes) -> HandOver:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -245,6 +246,25 @@ def test_descriptors_keep_their_places_and_masks() -> None:
 def test_exits_survive_the_round_trip() -> None:
     exited = Exit(pid=4_000_000, status=137, exited_at_ns=1_800_000_000_000_000_000)
     assert unpack_exit(pack_exit(exited)) == exited
+
+
+def test_a_hand_over_is_taken_although_its_worker_has_not_read_every_exit() -> None:
+    channel, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with channel, its_end:
+        channel.send(pack_exit(Exit(pid=7, status=0, exited_at_ns=1)))
+        socket.send_fds(its_end, [b"record"], [its_end.fileno()])
+        its_end.close()
+        packet, fds = rest.take_hand_over(channel)
+    assert (packet, len(fds)) == (b"record", 1)
+    os.close(fds[0])
+
+
+def test_a_worker_that_leaves_nothing_hands_nothing_over() -> None:
+    channel, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with channel:
+        channel.send(pack_exit(Exit(pid=7, status=0, exited_at_ns=1)))
+        its_end.close()
+        assert rest.take_hand_over(channel) == (b"", [])
 
 
 def test_a_worker_that_was_missed_is_followed_by_one_that_lingers_longer() -> None:
