@@ -28,7 +28,7 @@ SHIM_MAY_BLOCK = (
         "small records of its own in its bundle, which is in the daemon's directory of state; and procfs",
     ),
     May("aiocontainerd_shim/oci.py", ("_read_from", "_size", "read_pid"), "what the OCI runtime wrote into the bundle"),
-    May("aiocontainerd_shim/process.py", ("_forget_spec",), "a record of its own in its bundle"),
+    May("aiocontainerd_shim/process.py", ("_forget_file",), "a file of its own in its bundle"),
     May("aiocontainerd_shim/container.py", ("has_private_pid_namespace",), "the bundle's config.json"),
     May("aiocontainerd_shim/reaper.py", ("_memory_file", "_content"), "files without a disk, and /dev/null"),
     May("aiocontainerd_shim/sealed.py", ("executable",), "whether the OCI runtime is still the file it was"),

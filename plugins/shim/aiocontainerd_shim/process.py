@@ -200,7 +200,7 @@ class ExecProcess(Process):
     def __init__(self, site: Site, exec_id: str, stdio: Stdio, spec: bytes) -> None:
         super().__init__(site, exec_id, stdio)
         self._spec = spec
-        self._pid_file = site.bundle / f"{exec_id}.pid"
+        self._pid_file = records.exec_pid_file(site.bundle, exec_id)
 
     async def start(self) -> None:
         """Start it. A failed start leaves it created and releases its waiters."""
@@ -252,11 +252,12 @@ class ExecProcess(Process):
         site = self.site
         spec_file = site.bundle / f"{self.exec_id}.process"
         try:
+            _forget_file(self._pid_file)  # of a start that failed: somebody else may have that pid by now
             records.replace_file(spec_file, self._spec)
             return await site.runtime.exec(site.id, spec_file, self._pid_file, console_socket, stdio)
         finally:
-            _forget_spec(spec_file)
+            _forget_file(spec_file)
 
 
-def _forget_spec(path: Path) -> None:
+def _forget_file(path: Path) -> None:
     path.unlink(missing_ok=True)

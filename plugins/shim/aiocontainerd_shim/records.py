@@ -127,7 +127,12 @@ def read_processes(bundle: Path) -> Iterator[ProcessRecord]:
 def remove_process(bundle: Path, exec_id: str) -> None:
     """Forget an exec, with the pid file the OCI runtime wrote for it."""
     _process_path(bundle, exec_id).unlink(missing_ok=True)
-    (bundle / f"{exec_id}.pid").unlink(missing_ok=True)
+    exec_pid_file(bundle, exec_id).unlink(missing_ok=True)
+
+
+def exec_pid_file(bundle: Path, exec_id: str) -> Path:
+    """Where the OCI runtime writes the pid of an exec: no exec's is `init.pid`, which is the container's."""
+    return _process_path(bundle, exec_id).with_suffix(".pid")
 
 
 def start_time(pid: int) -> int:

@@ -185,10 +185,43 @@ async def test_a_process_of_a_failed_exec_is_killed(shim: Shim) -> None:
     await shim.exec("e1", 98)
     with pytest.raises(Unknown, match=r"^OCI runtime exec failed: "):
         await shim.start("e1")
-    pid = int((shim.bundle / "e1.pid").read_text())
+    pid = int(records.exec_pid_file(shim.bundle, "e1").read_text())
     async with asyncio.timeout(5):
         while not ended(pid):  # noqa: ASYNC110 - nobody is told of this exit
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_a_failed_exec_of_any_name_leaves_the_init_alone(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("init", 99)
+    with pytest.raises(Unknown, match=r"^OCI runtime exec failed: no such program$"):
+        await shim.start("init")
+    await shim.delete("init")
+    await shim.kill(15)
+    assert await shim.wait() == 143
+
+
+@pytest.mark.anyio
+async def test_a_failed_exec_kills_nobody_who_has_the_pid_of_one_before(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("e1", 99)
+    other, ending = _stranger(shim)
+    records.exec_pid_file(shim.bundle, "e1").write_text(str(other))
+    with pytest.raises(Unknown, match=r"^OCI runtime exec failed: no such program$"):
+        await shim.start("e1")
+    os.kill(other, 15)
+    assert await asyncio.wait_for(ending, 10) == 143
+
+
+def _stranger(shim: Shim) -> tuple[int, asyncio.Future[int]]:
+    """A process that has nothing to do with the container, and its exit status to come."""
+    other = os.posix_spawnp("sleep", ["sleep", "60"], os.environ)
+    ending: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    shim.service._around.reaper.watch(other, lambda exited: ending.set_result(exited.status))
+    return other, ending
 
 
 @pytest.mark.anyio
