@@ -39,8 +39,7 @@ class Beside:
         self._programs = programs
         self._modes = modes
         self._placed: set[str] = set()
-        self.outside: dict[str, object] = {}
-        """Settings of each plugin that is in another process, by URI, once its registration was made."""
+        self._outside: list[tuple[Registration, object]] = []
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
@@ -68,7 +67,7 @@ class Beside:
                 "aiocontainerd-proxy is for, which is not installed"
             )
         if isolation.mode == "process":
-            self.outside[registration.uri] = isolation
+            self._outside.append((made, isolation))
         return made
 
     def isolation_of(self, uri: str, module: str, declared: PythonPlugin | None) -> Isolation | None:
@@ -84,6 +83,10 @@ class Beside:
             return None
         return Isolation(mode=mode, module=module, uid=uid, gid=gid)
 
+    def outside(self, registration: Registration) -> object:
+        """The settings of a plugin that is in another process, by the registration made for it here; None else."""
+        return next((settings for made, settings in self._outside if made is registration), None)
+
     @property
     def proxies(self) -> Sequence[str]:
         """The names of `[proxy_plugins]`."""
@@ -96,7 +99,7 @@ class Beside:
         if made is None:
             log.warning("proxy plugin %s has the type %r, which nothing here can use", name, settings.type)
         else:
-            self.outside[made.uri] = settings
+            self._outside.append((made, settings))
         return made
 
     @property

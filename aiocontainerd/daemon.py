@@ -27,7 +27,7 @@ from aiocontainerd.events import EventBus
 from aiocontainerd.health import Block
 from aiocontainerd.registration import Daemon, Plugin, PluginError, State
 from aiocontainerd.registry import Registry
-from aiocontainerd.reload import Reloader
+from aiocontainerd.reload import Reloader, plan_of
 from aiocontainerd.sys import cgroup, systemd
 from aiocontainerd.watchdog import Watchdog
 
@@ -68,8 +68,9 @@ def run(
     config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
     for warning in config.warnings[shown:]:
         log.warning("%s", warning)
+    started_by = plan_of(registry, beside, config)
     registry.disable(config.settings.disabled_plugins)
-    reloader = Reloader(registry, config, load)
+    reloader = Reloader(registry, config, load, started_by)
     with ExitStack() as stack:
         root, state, temp = stack.enter_context(_directories(config))
         stack.enter_context(lock.hold(root))

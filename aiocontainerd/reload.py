@@ -8,8 +8,9 @@ the daemon started with is told as `restart needed`, at every reload, and left a
 
 from __future__ import annotations
 
+import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -35,12 +36,16 @@ _FOLLOWED = frozenset(
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """A plugin that a config asks for. `beside` are the settings of one beside the daemon; `table` its config."""
+    """A plugin that a config asks for. `beside` are the settings of one beside the daemon; `table` its config.
+
+    With `failure` it is the row of a module that could not even register, and why.
+    """
 
     registration: Registration
     distribution: str
     beside: object = None
     table: object = None
+    failure: str = ""
 
 
 class Apart(msgspec.Struct, frozen=True):
@@ -56,22 +61,26 @@ Plan = Mapping[str, Wanted]
 def wanted_by(config: Config) -> dict[str, Wanted]:
     """Every plugin a config asks for, by URI. Imports what it names. Raises ConfigError."""
     settings = config.settings
-    registry, beside = (
-        Registry(settings.plugin_policy.replace),
-        Beside(settings.proxy_plugins, settings.plugin_isolation),
-    )
+    registry = Registry(settings.plugin_policy.replace)
+    beside = Beside(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
+    importlib.invalidate_caches()  # of directories in which packages were installed since
     discovery.discover(registry, settings.python_plugins, settings.plugin_policy, beside)
-    found = [plugin for plugin in registry.plugins if plugin.state == State.REGISTERED]
-    config.check_plugins(plugin.registration for plugin in found)
+    config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
+    return plan_of(registry, beside, config)
+
+
+def plan_of(registry: Registry, beside: Beside, config: Config) -> dict[str, Wanted]:
+    """What discovery found for a config, by URI, before any of it is started."""
     return {
         plugin.uri: Wanted(
             registration=plugin.registration,
             distribution=plugin.distribution,
-            beside=_with_deadlines(beside.outside.get(plugin.uri), plugin.uri, config),
+            beside=_with_deadlines(beside.outside(plugin.registration), plugin.uri, config),
             table=config.plugin_tables.get(plugin.uri),
+            failure=plugin.reason,
         )
-        for plugin in found
-        if plugin.uri not in settings.disabled_plugins
+        for plugin in registry.plugins
+        if plugin.state in (State.REGISTERED, State.FAILED) and plugin.uri not in config.settings.disabled_plugins
     }
 
 
@@ -89,21 +98,41 @@ def changed_timeouts(before: Config, after: Config) -> list[str]:
     return [f"{key} = {durations.render(after.timeout_s(key))}" for key in changed]
 
 
-def steps(before: Plan, after: Plan) -> list[tuple[str, str]]:
-    """What becomes of each plugin that differs: URI and outcome, removals first. Pure."""
+def steps(before: Plan, after: Plan, failed: Collection[str] = ()) -> list[tuple[str, str]]:
+    """What becomes of each plugin that differs: URI and outcome, removals first. Pure.
+
+    Plugins beside the daemon that are among the URIs of `failed` are tried again.
+    """
     found: list[tuple[str, str]] = []
     for uri in sorted({*before, *after}):
-        old, new = before.get(uri), after.get(uri)
+        old, new = _registered(before.get(uri)), _registered(after.get(uri))
         outcome = _outcome(old, new)
+        if not outcome and new is not None and new.beside is not None and uri in failed:
+            outcome = REPLACED
         if outcome:
             found.append((uri, outcome))
     return sorted(found, key=lambda step: step[1] != REMOVED)
 
 
+def _registered(wanted: Wanted | None) -> Wanted | None:
+    return None if wanted is None or wanted.failure else wanted
+
+
+def failures(started: Plan, after: Plan) -> list[Change]:
+    """The modules that cannot register anything, but for those that the daemon has told of since its start. Pure."""
+    return [
+        Change(uri, FAILED, wanted.failure)
+        for uri, wanted in sorted(after.items())
+        if wanted.failure and (uri not in started or started[uri].failure != wanted.failure)
+    ]
+
+
 def _outcome(old: Wanted | None, new: Wanted | None) -> str:
     if old is None or new is None:
         only = old if new is None else new
-        if only is None or only.beside is None:
+        if only is None:
+            return ""
+        if only.beside is None:
             return RESTART
         return REMOVED if new is None else ADDED
     if old.beside == new.beside and old.table == new.table:
@@ -118,14 +147,20 @@ def changed_keys(before: object, after: object) -> list[str]:
 
 
 class Reloader:
-    """The config in force, and `reload`. `load` reads the config file with the flags of the daemon on top."""
+    """The config in force, and `reload`. `load` reads the config file with the flags of the daemon on top.
 
-    def __init__(self, registry: Registry, config: Config, load: Callable[[], Config] | None) -> None:
+    `started` is the plan that the daemon started by; without it, what its config asks for when it is first needed.
+    """
+
+    def __init__(
+        self, registry: Registry, config: Config, load: Callable[[], Config] | None, started: Plan | None = None
+    ) -> None:
         self._registry = registry
         self._started_with = config
         self._config = config
         self._load = load
-        self._wanted: dict[str, Wanted] | None = None
+        self._started = started
+        self._wanted = started
         self._lock = anyio.Lock()
 
     def __repr__(self) -> str:
@@ -140,36 +175,51 @@ class Reloader:
         return self._config.plugin_config(registration)
 
     async def reload(self) -> Sequence[Change]:
-        """Read the config and follow it. Raises InvalidArgument for a config that cannot be used: nothing changes."""
+        """Read the config and follow it. Raises InvalidArgument for a config that cannot be used: nothing changes.
+
+        What it began it ends, also where its caller goes away.
+        """
         if self._load is None:
             raise FailedPrecondition("the daemon was started without a config file that could be read again")
         async with self._lock:
-            before = self._wanted
-            if before is None:
-                before = await anyio.to_thread.run_sync(partial(wanted_by, self._started_with))
+            if self._started is None:
+                self._started = self._wanted = await anyio.to_thread.run_sync(partial(wanted_by, self._started_with))
             try:
                 config = await anyio.to_thread.run_sync(self._load)
                 after = await anyio.to_thread.run_sync(partial(wanted_by, config))
             except (ConfigError, OSError, ValueError) as error:
                 raise InvalidArgument(f"the config is not reloaded: {error}") from error
-            timeouts = changed_timeouts(self._config, config)
-            self._config = config
-            if timeouts:
-                self._registry.set_deadlines()
-            changes = [await self._follow(uri, outcome, after) for uri, outcome in steps(before, after)]
-            self._wanted = _in_force(before, after, changes)
-            changes += [Change("timeouts", APPLIED, ", ".join(timeouts))] if timeouts else []
-            settings = (self._started_with.settings, config.settings)
-            changes += [Change(key, RESTART, "read when the daemon starts") for key in changed_keys(*settings)]
+            with anyio.CancelScope(shield=True):
+                changes = await self._apply(config, self._wanted or {}, after)
+        changes += failures(self._started, after)
         for change in changes:
-            log.info("reload: %s: %s%s", change.subject, change.outcome, f": {change.detail}" if change.detail else "")
+            level = logging.ERROR if change.outcome == FAILED else logging.INFO
+            log.log(
+                level, "reload: %s: %s%s", change.subject, change.outcome, f": {change.detail}" if change.detail else ""
+            )
         return changes
+
+    async def _apply(self, config: Config, before: Plan, after: Plan) -> list[Change]:
+        timeouts = changed_timeouts(self._config, config)
+        self._config = config
+        if timeouts:
+            self._registry.set_deadlines()
+        failed = {uri for uri in after if self._state_of(uri) == State.FAILED}
+        changes = [await self._follow(uri, outcome, after) for uri, outcome in steps(before, after, failed)]
+        self._wanted = _in_force(before, after, changes)
+        changes += [Change("timeouts", APPLIED, ", ".join(timeouts))] if timeouts else []
+        settings = (self._started_with.settings, config.settings)
+        return changes + [Change(key, RESTART, "read when the daemon starts") for key in changed_keys(*settings)]
+
+    def _state_of(self, uri: str) -> State | None:
+        plugin = self._registry.get(uri)
+        return None if plugin is None else plugin.state
 
     async def _follow(self, uri: str, outcome: str, after: Plan) -> Change:
         if outcome == RESTART:
             return Change(uri, RESTART, "it is part of the daemon's process")
         try:
-            if outcome in (REMOVED, REPLACED):
+            if self._state_of(uri) is not None:  # also the row of one that was disabled when the daemon started
                 await self._registry.remove_running(uri)
             if outcome in (ADDED, REPLACED):
                 plugin = await self._registry.add_running(after[uri].registration, after[uri].distribution)

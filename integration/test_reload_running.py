@@ -109,6 +109,16 @@ def test_a_config_that_cannot_be_used_is_refused_and_changes_nothing(daemon: Wit
     assert daemon.ctr("version").returncode == 0
 
 
+def test_what_cannot_be_loaded_is_told_with_its_reason_until_it_can(daemon: WithModule) -> None:
+    daemon.configure(ISOLATED.replace("acme_copies", "acme_copis"))
+    for _ in range(2):
+        told = actr(daemon, "reload", status=1)
+        assert told == "python_plugins.acme: failed (there is no module acme_copis (no acme_copis is installed))\n"
+    daemon.configure(ISOLATED)
+    assert actr(daemon, "reload") == f"{URI}: added\n"
+    assert actr(daemon, "reload") == "nothing changed\n"
+
+
 def test_a_hang_up_reloads(daemon: WithModule) -> None:
     daemon.configure(ISOLATED)
     daemon.send_signal(signal.SIGHUP)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
-from aiocontainerd import reload
+from aiocontainerd import discovery, reload
+from aiocontainerd.beside import Beside
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.records import Debug, ProxyPlugin, Settings
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
@@ -17,6 +21,7 @@ from aiocontainerd.registry import Registry
 from aiocontainerd.reload import ADDED, FAILED, REMOVED, REPLACED, RESTART, Reloader, Wanted
 
 URI = f"{kinds.SNAPSHOTTER}.acme"
+ROW = "python_plugins.acme"
 
 
 async def init(_context: InitContext[Any]) -> object:
@@ -70,6 +75,9 @@ class Files:
         self.plans = plans
         self.current = "start"
         self.asked: list[str] = []
+        self.rows: dict[str, Plugin] = {}
+        self.begun, self.goes_on = anyio.Event(), anyio.Event()
+        self.goes_on.set()
         self.refuses: Exception | None = None
         self.state = State.LOADED
         monkeypatch.setattr(reload, "wanted_by", lambda config: plans[config.settings.root.removeprefix("/")])
@@ -93,11 +101,18 @@ class Files:
         self.asked.append(f"add {registration.uri}")
         plugin = Plugin(registration, distribution)
         plugin.state, plugin.reason = self.state, "no socket" if self.state != State.LOADED else ""
+        self.rows[plugin.uri] = plugin
+        self.begun.set()
+        await self.goes_on.wait()
         return plugin
+
+    def get(self, uri: str) -> Plugin | None:
+        return self.rows.get(uri)
 
     async def remove_running(self, uri: str) -> None:
         if self.refuses is not None:
             raise self.refuses
+        del self.rows[uri]
         self.asked.append(f"remove {uri}")
 
 
@@ -148,6 +163,60 @@ async def test_a_plugin_in_use_stays_and_says_by_whom(files: Files) -> None:
 async def test_a_plugin_that_does_not_start_is_told_with_its_reason(files: Files) -> None:
     files.current, files.state = "with", State.FAILED
     assert about(await files.reloader().reload()) == [Change(URI, FAILED, "no socket")]
+
+
+@pytest.mark.anyio
+async def test_a_plugin_that_did_not_start_is_tried_again_at_every_reload(files: Files) -> None:
+    reloader = files.reloader()
+    files.current, files.state = "with", State.FAILED
+    for _ in range(2):
+        assert about(await reloader.reload()) == [Change(URI, FAILED, "no socket")]
+    files.state = State.LOADED
+    assert about(await reloader.reload()) == [Change(URI, REPLACED)]
+    assert about(await reloader.reload()) == []
+    assert files.asked == [f"add {URI}", *[f"remove {URI}", f"add {URI}"] * 2]
+
+
+@pytest.mark.anyio
+async def test_a_plugin_that_was_disabled_at_the_start_is_added_in_place_of_its_row(files: Files) -> None:
+    files.rows[URI] = Plugin(wanted().registration)
+    files.rows[URI].state = State.DISABLED
+    files.current = "with"
+    assert about(await files.reloader().reload()) == [Change(URI, ADDED)]
+    assert files.asked == [f"remove {URI}", f"add {URI}"]
+
+
+@pytest.mark.anyio
+async def test_a_module_that_registers_nothing_is_told_until_it_does(files: Files) -> None:
+    broken = msgspec.structs.replace(wanted(), failure="there is no module acme")
+    files.plans |= {"bad": {ROW: broken}, "other": {ROW: msgspec.structs.replace(broken, failure="no more")}}
+    reloader = files.reloader()
+    for name, text in [
+        ("bad", "there is no module acme"),
+        ("bad", "there is no module acme"),
+        ("other", "no more"),
+    ]:
+        files.current = name
+        assert about(await reloader.reload(), ROW) == [Change(ROW, FAILED, text)]
+    files.current = "with"
+    changes = await reloader.reload()
+    assert (about(changes), about(changes, ROW)) == ([Change(URI, ADDED)], [])
+    started = files.reloader()
+    files.plans["start"], files.current = {ROW: broken}, "bad"
+    assert about(await started.reload(), ROW) == [], "it is in the log of the start"
+
+
+@pytest.mark.anyio
+async def test_a_reload_ends_what_it_began_though_its_caller_goes_away(files: Files) -> None:
+    reloader = files.reloader()
+    files.current, files.goes_on = "with", anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(reloader.reload)
+        await files.begun.wait()
+        group.cancel_scope.cancel()
+        files.goes_on.set()
+    assert about(await reloader.reload()) == []
+    assert files.asked == [f"add {URI}"]
 
 
 @pytest.mark.anyio
@@ -209,3 +278,29 @@ def test_a_plugins_place_and_table_are_part_of_what_is_wanted() -> None:
     assert (native.beside, native.table) == (None, {"root_path": "/srv"})
     assert f"{kinds.SNAPSHOTTER}.overlayfs" not in found
     assert msgspec.structs.asdict(native)["distribution"] == "aiocontainerd-snapshotter-native"
+
+
+def test_a_proxy_that_clashes_with_a_plugin_leaves_it_where_it_is() -> None:
+    native = f"{kinds.SNAPSHOTTER}.native"
+    found = reload.wanted_by(Config({"proxy_plugins": {"native": {"type": "snapshot", "address": "/run/n.sock"}}}, {}))
+    assert (found[native].beside, found[native].failure) == (None, "")
+    assert f"plugin {native} is registered twice" in found["python_plugins.native"].failure
+    assert reload.steps(reload.wanted_by(Config({}, {})), found) == []
+
+
+def test_what_the_daemon_started_by_is_what_it_found_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config({}, {})
+    monkeypatch.syspath_prepend(tmp_path)
+    registry, beside = Registry(), Beside(programs=config.stream_processors)
+    discovery.discover(registry, {}, config.settings.plugin_policy, beside)
+    started = reload.plan_of(registry, beside, config)
+    info = tmp_path / "acme_late-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-late\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[aiocontainerd.plugins]\nacme = acme_late\n")
+    (tmp_path / "acme_late.py").write_text(
+        "from aiocontainerd.plugin import kinds, register\n\n\n@register(kinds.SNAPSHOTTER, 'acme')\nclass Acme: ...\n"
+    )
+    after = reload.wanted_by(Config({"plugin_isolation": {URI: "process"}}, {}))
+    sys.modules.pop("acme_late")
+    assert reload.steps(started, after) == [(URI, ADDED)]
