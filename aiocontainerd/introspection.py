@@ -10,11 +10,16 @@ from pathlib import Path
 
 import anyio
 
+from aiocontainerd import kinds
 from aiocontainerd.errors import FailedPrecondition, NotFound, Unimplemented
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.services import DeprecationLog, PluginInfoProvider, PluginStatus, ServerStatus
+from aiocontainerd.oci import platform
 from aiocontainerd.registration import Plugin, State
 from aiocontainerd.typeurl import Any
+
+_FOR_PLATFORMS = (kinds.SNAPSHOTTER, kinds.DIFFER)
+"""Kinds whose plugins are for some platform: clients ask which before they unpack an image for one."""
 
 
 class Introspection:
@@ -73,12 +78,13 @@ class Introspection:
 
 
 def status(plugin: Plugin) -> PluginStatus:
-    """A plugin as introspection shows it."""
+    """A plugin as introspection shows it. Where its kind needs a platform and it names none, it is for the host's."""
+    platforms = plugin.platforms or [str(platform.default())] * (plugin.kind in _FOR_PLATFORMS)
     return PluginStatus(
         kind=plugin.kind,
         id=plugin.id,
         requires=plugin.registration.requires,
-        platforms=tuple(plugin.platforms),
+        platforms=tuple(platforms),
         exports=dict(plugin.exports),
         capabilities=tuple(plugin.capabilities),
         code=plugin.code,

@@ -69,8 +69,17 @@ def final_lines(text: str) -> str:
     return "\n".join(sorted(re.sub(r":(\s+)exists\b", r":\1done", line) for line in last.values()))
 
 
+def shared_plugins(text: str) -> str:
+    """The rows of plugins that both daemons have, in the order of their names."""
+    shared = re.compile(r"io\.containerd\.(content|snapshotter|metadata|differ|gc|service|grpc)\.v1 ")
+    own = ("plugins", "leases-service")
+    rows = (row.split() for row in text.splitlines() if shared.match(row))
+    return "\n".join(sorted(" ".join(row) for row in rows if row[1] not in own))
+
+
 SCRIPT = (
     Step(args=("version",)),
+    Step(args=("plugins", "ls"), only=shared_plugins),
     Step(args=("namespaces", "create", "made-{suffix}", "a=b")),
     Step(args=("namespaces", "label", "made-{suffix}", "a=c", "d=e")),
     Step(args=("namespaces", "ls"), only=lambda text: "\n".join(x for x in text.splitlines() if "made-" in x)),

@@ -102,6 +102,11 @@ def test_the_table_of_paths_has_every_room() -> None:
     assert [str(room) for room in sorted(rooms - {CORE / "cli", CORE / "__pycache__"} - named)] == []
 
 
+@pytest.mark.parametrize("root", [CORE, *PLUGINS], ids=lambda path: path.name)
+def test_who_imports_a_package_has_its_types(root: Path) -> None:
+    assert (root / "py.typed").exists()
+
+
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda path: path.name)
 def test_a_plugin_imports_no_other_plugin(plugin: Path) -> None:
     others = {

@@ -16,11 +16,12 @@ from aiocontainerd_services.events_grpc import EventsGrpc, EventsTtrpc
 from aiocontainerd_services.version_grpc import VersionGrpc
 
 import aiocontainerd
-from aiocontainerd import api, context, timestamps, typeurl
+from aiocontainerd import api, context, kinds, timestamps, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Unknown
 from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.introspection import Introspection, load_uuid
+from aiocontainerd.oci import platform
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.registration import Plugin, PluginError, Registration, State
 from aiocontainerd.serve.diff import DiffGrpc
@@ -66,6 +67,14 @@ async def test_plugins_show_what_each_declared(tmp_path: Path) -> None:
             capabilities=["rebase"],
         )
     ]
+
+
+async def test_snapshotters_and_differs_are_for_the_host_where_they_name_no_platform(tmp_path: Path) -> None:
+    shown = plugin(kinds.SNAPSHOTTER, "a"), plugin(kinds.DIFFER, "b", State.SKIPPED), plugin(kinds.CONTENT, "c")
+    answer = await introspection(tmp_path, *shown).plugins(api.introspection.PluginsRequest())
+    host = platform.default()
+    of_host = [api.types.Platform(os="linux", architecture=host.architecture, variant=host.variant)]
+    assert [found.platforms for found in answer.plugins] == [of_host, of_host, []]
 
 
 async def test_failed_and_skipped_plugins_are_shown_with_their_error_and_disabled_ones_are_not(tmp_path: Path) -> None:
