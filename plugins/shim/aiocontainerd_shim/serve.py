@@ -153,6 +153,7 @@ async def serve(listener: socket.socket, identity: Identity, duty: Duty | None =
             await server.start(listener)
             await ending.wait()
         await server.aclose(_SERVER_GRACE_S)
+        await service.settled(SHUTDOWN_TIMEOUT_S)
         await publisher.drained(SHUTDOWN_TIMEOUT_S - _SERVER_GRACE_S)
         for helper in helpers:
             helper.cancel()

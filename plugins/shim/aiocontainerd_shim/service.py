@@ -4,20 +4,23 @@ A shim runs once per container or pod, so its memory counts more than its comfor
 imports neither anyio nor uvloop. Handlers validate, call the container, convert. v2 and v3 differ in the package of
 their messages only, so both answer with v3's.
 
-The creation of a container dies with the call that asked for it and is undone; everything else the OCI runtime does
-runs to its end, whatever becomes of the caller, so that the state here stays true.
+Whatever the OCI runtime does to a container runs to its end, whatever becomes of the caller, so that the state here
+stays true: one that is killed in the middle leaves cgroups and processes of which nobody knows. A container whose
+caller has gone before it was created is deleted once it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from aiocontainerd import timestamps, typeurl
-from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unknown
+from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd_shim import cgroups, oci_choice, records
 from aiocontainerd_shim.container import Container, Surroundings
@@ -34,8 +37,12 @@ if TYPE_CHECKING:
     from aiocontainerd_shim.process import Process
     from aiocontainerd_shim.rest import RestedContainer
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
+GIVEN_UP_AFTER_S = 3.0
+"""How long a creation goes on whose caller has gone, before the OCI runtime is killed."""
 CHECKPOINT_OPTIONS_URL = "containerd.runc.v1.CheckpointOptions"
 
 
@@ -64,6 +71,8 @@ class TaskService:
         self._shut_down = shut_down
         self._shim_pid = shim_pid or os.getpid()
         self._containers: dict[str, Container] = {}
+        self._creating: dict[str, asyncio.Task[None]] = {}
+        self._under_way: set[asyncio.Task[object]] = set()
 
     def __repr__(self) -> str:
         return f"<TaskService {self._namespace} containers={len(self._containers)}>"
@@ -71,6 +80,8 @@ class TaskService:
     @property
     def can_rest(self) -> bool:
         """Whether nothing is going on with the containers, and every process in them is watched for its exit only."""
+        if self._under_way:
+            return False
         containers = self._containers.values()
         processes = [process for each in containers for process in (each.init, *each.execs.values())]
         alive = {process.pid for process in processes if process.pid and not process.exited.is_set()}
@@ -93,12 +104,15 @@ class TaskService:
         """Make a container of a bundle."""
         from aiocontainerd import api
 
-        if request.id in self._containers:
+        if request.id in self._containers or request.id in self._creating:
             raise AlreadyExists(f"id {request.id}")
         container = self._new_container(request)
-        await container.create()
-        self._containers[request.id] = container
-        self._around.publish("/tasks/create", _created_event(request, container.init.pid))
+        creation = self._creates(request.id, self._create(request, container))
+        try:
+            await asyncio.shield(creation)
+        except asyncio.CancelledError:
+            self._creates(request.id, self._take_back(creation, container))
+            raise
         return api.task_v3.CreateTaskResponse(pid=container.init.pid)
 
     async def start(self, request: api.task_v3.StartRequest) -> api.task_v3.StartResponse:
@@ -107,18 +121,19 @@ class TaskService:
 
         container = self._container(request.id)
         if request.exec_id:
-            pid = (await _to_the_end(container.start_exec(request.exec_id))).pid
+            pid = (await self._to_the_end(container.start_exec(request.exec_id))).pid
         else:
-            await _to_the_end(container.start())
+            await self._to_the_end(container.start())
             pid = container.init.pid
         return api.task_v3.StartResponse(pid=pid)
 
     async def delete(self, request: api.task_v3.DeleteRequest) -> api.task_v3.DeleteResponse:
-        """Remove an exec, or a container that is not running."""
+        """Remove an exec, or a container that is not running; one that is being created is waited for."""
+        await self._created(request.id)
         container = self._container(request.id)
         if request.exec_id:
             return _deleted(await container.delete_exec(request.exec_id))
-        await _to_the_end(self._delete_container(container))
+        await self._to_the_end(self._delete_container(container))
         return _deleted(container.init)
 
     async def state(self, request: api.task_v3.StateRequest) -> api.task_v3.StateResponse:
@@ -154,7 +169,7 @@ class TaskService:
         if request.exec_id:
             container.exec(request.exec_id).kill(request.signal)
         else:
-            await container.init.kill(request.signal, everyone=request.all)
+            await self._to_the_end(container.init.kill(request.signal, everyone=request.all))
         return _empty()
 
     async def wait(self, request: api.task_v3.WaitRequest) -> api.task_v3.WaitResponse:
@@ -181,24 +196,24 @@ class TaskService:
 
     async def pause(self, request: api.task_v3.PauseRequest) -> api.protobuf.Empty:
         """Freeze a container."""
-        await _to_the_end(self._container(request.id).pause())
+        await self._to_the_end(self._container(request.id).pause())
         return _empty()
 
     async def resume(self, request: api.task_v3.ResumeRequest) -> api.protobuf.Empty:
         """Thaw a container."""
-        await _to_the_end(self._container(request.id).resume())
+        await self._to_the_end(self._container(request.id).resume())
         return _empty()
 
     async def checkpoint(self, request: api.task_v3.CheckpointTaskRequest) -> api.protobuf.Empty:
         """Write a checkpoint of a container into a directory."""
         container = self._container(request.id)
-        await container.init.checkpoint(_checkpoint_flags(request))
+        await self._to_the_end(container.init.checkpoint(_checkpoint_flags(request)))
         return _empty()
 
     async def update(self, request: api.task_v3.UpdateTaskRequest) -> api.protobuf.Empty:
         """Change the resources of a container."""
         init = self._container(request.id).init
-        await init.update(request.resources.value if request.resources else b"{}")
+        await self._to_the_end(init.update(request.resources.value if request.resources else b"{}"))
         return _empty()
 
     async def resize_pty(self, request: api.task_v3.ResizePtyRequest) -> api.protobuf.Empty:
@@ -230,10 +245,14 @@ class TaskService:
         return api.task_v3.ConnectResponse(shim_pid=self._shim_pid, task_pid=container.init.pid if container else 0)
 
     async def shutdown(self, _request: api.task_v3.ShutdownRequest) -> api.protobuf.Empty:
-        """End the shim, unless containers are left in it."""
-        if not self._containers:
-            self._shut_down()
+        """End the shim, unless containers are left in it; one that is being created is waited for."""
+        await self._to_the_end(self._end_if_empty())
         return _empty()
+
+    async def settled(self, timeout_s: float) -> None:
+        """Wait for the end of what its callers have left under way, at most `timeout_s`."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=timeout_s)
 
     def _container(self, container_id: str) -> Container:
         try:
@@ -271,6 +290,54 @@ class TaskService:
             systemd_cgroup=options.systemd_cgroup,
         )
 
+    async def _create(self, request: api.task_v3.CreateTaskRequest, container: Container) -> None:
+        await container.create()
+        self._containers[request.id] = container
+        self._around.publish("/tasks/create", _created_event(request, container.init.pid))
+
+    async def _take_back(self, creation: asyncio.Task[None], container: Container) -> None:
+        """Delete a container for which nobody waits any more, once it is created."""
+        _, late = await asyncio.wait({creation}, timeout=GIVEN_UP_AFTER_S)
+        if late:
+            creation.cancel()
+            await asyncio.wait({creation})
+        if self._containers.get(container.site.id) is not container:
+            return
+        try:
+            await self._delete_container(container)
+        except ContainerdError as failure:
+            log.warning("container %s, whose creator has gone, stays: %s", container.site.id, failure)
+
+    def _creates(self, container_id: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Begin what decides whether there will be a container of an id; see `_created`."""
+        task = self._creating[container_id] = self._begin(work)
+        task.add_done_callback(partial(self._forget_creation, container_id))
+        return task
+
+    def _forget_creation(self, container_id: str, task: asyncio.Task[None]) -> None:
+        if self._creating.get(container_id) is task:
+            del self._creating[container_id]
+
+    async def _created(self, container_id: str) -> None:
+        """Wait until it is known whether there is a container."""
+        while (creation := self._creating.get(container_id)) is not None:
+            await asyncio.wait({creation})
+
+    async def _end_if_empty(self) -> None:
+        while self._creating:
+            await asyncio.wait(self._creating.values())
+        if not self._containers:
+            self._shut_down()
+
+    async def _to_the_end(self, operation: Coroutine[object, object, T]) -> T:
+        return await asyncio.shield(self._begin(operation))
+
+    def _begin(self, operation: Coroutine[object, object, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(operation)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return task
+
     async def _delete_container(self, container: Container) -> None:
         await container.delete()
         del self._containers[container.site.id]
@@ -286,10 +353,6 @@ class TaskServiceV2:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._service, name)
-
-
-async def _to_the_end(operation: Awaitable[T]) -> T:
-    return await asyncio.shield(asyncio.ensure_future(operation))
 
 
 def _empty() -> api.protobuf.Empty:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiocontainerd_shim import records
+from aiocontainerd_shim import records, service
 from aiocontainerd_shim.bootstrap import Identity
 from aiocontainerd_shim.container import Surroundings
 from aiocontainerd_shim.reaper import Reaper
@@ -30,6 +30,7 @@ verb() { for word in create start exec kill delete pause resume ps; do
 for last; do id=$signal; signal=$last; done
 case $(verb "$@") in
   create) while [ "$1" != --pid-file ]; do shift; done
+    touch "$FAKE_DIR/creating"; while [ -e "$FAKE_DIR/hold" ]; do sleep 0.01; done
     sh -c 'while [ ! -e "$0" ]; do sleep 0.01; done; '"$FAKE_PROGRAM" "$FAKE_DIR/started" & echo $! > "$2";;
   start) touch "$FAKE_DIR/started";;
   exec) while [ "$1" != --process ]; do shift; done; spec=$2; code=$(sed 's/.*"code":\\([0-9]*\\).*/\\1/' "$2")
@@ -222,6 +223,60 @@ def _stranger(shim: Shim) -> tuple[int, asyncio.Future[int]]:
     ending: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     shim.service._around.reaper.watch(other, lambda exited: ending.set_result(exited.status))
     return other, ending
+
+
+async def _begin_to_create(shim: Shim) -> asyncio.Task[int]:
+    """A creation in whose middle the OCI runtime waits until `hold` is gone."""
+    (shim.bundle / "hold").touch()
+    creating = asyncio.ensure_future(shim.create())
+    async with asyncio.timeout(10):
+        while not (shim.bundle / "creating").exists():  # noqa: ASYNC110 - made by another process
+            await asyncio.sleep(0.01)
+    return creating
+
+
+@pytest.mark.anyio
+async def test_a_container_whose_creator_has_gone_is_created_to_the_end_and_deleted(shim: Shim) -> None:
+    creating = await _begin_to_create(shim)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert not shim.service.can_rest
+    (shim.bundle / "hold").unlink()
+    await shim.service.settled(10)
+    assert shim.topics == ["/tasks/create", "/tasks/exit", "/tasks/delete"]
+    assert shim.service.can_rest
+    with pytest.raises(NotFound, match=r"^container not created$"):
+        await shim.state()
+
+
+@pytest.mark.anyio
+async def test_a_creation_that_does_not_end_is_cut_short_when_its_caller_has_gone(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "GIVEN_UP_AFTER_S", 0.05)
+    creating = await _begin_to_create(shim)
+    creating.cancel()
+    await shim.service.settled(10)
+    assert shim.topics == []
+    with pytest.raises(NotFound, match=r"^container not created$"):
+        await shim.delete()
+
+
+@pytest.mark.anyio
+async def test_deleting_and_ending_wait_for_a_container_that_is_being_created(shim: Shim) -> None:
+    creating = await _begin_to_create(shim)
+    with pytest.raises(AlreadyExists, match=r"^id c$"):
+        await shim.create()
+    deleting = asyncio.ensure_future(shim.delete())
+    ending = asyncio.ensure_future(shim.service.shutdown(api.task_v3.ShutdownRequest(id="c")))
+    await asyncio.sleep(0)
+    assert not shim.ended.is_set()
+    (shim.bundle / "hold").unlink()
+    await asyncio.wait_for(asyncio.gather(creating, deleting, ending), 10)
+    assert shim.topics == ["/tasks/create", "/tasks/exit", "/tasks/delete"]
+    await shim.service.shutdown(api.task_v3.ShutdownRequest(id="c"))
+    assert shim.ended.is_set()
 
 
 @pytest.mark.anyio
