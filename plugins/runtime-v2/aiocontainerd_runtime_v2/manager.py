@@ -177,7 +177,7 @@ def _unlink_dead_socket(bundle: Bundle, grpc_address: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            Path(path).unlink(missing_ok=True)  # the tasks of one shim are cleaned up at the same time
         except OSError:
             pass  # gone already, or busy and so alive
 

@@ -1,8 +1,8 @@
 """After a restart: which of the bundles on disk have a living shim, and what to do about the others (facts/runtime 9).
 
 Every bundle is looked at by itself, all at once and within `io.containerd.timeout.shim.load`; calls that concern
-one wait for it, all other calls don't. A shim that listens but does not answer is kept: its container may well be
-running.
+one wait for it, all other calls don't. A shim that listens but does not answer, or answers with an error that says
+nothing of its container, is kept: that may well be running.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from aiocontainerd import context
-from aiocontainerd.errors import ContainerdError, DeadlineExceeded, NotFound, Unimplemented
+from aiocontainerd.errors import ContainerdError, NotFound, Unavailable, Unimplemented
 from aiocontainerd.interfaces.shim import ShimLauncher
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2 import strays
@@ -110,14 +110,14 @@ class Recovery:
         try:
             await shim.connect(limit_s=self._manager.deadlines.load_s)
             await task.state()
-        except DeadlineExceeded as late:
-            log.warning("task %s/%s is kept: %s", task.namespace, task.id, late.message)
         except NotFound:
             log.warning("shim of task %s/%s has no such container", task.namespace, task.id)
             await self._runtime.undo(task)
             return
-        except ContainerdError as error:
+        except Unavailable as error:
             log.warning("task %s/%s is gone: %s", task.namespace, task.id, error.message)
             await self._runtime.undo(task)
             return
+        except ContainerdError as error:
+            log.warning("task %s/%s is kept: %s", task.namespace, task.id, error.message)
         self._runtime.watch(task)

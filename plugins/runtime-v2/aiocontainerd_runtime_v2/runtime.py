@@ -190,6 +190,12 @@ class ShimTaskRuntime:
         await self._finish(task, clean=clean)
 
     async def _delete(self, task: ShimTask) -> Exit:
+        """To the end, whatever becomes of the caller: what is gone in the shim alone, nobody could delete any more."""
+        with anyio.CancelScope(shield=True):
+            ended = await self._delete_everywhere(task)
+        return ended  # noqa: RET504 - as in _started
+
+    async def _delete_everywhere(self, task: ShimTask) -> Exit:
         shim = task.shim
         missing: NotFound | None = None
         try:

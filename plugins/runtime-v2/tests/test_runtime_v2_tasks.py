@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,10 @@ from aiocontainerd.typeurl import Any as TypedAny
 pytestmark = pytest.mark.anyio
 
 NAMESPACE = "testing"
-LIMITS = Deadlines(start_s=5, call_s=0.3, state_s=0.1, stats_s=0.1, load_s=0.3, cleanup_s=0.5, shutdown_s=0.3)
+LIMITS = Deadlines(call_s=30, state_s=30, stats_s=30, load_s=30, cleanup_s=30, shutdown_s=30)
+"""Longer than a busy machine lets a test wait."""
+HASTY = Deadlines(call_s=0.3, state_s=0.1, stats_s=0.1, load_s=2, cleanup_s=0.3, shutdown_s=0.3)
+"""For tests of shims that hang."""
 
 
 class FakeShim:
@@ -58,7 +62,10 @@ class FakeShim:
         self.exited: dict[str, anyio.Event] = {}
         self.hangs = False
         self.fails_create = False
+        self.fails_state = False
         self.waits = 0
+        self.may_delete = anyio.Event()
+        self.may_delete.set()
         self.calls: list[str] = []
         self._server: TtrpcServer | None = None
 
@@ -97,6 +104,8 @@ class FakeShim:
     async def state(self, request: Any) -> Any:
         await self._called("state")
         self._known(request.id)
+        if self.fails_state:
+            raise Unknown("exit status 1")
         status = api.task_types.Status(int(self.statuses[request.id]))
         return api.task_v3.StateResponse(id=request.id, pid=42, status=status, exited_at=timestamps.to_wire(0))
 
@@ -118,6 +127,7 @@ class FakeShim:
 
     async def delete(self, request: Any) -> Any:
         await self._called("delete")
+        await self.may_delete.wait()
         self._known(request.id)
         del self.statuses[request.id]
         return api.task_v3.DeleteResponse(pid=42, exit_status=137, exited_at=timestamps.to_wire(7))
@@ -307,7 +317,7 @@ async def test_a_cancelled_create_leaves_nothing(world: World, sockets: Path) ->
     shim = world.launcher.shims["a"] = FakeShim(sockets / "a")
     shim.hangs = True
     await shim.serve()
-    async with world.run() as runtime:
+    async with world.run(limits=HASTY) as runtime:
         with anyio.move_on_after(0.05):
             await runtime.create("a", OPTIONS)
         assert not world.bundle("a").exists()
@@ -315,12 +325,12 @@ async def test_a_cancelled_create_leaves_nothing(world: World, sockets: Path) ->
 
 
 async def test_a_hanging_shim_costs_its_own_calls_only(world: World) -> None:
-    async with world.run() as runtime:
+    async with world.run(limits=HASTY) as runtime:
         slow, quick = await runtime.create("slow", OPTIONS), await runtime.create("quick", OPTIONS)
         world.launcher.shims["slow"].hangs = True
         with pytest.raises(DeadlineExceeded, match=r'task "slow" \(unix://.*\) did not answer State within 0.1s'):
             await slow.state()
-        assert (await quick.state()).status is Status.CREATED
+        await quick.start()
         with pytest.raises(DeadlineExceeded, match=r"did not answer Start within 0.3s"):
             await slow.start()
 
@@ -410,12 +420,64 @@ async def test_a_shim_that_does_not_answer_is_kept_and_delays_nobody(world: Worl
         await runtime.create("slow", OPTIONS)
         await runtime.create("quick", OPTIONS)
     world.launcher.shims["slow"].hangs = True
-    async with world.run() as runtime:
-        with anyio.fail_after(0.2):
+    async with world.run(limits=Deadlines(load_s=2, state_s=30)) as runtime:
+        with anyio.fail_after(1.5):
             assert (await (await runtime.get("quick")).state()).status is Status.CREATED
         assert runtime.statistics()["loading"] == 1
         world.launcher.shims["slow"].hangs = False
         assert (await (await runtime.get("slow")).state()).status is Status.CREATED
+
+
+async def test_a_shim_that_answers_with_an_error_is_kept(world: World) -> None:
+    async with world.run() as runtime:
+        await runtime.create("a", OPTIONS)
+    shim = world.launcher.shims["a"]
+    shim.fails_state = True
+    async with world.run() as runtime:
+        assert [task.id for task in await runtime.list()] == ["a"]
+        assert "delete" not in shim.calls
+        await shim.die()
+        with anyio.fail_after(10):
+            assert (await (await runtime.get("a")).wait()).status == 137
+
+
+async def test_a_delete_whose_caller_has_gone_goes_to_its_end(world: World) -> None:
+    async with world.run() as runtime:
+        task = await runtime.create("a", OPTIONS)
+        shim = world.launcher.shims["a"]
+        shim.may_delete = anyio.Event()
+        async with anyio.create_task_group() as caller:
+            caller.start_soon(task.delete)
+            with anyio.fail_after(10):
+                while "delete" not in shim.calls:  # noqa: ASYNC110 - called over a socket
+                    await anyio.sleep(0.01)
+            caller.cancel_scope.cancel()
+            shim.may_delete.set()
+        with pytest.raises(NotFound, match="task a not found"):
+            await runtime.get("a")
+        await runtime.create("a", OPTIONS)
+
+
+async def test_tasks_of_one_shim_are_cleaned_up_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.run() as runtime:
+        await runtime.create("pod", OPTIONS)
+        joined = CreateOptions(runtime="io.containerd.fake.v1", spec=OPTIONS.spec, sandbox_id="pod")
+        tasks = [await runtime.get("pod"), *[await runtime.create(name, joined) for name in ("b", "c")]]
+        met = threading.Barrier(len(tasks))
+
+        class Probe(socket.socket):
+            def connect(self, address: Any) -> None:
+                try:
+                    super().connect(address)
+                finally:
+                    met.wait(10)
+
+        monkeypatch.setattr("aiocontainerd_runtime_v2.manager.socket.socket", Probe)
+        await world.launcher.shims["pod"].die()
+        with anyio.fail_after(10):
+            for task in tasks:
+                assert (await task.wait()).status == 137
+            assert await runtime.list() == []
 
 
 async def test_garbage_on_disk_is_cleared_and_what_is_not_ours_stays(world: World) -> None:
