@@ -116,7 +116,8 @@ class LayerWriter:
             self._output.write(tar_writer.header(parent + slash + PREFIX + name))
             return
         inode = (status.st_dev, status.st_ino)
-        linked = status.st_nlink > 1 and stat.S_ISREG(status.st_mode)
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), tar.DIRECTORY)  # of a socket no layer has an entry to link to
+        linked = status.st_nlink > 1 and kind != tar.DIRECTORY
         if linked and inode in self._sources:
             self._link(change.path, status, self._sources[inode])
         elif change.kind is Kind.CHANGED:

@@ -238,6 +238,16 @@ def make(tree: dict[str, object], root: Path) -> None:
         os.utime(root / name, (1_600_000_000, 1_600_000_000), follow_symlinks=False)
 
 
+def layer_of(lower: Path, upper: Path) -> tuple[bytes, Result]:
+    """The layer, as it is without compression, that makes the tree `lower` the tree `upper`."""
+    made: list[bytes] = []
+    fds = [os.open(path, os.O_RDONLY) for path in (lower, upper)]
+    written = write_layer(fds[0], fds[1], "", None, made.append)
+    for fd in fds:
+        os.close(fd)
+    return b"".join(made), written
+
+
 @pytest.mark.root
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 @given(tree=TREES, tar_format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
@@ -252,13 +262,28 @@ def test_archive_of_any_tree_applies_to_an_equal_tree(tree: dict[str, object], t
             archive.add(base / "source", arcname=".")
         apply_bytes(buffer.getvalue(), base / "copy")
         assert tree_of(base / "copy") == tree_of(base / "source")
-        made: list[bytes] = []
-        fds = [os.open(base / name, os.O_RDONLY) for name in ("empty", "source")]
-        written = write_layer(fds[0], fds[1], "", None, made.append)
-        for fd in fds:
-            os.close(fd)
-        assert vars(apply_bytes(b"".join(made), base / "again")) == vars(written)
+        blob, written = layer_of(base / "empty", base / "source")
+        assert vars(apply_bytes(blob, base / "again")) == vars(written)
         assert tree_of(base / "again") == tree_of(base / "source")
+
+
+@pytest.mark.root
+def test_any_file_with_two_names_has_them_in_the_layer_too(tmp_path: Path) -> None:
+    source, copy, empty = tmp_path / "source", tmp_path / "copy", tmp_path / "empty"
+    for path in (source, copy, empty):
+        path.mkdir()
+    (source / "file").write_bytes(b"x")
+    (source / "link").symlink_to("nowhere")
+    os.mkfifo(source / "pipe")
+    os.mknod(source / "null", stat.S_IFCHR, os.makedev(1, 3))
+    os.mknod(source / "socket", stat.S_IFSOCK)
+    names = [path.name for path in source.iterdir()]
+    for name in names:
+        os.link(source / name, source / f"{name}-too", follow_symlinks=False)
+    apply_bytes(layer_of(empty, source)[0], copy)
+    kept = sorted(name for name in names if name != "socket")
+    assert sorted(path.name for path in copy.iterdir()) == sorted([*kept, *(f"{name}-too" for name in kept)])
+    assert [os.path.samestat((copy / name).lstat(), (copy / f"{name}-too").lstat()) for name in kept] == [True] * 4
 
 
 @pytest.mark.root
