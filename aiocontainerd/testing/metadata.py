@@ -359,6 +359,7 @@ class LeaseContract:
             (Resource("x", "content"), InvalidArgument, "invalid content resource id x"),
             (Resource("x", "snapshots"), InvalidArgument, "snapshots"),
             (Resource("x", "snapshots/a/b"), InvalidArgument, "snapshots/a/b"),
+            (Resource("x", "images/a"), InvalidArgument, "invalid resource type images/a"),
             (Resource("x", "containers"), Unimplemented, "resource type containers not supported yet"),
         ],
     )

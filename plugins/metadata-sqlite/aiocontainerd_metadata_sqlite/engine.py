@@ -172,6 +172,8 @@ class Engine:
         if self._closed:
             return
         self._closed = True
+        if self._gathering:
+            self._hand_over()
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._shut_down)
 
@@ -196,8 +198,6 @@ class Engine:
 
     def _shut_down(self) -> None:
         if self._thread.is_alive():
-            if self._gathering:
-                self._hand_over()
             self._queue.put(None)
             self._thread.join()
         self._readers.shutdown(wait=True)

@@ -124,8 +124,10 @@ class NamespacedWriter:
         self._check_open()
         given = label_rules.without_empty(labels or {})
         label_rules.validate(given, "info.Labels")
+        if size not in (0, self.offset):
+            raise FailedPrecondition(f'"{self._ref}" failed size validation: {self.offset} != {size}')
         if self._inner is None:
-            digest, stored = self._check_shared(size, expected)
+            digest, stored = self._check_shared(expected)
             with suppress(NotFound):
                 await self._backend.abort(self._backend_ref)
         else:
@@ -177,11 +179,9 @@ class NamespacedWriter:
             raise
         self._inner = inner
 
-    def _check_shared(self, size: int, expected: str) -> tuple[str, int]:
+    def _check_shared(self, expected: str) -> tuple[str, int]:
         assert self._shared is not None
         digest, have = self._shared
-        if size and size != have:
-            raise FailedPrecondition(f'"{self._ref}" failed size validation: {have} != {size}')
         if expected and expected != digest:
             raise FailedPrecondition(f"unexpected commit digest {digest}, expected {expected}")
         return digest, have
@@ -195,6 +195,8 @@ class NamespacedWriter:
             info = await inner.commit(size, expected)
         except AlreadyExists:
             info = await self._backend.info(expected or written)
+        except NotFound:
+            raise NotFound(f"reference {self._ref}") from None
         return info.digest, info.size
 
     async def _link(self, digest: str, size: int, labels: Mapping[str, str]) -> Info:

@@ -114,6 +114,8 @@ def _validate(resource: Resource) -> None:
     if kind == SNAPSHOTS.rstrip("/"):
         if not slash or not snapshotter or "/" in snapshotter:
             raise InvalidArgument(f"invalid snapshot resource type {resource.type}")
+    elif slash and kind in (CONTENT, INGESTS, IMAGES):
+        raise InvalidArgument(f"invalid resource type {resource.type}")
     elif resource.type == CONTENT:
         try:
             split_digest(resource.id)

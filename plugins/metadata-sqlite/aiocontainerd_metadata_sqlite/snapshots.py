@@ -26,6 +26,7 @@ from aiocontainerd.errors import (
     Unknown,
 )
 from aiocontainerd.interfaces.snapshotter import Info, Kind, Snapshotter, Usage
+from aiocontainerd.snapshots.claims import Claims
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd_metadata_sqlite import resources, snapshot_rows
 from aiocontainerd_metadata_sqlite.filtering import matcher, select, snapshot_field
@@ -47,6 +48,7 @@ class NamespacedSnapshotter:
         """Names that a call is making in the backend and has not recorded yet; pruning leaves them alone."""
         self._session = session
         self._type = SNAPSHOTS + name
+        self._commits = Claims()
 
     def __repr__(self) -> str:
         return f"<NamespacedSnapshotter {self.name}, {len(self.in_progress)} in progress>"
@@ -92,21 +94,19 @@ class NamespacedSnapshotter:
         return await self._create(Kind.VIEW, key, parent, labels or {})
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
-        """Raises AlreadyExists, NotFound, FailedPrecondition for a view. Publishes `/snapshot/commit`."""
+        """Raises AlreadyExists, NotFound, FailedPrecondition for a view. Publishes `/snapshot/commit`.
+
+        The backend's snapshot is committed before the record of it is made, so commits to one name take turns: one that
+        comes too late must leave its active snapshot as it was.
+        """
         caller = self._session.caller()
+        _require_key(name)
         given = label_rules.without_empty(labels or {})
         label_rules.validate(given, "info.Labels")
         pins = [(caller.namespace, self._type, pinned) for pinned in (key, parent) if pinned]
-        with self._session.pin(*pins):
-            active, base = await self._session.read(lambda db: self._plan_commit(db, caller, name, key, parent))
-            backend_name = f"{caller.namespace}/{active.sequence}/{name}"
-            with self._progress(backend_name, active.backend_key):
-                rebase = base.backend_key if base is not None and not active.parent else ""
-                await self._commit_backend(backend_name, active.backend_key, given, rebase)
-                await self._session.mutate(
-                    lambda db: self._record_commit(db, caller, name, key, active, base, given, backend_name),
-                    then=lambda _done: self._announce_commit(caller.namespace, name, key),
-                )
+        async with self._commits.hold(f"{caller.namespace}/{name}"):
+            with self._session.pin(*pins):
+                await self._commit(caller, name, key, given, parent)
 
     async def remove(self, key: str) -> None:
         """Drop the record; the backend's snapshot is left to garbage collection. Publishes `/snapshot/remove`.
@@ -177,6 +177,7 @@ class NamespacedSnapshotter:
 
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         caller = self._session.caller()
+        _require_key(key)
         given = label_rules.without_empty(labels)
         label_rules.validate(given, "info.Labels")
         target = given.get(label_rules.SNAPSHOT_REF, "") if kind == Kind.ACTIVE else ""
@@ -282,6 +283,17 @@ class NamespacedSnapshotter:
             except ContainerdError:
                 return
 
+    async def _commit(self, caller: Caller, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:
+        active, base = await self._session.read(lambda db: self._plan_commit(db, caller, name, key, parent))
+        backend_name = f"{caller.namespace}/{active.sequence}/{name}"
+        with self._progress(backend_name, active.backend_key):
+            rebase = base.backend_key if base is not None and not active.parent else ""
+            await self._commit_backend(backend_name, active.backend_key, labels, rebase)
+            await self._session.mutate(
+                lambda db: self._record_commit(db, caller, name, key, active, base, labels, backend_name),
+                then=lambda _done: self._announce_commit(caller.namespace, name, key),
+            )
+
     def _plan_commit(self, db: Connection, caller: Caller, name: str, key: str, parent: str) -> tuple[Row, Row | None]:
         _require_lease(db, caller)
         if resources.find(db, caller.namespace, self._type, name) is not None:
@@ -346,6 +358,11 @@ def publish_removed(session: Session, snapshotter: str, key: str, namespace: str
     from aiocontainerd import api
 
     session.publish("/snapshot/remove", api.event_types.SnapshotRemove(key=key, snapshotter=snapshotter), namespace)
+
+
+def _require_key(key: str) -> None:
+    if not key:
+        raise InvalidArgument("snapshot key must not be empty")
 
 
 def _require_lease(db: Connection, caller: Caller) -> None:

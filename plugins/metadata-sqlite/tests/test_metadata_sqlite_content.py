@@ -101,6 +101,17 @@ async def test_shared_blob_is_linked_without_its_bytes(metadata: SqliteMetadataS
     assert blobs.ingests == {}
 
 
+async def test_a_client_is_told_of_its_own_ref(metadata: SqliteMetadataStore) -> None:
+    with context.use(namespace="t1"):
+        async with await metadata.content.writer("ref") as writer:
+            await writer.write(b"blob")
+            with pytest.raises(FailedPrecondition, match=r'\A"ref" failed size validation: 4 != 5\Z'):
+                await writer.commit(5)
+            await metadata.content.abort("ref")
+            with pytest.raises(NotFound, match=r"\Areference ref\Z"):
+                await writer.commit(4)
+
+
 async def test_blob_of_another_size_is_not_shared(metadata: SqliteMetadataStore) -> None:
     with context.use(namespace="t1"):
         await ingest(metadata, b"blob")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
@@ -106,6 +107,41 @@ async def test_what_must_fail(mine: NamespacedSnapshotter) -> None:
         await mine.commit("c", "e")
     with pytest.raises(Unimplemented, match="snapshotter does not implement Cleanup method"):
         await mine.cleanup()
+
+
+async def test_key_and_name_are_not_empty(mine: NamespacedSnapshotter, layers: FakeSnapshotter) -> None:
+    await mine.prepare("a")
+    for make in (mine.prepare, mine.view):
+        with pytest.raises(InvalidArgument, match="snapshot key must not be empty"):
+            await make("")
+    with pytest.raises(InvalidArgument, match="snapshot key must not be empty"):
+        await mine.commit("", "a")
+    assert len(layers.infos) == 1
+    assert (await mine.stat("a")).kind == Kind.ACTIVE
+
+
+async def test_of_two_commits_to_one_name_at_once_the_later_keeps_its_active_snapshot(
+    mine: NamespacedSnapshotter,
+) -> None:
+    lost: list[str] = []
+
+    async def commit(key: str) -> None:
+        try:
+            await mine.commit("base", key)
+        except AlreadyExists:
+            lost.append(key)
+
+    keys = ["a", "b", "c"]
+    for key in keys:
+        await mine.prepare(key)
+    async with anyio.create_task_group() as group:
+        for key in keys:
+            group.start_soon(commit, key)
+    assert len(lost) == 2
+    for key in lost:
+        await mine.mounts(key)
+        await mine.commit(f"{key}-base", key)
+    assert sorted([info.name async for info in mine.walk()]) == sorted(["base", *(f"{key}-base" for key in lost)])
 
 
 async def test_commit_replaces_labels_and_times_and_may_rebase(mine: NamespacedSnapshotter) -> None:
