@@ -184,7 +184,7 @@ def message_field(message: betterproto2.Message, path: filters.FieldPath) -> str
 
     if not path:
         return None
-    value = getattr(message, python_name(path[0]), None)
+    value = vars(message).get(python_name(path[0]))
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

@@ -128,6 +128,8 @@ CONTENT = api.event_types.ContentCreate(digest="sha256:x", size=9, media_type="t
         (CREATE, "event.rootfs", False),
         (CREATE, "event", False),
         (CREATE, "event.nothing", False),
+        (CREATE, "event.__module__", False),
+        (CREATE, "event.io.__doc__", False),
         (CREATE, "nothing", False),
         (IMAGE, "event.labels.a.b==1", True),
         (IMAGE, "event.labels.c", False),

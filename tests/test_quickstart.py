@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import subprocess
 import sys
@@ -99,3 +100,12 @@ def test_shell_scripts_parse_and_know_the_commands_of_the_makefile() -> None:
     makefile = (CONTRIB.parent / "Makefile").read_text()
     assert "setup.sh run" in makefile
     assert "setup.sh test" in makefile
+
+
+def test_the_unit_lets_containers_run_on_and_the_daemon_hold_descriptors_of_thousands() -> None:
+    unit = configparser.ConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign] # names of settings have capitals
+    unit.read(CONTRIB / "systemd" / "aiocontainerd.service")
+    service = unit["Service"]
+    assert (service["Type"], service["KillMode"], service["Delegate"]) == ("notify", "process", "yes")
+    assert int(service["LimitNOFILE"].partition(":")[0]) >= 65536
