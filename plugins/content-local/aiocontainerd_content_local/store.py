@@ -71,8 +71,7 @@ class LocalStore:
         try:
             await writer.open(total)
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await writer.close()
+            await writer.close()
             raise
         return writer
 

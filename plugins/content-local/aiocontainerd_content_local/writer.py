@@ -97,12 +97,13 @@ class LocalWriter:
         return info
 
     async def close(self) -> None:
-        """Release the lock; an ingest that was not committed is kept for later."""
+        """Release the lock; an ingest that was not committed is kept for later. A cancelled call closes it, too."""
         if self._closed:
             return
         self._closed = True
         try:
-            await anyio.to_thread.run_sync(self._close)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._close)
         finally:
             self._release()
 
@@ -110,8 +111,7 @@ class LocalWriter:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        with anyio.CancelScope(shield=True):
-            await self.close()
+        await self.close()
 
     async def _off_loop(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def turn() -> T:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -164,6 +165,25 @@ async def test_open_reader_survives_deletion(store: LocalStore) -> None:
     async with await store.reader(info.digest) as reader:
         await store.delete(info.digest)
         assert await reader.read(100, 0) == DATA
+
+
+@pytest.mark.anyio
+async def test_writer_closed_in_a_cancelled_call_gives_its_file_back(store: LocalStore, tmp_path: Path) -> None:
+    with anyio.CancelScope() as scope:
+        writer = await store.writer("one")
+        await writer.write(DATA)
+        scope.cancel()
+        await writer.close()
+    assert store.statistics() == {"open_ingests": 0}
+    assert not {path for path in _open_files() if path.startswith(str(tmp_path))}
+
+
+def _open_files() -> list[str]:
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{entry}"))
+    return found
 
 
 @pytest.mark.anyio

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Self
 
+import anyio
 import msgspec
 
 from aiocontainerd import labels as label_rules
@@ -20,6 +21,8 @@ from aiocontainerd_metadata_sqlite.session import Caller, Session
 
 LIFETIME_NS = 24 * 3600 * timestamps.NANOSECONDS
 """How long an ingest that no lease holds is kept after it was last opened."""
+CLOSE_TIMEOUT_S = 10.0
+"""For the backend to close an ingest."""
 _CHUNK = 1 << 20
 _SHARED_SIZE = "SELECT c.size FROM resources r JOIN content c ON c.id = r.id WHERE r.type = 'content' AND r.key = ?"
 _FROM_SHAREABLE = (
@@ -135,13 +138,14 @@ class NamespacedWriter:
         return await self._link(digest, stored, given)
 
     async def close(self) -> None:
-        """Release everything. May be called twice."""
+        """Release everything, in a cancelled call too. May be called twice."""
         if self._closed:
             return
         self._closed = True
         try:
             if self._inner is not None:
-                await self._inner.close()
+                with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                    await self._inner.close()
         finally:
             if self._backend_ref:
                 self._unlock(self._backend_ref)

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
+import anyio
+import anyio.lowlevel
 import pytest
 from aiocontainerd_metadata_sqlite.content import NamespacedContent
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
@@ -110,6 +112,27 @@ async def test_a_client_is_told_of_its_own_ref(metadata: SqliteMetadataStore) ->
             await metadata.content.abort("ref")
             with pytest.raises(NotFound, match=r"\Areference ref\Z"):
                 await writer.commit(4)
+
+
+async def test_ingest_closed_in_a_cancelled_call_closes_the_backends(
+    metadata: SqliteMetadataStore, blobs: FakeContentStore
+) -> None:
+    closed: list[bool] = []
+    with context.use(namespace="t1"):
+        with anyio.CancelScope() as scope:
+            async with await metadata.content.writer("ref") as writer:
+                inner = writer._open_inner()
+                close = inner.close
+
+                async def slowly() -> None:
+                    await anyio.lowlevel.checkpoint()
+                    await close()
+                    closed.append(True)
+
+                inner.close = slowly  # type: ignore[method-assign]
+                scope.cancel()
+    assert closed == [True]
+    assert not any(ingest.locked for ingest in blobs.ingests.values())
 
 
 async def test_blob_of_another_size_is_not_shared(metadata: SqliteMetadataStore) -> None:
