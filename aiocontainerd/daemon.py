@@ -48,8 +48,6 @@ class StartError(Exception):
 def run(
     config: Config,
     *,
-    grpc_address: str = "",
-    ttrpc_address: str = "",
     load: Callable[[], Config] | None = None,
     serving: Callable[[], object] = lambda: None,
 ) -> None:
@@ -81,8 +79,8 @@ def run(
             root=root,
             state=state,
             temp=temp,
-            grpc_address=grpc_address or _configured_address(config, registry, GRPC_SERVER),
-            ttrpc_address=ttrpc_address or _configured_address(config, registry, TTRPC_SERVER),
+            grpc_address=_configured_address(config, registry, GRPC_SERVER),
+            ttrpc_address=_configured_address(config, registry, TTRPC_SERVER),
             bus=EventBus(),
             plugins=lambda: registry.plugins,
             timeout_s=reloader.timeout_s,

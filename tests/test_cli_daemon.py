@@ -115,17 +115,22 @@ def test_a_bad_file_is_one_line_and_status_1(tmp_path: Path, command: str) -> No
 @pytest.mark.parametrize(
     ("config", "address", "ttrpc"),
     [
-        ("", "/a.sock", "/a.sock.ttrpc"),
-        ("", "", ""),
-        (f'[plugins."{TTRPC}"]\naddress = "/t.sock"\n', "/a.sock", ""),
+        ("version = 4\n", "/a.sock", "/a.sock.ttrpc"),
+        ("version = 4\n", "", ""),
+        (f'version = 4\n[plugins."{TTRPC}"]\naddress = "/t.sock"\n', "/a.sock", "/t.sock"),
+        ('version = 2\n[ttrpc]\naddress = "/t.sock"\n', "/a.sock", "/t.sock"),
+        ('version = 2\n[grpc]\naddress = "/g.sock"\n[ttrpc]\naddress = "/t.sock"\n', "/a.sock", "/t.sock"),
+        ('version = 2\n[grpc]\naddress = "/g.sock"\n', "/a.sock", "/a.sock.ttrpc"),
+        ('version = 2\n[grpc]\naddress = "/g.sock"\n[ttrpc]\naddress = ""\n', "/a.sock", "/a.sock.ttrpc"),
+        ('version = 2\n[grpc]\naddress = "/g.sock"\n[ttrpc]\naddress = ""\n', "", "/g.sock.ttrpc"),
+        ('version = 2\n[ttrpc]\naddress = ""\n', "", ""),
     ],
 )
 def test_ttrpc_follows_the_address_flag_where_it_is_not_configured(
     tmp_path: Path, config: str, address: str, ttrpc: str
 ) -> None:
-    path = file(tmp_path / "c.toml", f"version = 4\n{config}")
-    flags = Flags(str(path), address, "", "", "", False)
-    assert flags.ttrpc_address(flags.load()) == ttrpc
+    flags = Flags(str(file(tmp_path / "c.toml", config)), address, "", "", "", False)
+    assert flags.load().plugin_tables.get(TTRPC, {}).get("address", "") == ttrpc
 
 
 def starting(tmp_path: Path, *args: str | Path, config: str = "version = 4\n") -> Result:

@@ -224,6 +224,13 @@ def test_version_2_server_sections_become_plugin_tables(tmp_path: Path) -> None:
     assert str(config.origin("plugins", "io.containerd.server.v1.grpc", "address")) == f"{path}:3"
 
 
+def test_the_owner_of_a_ttrpc_socket_without_an_address_is_that_of_the_grpc_socket(tmp_path: Path) -> None:
+    text = 'version = 2\n[grpc]\naddress = "/x.sock"\ngid = 5\n[ttrpc]\naddress = ""\nuid = 7\ngid = 8\n'
+    config = load(write(tmp_path / "c.toml", text))
+    assert config.plugin_tables["io.containerd.server.v1.ttrpc"] == {"address": "/x.sock.ttrpc", "gid": 5}
+    assert str(config.origin("plugins", "io.containerd.server.v1.ttrpc", "gid")) == f"{tmp_path / 'c.toml'}:4"
+
+
 def test_version_1_short_plugin_names_become_uris(tmp_path: Path) -> None:
     config = load(write(tmp_path / "c.toml", "[plugins.scheduler]\nmutation_threshold = 5\n"))
     assert config.plugin_tables == {"io.containerd.gc.v1.scheduler": {"mutation_threshold": 5}}

@@ -14,7 +14,7 @@ import click
 import aiocontainerd
 from aiocontainerd import logs
 from aiocontainerd.config import Config, ConfigError, load
-from aiocontainerd.config.migrate import GRPC, TTRPC
+from aiocontainerd.config.migrate import GRPC_ADDRESS
 from aiocontainerd.config.records import DEFAULT_ADDRESS, DEFAULT_PATH
 
 log = logging.getLogger("aiocontainerd")
@@ -34,17 +34,12 @@ class Flags:
             (("root",), "--root", self.root),
             (("state",), "--state", self.state),
             (("debug", "level"), "--log-level", self.log_level),
-            (("plugins", GRPC, "address"), "--address", self.address),
+            (GRPC_ADDRESS, "--address", self.address),
         ):
             if value:
                 values[key] = (flag, value)
         explicit = bool(self.config) and not missing_is_fine
         return load(Path(self.config or DEFAULT_PATH), explicit=explicit, warn_only=self.warn_only, flags=values)
-
-    def ttrpc_address(self, config: Config) -> str:
-        """`<address>.ttrpc` where `--address` was given and the config names no ttrpc socket."""
-        configured = config.plugin_tables.get(TTRPC, {}).get("address", "")
-        return f"{self.address}.ttrpc" if self.address and not configured else ""
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,8 +75,6 @@ def _run_daemon(flags: Flags) -> int:
         logs.setup(config.settings.debug.level, config.settings.debug.format)
         daemon.run(
             config,
-            grpc_address=flags.address,
-            ttrpc_address=flags.ttrpc_address(config),
             load=flags.load,
             serving=_collect_garbage,
         )

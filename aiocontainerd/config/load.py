@@ -145,7 +145,8 @@ def load(
 ) -> Config:
     """Load `path`, or the defaults where it is missing and not `explicit`.
 
-    `flags` maps key paths to the flag that sets them and its value; a flag wins over every file.
+    `flags` maps key paths to the flag that sets them and its value; a flag wins over every file. The ttrpc socket goes
+    with the gRPC socket of a flag.
     Raises ConfigError naming file, line and key.
     """
     tree: Tree = {}
@@ -153,6 +154,8 @@ def load(
     if explicit or path.exists():
         _load_file(path, tree, origins, seen=set(), inherited_version=1)
     for key, (flag, value) in (flags or {}).items():
+        if key == migration.GRPC_ADDRESS:
+            migration.move_ttrpc(tree, origins, value, Origin(flag))
         _set(tree, key, value)
         origins[key] = Origin(flag)
     return Config(tree, origins, warn_only=warn_only)

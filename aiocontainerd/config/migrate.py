@@ -18,6 +18,11 @@ METRICS = f"{kinds.SERVER}.metrics"
 TASK_RUNTIME = f"{kinds.RUNTIME}.task"
 SHIM_MANAGER = f"{kinds.SHIM}.manager"
 
+TTRPC_SUFFIX = ".ttrpc"
+_TABLE_OF_GRPC: KeyPath = ("plugins", GRPC)
+_TABLE_OF_TTRPC: KeyPath = ("plugins", TTRPC)
+GRPC_ADDRESS: KeyPath = (*_TABLE_OF_GRPC, "address")
+
 _SHORT_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "aufs": f"{kinds.SNAPSHOTTER}.aufs",
@@ -130,18 +135,28 @@ def _move_sections(tree: Tree, origins: Origins) -> None:
 
 
 def _derive_ttrpc(tree: Tree, origins: Origins) -> None:
-    """Before version 4 an unset ttrpc address was the gRPC address with `.ttrpc`, and had its owner."""
+    """Before version 4 an unset or empty ttrpc address was the gRPC address with `.ttrpc`, and had its owner."""
     grpc = tree.get("plugins", {}).get(GRPC, {})
-    ttrpc = tree.get("plugins", {}).get(TTRPC, {})
+    if tree.get("plugins", {}).get(TTRPC, {}).get("address"):
+        return
     address = grpc.get("address")
-    if address and isinstance(address, str) and not ttrpc.get("address"):
-        _set_plugin_key(tree, TTRPC, "address", f"{address}.ttrpc")
-        for key in ("uid", "gid"):
-            if key in grpc:
-                _set_plugin_key(tree, TTRPC, key, grpc[key])
-        origin = origins.get(("plugins", GRPC, "address"))
-        if origin is not None:
-            origins[("plugins", TTRPC, "address")] = origin
+    if not (address and isinstance(address, str)):
+        tree.get("plugins", {}).get(TTRPC, {}).pop("address", None)
+        return
+    ttrpc = {"address": f"{address}{TTRPC_SUFFIX}", **{key: grpc[key] for key in ("uid", "gid") if key in grpc}}
+    tree["plugins"][TTRPC] = ttrpc
+    for key in ttrpc:
+        if (*_TABLE_OF_GRPC, key) in origins:
+            origins[*_TABLE_OF_TTRPC, key] = origins[*_TABLE_OF_GRPC, key]
+
+
+def move_ttrpc(tree: Tree, origins: Origins, address: str, origin: Origin) -> None:
+    """Put the ttrpc socket beside the gRPC socket of a flag, unless a file names another place for it."""
+    ttrpc = tree.setdefault("plugins", {}).setdefault(TTRPC, {})
+    derived = origins.get((*_TABLE_OF_TTRPC, "address")) == origins.get(GRPC_ADDRESS)
+    if derived or not ttrpc.get("address"):
+        ttrpc["address"] = f"{address}{TTRPC_SUFFIX}"
+        origins[*_TABLE_OF_TTRPC, "address"] = origin
 
 
 def _move_sched_core(tree: Tree, origins: Origins) -> None:
