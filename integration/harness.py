@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -113,7 +114,8 @@ class Peer:
         raise AssertionError(f"the daemon did not serve within {START_S} s:\n{self.log()}")
 
     def _answers(self) -> bool:
-        return listens(self.address)
+        """Whether it is this daemon that listens: a child that a killed one was starting holds its socket a while."""
+        return listener(self.address) == self.pid
 
     def log(self) -> str:
         """What the daemon printed so far."""
@@ -335,8 +337,16 @@ def _is_used(directory: Path) -> bool:
 
 def listens(path: Path) -> bool:
     """Whether somebody accepts connections there; the file of a socket is there before."""
+    return listener(path) is not None
+
+
+def listener(path: Path) -> int | None:
+    """Id of the process that listens there, be it gone by now; None where nobody accepts connections."""
     with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+        if probe.connect_ex(str(path)) != 0:
+            return None
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[0])
 
 
 def _settled(found: Callable[[], list[str]], limit_s: float = SETTLE_S) -> list[str]:
