@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = "io.containerd.timeout.plugin.init"
 STOP_TIMEOUT = "io.containerd.timeout.plugin.stop"
+FAILURES = (Exception, SystemExit, KeyboardInterrupt)
+"""What a plugin may raise and the daemon outlives: also what would end a program, which is not the plugin's to end."""
 _UNWIND_S = 1.0
 """What a cancelled plugin has to unwind."""
 
@@ -66,7 +68,7 @@ class PluginTasks:
         running.set(Clock(self._uri))
         try:
             await function(*args)
-        except Exception:  # the edge of a task: a plugin's failure is its own
+        except FAILURES:  # the edge of a task: a plugin's failure is its own
             log.exception("task %s of plugin %s failed", label, self._uri)
         finally:
             self.running.discard(label)
@@ -84,7 +86,7 @@ class PluginLife:
     ) -> None:
         self.uri = uri
         self.instance: object = None
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._init = init
         self.limits = limits
         self._at_end = AsyncExitStack()
@@ -109,10 +111,10 @@ class PluginLife:
                     try:
                         async with self._at_end:
                             await self._live(PluginTasks(self.uri, group))
+                    except FAILURES:  # the edge of a plugin: what its clean-up raises ends nothing else
+                        log.exception("plugin %s failed to stop", self.uri)
                     finally:
                         group.cancel_scope.cancel()
-        except Exception:  # the edge of a plugin: what its clean-up raises ends nothing else
-            log.exception("plugin %s failed to stop", self.uri)
         finally:
             self._begun.set()
             self._ended.set()
@@ -123,7 +125,7 @@ class PluginLife:
                 self.instance = await self._init(tasks, self._at_end)
             if scope.cancel_called:
                 raise PluginTimeoutError(self._too_slow())
-        except Exception as error:  # noqa: BLE001 - the edge of a plugin: what it raises is its outcome
+        except FAILURES as error:  # the edge of a plugin: what it raises is its outcome
             self.failure = error
         else:
             self._begun.set()

@@ -116,7 +116,7 @@ class Plugin:
         self.instance, self.state = instance, State.LOADED
         self.caused_by = ""
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         """Keep why the plugin was not loaded: skipped or failed (facts/core 12)."""
         if isinstance(error, SkipPlugin):
             self.state, self.reason, self.code = State.SKIPPED, f"{error}: skip plugin", Unknown.code

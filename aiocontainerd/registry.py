@@ -7,6 +7,7 @@ caused it. At the end plugins are closed in reverse order.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from aiocontainerd.errors import NotFound, Unknown
 from aiocontainerd.health import PluginHealth
 from aiocontainerd.ordering import CircularNeedError, dependency_order
 from aiocontainerd.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
-from aiocontainerd.running import Running, end_left_tasks
+from aiocontainerd.running import Running, end_left_tasks, left_threads
 
 if TYPE_CHECKING:
     from aiocontainerd.lifecycle import PluginTasks
@@ -126,11 +127,13 @@ class Registry:
 
         `config_of` gives a registration its decoded config; what it raises fails that plugin. A required plugin that
         is missing or did not load raises PluginError after everything that did start is stopped. `last_resort` is
-        called at the end with the plugins that cannot be ended, and the block's error; without it they are waited for.
+        called at the end with the plugins that cannot be ended, or leave threads that cannot, and the block's error;
+        without it they are waited for.
         `check` is given the kind and instance of each plugin and raises where the instance cannot be used.
         """
         self._order = self.order()
         failure: Exception | None = None
+        threads = threading.enumerate()
         async with AsyncExitStack() as whole:
             whole.enter_context(marking_tasks(asyncio.get_running_loop()))
             group = await whole.enter_async_context(anyio.create_task_group())
@@ -146,10 +149,12 @@ class Registry:
             finally:
                 self._running = None
                 await running.stop_all()
-                left = await end_left_tasks(self.owners(), {plugin.uri: plugin.health for plugin in self._order})
-                stuck = running.stuck() + left
-                if stuck and last_resort is not None:
-                    last_resort(stuck, failure)
+                owners, healths = self.owners(), {plugin.uri: plugin.health for plugin in self._order}
+                stuck = running.stuck() + await end_left_tasks(owners, healths)
+                if last_resort is not None:
+                    stuck += await left_threads(owners, healths, threads)
+                    if stuck:
+                        last_resort(list(dict.fromkeys(stuck)), failure)
         if failure is not None:
             raise failure
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
-from aiocontainerd import lifecycle
+from aiocontainerd import lifecycle, running
 from aiocontainerd.config import ConfigError
 from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.events import EventBus
@@ -74,7 +77,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-RAISED_AT = "(tests/test_registry.py:82 in init)"
+RAISED_AT = "(tests/test_registry.py:85 in init)"
 
 
 def raising(error: BaseException) -> Init:
@@ -317,6 +320,62 @@ async def test_a_stop_that_raises_is_logged_and_the_others_stop(host: Host, capl
         pass
     assert host.did[-2:] == ["stop b", "stop a"]
     assert "plugin io.containerd.snapshotter.v1.b failed to stop" in caplog.text
+
+
+async def test_what_would_end_the_program_ends_only_what_raised_it(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def lives(context: InitContext[Any]) -> object:
+        context.tasks.start_soon(leave, name="leaver")
+        context.on_stop(leave)
+        return "lives"
+
+    exits = host.add(CONTENT, "exits", init=raising(SystemExit("no licence")))
+    other = host.add(METADATA, "lives", init=lives)
+    async with host.run():
+        await anyio.wait_all_tasks_blocked()
+        assert (exits.state, exits.reason) == (State.FAILED, f"SystemExit: no licence {RAISED_AT}")
+        assert other.state == State.LOADED
+    told = [message for message in caplog.messages if "lives" in message]
+    assert told == [
+        "task io.containerd.metadata.v1.lives:leaver of plugin io.containerd.metadata.v1.lives failed",
+        "plugin io.containerd.metadata.v1.lives failed to stop",
+    ]
+    assert "stop lives" in host.did
+
+
+async def test_a_thread_that_would_keep_the_process_from_ending_is_told_and_left(
+    host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "LEFT_THREADS_S", 0.05)
+    goes_on = threading.Event()
+
+    def wait() -> None:
+        goes_on.wait(20)
+
+    async def start(context: InitContext[Any]) -> object:
+        threading.Thread(target=wait, name="left").start()
+        threading.Thread(target=wait, name="harmless", daemon=True).start()
+        threading.Thread(target=int, name="over").start()
+        await asyncio.to_thread(int)  # both leave a thread that waits for work
+        await anyio.to_thread.run_sync(int)
+        return "x"
+
+    plugin = host.add(CONTENT, "x", init=start)
+    try:
+        async with host.run():
+            pass
+        assert host.stuck == [plugin.uri]
+        (leaked,) = plugin.health.leaked
+        assert leaked.startswith(f"thread left at {__file__}:")
+        assert f"plugin {plugin.uri} leaves a {leaked.replace('thread left', 'thread running at its end: left')}" in (
+            caplog.messages
+        )
+    finally:
+        goes_on.set()
 
 
 async def test_a_task_that_fails_is_logged_and_harms_nothing_else(host: Host, caplog: pytest.LogCaptureFixture) -> None:

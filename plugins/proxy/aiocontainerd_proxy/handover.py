@@ -35,7 +35,10 @@ async def run_in(loop: asyncio.AbstractEventLoop, function: Callable[..., Awaita
     """Await `function(*args)` in another loop, in the context of this call. Cancelling this cancels it there."""
 
     async def there() -> Any:
-        return await function(*args)
+        try:
+            return await function(*args)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _harmless(error) from error
 
     # The one way between loops; it makes a task there, which the future of this call owns.
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), loop))
@@ -160,11 +163,19 @@ class _Pump:
         """Give the next item to who wants it; False after the last one."""
         try:
             item = await anext(self._iterator, _END)
+        except (SystemExit, KeyboardInterrupt) as error:
+            _settle(wanted, error=_harmless(error))
+            return False
         except BaseException as error:
             _settle(wanted, error=error)
             raise
         _settle(wanted, item)
         return item is not _END
+
+
+def _harmless(error: BaseException) -> RuntimeError:
+    """An error that says what would end the loop, and with it the thread, that it is raised in."""
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _settle(future: Future[Any], item: Any = None, *, error: BaseException | None = None) -> None:

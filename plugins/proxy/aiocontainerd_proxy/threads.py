@@ -8,6 +8,7 @@ other plugins and the event bus, is handed over the other way round.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,15 @@ import anyio
 import msgspec
 import uvloop
 
-from aiocontainerd.lifecycle import PluginTasks
+from aiocontainerd.lifecycle import FAILURES, PluginTasks
 from aiocontainerd.plugin import InitContext, Registration
 from aiocontainerd_proxy.handover import LoopBus, carried, run_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.002
 
@@ -82,9 +85,12 @@ class Home:
         self._leave = asyncio.Event()
         async with anyio.create_task_group() as group:
             self.tasks = PluginTasks(self.uri, group)
-            async with self.stack:
-                self._outer.call_soon_threadsafe(self._ready.set)
-                await self._leave.wait()
+            try:
+                async with self.stack:
+                    self._outer.call_soon_threadsafe(self._ready.set)
+                    await self._leave.wait()
+            except FAILURES:  # the edge of a plugin, as in the daemon's own loop
+                log.exception("plugin %s failed to stop", self.uri)
             group.cancel_scope.cancel()
 
 

@@ -64,6 +64,13 @@ class Odd(FakeSnapshotter):
             yield 1
             raise NotFound("the rest")
 
+    async def leave(self) -> None:
+        raise SystemExit(3)
+
+    async def leaves_midway(self) -> AsyncIterator[int]:
+        yield 1
+        raise SystemExit(4)
+
     async def close(self) -> None:
         self.closed_in = threading.get_ident()
 
@@ -193,6 +200,27 @@ async def test_the_plugin_is_closed_in_its_thread_which_ends(tmp_path: Path) -> 
         (thread,) = (t for t in set(threading.enumerate()) - before if t.name == f"plugin {made.plugin.uri}")
     assert made.made[0].closed_in == thread.ident
     assert not thread.is_alive()
+
+
+async def test_what_would_end_the_thread_is_an_error_of_its_call(setup: Setup) -> None:
+    snapshotter = setup.plugin.instance
+    with pytest.raises(RuntimeError, match=r"^SystemExit: 3$"):
+        await snapshotter.leave()
+    numbers = snapshotter.leaves_midway()
+    assert await anext(numbers) == 1
+    with pytest.raises(RuntimeError, match=r"^SystemExit: 4$"):
+        await anext(numbers)
+    assert (await snapshotter.prepare("ns/1/a"))[0].source == "fake/ns/1/a"
+
+
+async def test_what_fails_at_the_end_is_logged_and_ends_the_thread(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Setup(tmp_path)
+    async with made.registry.run(made.daemon, lambda _registration: PluginConfig()):
+        made.made[0].started.on_stop(made.made[0].leave)
+    assert f"plugin {made.plugin.uri} failed to stop" in caplog.messages
+    assert not _threads_named(f"plugin {made.plugin.uri}")
 
 
 async def test_a_failing_init_fails_the_plugin_and_ends_the_thread(tmp_path: Path) -> None:
