@@ -124,22 +124,32 @@ class Supervisor:
         return process
 
     async def _attend(self, process: anyio.abc.Process, ready: int) -> str:
+        """Relay what the process prints until it has ended; a process that is to end may say why, and what it left."""
+        output = {"stdout": process.stdout, "stderr": process.stderr}
+        scopes = [anyio.CancelScope(shield=True) for _ in output]
         try:
             async with anyio.create_task_group() as group:
-                for name, stream in (("stdout", process.stdout), ("stderr", process.stderr)):
+                for scope, (name, stream) in zip(scopes, output.items(), strict=True):
                     if stream is not None:
-                        group.start_soon(self._relay, stream, name)
+                        group.start_soon(self._relay, stream, name, scope)
                 group.start_soon(self._await_ready, process, ready)
-                status = await process.wait()
-                group.cancel_scope.deadline = anyio.current_time() + LAST_WORDS_S
+                try:
+                    status = await process.wait()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await _end(process)
+                    for scope in scopes:
+                        scope.deadline = anyio.current_time() + LAST_WORDS_S
+                    group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                await _end(process)
+                await process.aclose()
             self.pid = 0
         return _how(status)
 
-    async def _relay(self, stream: anyio.abc.ByteReceiveStream, name: str) -> None:
-        await relay(stream, self._log, plugin=self.child.uri, stream=name)
+    async def _relay(self, stream: anyio.abc.ByteReceiveStream, name: str, scope: anyio.CancelScope) -> None:
+        with scope:
+            await relay(stream, self._log, plugin=self.child.uri, stream=name)
 
     async def _await_ready(self, process: anyio.abc.Process, ready: int) -> None:
         """Until the process says that it serves; one that takes too long is ended."""
@@ -178,7 +188,6 @@ async def _end(process: anyio.abc.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    await process.aclose()
 
 
 def _how(status: int) -> str:

@@ -177,10 +177,31 @@ async def test_a_process_that_serves_is_told_and_ends_with_its_supervisor(
 
 
 @pytest.mark.anyio
+async def test_what_a_process_says_while_it_is_stopped_is_logged(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "LAST_WORDS_S", 20.0)
+    caplog.set_level(logging.INFO)
+    script = (
+        "import os, signal, sys, time\n"
+        "def stop(*_):\n    print('x' * 300_000, flush=True); print('gave back all but one', flush=True); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop); os.write(int(sys.argv[1]), b'\\n'); time.sleep(60)"
+    )
+    kept = Supervisor(Scripted(uri=URI, module="", root=tmp, state=tmp, script=script), LOG, lambda: None)
+    async with anyio.create_task_group() as group:
+        group.start_soon(kept.keep)
+        with anyio.fail_after(20):
+            await kept.serving()
+        group.cancel_scope.cancel()
+    assert caplog.messages[-1] == "gave back all but one"
+
+
+@pytest.mark.anyio
 async def test_a_process_that_breaks_is_started_again_and_the_reason_told(
     tmp: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backoff, "FIRST_S", 0.25)
+    monkeypatch.setattr(supervisor, "LAST_WORDS_S", 20.0)
     caplog.set_level(logging.INFO)
     changes: list[str] = []
     kept = Supervisor(
