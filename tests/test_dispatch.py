@@ -22,7 +22,10 @@ pytestmark = pytest.mark.anyio
 
 URI = "io.containerd.snapshotter.v1.acme"
 SERVICE = "io.containerd.service.v1.acme-service"
-LIMIT_S = 0.1
+LIMIT_S = 0.25
+"""What is to be missed: shorter than any test waits, longer than a busy machine holds up the loop."""
+LONG_S = 30.0
+"""What is to be kept, however busy the machine."""
 
 
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
@@ -31,7 +34,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(autouse=True)
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+def long_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch_call, "GRACE_S", LONG_S)
+
+
+@pytest.fixture
+def short_grace(long_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For calls that are to be left behind."""
     monkeypatch.setattr(dispatch_call, "GRACE_S", 0.1)
     monkeypatch.setattr(dispatch_call, "_LEFT_POLL_S", 0.01)
 
@@ -70,17 +79,17 @@ class Acme:
 class Host:
     """A plugin and its guard."""
 
-    def __init__(self, instance: Any, kind: str = kinds.SNAPSHOTTER) -> None:
+    def __init__(self, instance: Any, kind: str = kinds.SNAPSHOTTER, *, limit_s: float = LONG_S) -> None:
         self.health = PluginHealth(URI)
         self.instance = instance
-        self.guard: Any = Dispatcher(lambda _key: LIMIT_S).guard(self.health, kind, instance)
+        self.guard: Any = Dispatcher(lambda _key: limit_s).guard(self.health, kind, instance)
 
     def method(self, name: str = "stat") -> Any:
         return self.health.methods[name]
 
 
 async def ignore_cancellation(_key: str, until: anyio.Event) -> str:
-    ends = anyio.current_time() + 3
+    ends = anyio.current_time() + LONG_S
     while not until.is_set() and anyio.current_time() < ends:
         try:
             await until.wait()
@@ -148,18 +157,18 @@ async def test_an_error_of_a_class_passes_and_is_no_failure() -> None:
 
 
 async def test_a_hang_is_told_with_plugin_method_limit_and_class() -> None:
-    host = Host(Acme(hang))
+    host = Host(Acme(hang), limit_s=LIMIT_S)
     with pytest.raises(DeadlineExceeded) as caught:
         await host.guard.stat("k")
     text = str(caught.value)
     assert text.startswith(
-        f"plugin {URI}: stat took longer than 100ms (io.containerd.timeout.plugin.quick), given up after "
+        f"plugin {URI}: stat took longer than 250ms (io.containerd.timeout.plugin.quick), given up after "
     )
     assert (host.method().expired, host.method().in_flight, host.health.abandoned) == (1, 0, set())
 
 
 async def test_calls_that_begin_later_expire_later() -> None:
-    host = Host(Acme(hang))
+    host = Host(Acme(hang), limit_s=LIMIT_S)
     took: list[float] = []
 
     async def call(after_s: float) -> None:
@@ -176,12 +185,13 @@ async def test_calls_that_begin_later_expire_later() -> None:
     assert min(took) >= LIMIT_S * 0.9
 
 
+@pytest.mark.usefixtures("short_grace")
 async def test_what_ignores_cancellation_is_left_behind_and_the_caller_answered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     until = anyio.Event()
-    host = Host(Acme(lambda key: ignore_cancellation(key, until)))
-    with anyio.fail_after(2), pytest.raises(DeadlineExceeded, match="was left running"):
+    host = Host(Acme(lambda key: ignore_cancellation(key, until)), limit_s=LIMIT_S)
+    with anyio.fail_after(20), pytest.raises(DeadlineExceeded, match="was left running"):
         await host.guard.stat("k")
     assert (host.method().abandoned, len(host.health.abandoned), host.method().in_flight) == (1, 1, 0)
     assert f"plugin {URI}: stat did not end within" in caplog.text
@@ -209,10 +219,11 @@ async def test_a_cancelled_caller_is_free_when_the_plugin_has_cleaned_up() -> No
     assert (host.method().cancelled, host.method().failures, host.method().errors) == (1, 0, 0)
 
 
+@pytest.mark.usefixtures("short_grace")
 async def test_a_cancelled_caller_does_not_wait_for_what_ignores_it() -> None:
     until = anyio.Event()
     host = Host(Acme(lambda key: ignore_cancellation(key, until)))
-    with anyio.fail_after(2), anyio.move_on_after(0.02) as scope:
+    with anyio.fail_after(20), anyio.move_on_after(0.02) as scope:
         await host.guard.stat("k")
     assert scope.cancelled_caught
     assert host.method().abandoned == 1
@@ -226,7 +237,7 @@ async def test_a_shielded_part_is_finished_and_its_work_counts() -> None:
             await anyio.sleep(LIMIT_S + 0.05)
         return "committed"
 
-    host = Host(Acme(act))
+    host = Host(Acme(act), limit_s=LIMIT_S)
     assert await host.guard.stat("k") == "committed"
     assert host.method().failures == 0
 
@@ -243,7 +254,7 @@ async def test_a_thread_may_look_whether_its_call_is_cancelled() -> None:
                 saw.append("cancelled")
                 raise
 
-    host = Host(Acme(lambda _key: to_thread.run_sync(copy)))
+    host = Host(Acme(lambda _key: to_thread.run_sync(copy)), limit_s=LIMIT_S)
     with pytest.raises(DeadlineExceeded):
         await host.guard.stat("k")
     assert saw == ["cancelled"]
@@ -256,19 +267,20 @@ async def test_a_call_cancelled_before_it_began_ends_at_once() -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
         await host.guard.stat("k")
-    assert time.monotonic() - began < LIMIT_S
+    assert time.monotonic() - began < LONG_S / 2
     assert (host.method().in_flight, host.method().abandoned) == (0, 0)
 
 
+@pytest.mark.usefixtures("short_grace")
 async def test_what_ignores_cancellation_after_a_shield_does_not_busy_the_loop() -> None:
     until = anyio.Event()
 
     async def act(key: str) -> str:
         with anyio.CancelScope(shield=True):
-            await anyio.sleep(LIMIT_S * 1.5)
+            await anyio.sleep(LIMIT_S + 0.05)
         return await ignore_cancellation(key, until)
 
-    host = Host(Acme(act))
+    host = Host(Acme(act), limit_s=LIMIT_S)
     with pytest.raises(DeadlineExceeded, match="was left running"):
         await host.guard.stat("k")
     await anyio.sleep(0.15)
@@ -292,11 +304,11 @@ async def test_a_plugin_ends_nothing_but_its_call(error: BaseException) -> None:
 
 
 async def test_five_failures_in_a_row_open_the_breaker_and_a_trial_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.monotonic()
     host = Host(Acme(raising(OSError("disk on fire"))))
     for _ in range(OPENS_AFTER):
         with pytest.raises(OSError, match="disk on fire"):
             await host.guard.stat("k")
+    now = time.monotonic()
     with pytest.raises(Unavailable) as refused:
         await host.guard.stat("k")
     assert str(refused.value).startswith(
@@ -405,7 +417,7 @@ async def test_a_callers_clock_stands_still_while_another_plugin_works() -> None
         await anyio.sleep(LIMIT_S * 2)
         return key
 
-    _, above = chain(Acme(slow), {URI: 5.0, SERVICE: LIMIT_S})
+    _, above = chain(Acme(slow), {URI: LONG_S, SERVICE: LIMIT_S})
     assert await above.guard.stat("k") == "k"
     assert above.method().expired == 0
 
@@ -416,28 +428,29 @@ async def test_a_callers_own_time_is_limited(when: str) -> None:
         await anyio.sleep(LIMIT_S * 1.5)
         return key
 
-    _, above = chain(Acme(slow), {URI: 5.0, SERVICE: LIMIT_S}, **{when: 5.0})
+    _, above = chain(Acme(slow), {URI: LONG_S, SERVICE: LIMIT_S}, **{when: LONG_S})
     began = anyio.current_time()
-    with pytest.raises(DeadlineExceeded, match=f"plugin {SERVICE}: stat took longer than 100ms"):
+    with pytest.raises(DeadlineExceeded, match=f"plugin {SERVICE}: stat took longer than 250ms"):
         await above.guard.stat("k")
-    assert anyio.current_time() - began < LIMIT_S * 5
+    assert anyio.current_time() - began < LONG_S
 
 
 async def test_a_streams_clock_stands_still_while_another_plugin_works() -> None:
     async def slow(_key: str) -> None:
         await anyio.sleep(LIMIT_S * 2)
 
-    _, above = chain(Acme(slow), {URI: 5.0, SERVICE: LIMIT_S})
+    _, above = chain(Acme(slow), {URI: LONG_S, SERVICE: LIMIT_S})
     assert [number async for number in above.guard.items()] == list(range(200))
-    _, above = chain(Acme(), {URI: 5.0, SERVICE: LIMIT_S}, own_s=5.0)
-    with pytest.raises(DeadlineExceeded, match=f"plugin {SERVICE}: items took longer than 100ms"):
+    _, above = chain(Acme(), {URI: LONG_S, SERVICE: LIMIT_S}, own_s=LONG_S)
+    with pytest.raises(DeadlineExceeded, match=f"plugin {SERVICE}: items took longer than 250ms"):
         _ = [number async for number in above.guard.items()]
 
 
+@pytest.mark.usefixtures("short_grace")
 async def test_who_waits_for_a_call_that_ignores_its_cancellation_is_not_left_behind_with_it() -> None:
     until = anyio.Event()
-    below, above = chain(Acme(lambda key: ignore_cancellation(key, until)), {URI: 5.0, SERVICE: 5.0})
-    with anyio.fail_after(2), anyio.move_on_after(0.02):
+    below, above = chain(Acme(lambda key: ignore_cancellation(key, until)), {URI: LONG_S, SERVICE: LONG_S})
+    with anyio.fail_after(20), anyio.move_on_after(0.02):
         await above.guard.stat("k")
     assert (below.method().abandoned, above.method().abandoned) == (1, 0)
     until.set()
@@ -450,10 +463,10 @@ async def test_deadlines_that_change_are_those_of_the_next_call() -> None:
     dispatcher = Dispatcher(lambda _key: limits["quick"])
     guard = dispatcher.guard(health, kinds.SNAPSHOTTER, Acme(hang))
     limits["quick"] = LIMIT_S / 2
-    with pytest.raises(DeadlineExceeded, match="took longer than 100ms"):
+    with pytest.raises(DeadlineExceeded, match="took longer than 250ms"):
         await guard.stat("k")
     dispatcher.set_deadlines()
-    with pytest.raises(DeadlineExceeded, match="took longer than 50ms"):
+    with pytest.raises(DeadlineExceeded, match="took longer than 125ms"):
         await guard.stat("k")
     limits["quick"] = 0.0
     dispatcher.set_deadlines()
@@ -496,13 +509,12 @@ async def test_only_one_call_tries_an_open_breaker(monkeypatch: pytest.MonkeyPat
             await host.guard.stat("k")
     monkeypatch.setattr(host.method(), "_reopens_at", 0.0)
     host.instance.act = hang
-    with anyio.move_on_after(0.02):
-        async with anyio.create_task_group() as group:
-            group.start_soon(host.guard.stat, "k")
-            await anyio.wait_all_tasks_blocked()
-            with pytest.raises(Unavailable, match="it is being tried again now"):
-                await host.guard.stat("k")
-            await anyio.sleep_forever()
+    async with anyio.create_task_group() as group:
+        group.start_soon(host.guard.stat, "k")
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(Unavailable, match="it is being tried again now"):
+            await host.guard.stat("k")
+        group.cancel_scope.cancel()
     host.instance.act = None
     assert await host.guard.stat("k") == "k", "a trial whose caller left is no verdict"
 
@@ -521,9 +533,9 @@ async def test_a_stream_gives_every_item_in_order() -> None:
 
 
 async def test_a_stream_that_hangs_expires_after_the_items_that_came() -> None:
-    host = Host(Acme(hang))
+    host = Host(Acme(hang), limit_s=LIMIT_S)
     came: list[int] = []
-    with pytest.raises(DeadlineExceeded, match="walk took longer than 100ms"):
+    with pytest.raises(DeadlineExceeded, match="walk took longer than 250ms"):
         await collect(host, came)
     assert came == list(range(150))
     assert host.instance.did == ["walk closed"]
@@ -547,7 +559,7 @@ async def test_a_reader_that_stops_early_ends_the_stream() -> None:
 
 
 async def test_a_slow_reader_is_not_the_streams_fault() -> None:
-    host = Host(Acme())
+    host = Host(Acme(), limit_s=LIMIT_S)
     came = 0
     async for _ in host.guard.walk():
         came += 1
@@ -601,11 +613,11 @@ class Store:
 
 
 async def test_the_resource_a_method_gives_is_guarded_too() -> None:
-    host = Host(Store(), kinds.CONTENT)
+    host = Host(Store(), kinds.CONTENT, limit_s=LIMIT_S)
     async with await host.guard.writer("r") as writer:
         assert writer.offset == 7
         await writer.write(b"x")
-        with pytest.raises(DeadlineExceeded, match=r"writer\.write took longer than 100ms"):
+        with pytest.raises(DeadlineExceeded, match=r"writer\.write took longer than 250ms"):
             await writer.write(b"")
     assert host.instance.opened.closed == 1
     assert host.method("writer.write").calls == 2
