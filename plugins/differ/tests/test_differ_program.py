@@ -156,7 +156,7 @@ def running(marker: str) -> list[str]:
     found = []
     for process in Path("/proc").iterdir():
         try:
-            if process.name.isdigit() and marker in (process / "cmdline").read_text():
+            if process.name.isdigit() and marker.encode() in (process / "cmdline").read_bytes():
                 found.append(process.name)
         except OSError:
             continue

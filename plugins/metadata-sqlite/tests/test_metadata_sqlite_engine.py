@@ -110,7 +110,7 @@ async def test_reads_that_fail_name_the_database(engine: Engine) -> None:
 
 
 async def test_lone_mutation_waits_for_nobody(engine: Engine) -> None:
-    with anyio.fail_after(2):
+    with anyio.fail_after(30):  # a busy disk may take seconds
         await engine.write(partial(insert, "alone"))
     assert engine.statistics().largest_group == 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 from aiocontainerd_metadata_sqlite import collect
+from aiocontainerd_metadata_sqlite.engine import Statistics
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
@@ -70,13 +70,45 @@ async def test_clients_write_while_a_collection_rests_and_its_duration_is_withou
     assert len(took_s) > DEAD // collect.BATCH
 
 
-async def test_a_collection_does_not_slow_the_median_write_threefold(metadata: SqliteMetadataStore) -> None:
-    quiet_s: list[float] = []
-    with anyio.move_on_after(0.3):
-        await writes(metadata, "quiet", quiet_s)
-    busy_s: list[float] = []
-    async with anyio.create_task_group() as group:
-        group.start_soon(writes, metadata, "busy", busy_s)
-        await metadata.collect()
-        group.cancel_scope.cancel()
-    assert statistics.median(busy_s) < 3 * statistics.median(quiet_s) + 0.002
+class Timed:
+    """What a sweep uses of the engine and of the clock: each mutation takes `took_s`, and `others` come with it."""
+
+    def __init__(self, took_s: float, others: int, waiting: int) -> None:
+        self.now_s = 0.0
+        self.rests_s: list[float] = []
+        self._took_s, self._others, self._waiting = took_s, others, waiting
+        self._mutations = 0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.rests_s.append(seconds)
+
+    async def write(self, _function: object, *, then: object = None) -> None:
+        self.now_s += self._took_s
+        self._mutations += 1 + self._others
+
+    def statistics(self) -> Statistics:
+        return Statistics(
+            commits=0, mutations=self._mutations, failed=0, largest_group=0, reads=0, waiting=self._waiting
+        )
+
+
+@pytest.mark.parametrize(
+    ("took_s", "others", "waiting", "rest_s"),
+    [(0.01, 0, 0, None), (0.01, 1, 0, 0.03), (0.01, 0, 1, 0.03), (2.0, 5, 5, 0.1)],
+    ids=["alone", "with-another", "before-another", "not-for-ever"],
+)
+async def test_a_batch_leaves_the_writer_three_times_its_own_time_to_clients(
+    monkeypatch: pytest.MonkeyPatch, took_s: float, others: int, waiting: int, rest_s: float | None
+) -> None:
+    timed = Timed(took_s, others, waiting)
+    monkeypatch.setattr(collect, "time", timed)
+    monkeypatch.setattr(collect, "anyio", timed)
+    monkeypatch.setattr(timed, "Lock", anyio.Lock, raising=False)
+    sweeper = collect.Sweeper(timed, {})  # type: ignore[arg-type]
+    for _ in range(2):
+        await sweeper._mutate(lambda _db: None)
+    assert timed.rests_s == ([] if rest_s is None else pytest.approx([rest_s] * 2))
+    assert sweeper.rested_s == pytest.approx(sum(timed.rests_s))
