@@ -47,7 +47,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...]
     stdin: bytes | None = None
     tty: bool = False
-    typed: bytes = b""
+    typed: tuple[bytes, bytes] = (b"", b"")
+    """What is typed at a terminal, behind the words that are waited for: input is echoed by whoever has it by then."""
     unordered: bool = False
     only: Callable[[str], str] | None = None
     runtime_speaks: bool = False
@@ -80,7 +81,7 @@ def run(peer: Peer, step: Step, values: dict[str, str]) -> Outcome:
     args = [arg.format_map(_Keep(values)) for arg in step.args]
     if step.before is not None:
         step.before(peer)
-    if step.tty:
+    if step.tty or any(step.typed):
         err = ""
         status, out = run_in_terminal(peer.ctr_command(*args), step.typed)
     else:
@@ -102,7 +103,7 @@ class _Keep(dict[str, str]):
 
 
 def run_in_terminal(
-    command: Sequence[str], typed: bytes = b"", *, rows: int = 30, columns: int = 100
+    command: Sequence[str], typed: tuple[bytes, bytes] = (b"", b""), *, rows: int = 30, columns: int = 100
 ) -> tuple[int, str]:
     """Run a command under a pseudo terminal of a given size; its status and what it printed."""
     import fcntl
@@ -121,9 +122,13 @@ def run_in_terminal(
     return process.wait(), printed.decode(errors="replace").replace("\r\n", "\n")
 
 
-def _drain(parent: int, process: subprocess.Popen[bytes], typed: bytes) -> bytes:
-    printed, until, sent = b"", time.monotonic() + TTY_S, not typed
+def _drain(parent: int, process: subprocess.Popen[bytes], typed: tuple[bytes, bytes]) -> bytes:
+    printed, until = b"", time.monotonic() + TTY_S
+    asked, answer = typed
     while time.monotonic() < until:
+        if answer and asked in printed:
+            os.write(parent, answer)
+            answer = b""
         ready, _, _ = select.select([parent], [], [], 0.05)
         if ready:
             try:
@@ -135,9 +140,6 @@ def _drain(parent: int, process: subprocess.Popen[bytes], typed: bytes) -> bytes
             printed += chunk
         elif process.poll() is not None:
             return printed
-        elif not sent and time.monotonic() > until - TTY_S + 0.7:
-            os.write(parent, typed)
-            sent = True
     process.send_signal(signal.SIGKILL)
     return printed
 

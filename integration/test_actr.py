@@ -21,6 +21,7 @@ import pytest
 
 from aiocontainerd.testing import images
 from harness import SCRIPTS, Debians, Ours, Peer, docker_registry, peer, push
+from outside import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -209,7 +210,8 @@ def test_a_detached_container_is_managed_by_the_other_commands(imported: tuple[A
         spec["linux"].pop("cgroupsPath")
     assert specs[0] == specs[1]
     equal(imported, "tasks", "kill", "-s", "KILL", "c2")
-    time.sleep(0.3)
+    for actr in imported:
+        wait_for(lambda actr=actr: re.search(r"(?m)^c2 .*STOPPED", actr("tasks", "ls")[1]), "the end of c2")
     assert equal(imported, "tasks", "rm", "c2")[0] == 137
     assert equal(imported, "containers", "rm", "c2")[0] == 0
     assert [actr.left() for actr in imported] == [[], []]
@@ -226,11 +228,14 @@ def test_signals_go_to_the_process(imported: tuple[Actr, Actr], number: signal.S
 
 
 def test_a_process_that_ignores_signals_is_killed_at_the_third(imported: tuple[Actr, Actr]) -> None:
+    script = "trap 'echo again' TERM; echo up; while :; do sleep 0.1; done"
     for actr in imported:
-        with _running(actr, "run", "--rm", NAME, "c3", "sh", "-c", "echo up; sleep 100") as program:
-            for _ in range(3):
+        with _running(actr, "run", "--rm", NAME, "c3", "sh", "-c", script) as program:
+            assert program.stdout is not None
+            for _ in range(2):
                 program.send_signal(signal.SIGTERM)
-                time.sleep(0.3)
+                assert program.stdout.readline() == b"again\n"
+            program.send_signal(signal.SIGTERM)
             assert program.wait(LIMIT_S) == 137
         assert actr.left() == []
 
@@ -251,9 +256,8 @@ def test_a_terminal_has_the_size_of_ours(imported: tuple[Actr, Actr]) -> None:
     for actr in imported:
         ours, theirs = pty.openpty()
         subprocess.run(["stty", "rows", "33", "cols", "77"], stdin=theirs, check=True)
-        command = actr.command(
-            "run", "--rm", "-t", NAME, "c4", "sh", "-c", "sleep 0.3; tty; stty size; read x; echo got $x"
-        )
+        script = 'tty; until [ "$(stty size)" = "33 77" ]; do sleep 0.1; done; stty size; read x; echo got $x'
+        command = actr.command("run", "--rm", "-t", NAME, "c4", "sh", "-c", script)
         with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as program:
             os.close(theirs)
             seen = _read_until(ours, b"33 77")
@@ -339,7 +343,7 @@ def _faulty_registry(fault: str) -> Iterator[str]:
         blobs = [*blobs, config, manifest]
     served = {blob.digest: blob.data for blob in blobs}
     good = served[layer.blob().digest]
-    changed = {"damaged": good[:-9] + b"x" + good[-8:], "truncated": good[:50], "longer": good + b"x"}
+    changed = {"damaged": good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], "truncated": good[:50], "longer": good + b"x"}
     served[layer.blob().digest] = changed.get(fault, good)
     with _serving(served, manifest) as host:
         yield host

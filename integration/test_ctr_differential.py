@@ -53,6 +53,9 @@ class _Maker:
         (daemon.directory / self.name).mkdir(exist_ok=True)
 
 
+SIZE = 'while [ "$(stty size)" = "0 0" ]; do sleep 0.1; done; stty size'
+"""Prints the size of the terminal once `ctr` has set it, which it does when the container runs already."""
+
 IMAGE, ZSTD, MANY_LAYERS = "{registry}/busybox:1", "{registry}/zstd:1", "{registry}/many:1"
 
 
@@ -119,8 +122,10 @@ SCRIPT = (
     Step(args=("run", "--rm", "--snapshotter", "native", IMAGE, "a", "echo", "hi")),
     Step(args=("run", "--rm", IMAGE, "a", "sh", "-c", "exit 7")),
     Step(args=("run", "--rm", "-t", IMAGE, "a", "sh", "-c", "sleep 0.5; tty"), tty=True),
-    Step(args=("run", "--rm", "-t", IMAGE, "a", "sh", "-c", "sleep 0.5; stty size"), tty=True),
-    Step(args=("run", "--rm", "-t", IMAGE, "a", "sh", "-c", "read a; echo got $a"), tty=True, typed=b"typed\n"),
+    Step(args=("run", "--rm", "-t", IMAGE, "a", "sh", "-c", SIZE), tty=True),
+    Step(
+        args=("run", "--rm", "-t", IMAGE, "a", "sh", "-c", "echo ask; read a; echo got $a"), typed=(b"ask", b"typed\n")
+    ),
     Step(args=("run", "--rm", IMAGE, "a", "sh", "-c", "read a; echo got $a"), stdin=b"x\n"),
     Step(args=("run", "--rm", IMAGE, "a", "sh", "-c", "echo out; echo err >&2")),
     Step(args=("run", "--rm", IMAGE, "a", "sh", "-c", "kill -9 $$")),
