@@ -26,7 +26,7 @@ async def test_store_is_loaded_in_containerds_place(tmp_path: Path) -> None:
         ttrpc_address="",
         bus=EventBus(),
         plugins=lambda: registry.plugins,
-        timeout_s=lambda _name: 1.0,
+        timeout_s=lambda _name: 30.0,
     )
     uri = "io.containerd.content.v1.content"
     async with registry.run(daemon, lambda registration: registration.config(), required=[uri]):

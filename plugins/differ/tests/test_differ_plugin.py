@@ -34,7 +34,7 @@ async def test_differ_is_loaded_after_the_metadata_store(tmp_path: Path) -> None
         ttrpc_address="",
         bus=EventBus(),
         plugins=lambda: registry.plugins,
-        timeout_s=lambda _name: 1.0,
+        timeout_s=lambda _name: 30.0,
     )
     uri = "io.containerd.differ.v1.walking"
     async with registry.run(daemon, lambda registration: registration.config(), required=[uri]):

@@ -44,7 +44,7 @@ async def test_plugin_opens_its_database_and_exports_path_and_policy(tmp_path: P
         ttrpc_address="",
         bus=FakeBus(),  # type: ignore[arg-type]  # all that the store needs of the bus
         plugins=lambda: registry.plugins,
-        timeout_s=lambda _key: 1.0,
+        timeout_s=lambda _key: 30.0,
     )
     async with registry.run(daemon, lambda registration: registration.config()):
         assert plugin.state == State.LOADED, plugin.reason

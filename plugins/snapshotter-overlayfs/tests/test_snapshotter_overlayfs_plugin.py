@@ -100,7 +100,7 @@ async def test_plugin_starts_and_stops(tmp_path: Path) -> None:
         ttrpc_address="",
         bus=EventBus(),
         plugins=list,
-        timeout_s=lambda _name: 1.0,
+        timeout_s=lambda _name: 30.0,
     )
     for _ in range(2):
         async with registry.run(daemon, lambda _registration: Config()):
