@@ -143,7 +143,9 @@ def test_a_proxy_snapshotter_of_another_stack_comes_and_goes(tmp: Path, stubs: P
         daemon.ctr("images", "import", str(archive))
         runs(daemon, "native", "before")
         assert exports(daemon, "g").items() >= {"state": "absent", "address": str(address), "root": "/srv/g"}.items()
-        assert re.search(r"^\S+snapshotter\.v1 +g +- +absent +\[Errno 2\]", actr(daemon, "plugins", "ls"), re.MULTILINE)
+        assert re.search(
+            r"^\S+snapshotter\.v1 +g +\S+/\S+ +absent +\[Errno 2\]", actr(daemon, "plugins", "ls"), re.MULTILINE
+        )
         refused = daemon.ctr("snapshots", "--snapshotter", "g", "prepare", "k", check=False)
         assert refused.returncode == 1
         assert f"plugin io.containerd.snapshotter.v1.g at {address} is absent:" in refused.stderr.decode()

@@ -24,6 +24,7 @@ from aiocontainerd.errors import Unimplemented
 from aiocontainerd.events import EventBus
 from aiocontainerd.interfaces.metadata import Collected, MetadataStore
 from aiocontainerd.loading import registrations_of
+from aiocontainerd.oci import platform
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, State, kinds
 from aiocontainerd.registration import Daemon
 from aiocontainerd.registry import Registry
@@ -241,7 +242,7 @@ async def test_ctr_lists_containers(served: Served) -> None:
 async def test_ctr_shows_version_and_plugins(served: Served) -> None:
     assert "Version:  2.4.0+aiocontainerd." in await served.ctr("version")
     rows = [line.split() for line in (await served.ctr("plugins", "ls")).splitlines()[1:]]
-    assert ["io.containerd.snapshotter.v1", "native", "-", "ok"] in rows
+    assert ["io.containerd.snapshotter.v1", "native", str(platform.default()), "ok"] in rows
     assert {row[-1] for row in rows} == {"ok"}
     detail = await served.ctr("plugins", "ls", "-d", "id==bolt")
     assert "policy" in detail
