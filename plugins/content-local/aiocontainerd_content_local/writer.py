@@ -59,8 +59,14 @@ class LocalWriter:
         return f"<LocalWriter {self._status.ref} {state}>"
 
     async def open(self, total: int) -> None:
-        """Resume what is there or start afresh; `close` is due even when this fails."""
-        await self._off_loop(self._open, total)
+        """Resume what is there or start afresh; `close` is due even when this fails.
+
+        Raises NotFound for an ingest that is aborted meanwhile.
+        """
+        try:
+            await self._off_loop(self._open, total)
+        except FileNotFoundError:
+            raise NotFound(f"reference {self._status.ref}") from None
 
     @property
     def offset(self) -> int:

@@ -14,11 +14,12 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
+from aiocontainerd_content_local import layout
 from aiocontainerd_content_local import writer as writer_module
 from aiocontainerd_content_local.store import LocalStore
 
 from aiocontainerd import timestamps
-from aiocontainerd.errors import AlreadyExists, DataLoss, ResourceExhausted, Unavailable
+from aiocontainerd.errors import AlreadyExists, DataLoss, NotFound, ResourceExhausted, Unavailable
 from aiocontainerd.testing.content import DATA, ContentStoreContract, digest_of, ingest, read_all
 
 
@@ -112,6 +113,25 @@ async def test_failed_open_leaves_no_lock(store: LocalStore, tmp_path: Path) -> 
     with pytest.raises(OSError, match="ingest"):
         await store.writer("one")
     assert store.statistics() == {"open_ingests": 0}
+
+
+@pytest.mark.anyio
+async def test_ingest_that_is_aborted_while_it_is_opened_is_not_found(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_text = layout._replace_text
+
+    def aborted(path: Path, text: str) -> None:
+        layout.remove_ingest(path.parent, "one")
+        replace_text(path, text)
+
+    monkeypatch.setattr(layout, "_replace_text", aborted)
+    with pytest.raises(NotFound, match=r"\Areference one\Z"):
+        await store.writer("one")
+    monkeypatch.undo()
+    assert store.statistics() == {"open_ingests": 0}
+    assert os.listdir(tmp_path / "ingest") == []
+    await (await store.writer("one")).close()
 
 
 @pytest.mark.anyio

@@ -53,10 +53,7 @@ class Containers:
     async def create(self, container: Container) -> Container:
         """Both timestamps are set here. Raises AlreadyExists, InvalidArgument."""
         namespace = self._session.caller().namespace
-        try:
-            _validate(container)
-        except InvalidArgument as bad:
-            raise InvalidArgument(f"create container failed validation: {bad.message}") from bad
+        _validate(container, "create container failed validation")
         now = timestamps.now_ns()
         stored = msgspec.structs.replace(
             container, labels=label_rules.without_empty(container.labels), created_at_ns=now, updated_at_ns=now
@@ -89,10 +86,12 @@ class Containers:
         def store(db: Connection) -> Container:
             found = _load(db, namespace, container.id)
             if found is None:
-                raise NotFound(f'container "{container.id}" in namespace "{namespace}"')
+                if _has_any(db, namespace):
+                    raise NotFound(f'container "{container.id}"')
+                raise NotFound(f'cannot update container "{container.id}" in namespace "{namespace}"')
             resource, current = found
             changed = msgspec.structs.replace(_updated(current, container, paths), updated_at_ns=timestamps.now_ns())
-            _validate(changed)
+            _validate(changed, "update failed validation")
             resources.change(
                 db,
                 resource,
@@ -124,8 +123,19 @@ class Containers:
         await self._session.mutate(remove, deletion=True)
 
 
-def _validate(container: Container) -> None:
-    identifiers.validate(container.id)
+def _validate(container: Container, what: str) -> None:
+    """Raise InvalidArgument, which begins with `what`, for a record that cannot be."""
+    try:
+        _check(container)
+    except InvalidArgument as bad:
+        raise InvalidArgument(f"{what}: {bad.message}") from bad
+
+
+def _check(container: Container) -> None:
+    try:
+        identifiers.validate(container.id)
+    except InvalidArgument as bad:
+        raise InvalidArgument(f"container.ID: {bad.message}") from bad
     if "" in container.extensions:
         raise InvalidArgument("container.Extension keys must not be zero-length")
     label_rules.validate(container.labels, "containers.Labels")

@@ -90,10 +90,16 @@ class NamespacedWriter:
             self._pinned.append(digest)
 
     async def begin(self, opened: Opened, total: int) -> None:
-        """Take over an ingest whose lock is held; opens the backend's unless the blob can be linked."""
+        """Take over an ingest whose lock is held; opens the backend's unless the blob can be linked.
+
+        Raises NotFound for an ingest that is aborted meanwhile.
+        """
         self._backend_ref, self._shared = opened.backend_ref, opened.shared
         if self._shared is None:
-            self._inner = await self._backend.writer(self._backend_ref, total=total)
+            try:
+                self._inner = await self._backend.writer(self._backend_ref, total=total)
+            except NotFound:
+                raise NotFound(f"reference {self._ref}") from None
 
     @property
     def offset(self) -> int:
