@@ -156,7 +156,7 @@ class ContainerContract:
     @pytest.mark.parametrize(
         ("fields", "text"),
         [
-            ({"id": ""}, "identifier must not be empty"),
+            ({"id": ""}, "container.ID: identifier must not be empty"),
             ({"extensions": {"": Any("u", b"")}}, "container.Extension keys must not be zero-length"),
             ({"labels": {"k": "v" * 4096}}, "containers.Labels: label key and value length (4097 bytes)"),
             ({"runtime_name": ""}, "container.Runtime.Name must be set"),
@@ -215,6 +215,8 @@ class ContainerContract:
                 await metadata.containers.update(given, ["sandbox"])
             with pytest.raises(InvalidArgument, match=r"Container\.ID required"):
                 await metadata.containers.update(container(""))
+            with pytest.raises(InvalidArgument, match=r"^update failed validation: containers\.Labels: "):
+                await metadata.containers.update(container("k1", labels={"k": "v" * 4096}), ["labels"])
 
     async def test_what_is_missing_is_named(self, metadata: MetadataStore) -> None:
         with context.use(namespace="t3"):
@@ -222,7 +224,11 @@ class ContainerContract:
                 await metadata.containers.get("zz")
             with pytest.raises(NotFound, match=r'cannot delete container "zz" in namespace "t3"\Z'):
                 await metadata.containers.delete("zz")
+            with pytest.raises(NotFound, match=r'^cannot update container "zz" in namespace "t3"\Z'):
+                await metadata.containers.update(container("zz"))
             await metadata.containers.create(container("k1"))
+            with pytest.raises(NotFound, match=r'^container "zz"\Z'):
+                await metadata.containers.update(container("zz"))
             with pytest.raises(NotFound, match=r"\Acontainer zz\Z"):
                 await metadata.containers.delete("zz")
             await metadata.containers.delete("k1")
