@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -16,7 +17,7 @@ import pytest
 
 from aiocontainerd.testing import images
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
-from harness import SCRIPTS, Ours, Peer, docker_registry, peer, push
+from harness import SCRIPTS, Ours, Peer, cgroups_named, docker_registry, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -218,13 +219,13 @@ def start_ctr(daemon: Peer, *args: str) -> subprocess.Popen[bytes]:
     )
 
 
-def until(condition: object, limit_s: float = 20.0) -> None:
+def until(condition: object, limit_s: float = 20.0, pause_s: float = 0.05) -> None:
     """Wait until a callable is true."""
     assert callable(condition)
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, "did not come true in time"
-        time.sleep(0.05)
+        time.sleep(pause_s)
 
 
 def test_a_client_killed_in_the_middle_of_a_pull_locks_nothing(daemon: Peer, tmp_path: Path) -> None:
@@ -255,6 +256,42 @@ def test_a_client_killed_in_the_middle_of_a_run_leaves_a_task_that_can_be_remove
     until(lambda: b"RUNNING" not in good.ctr("tasks", "ls").stdout)
     good.ctr("containers", "rm", "r")
     assert not mounts_of(good)
+
+
+def test_a_client_killed_while_its_container_is_created_leaves_nothing(good: Peer) -> None:
+    bundles = good.state / "io.containerd.runtime.v2.task" / good.namespace
+    for number, delay_s in enumerate((0.0, 0.02, 0.04, 0.06)):
+        name = f"r{number}"
+        client = start_ctr(good, "run", "-d", GOOD, name, "sleep", "1000")
+        until((bundles / name).exists, pause_s=0.001)
+        time.sleep(delay_s)
+        client.send_signal(signal.SIGKILL)
+        client.wait()
+        until(lambda name=name: removed(good, name))
+    assert not mounts_of(good)
+    assert not [path for top in cgroups_named(good.namespace) for path in top.iterdir() if path.is_dir()]
+
+
+def removed(daemon: Peer, name: str) -> bool:
+    """Remove a container and the task it may have; whether it is gone."""
+    daemon.ctr("tasks", "rm", "-f", name, check=False)
+    return daemon.ctr("containers", "rm", name, check=False).returncode == 0
+
+
+def test_a_paused_container_can_be_killed(good: Peer) -> None:
+    good.ctr("run", "-d", GOOD, "p", "sleep", "1000")
+    good.ctr("tasks", "pause", "p")
+    good.ctr("tasks", "rm", "-f", "p")
+    good.ctr("containers", "rm", "p")
+
+
+@pytest.mark.skipif(shutil.which("crun") is None, reason="needs crun")
+def test_a_container_that_was_removed_behind_its_shim_can_be_removed(good: Peer) -> None:
+    good.ctr("run", "-d", GOOD, "r", "sleep", "1000")
+    subprocess.run(["crun", "--root", f"/run/containerd/runc/{good.namespace}", "delete", "-f", "r"], check=True)
+    until(lambda: b"STOPPED" in good.ctr("tasks", "ls").stdout)
+    good.ctr("tasks", "rm", "r")
+    good.ctr("containers", "rm", "r")
 
 
 def test_a_client_killed_in_the_middle_of_an_exec_leaves_the_task_usable(good: Peer) -> None:

@@ -253,7 +253,7 @@ class Container:
         if not has_private_pid_namespace(self.site.bundle):
             await self.init.kill_all()
         if self.init.state == State.PAUSED:
-            await self.init.thaw_leftovers()
+            await self.init.thaw()
         for process in list(self.execs.values()):
             async with process.lock:  # one that is starting now runs, or has failed, once its lock is free
                 running = process.state == State.RUNNING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import signal
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,9 @@ class InitProcess(Process):
         try:
             await self.site.runtime.kill(self.site.id, signum, everyone=everyone)
         except OciError as failure:
-            raise kill_error(failure) from failure
+            raise kill_error(failure, self.site.runtime.root) from failure
+        if signum == signal.SIGKILL and self.state == State.PAUSED:
+            await self.thaw()
 
     async def kill_all(self) -> None:
         """Kill whatever the container left running. Nothing left to kill is no failure."""
@@ -146,8 +149,8 @@ class InitProcess(Process):
         self._unmount()
         self.state = State.DELETED
 
-    async def thaw_leftovers(self) -> None:
-        """The init exited while paused: let the rest of the container run on to its end."""
+    async def thaw(self) -> None:
+        """Let what was killed while it was paused run on to its end; runc does so by itself, crun does not."""
         try:
             await self.site.runtime.resume(self.site.id)
         except OciError as failure:
@@ -236,12 +239,12 @@ class InitProcess(Process):
             raise Unknown(f"OCI runtime {verb} failed: {failure}") from failure
 
 
-def kill_error(failure: OciError) -> NotFound | Unknown:
-    """What a failed kill means, from the OCI runtime's words."""
+def kill_error(failure: OciError, root: str) -> NotFound | Unknown:
+    """What a failed kill means, from the words of the OCI runtime whose state is in `root`."""
     text = f"{failure} {failure.output}".lower()
     if any(phrase in text for phrase in _FINISHED):
         return NotFound("process already finished")
-    if "does not exist" in text:
+    if failure.says_missing(root):
         return NotFound("no such container")
     return Unknown(f"unknown error after kill: {failure}")
 

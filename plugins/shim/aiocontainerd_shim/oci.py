@@ -30,6 +30,11 @@ class OciError(Exception):
         self.output = output
         self.ending = ending
 
+    def says_missing(self, root: str) -> bool:
+        """Whether a runtime whose state is in `root` knows no such container: runc's words, or crun's of its file."""
+        text = f"{self} {self.output}"
+        return "does not exist" in text or (f"{root}/" in text and "No such file or directory" in text)
+
 
 class CreateFlags(msgspec.Struct, frozen=True, kw_only=True):
     """What `create` and `restore` take from the runc options."""
@@ -153,7 +158,7 @@ class OciRuntime:
         try:
             await self._run("delete", *(["--force"] if force else []), container)
         except OciError as failure:
-            if "does not exist" not in failure.output and "does not exist" not in str(failure):
+            if not failure.says_missing(self.root):
                 raise
 
     async def pause(self, container: str) -> None:

@@ -183,10 +183,12 @@ class TaskService:
         )
 
     async def pids(self, request: api.task_v3.PidsRequest) -> api.task_v3.PidsResponse:
-        """Every process of a container; execs carry their id."""
+        """Every process of a container, none after its init; execs carry their id."""
         from aiocontainerd import api
 
         container = self._container(request.id)
+        if container.init.exited.is_set():
+            return api.task_v3.PidsResponse()
         try:
             pids = await container.site.runtime.pids(request.id)
         except OciError as failure:

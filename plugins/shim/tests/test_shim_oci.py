@@ -32,6 +32,7 @@ case "$*" in
     while [ "$1" != --pid-file ]; do shift; done; echo 42 > "$2";;
   *" pause "*) echo '{"level":"error","msg":"old"}' >> "$FAKE_LOG"
     echo '{"level":"error","msg":"frozen stiff"}' >> "$FAKE_LOG"; exit 1;;
+  *" delete gone"*) echo "cannot open directory '/r/ns/gone': No such file or directory" >&2; exit 1;;
   *" delete "*) echo 'container does not exist' >&2; exit 1;;
   *" resume "*) echo 'no words'; exit 3;;
 esac
@@ -89,6 +90,13 @@ async def test_a_restore_is_detached_and_leaves_reaping_to_the_shim(runtime: Oci
 
 
 @pytest.mark.anyio
+async def test_a_container_whose_state_is_gone_is_deleted(runtime: OciRuntime, tmp_path: Path) -> None:
+    await runtime.delete("gone")
+    await runtime.delete("unknown")
+    assert calls(tmp_path) == ["delete gone", "delete unknown"]
+
+
+@pytest.mark.anyio
 async def test_the_error_is_the_last_one_this_command_logged(runtime: OciRuntime, tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text('{"level":"error","msg":"of another command"}\n')
     with pytest.raises(OciError, match=r"^frozen stiff$"):
@@ -118,11 +126,14 @@ def test_a_log_without_an_error_gives_none() -> None:
 
 
 def test_kill_failures_are_told_apart_by_the_words_of_the_runtime() -> None:
-    assert kill_error(OciError("container not running", "")).message == "process already finished"
-    missing = kill_error(OciError("x", 'container "c" does not exist'))
-    assert isinstance(missing, NotFound)
-    assert missing.message == "no such container"
-    assert isinstance(kill_error(OciError("odd", "")), Unknown)
+    assert kill_error(OciError("container not running", ""), "/r").message == "process already finished"
+    crun = "error opening file `/r/c/status`: No such file or directory"
+    for missing in (OciError("x", 'container "c" does not exist'), OciError(crun, "")):
+        found = kill_error(missing, "/r")
+        assert isinstance(found, NotFound)
+        assert found.message == "no such container"
+    for other in ("odd", crun):
+        assert isinstance(kill_error(OciError(other, ""), "/elsewhere"), Unknown)
 
 
 def test_the_service_managers_socket_does_not_reach_containers() -> None:

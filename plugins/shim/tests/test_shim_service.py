@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ case $(verb "$@") in
       exit "$1"' $$ "$code" & echo $! > "$2";;
   kill) kill -$signal $(cat "$FAKE_DIR/init.pid") || { echo 'container not running' >&2; exit 1; };;
   delete) [ -e "$FAKE_DIR/started" ] || kill -9 $(cat "$FAKE_DIR/init.pid");;
+  resume) touch "$FAKE_DIR/thawed";;
   ps) echo "[$(cat "$FAKE_DIR/init.pid")]";;
 esac
 """
@@ -382,6 +384,29 @@ async def test_pause_and_resume_are_told(shim: Shim) -> None:
     assert (await shim.state()).status == api.task_types.Status.PAUSED
     await shim.service.resume(api.task_v3.ResumeRequest(id="c"))
     assert shim.topics[-2:] == ["/tasks/paused", "/tasks/resumed"]
+
+
+@pytest.mark.anyio
+async def test_a_paused_container_that_is_killed_is_thawed_to_die(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.service.pause(api.task_v3.PauseRequest(id="c"))
+    await shim.kill(signal.SIGWINCH)
+    assert not (shim.bundle / "thawed").exists()
+    await shim.kill(signal.SIGKILL)
+    assert (shim.bundle / "thawed").exists()
+    assert await shim.wait() == 137
+    assert "/tasks/resumed" not in shim.topics
+
+
+@pytest.mark.anyio
+async def test_a_container_that_is_over_has_no_processes(shim: Shim) -> None:
+    pid = await shim.create("exit 0")
+    listed = await shim.service.pids(api.task_v3.PidsRequest(id="c"))
+    assert [process.pid for process in listed.processes] == [pid]
+    await shim.start()
+    await shim.wait()
+    assert not (await shim.service.pids(api.task_v3.PidsRequest(id="c"))).processes
 
 
 @pytest.mark.anyio
