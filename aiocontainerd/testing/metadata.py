@@ -376,8 +376,11 @@ class LeaseContract:
             await metadata.leases.create("l1", {})
             with pytest.raises(kind, match=text):
                 await metadata.leases.add_resource("l1", resource)
-            with pytest.raises(NotFound, match=r'lease "zz"\Z'):
-                await metadata.leases.add_resource("zz", Resource("r", "ingests"))
+            with pytest.raises(kind, match=text):
+                await metadata.leases.delete_resource("l1", resource)
+            for unknown in (metadata.leases.add_resource, metadata.leases.delete_resource):
+                with pytest.raises(NotFound, match=r'lease "zz"\Z'):
+                    await unknown("zz", resource)
 
     async def test_what_a_call_makes_is_in_its_lease(self, metadata: MetadataStore) -> None:
         with context.use(namespace="t1"):

@@ -55,10 +55,10 @@ class Leases:
     async def add_resource(self, lease_id: str, resource: Resource) -> None:
         """Whether the resource exists is not checked. Raises NotFound, InvalidArgument, Unimplemented."""
         namespace = self._session.caller().namespace
-        _validate(resource)
 
         def add(db: Connection) -> None:
             _found(db, namespace, lease_id)
+            _validate(resource)
             resources.hold(db, namespace, lease_id, resource.type, resource.id)
 
         await self._session.mutate(add)
@@ -66,10 +66,10 @@ class Leases:
     async def delete_resource(self, lease_id: str, resource: Resource) -> None:
         """Of an entry that is not there, OK. Raises NotFound for the lease, InvalidArgument, Unimplemented."""
         namespace = self._session.caller().namespace
-        _validate(resource)
 
         def remove(db: Connection) -> None:
             _found(db, namespace, lease_id)
+            _validate(resource)
             resources.let_go(db, namespace, lease_id, resource.type, resource.id)
 
         await self._session.mutate(remove, deletion=True)
