@@ -25,9 +25,9 @@ from aiocontainerd.testing.scenarios import BY_KIND, Scenario, State
 from aiocontainerd.testing.steps import Steps
 from aiocontainerd.testing.target import Target
 
-OTHERS_S = 3.0
+OTHERS_S = 5.0
 """Within this, calls about other keys answer while one hangs."""
-RUN_S = 20.0
+RUN_S = 60.0
 STOP_S = 5.0
 
 

@@ -14,7 +14,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-HANG_S = 10.0
+HANG_S = 20.0
 """A hang that nobody ends."""
 
 _AUDITED = frozenset(
