@@ -118,7 +118,7 @@ def remove_ingest(directory: Path, ref: str) -> None:
     the next removal.
     """
     removed = directory.parent.parent / "removed"
-    removed.mkdir(mode=0o755, exist_ok=True)
+    removed.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         directory.rename(removed / f"{directory.name}.{timestamps.now_ns()}")
     except FileNotFoundError:

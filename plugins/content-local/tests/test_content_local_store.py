@@ -80,6 +80,16 @@ async def test_ingest_of_another_daemon_is_resumed_after_its_crash(tmp_path: Pat
 
 
 @pytest.mark.anyio
+async def test_store_whose_root_is_not_there_yet_is_empty(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "root")
+    assert [info async for info in store.walk()] == []
+    assert await store.statuses() == []
+    for missing in (store.abort("one"), store.status("one"), store.delete(digest_of(DATA))):
+        with pytest.raises(NotFound):
+            await missing
+
+
+@pytest.mark.anyio
 async def test_broken_ingest_record_is_named_and_its_ref_usable(store: LocalStore, tmp_path: Path) -> None:
     await (await store.writer("one")).close()
     (_ingest_dir(tmp_path, "one") / "startedat").write_text("yesterday")
