@@ -142,7 +142,7 @@ def test_bad_pax_record_is_an_invalid_archive(records: dict[str, str], text: str
         headers(tar_of([entry("f", pax_headers=records)]))
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(at=st.integers(0, 2047), value=st.integers(0, 255), fix=st.booleans())
 def test_damaged_header_is_read_or_refused_and_nothing_else(at: int, value: int, fix: bool) -> None:
     blob = bytearray(tar_of([entry("n" * 120, b"x", uid=1 << 30), symlink("l", "t")]))
