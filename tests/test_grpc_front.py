@@ -64,6 +64,9 @@ class Tasks:
     async def pause(self, request: api.tasks.PauseTaskRequest) -> api.protobuf.Empty:
         raise RuntimeError("boom")
 
+    async def checkpoint(self, request: api.tasks.CheckpointTaskRequest) -> api.tasks.CheckpointTaskResponse:
+        raise SystemExit("no licence")
+
     async def metrics(self, request: api.tasks.MetricsRequest) -> api.tasks.MetricsResponse:
         value = b"x" * len(request.filters[0])
         return api.tasks.MetricsResponse(metrics=[api.types.Metric(data=api.protobuf.Any(value=value))])
@@ -172,6 +175,15 @@ async def test_an_unexpected_error_is_logged_with_its_traceback(
     [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert record.getMessage() == f"/{TASKS}/Pause (Tasks) failed unexpectedly"
     assert record.exc_info is not None
+
+
+async def test_a_handler_that_would_end_the_program_ends_its_call(tmp_path: Path) -> None:
+    async with serving(tmp_path, Tasks()) as (_, client):
+        with pytest.raises(errors.Unknown, match="no licence"):
+            await client.unary(TASKS, "Checkpoint", api.tasks.CheckpointTaskRequest())
+        assert await client.unary(TASKS, "Get", api.tasks.GetRequest()) == api.tasks.GetResponse(
+            process=api.task_types.Process()
+        )
 
 
 async def test_a_deadline_ends_the_handler_and_the_call(tmp_path: Path) -> None:

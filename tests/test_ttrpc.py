@@ -57,6 +57,9 @@ class Task:
     async def resume(self, request: api.task_v3.ResumeRequest) -> api.protobuf.Empty:
         raise FileExistsError("there")
 
+    async def checkpoint(self, request: api.task_v3.CheckpointTaskRequest) -> api.protobuf.Empty:
+        raise SystemExit("no licence")
+
     async def close_io(self, request: api.task_v3.CloseIoRequest) -> api.protobuf.Empty:
         raise FileNotFoundError("caf\udce9")
 
@@ -120,6 +123,7 @@ async def test_a_call_carries_request_namespace_and_result(tmp_path: Path) -> No
         ("Pause", lambda: api.task_v3.PauseRequest(), errors.Unknown, "boom"),
         ("Resume", lambda: api.task_v3.ResumeRequest(), errors.AlreadyExists, "there"),
         ("CloseIO", lambda: api.task_v3.CloseIoRequest(), errors.NotFound, "caf?"),
+        ("Checkpoint", lambda: api.task_v3.CheckpointTaskRequest(), errors.Unknown, "no licence"),
         ("Stats", lambda: api.task_v3.StatsRequest(), errors.Unimplemented, "method Stats"),
     ],
 )

@@ -378,7 +378,7 @@ class _Call:
                     await self._answer(bound)
             else:
                 await self._answer(bound)
-        except Exception as error:  # noqa: BLE001 - the edge of a request
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of a request
             code, message = self._status(error, bound)
         else:
             code, message = 0, ""
@@ -445,7 +445,7 @@ class _Call:
         self._connection.http2.send_headers(self._stream, block, end=True)
 
     @staticmethod
-    def _status(error: Exception, bound: BoundMethod) -> tuple[int, str]:
+    def _status(error: BaseException, bound: BoundMethod) -> tuple[int, str]:
         if isinstance(error, WireStatus):
             return error.code, error.message
         if not isinstance(error, ContainerdError | TimeoutError):

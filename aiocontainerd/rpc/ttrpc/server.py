@@ -259,7 +259,7 @@ class _ServerProtocol(ConnectionProtocol):
             async with asyncio.timeout(request.timeout_s):
                 message = codec.decode(bound.request_class, request.payload or b"")
                 response = codec.encode(await bound.call(message))
-        except Exception as error:  # noqa: BLE001 - the edge of a request
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of a request
             self._wire.fail(request.stream_id, *_status(error, bound))
         except asyncio.CancelledError as error:
             self._wire.fail(request.stream_id, *errors.to_status(error))
@@ -274,7 +274,7 @@ class _ServerProtocol(ConnectionProtocol):
         try:
             async with asyncio.timeout(request.timeout_s):
                 await self._run_stream(bound, request.stream_id, inbox)
-        except Exception as error:  # noqa: BLE001 - the edge of a request
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of a request
             self._wire.fail(request.stream_id, *_status(error, bound))
         except asyncio.CancelledError as error:
             self._wire.fail(request.stream_id, *errors.to_status(error))
@@ -328,7 +328,7 @@ _FOREIGN: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
-def _status(error: Exception, bound: BoundMethod) -> tuple[int, str]:
+def _status(error: BaseException, bound: BoundMethod) -> tuple[int, str]:
     if not isinstance(error, errors.ContainerdError | TimeoutError):
         log.error("ttrpc method %s failed unexpectedly", bound.path, exc_info=error)
     for kind, code in _FOREIGN:
