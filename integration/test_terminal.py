@@ -75,19 +75,21 @@ class Terminal:
         fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-SCRIPT = "echo ready; read a; stty size; read a; stty size; exit 5"
+SCRIPT = """
+until stty size | grep -q '^31 101$'; do sleep 0.05; done; echo first size
+read word; echo "got $word"
+until stty size | grep -q '^42 133$'; do sleep 0.05; done; echo second size
+exit 5
+"""
 
 
 def converse(terminal: Terminal) -> int:
-    """A script that shows its size when a line is typed, before and after a resize; its exit status."""
-    terminal.expect("ready")
-    time.sleep(0.5)  # ctr sends the first size only after the start
-    terminal.type("\n")
-    terminal.expect("31 101")
+    """A script that waits for a size, a typed word and another size; its exit status."""
+    terminal.expect("first size")
+    terminal.type("typed\n")
+    terminal.expect("got typed")
     terminal.resize(42, 133)
-    time.sleep(0.5)
-    terminal.type("\n")
-    terminal.expect("42 133")
+    terminal.expect("second size")
     return terminal.close()
 
 
