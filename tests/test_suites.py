@@ -159,6 +159,27 @@ def test_option_that_cannot_be_used_ends_the_run_with_its_reason(tmp_path: Path,
     assert not run.failed
 
 
+def test_module_that_cannot_be_loaded_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "acme_paths.py").write_text("""
+from pathlib import Path
+from aiocontainerd.plugin import PluginConfig, kinds, register
+
+class Config(PluginConfig, frozen=True):
+    place: Path = Path()
+
+@register(kinds.EVENT_SINK, "acme", config=Config)
+class Acme: ...
+""")
+    run = run_suite(tmp_path, "event_sink", "--target", "acme_paths", "-k", "filters")
+    told = {line.partition(", which")[0] for line in run.output.splitlines() if line.startswith("--target")}
+    assert told == {
+        "--target acme_paths: the config of plugin io.containerd.event-sink.v1.acme is acme_paths.Config, "
+        "whose field place is of type Path"
+    }
+    assert "Traceback" not in run.output
+    assert "blockbuster" not in run.output
+
+
 @pytest.mark.parametrize(
     ("path", "text"),
     [

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from aiocontainerd.testing.blocking import refused
-from aiocontainerd.testing.target import Bench, Target
+from aiocontainerd.testing.target import Bench, Target, TargetError
 
 
 class Contract:
@@ -31,7 +31,14 @@ class Targeted(Contract):
 
     @pytest.fixture(autouse=True)
     def no_blocking_calls(self, suite_target: Target) -> Iterator[None]:
-        """A blocking call of the target's package in the event loop fails the test."""
+        """A blocking call of the target's package in the event loop fails the test, as does one that cannot be loaded."""
+        if not suite_target.remote:
+            from aiocontainerd.testing.plugin_bench import loaded
+
+            try:
+                loaded(suite_target.path)
+            except TargetError as error:
+                pytest.fail(str(error), pytrace=False)
         with refused(suite_target.modules()):
             yield
 

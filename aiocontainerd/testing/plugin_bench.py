@@ -93,14 +93,14 @@ def registration_of(path: str, kind: str, plugin_id: str = "") -> Registration:
 
 def has_kind(path: str, kind: str, plugin_id: str = "") -> bool:
     """Whether a path brings a plugin of a kind. A class that registers nothing is known by its methods."""
-    target = _loaded(path)
+    target = loaded(path)
     if _is_bare(target):
         return all(hasattr(target, method) for method in _METHODS_OF.get(kind, ("",)))
     return any(r.kind == kind and plugin_id in ("", r.id) for r in _registrations(path, kind, plugin_id))
 
 
 def _registrations(path: str, kind: str, plugin_id: str) -> Sequence[Registration]:
-    target = _loaded(path)
+    target = loaded(path)
     try:
         if not _is_bare(target):
             return loading.registrations_of(path)
@@ -113,7 +113,8 @@ def _registrations(path: str, kind: str, plugin_id: str) -> Sequence[Registratio
     return bare
 
 
-def _loaded(path: str) -> Any:
+def loaded(path: str) -> Any:
+    """The module or object of a path. Raises TargetError."""
     try:
         return loading.load(path)
     except (ImportError, PluginError) as error:
