@@ -31,7 +31,7 @@ class Targeted(Contract):
 
     @pytest.fixture(autouse=True)
     def no_blocking_calls(self, suite_target: Target) -> Iterator[None]:
-        """A blocking call of the target's package in the event loop fails the test, as does one that cannot be loaded."""
+        """A blocking call of the target in the event loop fails the test, as does a target that cannot be loaded."""
         if not suite_target.remote:
             from aiocontainerd.testing.plugin_bench import loaded
 
