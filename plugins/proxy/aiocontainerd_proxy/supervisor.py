@@ -131,8 +131,8 @@ class Supervisor:
             async with anyio.create_task_group() as group:
                 for scope, (name, stream) in zip(scopes, output.items(), strict=True):
                     if stream is not None:
-                        group.start_soon(self._relay, stream, name, scope)
-                group.start_soon(self._await_ready, process, ready)
+                        group.start_soon(self._relay, stream, name, scope, name=f"{self.child.uri}:{name}")
+                group.start_soon(self._await_ready, process, ready, name=f"{self.child.uri}:start")
                 try:
                     status = await process.wait()
                 finally:
