@@ -71,6 +71,16 @@ class Tasks:
         value = b"x" * len(request.filters[0])
         return api.tasks.MetricsResponse(metrics=[api.types.Metric(data=api.protobuf.Any(value=value))])
 
+    async def start(self, request: api.tasks.StartRequest) -> api.tasks.StartResponse:
+        try:
+            await self._count(1)
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled += 1
+            await self.go.wait()
+            await self._count(-1)
+        return api.tasks.StartResponse()
+
     async def waits(self, count: int) -> None:
         async with asyncio.timeout(5), self.changed:
             await self.changed.wait_for(lambda: self.waiting == count)
@@ -204,6 +214,23 @@ async def test_a_client_that_gives_up_cancels_its_handler(tmp_path: Path) -> Non
         await tasks.waits(0)
         assert tasks.cancelled == 1
         await client.unary(TASKS, "Get", api.tasks.GetRequest())
+
+
+async def test_a_cancelled_handler_cleans_up_although_its_connection_goes(tmp_path: Path) -> None:
+    tasks = Tasks()
+    async with serving(tmp_path, tasks) as (front, client):
+        call = asyncio.ensure_future(client.unary(TASKS, "Start", api.tasks.StartRequest()))
+        await tasks.waits(1)
+        call.cancel()
+        async with asyncio.timeout(5):
+            while not tasks.cancelled:  # noqa: ASYNC110 - the handler may not say so, it is being cancelled
+                await asyncio.sleep(0.005)
+            client.close()
+            while front.statistics()["connections"]:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.005)
+        assert front.statistics()["calls"] == 1
+        tasks.go.set()
+        await tasks.waits(0)
 
 
 async def test_a_client_that_goes_away_cancels_all_its_handlers(tmp_path: Path) -> None:

@@ -309,11 +309,13 @@ class _Call:
         self._headers_sent = False
         self._woken: asyncio.Future[None] | None = None
         self.task: asyncio.Task[None] | None = None
+        self._cancelled = False
         self.is_subscription = False
 
     def cancel(self) -> None:
-        """Cancel the handler."""
-        if self.task is not None:
+        """Cancel the handler, once: a reset call's connection may go while the handler gives back what it took."""
+        if self.task is not None and not self._cancelled:
+            self._cancelled = True
             self.task.cancel()
 
     def ended(self, task: asyncio.Task[None]) -> None:
