@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 
 from aiocontainerd.errors import Unknown
-from aiocontainerd_differ.children import check, decode_answer, program, system_error
+from aiocontainerd_differ.children import check, decode_answer, program, running, system_error
 from aiocontainerd_differ.inflate import BrokenStream
 from aiocontainerd_differ.tar_header import InvalidArchive
 from aiocontainerd_differ.targets import Target, in_user_namespace, process_umask
@@ -69,7 +69,7 @@ def _wait_for(turn: threading.Lock) -> None:
 
 async def _in_child(job: Job) -> Result:
     command = program(f"apply(Job(**{vars(job)!r}))")
-    async with await anyio.open_process(command, pass_fds=(job.blob_fd, job.root_fd), env={}) as process:
+    async with running(command, pass_fds=(job.blob_fd, job.root_fd)) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         answer = b"".join([part async for part in process.stdout])

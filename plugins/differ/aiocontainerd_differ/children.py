@@ -6,9 +6,13 @@ import ast
 import errno
 import os
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 
+import anyio
 import msgspec
+from anyio.abc import Process
 
 from aiocontainerd.errors import ContainerdError, ResourceExhausted, Unknown
 from aiocontainerd_differ.unpack import Result
@@ -33,6 +37,18 @@ def program(call: str) -> list[str]:
     places = list(dict.fromkeys(_place_of(module) for module in _MODULES))
     code = f"import sys; sys.path[:0] = {places!r}; from aiocontainerd_differ.worker import Job, apply, diff; {call}"
     return [sys.executable, "-I", "-S", "-c", code]
+
+
+@asynccontextmanager
+async def running(command: Sequence[str], *, pass_fds: Sequence[int] = ()) -> AsyncIterator[Process]:
+    """A child for the length of the block, killed where that ends early: of itself it may take a while to notice."""
+    async with await anyio.open_process(command, pass_fds=pass_fds, env={}) as process:
+        try:
+            yield process
+        except BaseException:
+            with suppress(ProcessLookupError):
+                process.kill()
+            raise
 
 
 def check(answer: bytes, complaint: bytes, status: int, action: str) -> None:

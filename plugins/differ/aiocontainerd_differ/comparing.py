@@ -17,7 +17,7 @@ from aiocontainerd.interfaces.differ import CompareOptions
 from aiocontainerd.labels import UNCOMPRESSED
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount, temp_mount
-from aiocontainerd_differ.children import check, decode_answer, program
+from aiocontainerd_differ.children import check, decode_answer, program, running
 from aiocontainerd_differ.media_types import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from aiocontainerd_differ.targets import overlay_guide
 from aiocontainerd_differ.unpack import Result
@@ -90,7 +90,7 @@ async def _forget(content: ContentStore, ref: str) -> None:
 
 async def _run(job: Mapping[str, object], writer: Writer) -> Result:
     command = program(f"diff(**{job!r})")
-    async with await anyio.open_process(command, env={}) as process:
+    async with running(command) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         pending = bytearray()

@@ -181,6 +181,30 @@ async def test_cancelled_apply_ends_soon_and_leaves_nothing_running(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("call", ["apply", "compare"])
+async def test_child_that_notices_nothing_is_killed_with_its_call(
+    layers: Path, content: LocalStore, walking: WalkingDiffer, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    begun = layers / "begun"
+    for module in (applying, comparing):
+        monkeypatch.setattr(module, "program", lambda _call: ["sh", "-c", f"touch {begun}; exec sleep 1000"])
+    monkeypatch.setattr(applying, "SMALL_BYTES", -1)
+    lower = bind(layers / "lower")
+    layer = await put(content, tar_of([entry("f")]))
+    calls = {
+        "apply": lambda: walking.apply(layer, lower, ApplyOptions()),
+        "compare": lambda: walking.compare(lower, bind(layers / "upper"), CompareOptions()),
+    }
+    task = asyncio.ensure_future(calls[call]())
+    while not begun.exists():  # noqa: ASYNC110 - another process makes it
+        await anyio.sleep(0.005)
+    task.cancel()
+    with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+        await task
+    assert await content.statuses() == []
+
+
+@pytest.mark.anyio
 async def test_apply_that_takes_too_long_is_ended(layers: Path, content: LocalStore) -> None:
     late = differ.WalkingDiffer(content, str(layers / "tmpmounts"), timeout_s=0)
     with pytest.raises(TimeoutError):

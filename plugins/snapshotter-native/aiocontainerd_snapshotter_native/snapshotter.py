@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import anyio
-
+from aiocontainerd import programs
 from aiocontainerd.interfaces.snapshotter import Kind, Usage
 from aiocontainerd.snapshots.base import SnapshotterBase
 from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
@@ -44,7 +43,6 @@ class NativeSnapshotter(SnapshotterBase):
 
 async def copy_tree(source: str, target: str) -> None:
     """Make the directory `target` a copy of `source`, in a child process. Raises OSError with what it printed."""
-    with anyio.fail_after(COPY_TIMEOUT_S):
-        done = await anyio.run_process((*_COPY, "--", f"{source}/.", target), check=False)
-    if done.returncode != 0:
-        raise OSError(f"cannot copy {source} to {target}: {done.stderr.decode(errors='replace').strip()}")
+    done = await programs.run((*_COPY, "--", f"{source}/.", target), timeout_s=COPY_TIMEOUT_S)
+    if done.status != 0:
+        raise OSError(f"cannot copy {source} to {target}: {done.text()}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import anyio
 import pytest
+from aiocontainerd_snapshotter_native import snapshotter as module
 from aiocontainerd_snapshotter_native.snapshotter import NativeSnapshotter
 
 from aiocontainerd.sys.mount import Mount
@@ -51,3 +54,18 @@ async def test_failed_copy_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="cannot copy"):
             await snapshotter.prepare("a", parent)
         assert list((tmp_path / "snapshots").iterdir()) == []
+
+
+@pytest.mark.anyio
+async def test_copy_ends_with_the_call_that_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = tmp_path / "begun"
+    monkeypatch.setattr(module, "_COPY", ("sh", "-c", 'touch "$0"; exec sleep 1000', str(begun)))
+    async with NativeSnapshotter(tmp_path / "root") as snapshotter:
+        parent = await chain(snapshotter, "c")
+        call = asyncio.ensure_future(snapshotter.prepare("a", parent))
+        while not begun.exists():  # noqa: ASYNC110 - another process makes it
+            await anyio.sleep(0.005)
+        call.cancel()
+        with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+            await call
+        assert [path.name for path in (tmp_path / "root" / "snapshots").iterdir()] == ["1"]
