@@ -109,9 +109,9 @@ def test_what_a_program_complains_of_is_the_clients_error(daemon: Peer, tmp_path
     refused = daemon.ctr("images", "import", str(archive), check=False)
     assert refused.returncode == 1
     told = refused.stderr.decode()
-    assert "ctr: failed to extract layer sha256:" in told
-    words = (
-        "stream processor acme.refuse: exit status 7: no key of yours fits" if isinstance(daemon, Ours) else "no key"
-    )
-    assert words in told
+    if isinstance(daemon, Ours):
+        assert "ctr: failed to extract layer sha256:" in told
+        assert "stream processor acme.refuse: exit status 7: no key of yours fits" in told
+    else:  # where it reads the end of the stream before it learns of the exit
+        assert "no key" in told or "ctr: wrong diff id calculated on extraction" in told
     assert daemon.ctr("snapshots", "ls").stdout.splitlines()[1:] == []
