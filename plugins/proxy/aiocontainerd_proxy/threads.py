@@ -17,13 +17,17 @@ import anyio
 import msgspec
 import uvloop
 
+from aiocontainerd.attribution import marking_tasks
 from aiocontainerd.lifecycle import FAILURES, PluginTasks
 from aiocontainerd.plugin import InitContext, Registration
+from aiocontainerd.running import end_left_tasks
 from aiocontainerd_proxy.handover import LoopBus, carried, run_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiocontainerd.attribution import Owners
+    from aiocontainerd.health import PluginHealth
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,7 @@ POLL_S = 0.002
 
 async def open_in_thread(context: InitContext[Any], registration: Registration) -> object:
     """Start the thread, run the plugin's init there; the instance as others may call it from here."""
-    home = Home(context.uri)
+    home = Home(context.uri, context.health, context.daemon.owners)
     context.on_stop(home.aclose)
     await home.start()
     context.exports["isolation"] = "thread"
@@ -47,8 +51,10 @@ class Home:
     It is made, started and closed in the daemon's loop.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, health: PluginHealth, owners: Callable[[], Owners]) -> None:
         self.uri = uri
+        self._health = health
+        self._owners = owners
         self.loop = uvloop.new_event_loop()
         self.stack = AsyncExitStack()
         self.tasks: PluginTasks | None = None
@@ -83,12 +89,17 @@ class Home:
 
     async def _live(self) -> None:
         self._leave = asyncio.Event()
+        with marking_tasks(self.loop):
+            await self._live_until(self._leave)
+            await end_left_tasks(self._owners(), {self.uri: self._health})
+
+    async def _live_until(self, leave: asyncio.Event) -> None:
         async with anyio.create_task_group() as group:
             self.tasks = PluginTasks(self.uri, group)
             try:
                 async with self.stack:
                     self._outer.call_soon_threadsafe(self._ready.set)
-                    await self._leave.wait()
+                    await leave.wait()
             except FAILURES:  # the edge of a plugin, as in the daemon's own loop
                 log.exception("plugin %s failed to stop", self.uri)
             group.cancel_scope.cancel()

@@ -64,6 +64,9 @@ class Odd(FakeSnapshotter):
             yield 1
             raise NotFound("the rest")
 
+    async def cleanup(self) -> None:
+        self.forgotten = asyncio.get_running_loop().create_task(asyncio.sleep(60), name="forgotten")
+
     async def leave(self) -> None:
         raise SystemExit(3)
 
@@ -221,6 +224,17 @@ async def test_what_fails_at_the_end_is_logged_and_ends_the_thread(
         made.made[0].started.on_stop(made.made[0].leave)
     assert f"plugin {made.plugin.uri} failed to stop" in caplog.messages
     assert not _threads_named(f"plugin {made.plugin.uri}")
+
+
+async def test_a_task_that_outlives_the_plugin_is_told_and_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Setup(tmp_path)
+    async with made.registry.run(made.daemon, lambda _registration: PluginConfig()):
+        await made.plugin.instance.cleanup()
+    assert made.made[0].forgotten.cancelled()
+    assert made.plugin.health.leaked == ["forgotten"]
+    assert f"plugin {made.plugin.uri} leaves 1 tasks running at its end: forgotten" in caplog.messages
 
 
 async def test_a_failing_init_fails_the_plugin_and_ends_the_thread(tmp_path: Path) -> None:
