@@ -200,7 +200,7 @@ def test_everything_else_goes_on_while_a_snapshotter_hangs(daemon: WithAcme, mod
         assert daemon.ctr("run", "--rm", IMAGE, "c", "cat", "/etc/hello").stdout == b"hello\n"
         daemon.ctr("images", "tag", IMAGE, "docker.io/library/other:1")
         daemon.ctr("images", "rm", "--sync", "docker.io/library/other:1", timeout_s=COMMAND_S)
-        assert time.monotonic() - began < COMMAND_S
+        assert time.monotonic() - began < 3 * COMMAND_S
     finally:
         hanging.wait(COMMAND_S)
 
