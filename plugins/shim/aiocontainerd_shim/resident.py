@@ -12,6 +12,7 @@ ends without a hand-over ends the shim: well after Shutdown, as a crash otherwis
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -33,6 +34,9 @@ from aiocontainerd_shim.rest import (
     unpack_hand_over,
 )
 
+log = logging.getLogger(__name__)
+
+_FORK_AGAIN_S = 0.1
 _DEFAULT_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 
 
@@ -95,7 +99,7 @@ class Resident:
     def _let_work(self) -> bool:
         """Have a worker until it hands over; False where it ends without."""
         channel, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._worker = os.fork()
+        self._worker = fork_as_soon_as_possible()
         if not self._worker:
             channel.close()
             self._be_worker(its_end)
@@ -162,3 +166,16 @@ class Resident:
                 else:
                     exits.append(exited)
         return exits
+
+
+def fork_as_soon_as_possible() -> int:
+    """Fork, again and again while there are too many processes or no memory: no container is to end for that."""
+    told = False
+    while True:
+        try:
+            return os.fork()
+        except OSError as refusal:
+            if not told:
+                log.warning("the shim waits for a process: %s", refusal)
+            told = True
+            time.sleep(_FORK_AGAIN_S)

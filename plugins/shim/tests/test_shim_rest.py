@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 
 import anyio
 import pytest
-from aiocontainerd_shim import records, rest
+from aiocontainerd_shim import records, resident, rest
 from aiocontainerd_shim.descriptors import Descriptors
 from aiocontainerd_shim.launcher import AioLauncher
 from aiocontainerd_shim.reaper import Exit
@@ -235,6 +236,21 @@ async def test_exits_of_strangers_do_not_wake_a_resting_shim(shim: Shim) -> None
     await shim.rested()
     await anyio.sleep(0.7)
     assert not shim.workers()
+
+
+def test_a_host_without_room_for_a_process_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals: list[OSError] = [BlockingIOError(errno.EAGAIN, "full"), OSError(errno.ENOMEM, "no memory")]
+
+    def fork() -> int:
+        if refusals:
+            raise refusals.pop()
+        return 42
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert resident.fork_as_soon_as_possible() == 42
+    assert len(caplog.messages) == 1
 
 
 def test_descriptors_keep_their_places_and_masks() -> None:
