@@ -172,7 +172,7 @@ async def test_cancelled_apply_ends_soon_and_leaves_nothing_running(
     while not os.listdir(layers / "lower"):  # noqa: ASYNC110 - another process writes there
         await anyio.sleep(0.005)
     task.cancel()
-    with anyio.fail_after(10), pytest.raises(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError), anyio.fail_after(10):
         await task
     count = sum(len(files) for _, _, files in os.walk(layers / "lower"))
     await anyio.sleep(0.05)
@@ -199,7 +199,7 @@ async def test_child_that_notices_nothing_is_killed_with_its_call(
     while not begun.exists():  # noqa: ASYNC110 - another process makes it
         await anyio.sleep(0.005)
     task.cancel()
-    with anyio.fail_after(20), pytest.raises(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError), anyio.fail_after(10):
         await task
     assert await content.statuses() == []
 
