@@ -111,6 +111,16 @@ def ingest_statuses(layout: Layout) -> list[Status]:
     return sorted(found, key=lambda status: status.ref)
 
 
+def remove_unreadable_ingests(layout: Layout) -> None:
+    """Remove what `ingest_statuses` leaves out; a writer would start such an ingest over anyway."""
+    if layout.ingests.is_dir():
+        for entry in os.scandir(layout.ingests):
+            try:
+                read_ingest(Path(entry.path))
+            except (FileNotFoundError, NotADirectoryError, ValueError):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
 def remove_ingest(directory: Path, ref: str) -> None:
     """Remove an ingest with its data. Raises NotFound where there is none.
 

@@ -12,11 +12,13 @@ class Config(PluginConfig, frozen=True, kw_only=True):
 
 
 async def init(context: InitContext[Config]) -> object:
-    """Open the store; what earlier runs left, ingests included, stays."""
+    """Open the store; what earlier runs left, ingests included, stays, but for ingests that nobody could go on with."""
     from aiocontainerd_content_local.store import LocalStore
 
     context.exports["root"] = str(context.root)
-    return LocalStore(context.root)
+    store = LocalStore(context.root)
+    await store.remove_unreadable()
+    return store
 
 
 @hookimpl

@@ -94,6 +94,10 @@ class LocalStore:
         """Remove an ingest, open or not; whoever writes it finds out at commit. Raises NotFound."""
         await anyio.to_thread.run_sync(layout.remove_ingest, self._layout.ingest(ref), ref)
 
+    async def remove_unreadable(self) -> None:
+        """Remove ingests whose record a crash left unreadable: no ref would ever abort them. Before any is opened."""
+        await anyio.to_thread.run_sync(layout.remove_unreadable_ingests, self._layout)
+
     def _has_blob(self, digest: str) -> bool:
         """False for a malformed digest, which only the commit refuses (facts/core 4)."""
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from aiocontainerd_content_local import plugin
+from aiocontainerd_content_local.layout import create_ingest
 
 from aiocontainerd.events import EventBus
 from aiocontainerd.registration import Daemon
@@ -13,8 +14,21 @@ from aiocontainerd.registry import Registry
 from aiocontainerd.testing.content import DATA, ingest
 
 
+@pytest.fixture
+def crashed(tmp_path: Path) -> Path:
+    """The ingests of a daemon that was killed while it made two of them."""
+    ingests = tmp_path / "root" / "io.containerd.content.v1.content" / "ingest"
+    for name in ("half", "without-data"):
+        create_ingest(ingests / name, name, 0)
+    (ingests / "half" / "data").write_bytes(DATA)
+    (ingests / "begun").mkdir()
+    return ingests
+
+
 @pytest.mark.anyio
-async def test_store_is_loaded_in_containerds_place(tmp_path: Path) -> None:
+async def test_store_is_loaded_in_containerds_place_without_what_a_crash_left_unreadable(
+    tmp_path: Path, crashed: Path
+) -> None:
     registry = Registry()
     for registration in plugin.register_plugins():
         registry.add(registration)
@@ -31,6 +45,8 @@ async def test_store_is_loaded_in_containerds_place(tmp_path: Path) -> None:
     uri = "io.containerd.content.v1.content"
     async with registry.run(daemon, lambda registration: registration.config(), required=[uri]):
         store = registry[uri].instance
+        assert [status.ref for status in await store.statuses()] == ["half"]
         await ingest(store, "one", DATA)
         assert registry[uri].exports == {"root": str(tmp_path / "root" / uri)}
     assert (tmp_path / "root" / uri / "blobs" / "sha256").is_dir()
+    assert [path.name for path in crashed.iterdir()] == ["half"]
