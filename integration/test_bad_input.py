@@ -268,8 +268,12 @@ def test_a_client_killed_while_its_container_is_created_leaves_nothing(good: Pee
         client.send_signal(signal.SIGKILL)
         client.wait()
         until(lambda name=name: removed(good, name))
-    assert not mounts_of(good)
-    assert not [path for top in cgroups_named(good.namespace) for path in top.iterdir() if path.is_dir()]
+    until(lambda: not mounts_of(good) and not cgroups_below(good.namespace))
+
+
+def cgroups_below(name: str) -> list[Path]:
+    """Cgroups of containers whose namespace is `name`."""
+    return [path for top in cgroups_named(name) for path in top.iterdir() if path.is_dir()]
 
 
 def removed(daemon: Peer, name: str) -> bool:
