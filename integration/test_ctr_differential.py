@@ -53,7 +53,7 @@ class _Maker:
         (daemon.directory / self.name).mkdir(exist_ok=True)
 
 
-SIZE = 'while [ "$(stty size)" = "0 0" ]; do sleep 0.1; done; stty size'
+SIZE = "until stty size 2>/dev/null | grep -q '[1-9]'; do sleep 0.1; done; stty size"
 """Prints the size of the terminal once `ctr` has set it, which it does when the container runs already."""
 
 IMAGE, ZSTD, MANY_LAYERS = "{registry}/busybox:1", "{registry}/zstd:1", "{registry}/many:1"
