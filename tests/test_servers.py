@@ -99,7 +99,7 @@ async def running(
         ttrpc_address=str(tmp_path / "c.sock.ttrpc") if flags else "",
         bus=EventBus(),
         plugins=lambda: registry.plugins,
-        timeout_s=lambda _key: 1.0,
+        timeout_s=lambda _key: 30.0,
     )
     chosen = configs or {}
     async with registry.run(daemon, lambda r: chosen.get(r.uri, r.config())):

@@ -198,7 +198,7 @@ async def test_missing_path_is_named_and_nothing_is_left_open(tmp_path: Path, no
 async def test_early_close_lets_the_client_meet_the_end(tmp_path: Path, no_leaks: None) -> None:
     out = fifo(tmp_path / "out")
     client = Client(out)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)  # its thread is in open(2) by then, which nothing tells
     streams = await opened(Stdio(stdout=out))
     await streams.aclose()
     await streams.aclose()
