@@ -27,11 +27,8 @@ _NANOSECONDS = 1_000_000_000
 
 def setup(level: str = "", form: str = "") -> None:
     """Send the daemon's records to standard error. Raises ValueError for an unknown level or format."""
-    number = LEVELS.get(level or "info")
-    if number is None:
-        raise ValueError(f'unknown log level "{level}"; use one of {", ".join(LEVELS)}')
-    if form and form not in FORMATS:
-        raise ValueError(f'unknown log format "{form}"; use one of {", ".join(FORMATS)}')
+    number = number_of(level)
+    check_format(form)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
@@ -39,6 +36,20 @@ def setup(level: str = "", form: str = "") -> None:
     root.setLevel(number)
     for noisy in ("asyncio", "hpack", "h2"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
+
+
+def number_of(level: str) -> int:
+    """The number of a level by its name, "" for info. Raises ValueError."""
+    number = LEVELS.get(level or "info")
+    if number is None:
+        raise ValueError(f'unknown log level "{level}"; use one of {", ".join(LEVELS)}')
+    return number
+
+
+def check_format(form: str) -> None:
+    """Raises ValueError for what is no format; "" is text."""
+    if form and form not in FORMATS:
+        raise ValueError(f'unknown log format "{form}"; use one of {", ".join(FORMATS)}')
 
 
 class TextFormatter(logging.Formatter):

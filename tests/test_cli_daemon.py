@@ -149,7 +149,7 @@ def starting(tmp_path: Path, *args: str | Path, config: str = "version = 4\n") -
         ([], "version = 9", "expected containerd config version equal to or less than `4`, got `9`"),
         ([], "version = 4\nroto = 1", '{dir}/c.toml:2: unknown key roto; did you mean "root"?'),
         ([], 'version = 4\ndisabled_plugins = ["cri"]', 'invalid disabled plugin URI "cri" expect io.containerd.x.vx'),
-        ([], 'version = 4\n[debug]\nformat = "xml"', 'unknown log format "xml"; use one of text, json'),
+        ([], 'version = 4\n[debug]\nformat = "xml"', '{dir}/c.toml:3: debug.format: unknown log format "xml"; use'),
         ([], f'version = 4\n[plugins."{GC}"]\npause_treshold = 1', 'did you mean "pause_threshold"?'),
     ],
     ids=[

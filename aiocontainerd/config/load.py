@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aiocontainerd import durations
+from aiocontainerd import durations, logs
 from aiocontainerd.config import merge as merging
 from aiocontainerd.config import migrate as migration
 from aiocontainerd.config import source
@@ -128,10 +128,16 @@ class Config:
             raise ConfigError(f"{self.origin('root')}: root and state must not be empty")
         if os.path.realpath(settings.root) == os.path.realpath(settings.state):
             raise ConfigError(f"root and state must be different directories, both are {settings.root}")
-        written = {("timeouts", key): text for key, text in settings.timeouts.items()}
-        for key, text in {**written, ("debug", "block_threshold"): settings.debug.block_threshold}.items():
+        debug = settings.debug
+        checks: list[tuple[KeyPath, Callable[[str], object], str]] = [
+            (("debug", "level"), logs.number_of, debug.level),
+            (("debug", "format"), logs.check_format, debug.format),
+            (("debug", "block_threshold"), durations.parse, debug.block_threshold),
+            *((("timeouts", key), durations.parse, text) for key, text in settings.timeouts.items()),
+        ]
+        for key, check, text in checks:
             try:
-                durations.parse(text)
+                check(text)
             except ValueError as bad:
                 raise ConfigError(f"{self.origin(*key)}: {'.'.join(key)}: {bad}") from bad
 
