@@ -17,7 +17,8 @@ import h2.events
 import pytest
 
 from aiocontainerd import api, context, errors
-from aiocontainerd.rpc.grpc import GrpcFrontEnd
+from aiocontainerd.rpc import http2
+from aiocontainerd.rpc.grpc import Connection, GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient
 
 TASKS = "containerd.services.tasks.v1.Tasks"
@@ -376,6 +377,23 @@ async def test_stop_cancels_what_outlasts_the_grace(tmp_path: Path) -> None:
         with pytest.raises(errors.Unavailable):
             await call
     assert front.statistics() == {"services": 1, "connections": 0, "calls": 0, "started": 1}
+
+
+async def test_a_call_that_is_cancelled_before_it_began_has_a_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requested = Connection.requested
+
+    def cancelled_at_once(connection: Connection, stream: http2.Stream) -> None:
+        requested(connection, stream)
+        connection.front.stopping = True
+        for task in connection.front.tasks:
+            task.cancel()
+
+    async with serving(tmp_path, Tasks()) as (_, client):
+        monkeypatch.setattr(Connection, "requested", cancelled_at_once)
+        with pytest.raises(errors.Unavailable, match=r"^the daemon is stopping$"):
+            await client.unary(TASKS, "Get", api.tasks.GetRequest())
 
 
 async def test_calls_are_counted_by_method_and_code(tmp_path: Path) -> None:

@@ -319,7 +319,9 @@ class _Call:
             self.task.cancel()
 
     def ended(self, task: asyncio.Task[None]) -> None:
-        """The task is done."""
+        """The task is done; one that was cancelled, maybe before it began, has told the client nothing."""
+        if task.cancelled():
+            self._finish_cancelled()
         self._front.tasks.discard(task)
         self._connection.ended(self._stream)
 
@@ -345,7 +347,7 @@ class _Call:
         return data
 
     async def run(self) -> None:
-        """Serve the call. Cancellation ends it without a status where the client is gone."""
+        """Serve the call; see `ended` for one that is cancelled."""
         try:
             bound = self._admit()
         except WireStatus as status:
@@ -356,9 +358,6 @@ class _Call:
         code = errors.Cancelled.code
         try:
             code = await self._serve(bound)
-        except asyncio.CancelledError:
-            self._finish_cancelled()
-            raise
         finally:
             self._front.metrics.finished(bound.path, code, time.perf_counter() - started)
 
@@ -436,10 +435,9 @@ class _Call:
         self._connection.flush()
 
     def _finish_cancelled(self) -> None:
-        """Tell a client that is still there, without waiting."""
+        """Tell a client that is still there."""
         error = errors.Unavailable("the daemon is stopping") if self._front.stopping else errors.Cancelled()
         self._end(*errors.to_status(error))
-        self._connection.flush()
 
     def _end(self, code: int, message: str) -> None:
         trailers = http2.header_block(status_headers(code, message)) if code or message else _OK_TRAILERS
