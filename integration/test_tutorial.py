@@ -17,12 +17,12 @@ from aiocontainerd.oci import platform
 from aiocontainerd.testing.images import Image, busybox_layer, write_archive
 from harness import REPOSITORY, SCRIPTS, START_S, Ours, Peer, docker_registry, peer, push
 
-pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(300)]
 
 PAGE = REPOSITORY / "docs" / "plugins" / "tutorial.md"
 IMAGE = "docker.io/library/busybox:latest"
 RESTART = "systemctl restart aiocontainerd"
-COMMAND_S = 60.0
+COMMAND_S = 150.0
 
 
 class Block(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 
@@ -14,3 +15,9 @@ def ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return True
+
+
+def removed(directory: Path) -> bool:
+    """Remove a directory; False where a process that ends still wrote into it meanwhile: ask again."""
+    shutil.rmtree(directory, ignore_errors=True)
+    return not directory.exists()

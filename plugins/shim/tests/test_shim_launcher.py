@@ -26,7 +26,7 @@ from aiocontainerd import api, typeurl
 from aiocontainerd.errors import InvalidArgument, NotFound, Unknown, from_status
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
-from aiocontainerd.testing.processes import ended
+from aiocontainerd.testing.processes import ended, removed
 
 BUSYBOX = Path("/bin/busybox")
 TIMEOUT_S = 10.0
@@ -148,9 +148,10 @@ async def finish(client: TtrpcClient, container: str) -> int:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory whose path leaves room for a socket's name."""
-    with tempfile.TemporaryDirectory(prefix="shim-", dir="/tmp") as directory:
-        yield Path(directory)
+    """A directory whose path leaves room for a socket's name; it goes as soon as no process writes into it."""
+    directory = Path(tempfile.mkdtemp(prefix="shim-", dir="/tmp"))
+    yield directory
+    until(lambda: removed(directory))
 
 
 @pytest.fixture

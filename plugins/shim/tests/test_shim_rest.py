@@ -23,7 +23,7 @@ from aiocontainerd_shim.rest import pack_exit, unpack_exit
 from aiocontainerd import api, typeurl
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
-from aiocontainerd.testing.processes import ended
+from aiocontainerd.testing.processes import ended, removed
 
 TIMEOUT_S = 10.0
 RUNTIME = """#!/bin/sh
@@ -88,35 +88,42 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-async def shim() -> AsyncIterator[Shim]:
-    with tempfile.TemporaryDirectory(prefix="rest-", dir="/tmp") as directory:
-        bundle = Path(directory) / "c"
-        bundle.mkdir()
-        (bundle / "fake").write_text(RUNTIME)
-        (bundle / "fake").chmod(0o755)
-        (bundle / "config.json").write_text('{"linux":{"namespaces":[{"type":"pid"}]}}')
-        launcher = AioLauncher(Path(directory), oci_runtime=str(bundle / "fake"))
-        await launcher.ensure_server()
-        params = api.bootstrap.BootstrapParams(instance_id="c", namespace="ns", socket_dir=f"{directory}/s")
-        command = ShimCommand(
-            namespace="ns",
-            id="c",
-            bundle=bundle,
-            grpc_address="/no/daemon.sock",
-            ttrpc_address="",
-            publish_binary="",
-            stdin=bytes(params),
-        )
-        result = api.bootstrap.BootstrapResult.parse(await launcher.start(command, timeout_s=TIMEOUT_S))
-        client = await TtrpcClient.connect(result.address, timeout_s=TIMEOUT_S)
-        shim = Shim(bundle, client)
-        shim.pid = (await shim.call("Connect", api.task_v3.ConnectRequest(id="c"))).shim_pid
-        try:
-            yield shim
-        finally:
-            _kill_what_is_left(shim)
-            await launcher.retire()
-            await client.aclose()
+async def directory() -> AsyncIterator[Path]:
+    """A directory with a short name. It goes as soon as nobody writes into it: the fork server notes the last exits."""
+    made = Path(tempfile.mkdtemp(prefix="rest-", dir="/tmp"))
+    yield made
+    await eventually(lambda: removed(made))
+
+
+@pytest.fixture
+async def shim(directory: Path) -> AsyncIterator[Shim]:
+    bundle = directory / "c"
+    bundle.mkdir()
+    (bundle / "fake").write_text(RUNTIME)
+    (bundle / "fake").chmod(0o755)
+    (bundle / "config.json").write_text('{"linux":{"namespaces":[{"type":"pid"}]}}')
+    launcher = AioLauncher(directory, oci_runtime=str(bundle / "fake"))
+    await launcher.ensure_server()
+    params = api.bootstrap.BootstrapParams(instance_id="c", namespace="ns", socket_dir=f"{directory}/s")
+    command = ShimCommand(
+        namespace="ns",
+        id="c",
+        bundle=bundle,
+        grpc_address="/no/daemon.sock",
+        ttrpc_address="",
+        publish_binary="",
+        stdin=bytes(params),
+    )
+    result = api.bootstrap.BootstrapResult.parse(await launcher.start(command, timeout_s=TIMEOUT_S))
+    client = await TtrpcClient.connect(result.address, timeout_s=TIMEOUT_S)
+    shim = Shim(bundle, client)
+    shim.pid = (await shim.call("Connect", api.task_v3.ConnectRequest(id="c"))).shim_pid
+    try:
+        yield shim
+    finally:
+        _kill_what_is_left(shim)
+        await launcher.retire()
+        await client.aclose()
 
 
 def _kill_what_is_left(shim: Shim) -> None:
