@@ -30,7 +30,7 @@ lint: setup-test
 	$(VENV)/bin/ruff format --check --quiet $(SOURCES)
 	$(VENV)/bin/mypy $(SOURCES)
 	$(PY) -m aiocontainerd.api.generate --check
-	$(PY) -m aiocontainerd.reference --check
+	$(PY) -m aiocontainerd.host.reference --check
 
 test: lint
 	$(VENV)/bin/pytest -q
@@ -42,7 +42,7 @@ proto: setup-test
 	$(PY) -m aiocontainerd.api.generate
 
 docs: setup-test
-	$(PY) -m aiocontainerd.reference
+	$(PY) -m aiocontainerd.host.reference
 
 format: setup-test
 	$(VENV)/bin/ruff format $(SOURCES)

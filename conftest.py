@@ -20,26 +20,26 @@ OUR_PACKAGES = [
 SHIM_TESTS = HERE / "plugins" / "shim" / "tests"
 SHIM_MAY_BLOCK = (
     May(
-        "aiocontainerd_shim/records.py",
+        "aiocontainerd_shim/task/records.py",
         (
             "read_options", "read_process", "read_processes", "read_shim", "remove_process", "replace_file",
             "start_time", "write_process",
         ),
         "small records of its own in its bundle, which is in the daemon's directory of state; and procfs",
     ),
-    May("aiocontainerd_shim/oci.py", ("_read_from", "_size", "read_pid"), "what the OCI runtime wrote into the bundle"),
-    May("aiocontainerd_shim/process.py", ("_forget_file",), "a file of its own in its bundle"),
-    May("aiocontainerd_shim/container.py", ("has_private_pid_namespace",), "the bundle's config.json"),
-    May("aiocontainerd_shim/reaper.py", ("_memory_file", "_content"), "files without a disk, and /dev/null"),
-    May("aiocontainerd_shim/sealed.py", ("executable",), "whether the OCI runtime is still the file it was"),
-    May("aiocontainerd_shim/bootstrap.py", ("oom_score_adj_for_child_of",), "procfs"),
-    May("aiocontainerd_shim/oom.py", ("_open_version_1", "_on_readable"), "cgroupfs: the kernel answers"),
+    May("aiocontainerd_shim/task/oci.py", ("_read_from", "_size", "read_pid"), "what the OCI runtime wrote"),
+    May("aiocontainerd_shim/task/process.py", ("_forget_file",), "a file of its own in its bundle"),
+    May("aiocontainerd_shim/task/container.py", ("has_private_pid_namespace",), "the bundle's config.json"),
+    May("aiocontainerd_shim/task/reaper.py", ("_memory_file", "_content"), "files without a disk, and /dev/null"),
+    May("aiocontainerd_shim/fork/sealed.py", ("executable",), "whether the OCI runtime is still the file it was"),
+    May("aiocontainerd_shim/program/bootstrap.py", ("oom_score_adj_for_child_of",), "procfs"),
+    May("aiocontainerd_shim/task/oom.py", ("_open_version_1", "_on_readable"), "cgroupfs: the kernel answers"),
     May("aiocontainerd/sys/cgroup.py", ("write_text",), "cgroupfs: the kernel answers"),
     May("aiocontainerd/sys/mountinfo.py", ("mounts_under",), "the name of the bundle it serves; procfs"),
-    May("aiocontainerd_shim/console.py", ("_make_socket_dir", "close"), "a directory of its own for one socket"),
-    May("aiocontainerd_shim/fifos.py", ("is_fifo", "open_path", "probe_writer"), "its container's streams"),
-    May("aiocontainerd_shim/stdio.py", ("_chown", "_fill_with_null", "open_log_file"), "its container's streams"),
-    May("aiocontainerd_shim/console.py", ("_write",), "its container's output, into a file"),
+    May("aiocontainerd_shim/io/console.py", ("_make_socket_dir", "close"), "a directory of its own for one socket"),
+    May("aiocontainerd_shim/io/fifos.py", ("is_fifo", "open_path", "probe_writer"), "its container's streams"),
+    May("aiocontainerd_shim/io/stdio.py", ("_chown", "_fill_with_null", "open_log_file"), "its container's streams"),
+    May("aiocontainerd_shim/io/console.py", ("_write",), "its container's output, into a file"),
 )  # fmt: skip
 """What a shim may do in its loop. It is a process of its own, whose only business is the container that would wait for
 these calls too; and a thread costs each shim memory, and fork servers their safety."""

@@ -28,11 +28,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from aiocontainerd import context as call
-from aiocontainerd import durations, errors, kinds, programs, timestamps, typeurl
-from aiocontainerd.authoring import register
+from aiocontainerd import durations, errors, kinds, timestamps, typeurl
 from aiocontainerd.config.secret import Secret
-from aiocontainerd.hookspecs import hookimpl
-from aiocontainerd.registration import InitContext, Plugin, PluginConfig, PluginError, Registration, SkipPlugin, State
+from aiocontainerd.host.authoring import register
+from aiocontainerd.host.hookspecs import hookimpl
+from aiocontainerd.host.registration import (
+    InitContext,
+    Plugin,
+    PluginConfig,
+    PluginError,
+    Registration,
+    SkipPlugin,
+    State,
+)
+from aiocontainerd.sys import programs
 
 if TYPE_CHECKING:
     from aiocontainerd.events import Envelope, EventBus
@@ -41,9 +50,9 @@ if TYPE_CHECKING:
     from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions, Differ
     from aiocontainerd.interfaces.event_sink import EventSink
     from aiocontainerd.interfaces.mount_handler import ActiveMount, MountHandler
+    from aiocontainerd.interfaces.rpc_service import Method, Service
     from aiocontainerd.interfaces.runtime import Task, TaskRuntime
     from aiocontainerd.interfaces.sandbox_controller import SandboxController
-    from aiocontainerd.interfaces.service import Method, Service
     from aiocontainerd.interfaces.snapshotter import Kind, Snapshotter, Usage
     from aiocontainerd.interfaces.stream_processor import StreamProcessor
     from aiocontainerd.interfaces.task_monitor import TaskMonitor
@@ -63,7 +72,7 @@ _ELSEWHERE = {
     "interfaces.mount_handler": ("ActiveMount", "MountHandler"),
     "interfaces.runtime": ("Task", "TaskRuntime"),
     "interfaces.sandbox_controller": ("SandboxController",),
-    "interfaces.service": ("Method", "Service"),
+    "interfaces.rpc_service": ("Method", "Service"),
     "interfaces.snapshotter": ("Kind", "Snapshotter", "Usage"),
     "interfaces.stream_processor": ("StreamProcessor",),
     "interfaces.task_monitor": ("TaskMonitor",),

@@ -37,14 +37,14 @@ def message_name(message: betterproto2.Message) -> str:
 
 def marshal(message: betterproto2.Message) -> Any:
     """Wrap a generated message."""
-    from aiocontainerd.rpc import codec
+    from aiocontainerd.wire import codec
 
     return Any(message_name(message), codec.encode(message))
 
 
 def unmarshal(value: Any) -> betterproto2.Message:
     """Decode a wrapped message. Raises NotFound for a type the API lacks, InvalidArgument for bad bytes."""
-    from aiocontainerd.rpc import codec
+    from aiocontainerd.wire import codec
 
     return codec.decode(codec.resolve(value.type_url.rpartition("/")[2]), value.value)
 

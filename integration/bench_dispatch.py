@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from aiocontainerd import kinds
-from aiocontainerd.dispatch import Dispatcher
-from aiocontainerd.health import PluginHealth
+from aiocontainerd.guard.dispatcher import Dispatcher
+from aiocontainerd.guard.health import PluginHealth
 
 CALLS, ROUNDS = 5000, 7
 

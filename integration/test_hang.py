@@ -12,7 +12,7 @@ from types import MappingProxyType
 import pytest
 
 from aiocontainerd import durations
-from aiocontainerd.health import LONGEST_PAUSE_S
+from aiocontainerd.guard.health import LONGEST_PAUSE_S
 from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
 from harness import SCRIPTS, Ours, Peer, peer
 

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 import aiocontainerd
-from aiocontainerd.cli.actr import actr
+from aiocontainerd.cli.actr.main import actr
 
 
 @pytest.mark.parametrize("flag", ["--version", "-v"])

@@ -15,12 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import aiocontainerd
-from aiocontainerd import api, context, errors, lock
+from aiocontainerd import api, context, errors
 from aiocontainerd.cli.daemon import Flags, main
 from aiocontainerd.config import load
-from aiocontainerd.rpc import codec
+from aiocontainerd.daemon import lock
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.sockets import bind_unix
+from aiocontainerd.wire import codec
 
 GRPC = "io.containerd.server.v1.grpc"
 TTRPC = "io.containerd.server.v1.ttrpc"

@@ -18,7 +18,7 @@ from aiocontainerd import durations
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.render import dump, example
 from aiocontainerd.config.source import key_lines
-from aiocontainerd.registration import InitContext, PluginConfig, Registration
+from aiocontainerd.host.registration import InitContext, PluginConfig, Registration
 
 
 class Nested(PluginConfig, frozen=True):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from aiocontainerd.cli.actr import actr
+from aiocontainerd.cli.actr.main import actr
 from aiocontainerd.cli.daemon import main
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.explain import explain, matching

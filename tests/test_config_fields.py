@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from aiocontainerd import discovery
 from aiocontainerd.config.fields import USABLE, bad_field, undefined_field
+from aiocontainerd.host import discovery
 from aiocontainerd.plugin import PluginConfig, Secret
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd import discovery, kinds
+from aiocontainerd import kinds
+from aiocontainerd.host import discovery
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "architecture.md").read_text()
 KINDS = {name: value for name, value in vars(kinds).items() if name.isupper() and name != "ALL"}

@@ -132,7 +132,8 @@ def test_every_core_module_imports_without_any_plugin_package() -> None:
 def test_the_program_imports_neither_messages_nor_heavy_libraries() -> None:
     heavy = ("aiohttp", "betterproto2", "grpclib", "h2", "isal", "re2", "rich", "sqlite3", "uvloop", "zstandard")
     code = (
-        "import sys; from aiocontainerd import daemon, discovery; from aiocontainerd.cli import daemon as cli\n"
+        "import sys; from aiocontainerd.daemon import run; from aiocontainerd.host import discovery\n"
+        "from aiocontainerd.cli import daemon as cli\n"
         f"print(*[m for m in sys.modules if m.startswith('aiocontainerd.api.gen') or m in {heavy!r}])"
     )
     assert printed(code) == []
@@ -140,7 +141,7 @@ def test_the_program_imports_neither_messages_nor_heavy_libraries() -> None:
 
 def test_finding_every_plugin_imports_no_message() -> None:
     code = (
-        "import sys; from aiocontainerd import discovery; discovery.all_registrations()\n"
+        "import sys; from aiocontainerd.host import discovery; discovery.all_registrations()\n"
         "print(*[m for m in sys.modules if m.startswith('aiocontainerd.api.gen')])"
     )
     assert printed(code) == []

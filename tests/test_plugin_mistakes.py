@@ -15,15 +15,17 @@ import msgspec
 import pytest
 from anyio import to_thread
 
-from aiocontainerd import attribution, conformance, discovery, kinds
+from aiocontainerd import kinds
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.records import PluginPolicy
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.events import EventBus
+from aiocontainerd.guard import owners
+from aiocontainerd.guard.watchdog import Watchdog
+from aiocontainerd.host import conformance, discovery
+from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import Descriptor, State, typeurl
-from aiocontainerd.registration import Daemon
-from aiocontainerd.registry import Registry
-from aiocontainerd.watchdog import Watchdog
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "plugins" / "mistakes.md").read_text()
 SINK, VERIFIER = f"{kinds.EVENT_SINK}.acme", f"{kinds.IMAGE_VERIFIER}.acme"
@@ -126,7 +128,7 @@ async def told(
         timeout_s=lambda key: limit_s if re.search(r"\.plugin\.(quick|work|long)\b", key) else LIMIT_S,
     )  # fmt: skip
     registry.disable([f"{kinds.SERVER}.ttrpc"])
-    with attribution.noting_unclosed(registry.owners, registry.health):
+    with owners.noting_unclosed(registry.owners, registry.health):
         async with registry.run(daemon, config.plugin_config, check=conformance.check):
             yield found
 

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from aiocontainerd import scaffold
-from aiocontainerd.cli.actr import actr
-from aiocontainerd.cli.plugin import main
+from aiocontainerd.cli.actr.main import actr
+from aiocontainerd.cli.plugin.main import main
 from aiocontainerd.interfaces import PROTOCOLS
 
 KINDS = sorted(scaffold.FORMS)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 READY = """
 import sys
-from aiocontainerd import daemon
 from aiocontainerd.cli.daemon import main
 from aiocontainerd.sys import systemd
 
@@ -25,7 +25,7 @@ main(sys.argv[1:])
 """
 VERSION = """
 import sys
-from aiocontainerd.cli.actr import main
+from aiocontainerd.cli.actr.main import main
 try:
     main()
 finally:
@@ -61,8 +61,10 @@ def below(modules: set[str], *packages: str) -> list[str]:
 @pytest.mark.root
 def test_a_daemon_that_is_ready_has_not_imported_what_it_may_never_need(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    config.write_text(CONFIG.format(tmp_path))
-    modules = imported(READY, "--config", str(config), *(f"--{n}={tmp_path / n}" for n in ("address", "root", "state")))
+    with TemporaryDirectory(prefix="aio-") as sockets:  # a path that sockets' names fit behind
+        config.write_text(CONFIG.format(sockets))
+        directories = [f"--{name}={tmp_path / name}" for name in ("address", "root", "state")]
+        modules = imported(READY, "--config", str(config), *directories)
     assert "aiocontainerd_services.tasks" in modules
     api = [name for name in below(modules, "aiocontainerd.api.gen") if name.count(".") > 3]
     assert below(modules, *HEAVY, "grpclib", "h2", "aiocontainerd.client.client") + api == []
@@ -71,4 +73,4 @@ def test_a_daemon_that_is_ready_has_not_imported_what_it_may_never_need(tmp_path
 def test_the_version_is_asked_for_without_what_other_commands_use(tmp_path: Path) -> None:
     modules = imported(VERSION, "-a", str(tmp_path / "none.sock"), "version")
     assert "aiocontainerd.client.client" in modules
-    assert below(modules, *HEAVY, "anyio", "uvloop", "pluggy", "sqlite3", "aiocontainerd.registry") == []
+    assert below(modules, *HEAVY, "anyio", "uvloop", "pluggy", "sqlite3", "aiocontainerd.host.registry") == []

@@ -14,7 +14,7 @@ import anyio
 import pytest
 from blockbuster import BlockingError
 
-from aiocontainerd import spool
+from aiocontainerd.distribution import spool
 from aiocontainerd.testing import blocking
 from aiocontainerd.testing.blocking import May, Violation
 
@@ -65,7 +65,7 @@ async def test_only_the_loop_may_not_wait(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", ["_write_whole", "_nameless"])
 async def test_an_exception_is_for_one_function(tmp_path: Path, function: str) -> None:
-    may = [May("aiocontainerd/spool.py", (function,), "a test")]
+    may = [May("aiocontainerd/distribution/spool.py", (function,), "a test")]
     told: list[Violation] = []
     with blocking.told(["aiocontainerd"], told.append, may), suppress(BlockingError):
         write_in_ours(tmp_path / "a")

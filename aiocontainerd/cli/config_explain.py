@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 def show(config: Config, key: str) -> None:
     """Print the values at and below a key with their origins. Raises ClickException for a key that is none."""
-    from aiocontainerd import discovery
     from aiocontainerd.config import ConfigError
     from aiocontainerd.config.explain import explain
+    from aiocontainerd.host import discovery
 
     try:
         registrations = discovery.all_registrations(config.settings.plugin_policy, config.settings.python_plugins)

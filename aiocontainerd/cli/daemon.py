@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 import aiocontainerd
-from aiocontainerd import logs
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.migrate import GRPC_ADDRESS
 from aiocontainerd.config.records import DEFAULT_ADDRESS, DEFAULT_PATH
+from aiocontainerd.daemon import logs
 
 log = logging.getLogger("aiocontainerd")
 
@@ -67,18 +67,18 @@ def main(
 def _run_daemon(flags: Flags) -> int:
     """Run until a signal; the exit status. What an operator can mend is one line on standard error."""
     gc.disable()  # start-up makes next to no garbage, and the more to look through
-    from aiocontainerd import daemon
+    from aiocontainerd.daemon import run
 
     try:
         logs.setup(flags.log_level)
         config = flags.load()
         logs.setup(config.settings.debug.level, config.settings.debug.format)
-        daemon.run(
+        run.run(
             config,
             load=flags.load,
             serving=_collect_garbage,
         )
-    except (*daemon.EXPECTED_ERRORS, ValueError) as error:
+    except (*run.EXPECTED_ERRORS, ValueError) as error:
         print(f"containerd: {error}", file=sys.stderr)
         log.debug("the daemon cannot run", exc_info=error)
         return 1
@@ -101,8 +101,8 @@ def config_group() -> None:
 
 def _printing(*, defaults_only: bool = False, reveal: bool = False) -> Callable[[Flags], None]:
     def command(flags: Flags) -> None:
-        from aiocontainerd import discovery
         from aiocontainerd.config import render
+        from aiocontainerd.host import discovery
 
         try:
             config = Config({}, {}) if defaults_only else flags.load(missing_is_fine=True)
@@ -146,8 +146,8 @@ def publish(flags: Flags, topic: str, namespace: str) -> None:
 
     from aiocontainerd import api
     from aiocontainerd.errors import ContainerdError, to_status
-    from aiocontainerd.rpc import codec
     from aiocontainerd.rpc.grpc_client import GrpcClient
+    from aiocontainerd.wire import codec
 
     async def send() -> None:
         event = codec.decode(api.protobuf.Any, serialised)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from aiocontainerd.client import terminal
-from aiocontainerd.client.groups import unwrapped
 from aiocontainerd.client.stdio import Copier, Streams, fifos
+from aiocontainerd.distribution.groups import unwrapped
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.interfaces.runtime import IO, Exit
 

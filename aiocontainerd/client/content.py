@@ -9,7 +9,6 @@ from types import MappingProxyType
 import anyio
 
 from aiocontainerd import api, timestamps
-from aiocontainerd.client import convert
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import (
     AlreadyExists,
@@ -23,6 +22,7 @@ from aiocontainerd.errors import (
 from aiocontainerd.interfaces.content import Info, Status
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc.grpc_client import GrpcCall
+from aiocontainerd.wire import convert
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 WRITE_BYTES = 1 << 20

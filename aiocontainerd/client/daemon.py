@@ -7,8 +7,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from aiocontainerd import api, timestamps, typeurl
-from aiocontainerd.client import convert
 from aiocontainerd.client.connection import Connection
+from aiocontainerd.wire import convert
 
 if TYPE_CHECKING:
     from aiocontainerd.events import Envelope

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from types import MappingProxyType
 
 from aiocontainerd import api, labels, timestamps
-from aiocontainerd.client import convert
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import Internal, NotFound
 from aiocontainerd.interfaces.metadata import Container, Image, Lease, Namespace, Resource
 from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.wire import convert
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 CLEANUP_S = 10.0

@@ -13,8 +13,8 @@ import msgspec
 
 from aiocontainerd import labels, typeurl
 from aiocontainerd.client.attach import Attachment
-from aiocontainerd.client.unpack import default_snapshotter, unpack
-from aiocontainerd.client.walk import choose
+from aiocontainerd.distribution.unpack import default_snapshotter, unpack
+from aiocontainerd.distribution.walk import choose
 from aiocontainerd.errors import NotFound
 from aiocontainerd.interfaces.metadata import Container
 from aiocontainerd.oci import spec as specs

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from aiocontainerd import api
-from aiocontainerd.client import convert
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import Internal, NotFound
 from aiocontainerd.interfaces.snapshotter import Info, Usage
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount
+from aiocontainerd.wire import convert
 
 APPLY_TIMEOUT_S = 3600.0
 """Deadline of unpacking one layer: it grows with the layer, so that only a stuck daemon meets it."""

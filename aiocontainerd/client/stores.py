@@ -13,7 +13,6 @@ from typing import Self
 import anyio
 
 from aiocontainerd import api, timestamps, typeurl
-from aiocontainerd.client import convert
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.client.content import Content
 from aiocontainerd.client.content import Writer as Session
@@ -24,6 +23,7 @@ from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc.grpc_client import GrpcCall
 from aiocontainerd.sys.mount import Mount
+from aiocontainerd.wire import convert
 
 CLOSE_TIMEOUT_S = 10.0
 NOTHING = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -80,7 +80,7 @@ class RemoteContentStore:
 
 
 class RemoteReader:
-    """A blob behind the API. It is in no file here: `aiocontainerd.spool.as_file` makes one where that is needed."""
+    """A blob behind the API. It is in no file here: `distribution.spool.as_file` makes one where that is needed."""
 
     def __init__(self, content: Content, info: Info) -> None:
         self._content = content

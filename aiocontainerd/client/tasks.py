@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from aiocontainerd import api, timestamps, typeurl
-from aiocontainerd.client import convert
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import FailedPrecondition, Internal, NotFound
 from aiocontainerd.interfaces.runtime import IO, Exit, ProcessInfo, ProcessState, Status
 from aiocontainerd.sys.mount import Mount
+from aiocontainerd.wire import convert
 
 SIGKILL = 9
 STOP_S = 30.0

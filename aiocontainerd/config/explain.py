@@ -14,7 +14,7 @@ from aiocontainerd.config.load import Config
 from aiocontainerd.config.source import KeyPath
 
 if TYPE_CHECKING:
-    from aiocontainerd.registration import Registration
+    from aiocontainerd.host.registration import Registration
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 _PART = re.compile(r'"((?:[^"\\]|\\.)*)"|([^."]+)')

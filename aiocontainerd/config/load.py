@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aiocontainerd import durations, logs
+from aiocontainerd import durations
 from aiocontainerd.config import merge as merging
 from aiocontainerd.config import migrate as migration
 from aiocontainerd.config import source
@@ -27,9 +27,10 @@ from aiocontainerd.config.records import (
     Tables,
 )
 from aiocontainerd.config.source import KeyPath, Origin, Tree
+from aiocontainerd.daemon import logs
 
 if TYPE_CHECKING:
-    from aiocontainerd.registration import PluginConfig, Registration
+    from aiocontainerd.host.registration import PluginConfig, Registration
 
 
 class Config:

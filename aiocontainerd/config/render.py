@@ -17,7 +17,7 @@ from aiocontainerd.config.records import DEFAULT_IMPORTS, TIMEOUTS, Settings, St
 from aiocontainerd.config.secret import REDACTED
 
 if TYPE_CHECKING:
-    from aiocontainerd.registration import Registration
+    from aiocontainerd.host.registration import Registration
 
 _SECRET_NAME = re.compile(r"secret|token|password|passwd|credential", re.IGNORECASE)
 _EXAMPLE_HEAD = """\

@@ -19,7 +19,7 @@ PROTOCOLS: Mapping[str, str] = MappingProxyType(
         kinds.DIFFER: "differ:Differ",
         kinds.EVENT_SINK: "event_sink:EventSink",
         kinds.GC: "gc:GCScheduler",
-        kinds.GRPC: "service:Service",
+        kinds.GRPC: "rpc_service:Service",
         kinds.IMAGE_VERIFIER: "verifier:ImageVerifier",
         kinds.LEASE: "services:LeaseManager",
         kinds.METADATA: "metadata:MetadataStore",
@@ -31,7 +31,7 @@ PROTOCOLS: Mapping[str, str] = MappingProxyType(
         kinds.SNAPSHOTTER: "snapshotter:Snapshotter",
         kinds.STREAM_PROCESSOR: "stream_processor:StreamProcessor",
         kinds.TASK_MONITOR: "task_monitor:TaskMonitor",
-        kinds.TTRPC: "service:Service",
+        kinds.TTRPC: "rpc_service:Service",
         kinds.WARNING: "warning:DeprecationLog",
     }
 )

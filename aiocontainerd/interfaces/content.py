@@ -64,7 +64,7 @@ class Reader(Protocol):
     def fileno(self) -> int:
         """A file descriptor to hand to C code or a child process; valid until `close`.
 
-        Raises Unimplemented where the blob is in no file here; `aiocontainerd.spool.as_file` makes one then.
+        Raises Unimplemented where the blob is in no file here; `distribution.spool.as_file` makes one then.
         """
         ...
 

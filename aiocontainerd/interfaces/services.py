@@ -9,6 +9,7 @@ namespace and lease of `aiocontainerd.context`, and gets the same checks, texts 
     images-service          ImageService
     snapshots-service       SnapshotsService
     diff-service            Differ: the configured differs, asked in turn
+    tasks-service           TaskService
     introspection-service   IntrospectionService
 
 and of other kinds: `io.containerd.lease.v1.manager` is a LeaseManager, `io.containerd.warning.v1.deprecations` a
@@ -25,14 +26,24 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from aiocontainerd.interfaces.metadata import ImageStore, LeaseStore
+from aiocontainerd.interfaces.runtime import IO, ExecOptions, Exit, ProcessInfo, ProcessState, Task
 from aiocontainerd.interfaces.snapshotter import Snapshotter
 from aiocontainerd.interfaces.warning import Deprecation, DeprecationLog
 from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.sys.mount import Mount
 from aiocontainerd.typeurl import Any
 
 __all__ = [
-    "Deprecation", "DeprecationLog", "ImageService", "IntrospectionService", "LeaseManager", "PluginInfoProvider",
-    "PluginStatus", "ServerStatus", "SnapshotsService",
+    "CreateTask",
+    "Deprecation",
+    "DeprecationLog",
+    "ImageService",
+    "IntrospectionService",
+    "LeaseManager",
+    "PluginInfoProvider",
+    "PluginStatus",
+    "ServerStatus",
+    "SnapshotsService",
 ]  # fmt: skip
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -60,6 +71,69 @@ class SnapshotsService(Protocol):
     def snapshotter(self, name: str) -> Snapshotter:
         """The current namespace's snapshots in that backend. Raises InvalidArgument for "" or an unknown name."""
         ...
+
+
+class CreateTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks for: see `CreateOptions`; `runtime_path` replaces the runtime of the container's record."""
+
+    container_id: str
+    rootfs: Sequence[Mount] = ()
+    io: IO = IO()
+    checkpoint: Descriptor | None = None
+    options: Any | None = None
+    runtime_path: str = ""
+    task_api_address: str = ""
+    task_api_version: int = 0
+
+
+class TaskMetrics(msgspec.Struct, frozen=True):
+    """The metrics of one task at one time."""
+
+    id: str
+    timestamp_ns: int
+    data: Any
+
+
+class TaskService(Protocol):
+    """Tasks and execs of the current namespace by id. `exec_id` "" is the container's init."""
+
+    async def create(self, request: CreateTask) -> Task:
+        """Raises NotFound without a container record, AlreadyExists where it has a task."""
+        ...
+
+    async def start(self, container_id: str, exec_id: str = "") -> int:
+        """The process id."""
+        ...
+
+    async def delete(self, container_id: str) -> Exit: ...
+
+    async def delete_process(self, container_id: str, exec_id: str) -> Exit: ...
+
+    async def get(self, container_id: str, exec_id: str = "") -> ProcessState: ...
+
+    async def list(self) -> list[ProcessState]: ...
+
+    async def kill(self, container_id: str, exec_id: str, signal: int, *, all_processes: bool) -> None: ...
+
+    async def exec(self, container_id: str, exec_id: str, options: ExecOptions) -> None: ...
+
+    async def resize_pty(self, container_id: str, exec_id: str, width: int, height: int) -> None: ...
+
+    async def close_io(self, container_id: str, exec_id: str, *, stdin: bool) -> None: ...
+
+    async def pause(self, container_id: str) -> None: ...
+
+    async def resume(self, container_id: str) -> None: ...
+
+    async def pids(self, container_id: str) -> Sequence[ProcessInfo]: ...
+
+    async def update(self, container_id: str, resources: Any | None, annotations: Mapping[str, str]) -> None: ...
+
+    async def wait(self, container_id: str, exec_id: str = "") -> Exit: ...
+
+    async def metrics(self, filters: Sequence[str] = ()) -> Sequence[TaskMetrics]: ...
+
+    async def checkpoint(self, container_id: str, options: Any | None) -> Sequence[Descriptor]: ...
 
 
 class PluginStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """Service objects to callable methods: what a front end needs to serve `/package.Service/Method`.
 
-A service of containerd's API is known by its name; any other brings its `methods` (interfaces/service.py).
+A service of containerd's API is known by its name; any other brings its `methods` (interfaces/rpc_service.py).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from aiocontainerd.api.services import SERVICES
-from aiocontainerd.rpc import codec
+from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
     import betterproto2
 
-    from aiocontainerd.interfaces.service import Method, Service
+    from aiocontainerd.interfaces.rpc_service import Method, Service
 
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiocontainerd import context, errors
 from aiocontainerd.errors import ContainerdError, InvalidArgument
-from aiocontainerd.rpc import binding, codec, http2
+from aiocontainerd.rpc import binding, http2
 from aiocontainerd.rpc.grpc_stream import (
     CONTENT_TYPE,
     MAX_MESSAGE_BYTES,
@@ -28,11 +28,12 @@ from aiocontainerd.rpc.grpc_stream import (
     timeout_s,
 )
 from aiocontainerd.rpc.metrics import Metrics
+from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
     import ssl
 
-    from aiocontainerd.interfaces.service import Service
+    from aiocontainerd.interfaces.rpc_service import Service
     from aiocontainerd.rpc.binding import BoundMethod
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from h2.exceptions import ProtocolError
 
 from aiocontainerd import context, errors
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Internal, Unavailable, from_status
-from aiocontainerd.rpc import binding, codec
+from aiocontainerd.rpc import binding
 from aiocontainerd.rpc.grpc_stream import (
     CONTENT_TYPE,
     MAX_MESSAGE_BYTES,
@@ -30,13 +30,14 @@ from aiocontainerd.rpc.grpc_stream import (
     receive,
     status_of,
 )
+from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
     import ssl
 
     import betterproto2
 
-    from aiocontainerd.interfaces.service import Service
+    from aiocontainerd.interfaces.rpc_service import Service
     from aiocontainerd.rpc.binding import BoundMethod
 
 _H2_CONFIG = H2Configuration(

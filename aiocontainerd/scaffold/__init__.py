@@ -80,7 +80,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         ),
         "service": Form(
             kind=kinds.GRPC,
-            interface="service",
+            interface="rpc_service",
             summary="A gRPC service on the daemon's socket",
             use="Any gRPC client can call it there.",
             modules=("messages",),

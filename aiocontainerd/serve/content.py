@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import anyio
 
-from aiocontainerd.client.convert import content_info_to_wire, ingest_status_to_wire
 from aiocontainerd.errors import ContainerdError, OutOfRange
 from aiocontainerd.interfaces.content import ContentStore, Info, Reader
 from aiocontainerd.serve.content_write import write_stream
 from aiocontainerd.serve.requests import LIST_BATCH, mask_paths, required
+from aiocontainerd.wire.convert import content_info_to_wire, ingest_status_to_wire
 
 if TYPE_CHECKING:
     from aiocontainerd import api

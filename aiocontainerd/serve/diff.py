@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from aiocontainerd import timestamps, typeurl
-from aiocontainerd.client.convert import descriptor_from_wire, descriptor_to_wire, mounts_from_wire
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions, Differ
 from aiocontainerd.serve.requests import required
+from aiocontainerd.wire.convert import descriptor_from_wire, descriptor_to_wire, mounts_from_wire
 
 if TYPE_CHECKING:
     from aiocontainerd import api

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, ClassVar
 
-from aiocontainerd.client.convert import mounts_to_wire, snapshot_info_to_wire
 from aiocontainerd.interfaces.services import SnapshotsService
 from aiocontainerd.interfaces.snapshotter import Info, Kind
 from aiocontainerd.serve.requests import LIST_BATCH, mask_paths, required, unconverted
+from aiocontainerd.wire.convert import mounts_to_wire, snapshot_info_to_wire
 
 if TYPE_CHECKING:
     from aiocontainerd import api

@@ -56,15 +56,15 @@ MAY_BLOCK = (
     May("/subprocess.py", ("__init__", "_get_devnull", "_get_handles"), "/dev/null and new pipes: no disk is asked"),
     May("anyio/_backends/_asyncio.py", ("open_process",), "the same"),
     May("aiocontainerd/config/load.py", ("_check_settings",), "before there is a loop, or in a thread"),
-    May("aiocontainerd/registration.py", ("_made",), "a plugin's own two directories, at its start"),
+    May("aiocontainerd/host/registration.py", ("_made",), "a plugin's own two directories, at its start"),
     May(
         "aiocontainerd/rpc/sockets.py", ("__init__", "remove", "bind_unix"),
         "the daemon's own sockets, before it serves and when it has stopped",
     ),
-    May("aiocontainerd/introspection.py", ("_pid_namespace",), "procfs: the kernel answers from memory"),
+    May("aiocontainerd/host/introspection.py", ("_pid_namespace",), "procfs: the kernel answers from memory"),
     May("aiocontainerd/sys/mountinfo.py", ("read",), "procfs: the kernel answers from memory"),
     May("aiocontainerd/sys/cgroup.py", ("exists", "read_text", "_memberships"), "cgroupfs and procfs, read only"),
-    May("aiocontainerd/programs.py", ("_memory_file", "_content"), "files without a disk: what programs say"),
+    May("aiocontainerd/sys/programs.py", ("_memory_file", "_content"), "files without a disk: what programs say"),
     May("aiocontainerd/testing/fakes.py", ("fileno",), "a file without a disk"),
     May("aiocontainerd_proxy/threads.py", ("_run",), "the loop of one plugin in a thread, made for those that block"),
     May("aiocontainerd_differ/targets.py", ("in_user_namespace",), "procfs: the kernel answers from memory"),
@@ -80,7 +80,7 @@ MAY_BLOCK = (
         "in the loop at most 64 KiB, into the page cache of that disk; quicker than a thread",
     ),
     May("aiocontainerd_runtime_v2/shim_log.py", ("_open",), "a fifo the daemon has just made, without waiting"),
-    May("aiocontainerd_shim/launcher.py", ("program_path",), "beside the interpreter, once, when the daemon starts"),
+    May("aiocontainerd_shim/fork/launcher.py", ("program_path",), "beside the interpreter, once, at the start"),
     May("aiocontainerd_services/tasks.py", ("_has_checkpoint",), "a name in the daemon's own directory of state"),
 )  # fmt: skip
 """What the daemon may do in its loop, and what the machinery below every program does."""

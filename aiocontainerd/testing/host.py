@@ -12,10 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from aiocontainerd import authoring, conformance, kinds, servers, sinks
+from aiocontainerd import kinds
+from aiocontainerd.daemon import event_sinks, servers
 from aiocontainerd.events import EventBus
-from aiocontainerd.registration import Daemon, Plugin, PluginConfig, Registration, State
-from aiocontainerd.registry import Registry
+from aiocontainerd.host import authoring, conformance
+from aiocontainerd.host.registration import Daemon, Plugin, PluginConfig, Registration, State
+from aiocontainerd.host.registry import Registry
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -42,7 +44,7 @@ async def running(
     registration = _registration(target)
     registry = Registry()
     plugin = registry.add(registration, "test")
-    for other in (*sinks.register_plugins(), *servers.register_plugins(), *others):
+    for other in (*event_sinks.register_plugins(), *servers.register_plugins(), *others):
         registry.add(other)
     bus, address = EventBus(), str(directory / "grpc.sock")
     daemon = Daemon(

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from aiocontainerd import authoring, conformance, kinds, loading
+from aiocontainerd import kinds
 from aiocontainerd.config import Config
 from aiocontainerd.events import EventBus
-from aiocontainerd.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
-from aiocontainerd.registry import Registry
+from aiocontainerd.host import authoring, conformance, loading
+from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.testing.target import Target, TargetError, TargetSkippedError, replaced
 
 _METHODS_OF = {kinds.SNAPSHOTTER: ("prepare", "commit", "mounts"), kinds.CONTENT: ("writer", "reader", "abort")}

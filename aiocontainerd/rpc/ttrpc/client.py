@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Self
 
 from aiocontainerd import context
 from aiocontainerd.errors import DeadlineExceeded, Unavailable, from_status
-from aiocontainerd.rpc import binding, codec
+from aiocontainerd.rpc import binding
 from aiocontainerd.rpc.ttrpc.inbox import Inbox
 from aiocontainerd.rpc.ttrpc.transport import ConnectionProtocol
 from aiocontainerd.rpc.ttrpc.wire import ClientConnection, ClientEvent, Flags, MessageReceived, ResponseReceived
+from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
     import betterproto2

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from aiocontainerd import context, errors
-from aiocontainerd.rpc import binding, codec
+from aiocontainerd.rpc import binding
 from aiocontainerd.rpc.ttrpc.inbox import Inbox
 from aiocontainerd.rpc.ttrpc.transport import ConnectionProtocol, same_user
 from aiocontainerd.rpc.ttrpc.wire import MessageReceived, RequestReceived, ServerConnection, ServerEvent
+from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
-    from aiocontainerd.interfaces.service import Service
+    from aiocontainerd.interfaces.rpc_service import Service
     from aiocontainerd.rpc.binding import BoundMethod
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import msgspec
 
 from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument, ResourceExhausted
-from aiocontainerd.rpc import codec
+from aiocontainerd.wire import codec
 
 MAX_LENGTH = 4 << 20
 """Largest payload of a frame, bytes."""

@@ -20,10 +20,10 @@ from aiocontainerd_event_webhook.targets import FileTarget
 from aiohttp import web
 
 from aiocontainerd import api
-from aiocontainerd.loading import registrations_of
+from aiocontainerd.host.loading import registrations_of
+from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import Envelope, EventBus, Plugin, Secret, State, errors, timestamps, typeurl
-from aiocontainerd.registration import Daemon
-from aiocontainerd.registry import Registry
 from aiocontainerd.testing.event_sink import Arrived, EventSinkContract, OpenSink
 
 pytestmark = pytest.mark.anyio

@@ -16,9 +16,9 @@ from aiocontainerd_service_hello.gen.example.hello import v1 as api
 from aiocontainerd_service_hello.service import Hello
 
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
-from aiocontainerd.rpc import codec
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient
+from aiocontainerd.wire import codec
 
 FOLDER = Path(__file__).resolve().parents[1]
 GEN = Path(gen.__file__).parent

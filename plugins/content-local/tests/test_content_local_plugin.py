@@ -9,8 +9,8 @@ from aiocontainerd_content_local import plugin
 from aiocontainerd_content_local.layout import create_ingest
 
 from aiocontainerd.events import EventBus
-from aiocontainerd.registration import Daemon
-from aiocontainerd.registry import Registry
+from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.testing.content import DATA, ingest
 
 

@@ -10,12 +10,12 @@ from types import MappingProxyType
 import anyio
 import anyio.to_thread
 
+from aiocontainerd.distribution.spool import as_file
 from aiocontainerd.errors import ContainerdError, ResourceExhausted, Unknown
 from aiocontainerd.interfaces.content import ContentStore, Reader
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.interfaces.stream_processor import StreamProcessor
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.spool import as_file
 from aiocontainerd.sys.mount import Mount, syncfs, temp_mount
 from aiocontainerd_differ.applying import run_unpack
 from aiocontainerd_differ.media_types import OCI_LAYER, is_sniffed

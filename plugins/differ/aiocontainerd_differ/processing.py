@@ -9,10 +9,10 @@ from typing import Any as AnyValue
 import msgspec
 
 from aiocontainerd import typeurl
+from aiocontainerd.distribution.spool import CHUNK_BYTES, spooled
 from aiocontainerd.errors import ContainerdError, DataLoss, Unknown
 from aiocontainerd.interfaces.content import Reader
 from aiocontainerd.interfaces.stream_processor import StreamProcessor
-from aiocontainerd.spool import CHUNK_BYTES, spooled
 from aiocontainerd_differ.media_types import OCI_LAYER, is_sniffed
 
 MAX_STEPS = 8

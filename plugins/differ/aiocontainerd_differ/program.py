@@ -23,7 +23,7 @@ from aiocontainerd.plugin import PluginError
 
 if TYPE_CHECKING:
     from aiocontainerd.config.records import StreamProcessor as Settings
-    from aiocontainerd.lifecycle import PluginTasks
+    from aiocontainerd.host.life import PluginTasks
 
 MEDIA_TYPE = "STREAM_PROCESSOR_MEDIATYPE"
 _PAYLOAD_FD = 3
@@ -269,7 +269,7 @@ async def _read(descriptor: int) -> bytes:
 
 
 def _payload_file(theirs: ExitStack, payload: typeurl.Any) -> int:
-    from aiocontainerd.rpc import codec
+    from aiocontainerd.wire import codec
 
     message = typeurl.to_wire(payload)
     assert message is not None

@@ -11,9 +11,9 @@ from aiocontainerd_differ import plugin
 from aiocontainerd_differ.differ import WalkingDiffer
 
 from aiocontainerd.events import EventBus
+from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, Registration, kinds
-from aiocontainerd.registration import Daemon
-from aiocontainerd.registry import Registry
 
 
 async def metadata(_context: InitContext[Any]) -> object:

@@ -21,13 +21,13 @@ from aiocontainerd_differ.program import ProgramProcessor, processor
 from aiocontainerd import api, typeurl
 from aiocontainerd.config.records import StreamProcessor as Settings
 from aiocontainerd.errors import DataLoss, Unknown
+from aiocontainerd.host.life import PluginTasks
 from aiocontainerd.interfaces.differ import ApplyOptions
-from aiocontainerd.lifecycle import PluginTasks
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.plugin import PluginError, kinds
-from aiocontainerd.rpc import codec
 from aiocontainerd.testing.differ import bind, entry, tar_of
 from aiocontainerd.testing.fakes import FakeContentStore, digest_of
+from aiocontainerd.wire import codec
 
 pytestmark = pytest.mark.anyio
 

@@ -10,9 +10,9 @@ from aiocontainerd_metadata_sqlite.plugin import Config, register_plugins
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
+from aiocontainerd.host.registration import Daemon, State
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
-from aiocontainerd.registration import Daemon, State
-from aiocontainerd.registry import Registry
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter
 
 

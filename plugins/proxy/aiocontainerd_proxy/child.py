@@ -16,13 +16,13 @@ import tomli_w
 from aiocontainerd import durations
 from aiocontainerd.config.encode import encode
 from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS
-from aiocontainerd.logs import LEVELS
+from aiocontainerd.daemon.logs import LEVELS
 
 if TYPE_CHECKING:
     from aiocontainerd.config.records import Isolation
     from aiocontainerd.plugin import InitContext
 
-PROGRAM_MODULE = "aiocontainerd.cli.plugin"
+PROGRAM_MODULE = "aiocontainerd.cli.plugin.main"
 LONGEST_LINE_BYTES = 16 << 10
 _FIELDS_OF_RECORDS = frozenset({"time", "level", "msg"})
 

@@ -17,17 +17,17 @@ import anyio
 import msgspec
 import uvloop
 
-from aiocontainerd.attribution import marking_tasks
-from aiocontainerd.lifecycle import FAILURES, PluginTasks
+from aiocontainerd.guard.owners import marking_tasks
+from aiocontainerd.host.life import FAILURES, PluginTasks
+from aiocontainerd.host.running import end_left_tasks
 from aiocontainerd.plugin import InitContext, Registration
-from aiocontainerd.running import end_left_tasks
 from aiocontainerd_proxy.handover import LoopBus, carried, run_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aiocontainerd.attribution import Owners
-    from aiocontainerd.health import PluginHealth
+    from aiocontainerd.guard.health import PluginHealth
+    from aiocontainerd.guard.owners import Owners
 
 log = logging.getLogger(__name__)
 

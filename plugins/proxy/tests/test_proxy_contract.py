@@ -18,7 +18,7 @@ from aiocontainerd_proxy.snapshotter import ProxySnapshotter
 from aiocontainerd_snapshotter_native.snapshotter import NativeSnapshotter
 
 from aiocontainerd.interfaces.content import ContentStore
-from aiocontainerd.interfaces.service import Service
+from aiocontainerd.interfaces.rpc_service import Service
 from aiocontainerd.interfaces.snapshotter import Snapshotter
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.sockets import bind_unix

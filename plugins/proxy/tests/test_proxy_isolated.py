@@ -124,7 +124,9 @@ def test_the_process_gets_config_and_deadlines_in_a_file_for_its_eyes_only(tmp: 
 
 def test_the_command_serves_the_plugin_at_its_socket(tmp: Path) -> None:
     line = " ".join(msgspec.structs.replace(child(tmp), content="/run/c.sock", uid=7).command(9))
-    assert f"-m aiocontainerd.cli.plugin serve acme.plugin --id {URI} --address {tmp}/state/{URI}/plugin.sock" in line
+    assert (
+        f"-m aiocontainerd.cli.plugin.main serve acme.plugin --id {URI} --address {tmp}/state/{URI}/plugin.sock" in line
+    )
     assert f"--root {tmp}/root --state {tmp}/state" in line
     assert line.endswith(f"--ready-fd 9 --parent {os.getpid()} --content /run/c.sock --setuid 7")
 

@@ -32,7 +32,7 @@ from aiocontainerd.errors import (
     Unimplemented,
 )
 from aiocontainerd.filters import compile_filters
-from aiocontainerd.interfaces.service import Service
+from aiocontainerd.interfaces.rpc_service import Service
 from aiocontainerd.interfaces.snapshotter import Info, Snapshotter
 from aiocontainerd.plugin import PluginError
 from aiocontainerd.rpc.grpc import GrpcFrontEnd

@@ -16,10 +16,10 @@ from aiocontainerd import api, context, kinds
 from aiocontainerd.config.records import Isolation
 from aiocontainerd.errors import NotFound
 from aiocontainerd.events import EventBus
+from aiocontainerd.host.registration import Daemon, State
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration
-from aiocontainerd.registration import Daemon, State
-from aiocontainerd.registry import Registry
 from aiocontainerd.testing.fakes import FakeContentStore, FakeSnapshotter
 
 pytestmark = pytest.mark.anyio

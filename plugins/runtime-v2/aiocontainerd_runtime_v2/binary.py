@@ -9,10 +9,10 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from aiocontainerd import programs
 from aiocontainerd.errors import Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
-from aiocontainerd.programs import Output
+from aiocontainerd.sys import programs
+from aiocontainerd.sys.programs import Output
 from aiocontainerd_runtime_v2 import bootstrap
 
 log = logging.getLogger(__name__)

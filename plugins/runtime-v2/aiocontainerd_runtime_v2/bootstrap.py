@@ -6,8 +6,8 @@ import msgspec
 
 from aiocontainerd import __version__, typeurl
 from aiocontainerd.errors import ContainerdError, InvalidArgument, Unimplemented
-from aiocontainerd.rpc import codec
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire import codec
 
 TTRPC = "ttrpc"
 NEWEST_VERSION = 3

@@ -16,8 +16,8 @@ import msgspec
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.interfaces.runtime import Exit
 from aiocontainerd.interfaces.shim import ShimCommand, ShimLauncher
-from aiocontainerd.rpc import codec
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire import codec
 from aiocontainerd_runtime_v2 import bootstrap
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2.binary import BinaryLauncher

@@ -11,9 +11,9 @@ import anyio
 from aiocontainerd import context, timestamps, typeurl
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
 from aiocontainerd.interfaces.runtime import CreateOptions, Exit
-from aiocontainerd.rpc import codec
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire import codec
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2 import strays
 from aiocontainerd_runtime_v2.bootstrap import Endpoint, from_api_address

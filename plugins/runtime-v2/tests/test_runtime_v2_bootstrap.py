@@ -7,8 +7,8 @@ from aiocontainerd_runtime_v2.bootstrap import Endpoint, from_api_address, optio
 
 from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument, Unimplemented
-from aiocontainerd.rpc import codec
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire import codec
 
 ADDRESS = "unix:///run/containerd/s/" + 61 * "a"
 

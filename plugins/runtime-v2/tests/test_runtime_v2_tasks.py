@@ -37,10 +37,10 @@ from aiocontainerd.errors import (
 )
 from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Status, Task, TaskRuntime
 from aiocontainerd.interfaces.shim import ShimCommand
-from aiocontainerd.rpc import codec
 from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.testing.processes import ended
 from aiocontainerd.typeurl import Any as TypedAny
+from aiocontainerd.wire import codec
 
 pytestmark = pytest.mark.anyio
 

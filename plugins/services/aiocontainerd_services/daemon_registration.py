@@ -33,7 +33,7 @@ async def _deprecations(_context: Context) -> object:
 
 
 async def _introspection(context: Context) -> object:
-    from aiocontainerd.introspection import Introspection
+    from aiocontainerd.host.introspection import Introspection
 
     daemon = context.daemon
     uuid_file = daemon.root / UUID_DIRECTORY / "uuid"
@@ -47,19 +47,19 @@ async def _introspection_grpc(context: Context) -> object:
 
 
 async def _events_grpc(context: Context) -> object:
-    from aiocontainerd_services.events_grpc import EventsGrpc
+    from aiocontainerd.serve.events import EventsGrpc
 
     return EventsGrpc(context.bus)
 
 
 async def _events_ttrpc(context: Context) -> object:
-    from aiocontainerd_services.events_grpc import EventsTtrpc
+    from aiocontainerd.serve.events import EventsTtrpc
 
     return EventsTtrpc(context.bus)
 
 
 async def _version(_context: Context) -> object:
-    from aiocontainerd_services.version_grpc import VersionGrpc
+    from aiocontainerd.serve.version import VersionGrpc
 
     return VersionGrpc()
 
@@ -71,7 +71,7 @@ async def _health(_context: Context) -> object:
 
 
 async def _plugins(context: Context) -> object:
-    from aiocontainerd_services.plugins_grpc import PluginsGrpc
+    from aiocontainerd.serve.plugins import PluginsGrpc
 
     daemon = context.daemon
     return PluginsGrpc(daemon.plugins, daemon.owners, daemon.reload)

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 
 from aiocontainerd.errors import Unimplemented
+from aiocontainerd.host.registration import PluginError
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions, Differ
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.registration import PluginError
 from aiocontainerd.sys.mount import Mount
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aiocontainerd import identifiers
-from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.metadata import Namespace, NamespaceStore
+from aiocontainerd.serve.namespaces import check_update
 
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
@@ -56,11 +55,3 @@ class NamespacesService:
 
         await self._store.delete(name)
         self._bus.publish("/namespaces/delete", api.event_types.NamespaceDelete(name=name), namespace=name)
-
-
-def check_update(namespace: Namespace, paths: Sequence[str]) -> None:
-    """Raise InvalidArgument for a bad name or a path that no update may name."""
-    identifiers.validate(namespace.name)
-    for path in paths:
-        if not path.startswith("labels."):
-            raise InvalidArgument(f'cannot update "{path}" field')

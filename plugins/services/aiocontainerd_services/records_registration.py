@@ -31,7 +31,7 @@ async def _namespaces(context: Context) -> object:
 
 
 async def _namespaces_grpc(context: Context) -> object:
-    from aiocontainerd_services.namespaces_grpc import NamespacesGrpc
+    from aiocontainerd.serve.namespaces import NamespacesGrpc
 
     return NamespacesGrpc(context.get(kinds.SERVICE, "namespaces-service"))
 
@@ -43,7 +43,7 @@ async def _containers(context: Context) -> object:
 
 
 async def _containers_grpc(context: Context) -> object:
-    from aiocontainerd_services.containers_grpc import ContainersGrpc
+    from aiocontainerd.serve.containers import ContainersGrpc
 
     return ContainersGrpc(context.get(kinds.SERVICE, "containers-service"))
 
@@ -55,7 +55,7 @@ async def _images(context: Context) -> object:
 
 
 async def _images_grpc(context: Context) -> object:
-    from aiocontainerd_services.images_grpc import ImagesGrpc
+    from aiocontainerd.serve.images import ImagesGrpc
 
     return ImagesGrpc(context.get(kinds.SERVICE, "images-service"))
 
@@ -67,6 +67,6 @@ async def _lease_manager(context: Context) -> object:
 
 
 async def _leases_grpc(context: Context) -> object:
-    from aiocontainerd_services.leases_grpc import LeasesGrpc
+    from aiocontainerd.serve.leases import LeasesGrpc
 
     return LeasesGrpc(context.get(kinds.LEASE, "manager"))

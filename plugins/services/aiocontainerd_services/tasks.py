@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
-import msgspec
 
 from aiocontainerd import context, identifiers, timestamps
 from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.metadata import Container, MetadataStore
 from aiocontainerd.interfaces.runtime import (
-    IO,
     CreateOptions,
     ExecOptions,
     Exit,
@@ -26,8 +24,8 @@ from aiocontainerd.interfaces.runtime import (
     Task,
     TaskRuntime,
 )
+from aiocontainerd.interfaces.services import CreateTask, TaskMetrics
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.sys.mount import Mount
 from aiocontainerd.typeurl import Any, unmarshal
 from aiocontainerd_services import tasks_checkpoint
 from aiocontainerd_services.task_monitors import Monitors
@@ -35,27 +33,6 @@ from aiocontainerd_services.task_monitors import Monitors
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class CreateTask(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks for: see `CreateOptions`; `runtime_path` replaces the runtime of the container's record."""
-
-    container_id: str
-    rootfs: Sequence[Mount] = ()
-    io: IO = IO()
-    checkpoint: Descriptor | None = None
-    options: Any | None = None
-    runtime_path: str = ""
-    task_api_address: str = ""
-    task_api_version: int = 0
-
-
-class TaskMetrics(msgspec.Struct, frozen=True):
-    """The metrics of one task at one time."""
-
-    id: str
-    timestamp_ns: int
-    data: Any
 
 
 class TasksService:

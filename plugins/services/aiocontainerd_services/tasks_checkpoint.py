@@ -14,8 +14,8 @@ import anyio
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, Unknown
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.rpc import codec
 from aiocontainerd.typeurl import Any, to_wire
+from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
     import tarfile

@@ -41,6 +41,6 @@ async def _tasks(context: InitContext[TasksConfig]) -> object:
 
 
 async def _tasks_grpc(context: InitContext[PluginConfig]) -> object:
-    from aiocontainerd_services.tasks_grpc import TasksGrpc
+    from aiocontainerd.serve.tasks import TasksGrpc
 
     return TasksGrpc(context.get(kinds.SERVICE, "tasks-service"))

@@ -12,21 +12,21 @@ import anyio
 import pytest
 from aiocontainerd_services.deprecations import PREFIX, Deprecations
 from aiocontainerd_services.diff import DiffService, choose
-from aiocontainerd_services.events_grpc import EventsGrpc, EventsTtrpc
-from aiocontainerd_services.version_grpc import VersionGrpc
 
 import aiocontainerd
 from aiocontainerd import api, context, kinds, timestamps, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Unknown
 from aiocontainerd.events import EventBus
+from aiocontainerd.host.introspection import Introspection, load_uuid
+from aiocontainerd.host.registration import Plugin, PluginError, Registration, State
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
-from aiocontainerd.introspection import Introspection, load_uuid
 from aiocontainerd.oci import platform
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.registration import Plugin, PluginError, Registration, State
 from aiocontainerd.serve.diff import DiffGrpc
+from aiocontainerd.serve.events import EventsGrpc, EventsTtrpc
 from aiocontainerd.serve.health import HealthGrpc
 from aiocontainerd.serve.introspection import IntrospectionGrpc
+from aiocontainerd.serve.version import VersionGrpc
 from aiocontainerd.sys.mount import Mount
 
 pytestmark = pytest.mark.anyio

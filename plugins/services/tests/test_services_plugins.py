@@ -9,18 +9,19 @@ from typing import Any
 
 import anyio
 import pytest
-from aiocontainerd_services.plugins_grpc import PluginsGrpc
 
-from aiocontainerd import api, attribution_memory, kinds
-from aiocontainerd.attribution import Owners
-from aiocontainerd.attribution_memory import Growth
-from aiocontainerd.dispatch import Dispatcher
+from aiocontainerd import api, kinds
+from aiocontainerd.daemon.reload import ADDED
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
-from aiocontainerd.health import Block
+from aiocontainerd.guard import attribution_memory
+from aiocontainerd.guard.attribution_memory import Growth
+from aiocontainerd.guard.dispatcher import Dispatcher
+from aiocontainerd.guard.health import Block
+from aiocontainerd.guard.owners import Owners
+from aiocontainerd.host.registration import Change
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State
-from aiocontainerd.registration import Change
-from aiocontainerd.reload import ADDED
 from aiocontainerd.rpc.metrics import Metrics
+from aiocontainerd.serve.plugins import PluginsGrpc
 
 pytestmark = pytest.mark.anyio
 

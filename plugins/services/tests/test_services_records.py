@@ -8,13 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 from aiocontainerd_services.containers import ContainersService
-from aiocontainerd_services.containers_grpc import ContainersGrpc
 from aiocontainerd_services.images import ImagesService
-from aiocontainerd_services.images_grpc import ImagesGrpc
 from aiocontainerd_services.leases import Manager
-from aiocontainerd_services.leases_grpc import LeasesGrpc
 from aiocontainerd_services.namespaces import NamespacesService
-from aiocontainerd_services.namespaces_grpc import NamespacesGrpc
 from aiocontainerd_services.snapshots import SnapshotsService
 
 from aiocontainerd import api, timestamps
@@ -28,6 +24,10 @@ from aiocontainerd.errors import (
 from aiocontainerd.interfaces.metadata import Collected, Container, Image, Lease, Namespace, Resource
 from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
 from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.serve.containers import ContainersGrpc
+from aiocontainerd.serve.images import ImagesGrpc
+from aiocontainerd.serve.leases import LeasesGrpc
+from aiocontainerd.serve.namespaces import NamespacesGrpc
 from aiocontainerd.serve.snapshots import SnapshotsGrpc
 from aiocontainerd.sys.mount import Mount
 

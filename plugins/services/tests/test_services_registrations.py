@@ -7,31 +7,35 @@ import sys
 from typing import Any
 
 import pytest
-from aiocontainerd_services import (
-    containers_grpc,
-    events_grpc,
-    images_grpc,
-    leases_grpc,
-    namespaces_grpc,
-    version_grpc,
-)
 from aiocontainerd_services.plugin import register_plugins
 
 from aiocontainerd import kinds
-from aiocontainerd.registration import PluginConfig
+from aiocontainerd.host.registration import PluginConfig
 from aiocontainerd.rpc.binding import bind
-from aiocontainerd.serve import content, diff, health, introspection, snapshots
+from aiocontainerd.serve import (
+    containers,
+    content,
+    diff,
+    events,
+    health,
+    images,
+    introspection,
+    leases,
+    namespaces,
+    snapshots,
+    version,
+)
 
 SERVICES: list[Any] = [
-    containers_grpc.ContainersGrpc,
+    containers.ContainersGrpc,
     content.ContentGrpc,
     diff.DiffGrpc,
-    events_grpc.EventsGrpc,
-    events_grpc.EventsTtrpc,
-    images_grpc.ImagesGrpc,
+    events.EventsGrpc,
+    events.EventsTtrpc,
+    images.ImagesGrpc,
     introspection.IntrospectionGrpc,
-    leases_grpc.LeasesGrpc,
-    namespaces_grpc.NamespacesGrpc,
+    leases.LeasesGrpc,
+    namespaces.NamespacesGrpc,
     snapshots.SnapshotsGrpc,
 ]
 
@@ -41,7 +45,7 @@ def test_every_method_of_the_api_is_there(service: Any) -> None:
     assert [path for path, method in bind(service(None)).items() if method.call is None] == []
 
 
-@pytest.mark.parametrize("service", [version_grpc.VersionGrpc, health.HealthGrpc])
+@pytest.mark.parametrize("service", [version.VersionGrpc, health.HealthGrpc])
 def test_every_method_of_a_service_without_parts_is_there(service: Any) -> None:
     assert [path for path, method in bind(service()).items() if method.call is None] == []
 

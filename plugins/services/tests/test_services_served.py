@@ -22,12 +22,12 @@ import pytest
 from aiocontainerd import api, errors, timestamps
 from aiocontainerd.errors import Unimplemented
 from aiocontainerd.events import EventBus
+from aiocontainerd.host.loading import registrations_of
+from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.interfaces.metadata import Collected, MetadataStore
-from aiocontainerd.loading import registrations_of
 from aiocontainerd.oci import platform
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, State, kinds
-from aiocontainerd.registration import Daemon
-from aiocontainerd.registry import Registry
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient
 

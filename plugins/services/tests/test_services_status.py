@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aiocontainerd_services.containers_grpc import ContainersGrpc
-from aiocontainerd_services.events_grpc import EventsGrpc, EventsTtrpc
-from aiocontainerd_services.images_grpc import ImagesGrpc
-from aiocontainerd_services.leases_grpc import LeasesGrpc
-from aiocontainerd_services.namespaces_grpc import NamespacesGrpc
-from aiocontainerd_services.plugins_grpc import PluginsGrpc
-from aiocontainerd_services.tasks_grpc import TasksGrpc
-from aiocontainerd_services.version_grpc import VersionGrpc
-
 from aiocontainerd.api.services import SERVICES
 from aiocontainerd.rpc.binding import bind
+from aiocontainerd.serve.containers import ContainersGrpc
 from aiocontainerd.serve.content import ContentGrpc
 from aiocontainerd.serve.diff import DiffGrpc
+from aiocontainerd.serve.events import EventsGrpc, EventsTtrpc
 from aiocontainerd.serve.health import HealthGrpc
+from aiocontainerd.serve.images import ImagesGrpc
 from aiocontainerd.serve.introspection import IntrospectionGrpc
+from aiocontainerd.serve.leases import LeasesGrpc
+from aiocontainerd.serve.namespaces import NamespacesGrpc
+from aiocontainerd.serve.plugins import PluginsGrpc
 from aiocontainerd.serve.snapshots import SnapshotsGrpc
+from aiocontainerd.serve.tasks import TasksGrpc
+from aiocontainerd.serve.version import VersionGrpc
 
 PAGE = Path(__file__).parents[3] / "docs" / "status.md"
 PARTS: tuple[Any, ...] = (

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from aiocontainerd_services.task_monitors import Monitors
-from aiocontainerd_services.tasks import CreateTask, TasksService
+from aiocontainerd_services.tasks import TasksService
 
 from aiocontainerd import context
 from aiocontainerd.errors import NotFound
 from aiocontainerd.interfaces.metadata import Container
+from aiocontainerd.interfaces.services import CreateTask
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,6 @@ import anyio
 import pytest
 from aiocontainerd_services import tasks_checkpoint
 from aiocontainerd_services.tasks import TasksService
-from aiocontainerd_services.tasks_grpc import TasksGrpc
 
 from aiocontainerd import api, context, timestamps, typeurl
 from aiocontainerd.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unknown
@@ -20,6 +19,7 @@ from aiocontainerd.interfaces.metadata import Container
 from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc.binding import bind
+from aiocontainerd.serve.tasks import TasksGrpc
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.testing.fakes import FakeContentStore
 from aiocontainerd.typeurl import Any as TypedAny

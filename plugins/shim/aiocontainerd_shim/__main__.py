@@ -31,6 +31,6 @@ def register_at_fork(
 if __name__ == "__main__":
     os.register_at_fork = register_at_fork
 
-    from aiocontainerd_shim import fork_server
+    from aiocontainerd_shim.fork import server
 
-    fork_server.main()
+    server.main()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, State, hookimpl, kinds
 
 if TYPE_CHECKING:
-    from aiocontainerd_shim.launcher import AioLauncher
+    from aiocontainerd_shim.fork.launcher import AioLauncher
 
 _STARTED_S, _POLL_S = 5.0, 0.02
 
@@ -28,7 +28,7 @@ async def init(context: InitContext[Config]) -> AioLauncher:
     """Make the launcher; the fork server starts when the daemon has, so that it takes no processor from that."""
     import anyio
 
-    from aiocontainerd_shim.launcher import AioLauncher
+    from aiocontainerd_shim.fork.launcher import AioLauncher
 
     config = context.config
     launcher = AioLauncher(

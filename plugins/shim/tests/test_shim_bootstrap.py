@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim import bootstrap, cli
-from aiocontainerd_shim.bootstrap import Identity
+from aiocontainerd_shim.program import bootstrap, cli
+from aiocontainerd_shim.program.bootstrap import Identity
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.errors import InvalidArgument

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim.console import Console, ConsoleSocket
-from aiocontainerd_shim.stdio import Stdio
+from aiocontainerd_shim.io.console import Console, ConsoleSocket
+from aiocontainerd_shim.io.stdio import Stdio
 
 from aiocontainerd.errors import Unknown
 

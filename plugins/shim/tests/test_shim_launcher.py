@@ -18,9 +18,10 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from aiocontainerd_shim import fork_protocol, fork_server, records
-from aiocontainerd_shim.fork_protocol import Reply, Request, Verb
-from aiocontainerd_shim.launcher import AioLauncher, argv_of
+from aiocontainerd_shim.fork import protocol, server
+from aiocontainerd_shim.fork.launcher import AioLauncher, argv_of
+from aiocontainerd_shim.fork.protocol import Reply, Request, Verb
+from aiocontainerd_shim.task import records
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.errors import InvalidArgument, NotFound, Unknown, from_status
@@ -281,7 +282,7 @@ async def test_a_server_is_found_again_and_one_of_other_code_replaced(
     created = launcher.socket_path.stat().st_ctime_ns
     await AioLauncher(short_path).ensure_server()
     assert launcher.socket_path.stat().st_ctime_ns == created
-    monkeypatch.setattr("aiocontainerd_shim.launcher.code_fingerprint", lambda: "newer")
+    monkeypatch.setattr("aiocontainerd_shim.fork.launcher.code_fingerprint", lambda: "newer")
     await AioLauncher(short_path).ensure_server()
     assert launcher.socket_path.stat().st_ctime_ns != created
     await launcher.retire()
@@ -296,8 +297,8 @@ def in_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wait_alone(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Have servers wait so long for the next daemon."""
-    code = f"from aiocontainerd_shim import fork_server; fork_server._ALONE_S = {seconds}; fork_server.main()"
-    monkeypatch.setattr("aiocontainerd_shim.launcher._SERVER", ("-c", code))
+    code = f"from aiocontainerd_shim.fork import server; server._ALONE_S = {seconds}; server.main()"
+    monkeypatch.setattr("aiocontainerd_shim.fork.launcher._SERVER", ("-c", code))
 
 
 def servers_of(launcher: AioLauncher) -> list[int]:
@@ -503,18 +504,18 @@ def test_the_command_lines_are_containerds() -> None:
 
 def test_frames_survive_the_round_trip() -> None:
     request = Request(verb=Verb.START, id="c", env=b"packed", oom_score_adj=1)
-    frame = fork_protocol.frame(request)
-    size = fork_protocol.HEADER.size
-    assert fork_protocol.body_length(frame[:size]) == len(frame) - size
-    assert fork_protocol.parse_request(frame[size:]) == request
+    frame = protocol.frame(request)
+    size = protocol.HEADER.size
+    assert protocol.body_length(frame[:size]) == len(frame) - size
+    assert protocol.parse_request(frame[size:]) == request
     with pytest.raises(InvalidArgument, match=r"fork server request"):
-        fork_protocol.parse_request(b"\xff")
+        protocol.parse_request(b"\xff")
 
 
 def test_errors_cross_with_their_class() -> None:
-    reply = fork_protocol.failed(NotFound("x"))
+    reply = protocol.failed(NotFound("x"))
     with pytest.raises(NotFound, match=r"^x$"):
-        fork_protocol.parse_reply(fork_protocol.frame(reply)[4:]).unwrap()
+        protocol.parse_reply(protocol.frame(reply)[4:]).unwrap()
     assert Reply(result=b"r").unwrap() == b"r"
     assert isinstance(from_status(5, "x: not found"), NotFound)
 
@@ -523,8 +524,8 @@ def test_an_orphans_exit_is_put_where_its_record_is(tmp_path: Path) -> None:
     bundle = tmp_path / "c1"
     bundle.mkdir()
     records.write_process(bundle, records.ProcessRecord(pid=77, started=True))
-    assert not fork_server.record_orphan_exit(tmp_path, 78, 1)
-    assert fork_server.record_orphan_exit(tmp_path, 77, 5)
+    assert not server.record_orphan_exit(tmp_path, 78, 1)
+    assert server.record_orphan_exit(tmp_path, 77, 5)
     record = records.read_process(bundle)
     assert record is not None
     assert record.exit_status == 5
@@ -544,7 +545,7 @@ async def test_without_a_server_the_binary_is_run(short_path: Path) -> None:
 
 def test_the_binary_tells_its_version() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from aiocontainerd_shim.cli import main; main()", "-v"],
+        [sys.executable, "-c", "from aiocontainerd_shim.program.cli import main; main()", "-v"],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

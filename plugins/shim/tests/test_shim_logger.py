@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim import logger as logger_module
-from aiocontainerd_shim.logger import parse_uri, start_logger
-from aiocontainerd_shim.stdio import Stdio, open_io
+from aiocontainerd_shim.io import logger as logger_module
+from aiocontainerd_shim.io.logger import parse_uri, start_logger
+from aiocontainerd_shim.io.stdio import Stdio, open_io
 
 from aiocontainerd.errors import DeadlineExceeded, Unknown
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim import oci_choice
-from aiocontainerd_shim.init import kill_error
-from aiocontainerd_shim.oci import (
+from aiocontainerd_shim.task import oci_choice
+from aiocontainerd_shim.task.init import kill_error
+from aiocontainerd_shim.task.oci import (
     CheckpointFlags,
     CreateFlags,
     OciError,
@@ -19,7 +19,7 @@ from aiocontainerd_shim.oci import (
     last_error,
     runtime_root,
 )
-from aiocontainerd_shim.reaper import Reaper
+from aiocontainerd_shim.task.reaper import Reaper
 
 from aiocontainerd.errors import FailedPrecondition, NotFound, Unknown
 

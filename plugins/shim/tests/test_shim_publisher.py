@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiocontainerd_shim import publisher as publisher_module
-from aiocontainerd_shim.publisher import Publisher
+from aiocontainerd_shim.task import publisher as publisher_module
+from aiocontainerd_shim.task.publisher import Publisher
 
 from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument, Unavailable

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiocontainerd_shim import records, service
-from aiocontainerd_shim.bootstrap import Identity
-from aiocontainerd_shim.container import Surroundings
-from aiocontainerd_shim.reaper import Reaper
-from aiocontainerd_shim.service import TaskService
+from aiocontainerd_shim.program.bootstrap import Identity
+from aiocontainerd_shim.task import records, service
+from aiocontainerd_shim.task.container import Surroundings
+from aiocontainerd_shim.task.reaper import Reaper
+from aiocontainerd_shim.task.service import TaskService
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown

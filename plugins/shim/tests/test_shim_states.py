@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from aiocontainerd_shim.states import Action, State, check, refusal
+from aiocontainerd_shim.task.states import Action, State, check, refusal
 
 from aiocontainerd.errors import NotFound, Unknown, to_status
 

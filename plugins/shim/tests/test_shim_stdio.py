@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim.stdio import ProcessIO, Stdio, adopt_io, open_io
+from aiocontainerd_shim.io.stdio import ProcessIO, Stdio, adopt_io, open_io
 
 from aiocontainerd.errors import Unknown
 
@@ -254,7 +254,7 @@ async def test_no_descriptor_stays_after_many_processes(tmp_path: Path, no_leaks
 
 def test_the_modules_load_nothing_heavy() -> None:
     code = """if True:
-        import sys, aiocontainerd_shim.console
+        import sys, aiocontainerd_shim.io.console
         print([name for name in ("anyio", "uvloop", "betterproto2", "urllib.request") if name in sys.modules])
     """
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from aiocontainerd import programs
 from aiocontainerd.interfaces.snapshotter import Kind, Usage
 from aiocontainerd.snapshots.base import SnapshotterBase
 from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
 from aiocontainerd.snapshots.layer import Layer
+from aiocontainerd.sys import programs
 from aiocontainerd.sys.mount import Mount
 
 COPY_TIMEOUT_S = 3600.0

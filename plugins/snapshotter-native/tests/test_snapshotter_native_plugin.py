@@ -10,9 +10,9 @@ from aiocontainerd_snapshotter_native.plugin import Config
 
 from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
-from aiocontainerd.loading import registrations_of
-from aiocontainerd.registration import Daemon, State
-from aiocontainerd.registry import Registry
+from aiocontainerd.host.loading import registrations_of
+from aiocontainerd.host.registration import Daemon, State
+from aiocontainerd.host.registry import Registry
 
 
 @pytest.mark.anyio

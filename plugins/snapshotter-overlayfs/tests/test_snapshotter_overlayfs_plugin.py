@@ -14,8 +14,8 @@ from aiocontainerd_snapshotter_overlayfs.probe import Support, has_d_type, probe
 
 from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
-from aiocontainerd.registration import Daemon, State
-from aiocontainerd.registry import Registry
+from aiocontainerd.host.registration import Daemon, State
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.sys.mount import FakeMounter, Step, mounts_under
 
 

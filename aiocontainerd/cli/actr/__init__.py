@@ -1,0 +1,1 @@
+"""`actr`: the command line client, a module for each group of commands."""

@@ -1,0 +1,40 @@
+"""What `actr images pull` shows while it works: bars on a terminal, a line for each finished object elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from aiocontainerd.distribution.pull import Progress
+
+_FINAL = frozenset({"done", "exists", "extracted", "resolved"})
+
+
+@contextmanager
+def progress(stream: IO[str]) -> Iterator[Progress]:
+    """Something to tell of progress, for the length of a pull."""
+    if not stream.isatty():
+        yield _lines(stream)
+        return
+    from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bars(*columns, TextColumn("{task.fields[status]}")) as bars:
+        known: dict[str, TaskID] = {}
+
+        def tell(name: str, status: str, done: int, total: int) -> None:
+            if name not in known:
+                known[name] = bars.add_task(name[:40], status=status, total=total or None)
+            bars.update(known[name], completed=done, total=total or None, status=status)
+
+        yield tell
+
+
+def _lines(stream: IO[str]) -> Progress:
+    def tell(name: str, status: str, _done: int, _total: int) -> None:
+        if status in _FINAL:
+            print(f"{name}: {status}", file=stream, flush=True)
+
+    return tell

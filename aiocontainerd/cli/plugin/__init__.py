@@ -1,0 +1,1 @@
+"""`aiocontainerd-plugin`: a plugin in a process of its own, behind a socket."""

@@ -1,0 +1,142 @@
+"""The program `aiocontainerd-plugin`: a plugin in a process of its own, behind a socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import aiocontainerd
+from aiocontainerd.cli.plugins_new import new
+from aiocontainerd.daemon import logs
+
+if TYPE_CHECKING:
+    from aiocontainerd.cli.plugin.serve import Options
+
+log = logging.getLogger("aiocontainerd.plugin")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(aiocontainerd.__version__, "-v", "--version", prog_name="aiocontainerd-plugin")
+def main() -> None:
+    """Run plugins beside a daemon."""
+
+
+main.add_command(new)
+
+
+@main.command()
+@click.argument("plugin", metavar="MODULE[:NAME]")
+@click.option("-a", "--address", required=True, metavar="PATH", help="Unix socket to serve on.")
+@click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="TOML with the plugin's table.")
+@click.option("--id", "plugin_id", default="", help="Which plugin of several, or how a class is called.")
+@click.option("--root", type=click.Path(path_type=Path), help="Directory of persistent data.")
+@click.option("--state", type=click.Path(path_type=Path), help="Directory of what a reboot may empty.")
+@click.option("--content", default="", metavar="ADDRESS", help="Daemon whose content a differ works with.")
+@click.option("--namespace", default="", help="Where a differ works for calls that name no namespace.")
+@click.option("--uid", type=int, default=-1, help="Owner of the socket.")
+@click.option("--gid", type=int, default=-1, help="Group of the socket.")
+@click.option("-l", "--log-level", default="info", help="trace, debug, info, warn, error, fatal or panic.")
+@click.option("--log-format", default="text", help="text or json.")
+@click.option("--ready-fd", type=int, default=-1, metavar="N", help="Descriptor that gets a line once it serves.")
+@click.option("--setuid", type=int, help="Become this user before anything of the plugin is loaded.")
+@click.option("--setgid", type=int, help="Become this group [default: that of --setuid].")
+@click.option("--parent", type=int, default=0, metavar="PID", help="End when this process, which started us, ends.")
+def serve(
+    plugin: str, address: str, config: Path | None, plugin_id: str, root: Path | None, state: Path | None,
+    content: str, namespace: str, uid: int, gid: int, log_level: str, log_format: str, ready_fd: int,
+    setuid: int | None, setgid: int | None, parent: int,
+) -> None:  # fmt: skip
+    """Serve the snapshotter, content store or differ of MODULE as a proxy plugin.
+
+    MODULE registers it by @register or the hook register_plugins, or NAME in it is a class such as a SnapshotterBase.
+    """
+    from aiocontainerd.cli.plugin import serve
+
+    _become(setuid, setgid)
+    _end_with(parent)
+    try:
+        logs.setup(log_level, log_format)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    options = serve.Options(
+        target=plugin,
+        address=address,
+        root=root or Path(serve.DEFAULT_ROOT),
+        state=state or Path(serve.DEFAULT_STATE),
+        config=config,
+        plugin_id=plugin_id,
+        content=content,
+        namespace=namespace,
+        uid=os.geteuid() if uid < 0 else uid,
+        gid=os.getegid() if gid < 0 else gid,
+        ready_fd=ready_fd,
+    )
+    sys.exit(_run(options))
+
+
+def _run(options: Options) -> int:
+    """Run to the end; the exit status. Whatever goes wrong before it serves is one line."""
+    import anyio
+
+    from aiocontainerd.cli.plugin import serve
+    from aiocontainerd.config import ConfigError
+    from aiocontainerd.daemon.lock import RootLockedError
+    from aiocontainerd.errors import ContainerdError
+    from aiocontainerd.host.registration import PluginError
+
+    status = 0
+    try:
+        anyio.run(serve.run, options, backend_options={"use_uvloop": True})
+    except* (ConfigError, ContainerdError, ImportError, AttributeError, OSError, PluginError, RootLockedError) as group:
+        for error in _leaves(group):
+            log.error("cannot serve %s: %s", options.target, error)
+            log.debug("the error", exc_info=error)
+        status = 1
+    return status
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]
+
+
+def _become(uid: int | None, gid: int | None) -> None:
+    """Take another user's identity, with that user's group unless it is named, and no other group."""
+    if uid is None and gid is None:
+        return
+    os.setgroups([])
+    os.setgid(_group_of(uid) if gid is None else gid)
+    if uid is not None:
+        os.setuid(uid)
+
+
+def _group_of(uid: int | None) -> int:
+    try:
+        return os.getgid() if uid is None else pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return uid or 0
+
+
+def _end_with(parent: int) -> None:
+    """Be killed with the process that started this one, even if it has gone already."""
+    if not parent:
+        return
+    from aiocontainerd.sys import prctl
+
+    prctl.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

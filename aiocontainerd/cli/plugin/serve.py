@@ -1,0 +1,238 @@
+"""Runs a plugin without a daemon and serves it to one: `aiocontainerd-plugin serve`.
+
+The plugin gets what a daemon would give it: its decoded config, directories of its own, an event bus (which nobody
+else hears). A differ gets the content of the daemon that `content` names, in the namespace and lease of each call, and
+the programs of `[stream_processors]`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from aiocontainerd import kinds
+from aiocontainerd.cli.plugin import target
+from aiocontainerd.config import Config, load
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.events import EventBus
+from aiocontainerd.host import loading
+from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
+from aiocontainerd.host.registry import Registry
+from aiocontainerd.sys import systemd
+
+if TYPE_CHECKING:
+    from aiocontainerd.interfaces.rpc_service import Service
+    from aiocontainerd.interfaces.services import Deprecation
+    from aiocontainerd.interfaces.snapshotter import Snapshotter
+
+log = logging.getLogger(__name__)
+
+DEFAULT_ROOT = "/var/lib/aiocontainerd-plugin"
+DEFAULT_STATE = "/run/aiocontainerd-plugin"
+GRACE_S = 5.0
+"""What calls in flight have to end once the program is told to stop."""
+CONTENT_TIMEOUT_S = 60.0
+"""One call to the daemon's content store."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What to serve, and how. `uid` and `gid` own the socket; `namespace` is that of calls that name none."""
+
+    target: str
+    address: str
+    root: Path = Path(DEFAULT_ROOT)
+    state: Path = Path(DEFAULT_STATE)
+    config: Path | None = None
+    plugin_id: str = ""
+    content: str = ""
+    namespace: str = ""
+    uid: int = msgspec.field(default_factory=os.geteuid)
+    gid: int = msgspec.field(default_factory=os.getegid)
+    ready_fd: int = -1
+    """Gets a line once the socket serves, and is closed then."""
+
+
+async def run(options: Options) -> None:
+    """Serve until SIGTERM or SIGINT. Raises PluginError, ConfigError, ContainerdError, OSError before it serves."""
+    from aiocontainerd.daemon import lock
+
+    config = Config({}, {}) if options.config is None else load(options.config)
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    registry = Registry()
+    chosen = [registry.add(registration) for registration in target.registrations(options.target, options.plugin_id)]
+    for stand_in in _stand_ins(options, {plugin.kind for plugin in chosen}):
+        registry.add(stand_in)
+    for program in _programs(loading.load(options.target), config, chosen):
+        registry.add(program)
+    stop = anyio.Event()
+    async with anyio.create_task_group() as signals:
+        signals.start_soon(_handle_signals, stop, name="signals")
+        try:
+            with lock.hold(_made(options.root / chosen[0].uri)):
+                async with registry.run(_daemon(options, registry, config), config.plugin_config):
+                    await _serve(options, registry, chosen, stop)
+        finally:
+            signals.cancel_scope.cancel()
+
+
+async def _serve(options: Options, registry: Registry, chosen: Sequence[Plugin], stop: anyio.Event) -> None:
+    from aiocontainerd.rpc.grpc import GrpcFrontEnd
+    from aiocontainerd.rpc.sockets import bind_unix
+
+    for plugin in chosen:
+        if plugin.state != State.LOADED:
+            cause = registry.get(plugin.caused_by) or plugin
+            raise PluginError(f"plugin {plugin.uri} is not loaded: {cause.reason}")
+    front = GrpcFrontEnd(services(chosen, registry, options.state))
+    bound = bind_unix(options.address.removeprefix("unix://"), options.uid, options.gid)
+    try:
+        await front.start(bound.sock)
+        log.info("serving %s on %s", ", ".join(plugin.uri for plugin in chosen), bound.path)
+        _tell_ready(options.ready_fd)
+        await stop.wait()
+        _notify(systemd.STOPPING)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await front.stop(GRACE_S)
+        bound.remove()
+
+
+def services(chosen: Sequence[Plugin], registry: Registry, state: Path) -> list[Service]:
+    """What is served: the plugins' own services, introspection for whoever asks for capabilities, health."""
+    from aiocontainerd.host.introspection import Introspection
+    from aiocontainerd.serve.content import ContentGrpc
+    from aiocontainerd.serve.diff import DiffGrpc
+    from aiocontainerd.serve.health import HealthGrpc
+    from aiocontainerd.serve.introspection import IntrospectionGrpc
+    from aiocontainerd.serve.snapshots import SnapshotsGrpc
+
+    of_kind = {kind: [plugin for plugin in chosen if plugin.kind == kind] for kind in target.SERVED_KINDS}
+    introspection = Introspection(lambda: registry.plugins, state / "uuid", _NoDeprecations())
+    served: list[Service] = [HealthGrpc(), IntrospectionGrpc(introspection)]
+    if of_kind[kinds.SNAPSHOTTER]:
+        served.append(SnapshotsGrpc(Snapshotters(of_kind[kinds.SNAPSHOTTER])))
+    content = target.sole(of_kind[kinds.CONTENT], "content")
+    if content is not None:
+        served.append(ContentGrpc(content.instance))
+    differ = target.sole(of_kind[kinds.DIFFER], "diff")
+    if differ is not None:
+        served.append(DiffGrpc(differ.instance))
+    return served
+
+
+class Snapshotters:
+    """Snapshotters by the name a request gives; a single one answers to any name, for its user chooses that."""
+
+    def __init__(self, plugins: Sequence[Plugin]) -> None:
+        self._by_id = {plugin.id: plugin for plugin in plugins}
+
+    def snapshotter(self, name: str) -> Snapshotter:
+        """Raises InvalidArgument for a name that could mean any of several."""
+        if len(self._by_id) > 1 and name not in self._by_id:
+            raise InvalidArgument(f"snapshotter not loaded: {name}" if name else "snapshotter argument missing")
+        plugin = self._by_id.get(name) or next(iter(self._by_id.values()))
+        snapshotter: Snapshotter = plugin.instance
+        return snapshotter
+
+
+class _NoDeprecations:
+    """A DeprecationLog of a program that has none."""
+
+    def emit(self, deprecation: str) -> None:
+        raise InvalidArgument(f"unknown deprecation {deprecation}")
+
+    def warnings(self) -> list[Deprecation]:
+        return []
+
+
+class ContentOfDaemon(msgspec.Struct, frozen=True):
+    """As much of a metadata store as a differ asks for."""
+
+    content: Any
+
+
+def _stand_ins(options: Options, served: Iterable[str]) -> list[Registration]:
+    """What plugins require of a daemon: the event exchange, and the content behind `content`."""
+
+    async def content_of_daemon(context: InitContext[PluginConfig]) -> object:
+        if not options.content:
+            raise PluginError("it needs the content of a daemon: name its socket with --content")
+        from aiocontainerd.client.connection import CallerConnection
+        from aiocontainerd.client.stores import RemoteContentStore
+        from aiocontainerd.rpc.grpc_client import GrpcClient
+
+        client = GrpcClient(options.content)
+
+        async def close() -> None:
+            client.close()
+
+        context.on_stop(close)
+        store = RemoteContentStore(CallerConnection(client, namespace=options.namespace, timeout_s=CONTENT_TIMEOUT_S))
+        return ContentOfDaemon(store) if context.uri.startswith(kinds.METADATA) else store
+
+    from aiocontainerd.daemon.servers import init_exchange
+
+    found = [
+        Registration(kind=kinds.EVENT, id="exchange", init=init_exchange),
+        Registration(kind=kinds.METADATA, id="bolt", init=content_of_daemon),
+    ]
+    if kinds.CONTENT not in served:
+        found.append(Registration(kind=kinds.CONTENT, id="content", init=content_of_daemon))
+    return found
+
+
+def _programs(target_object: object, config: Config, chosen: Iterable[Plugin]) -> list[Registration]:
+    """The stream processors of the config, where the module of a differ runs such programs."""
+    register = getattr(target_object, "register_stream_processor", None)
+    if register is None or kinds.DIFFER not in {plugin.kind for plugin in chosen}:
+        return []
+    return [register(name, settings) for name, settings in config.stream_processors.items()]
+
+
+def _daemon(options: Options, registry: Registry, config: Config) -> Daemon:
+    return Daemon(
+        root=_made(options.root),
+        state=_made(options.state),
+        temp=Path(tempfile.gettempdir()),
+        grpc_address=options.content,
+        ttrpc_address="",
+        bus=EventBus(),
+        plugins=lambda: registry.plugins,
+        timeout_s=config.timeout_s,
+        debug=log.isEnabledFor(logging.DEBUG),
+    )
+
+
+async def _handle_signals(stop: anyio.Event) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        async for number in received:
+            log.info("stopping on %s", signal.Signals(number).name)
+            stop.set()
+
+
+def _tell_ready(descriptor: int) -> None:
+    _notify(systemd.READY)
+    if descriptor >= 0:
+        os.write(descriptor, b"\n")
+        os.close(descriptor)
+
+
+def _notify(state: str) -> None:
+    try:
+        systemd.notify(state)
+    except OSError as error:
+        log.warning("cannot tell the service manager %s: %s", state, error)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory

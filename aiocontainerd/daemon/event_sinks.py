@@ -1,0 +1,152 @@
+"""The pump of event sinks (`interfaces/event_sink.py`), a built-in plugin: for each a queue and a task that empties it.
+
+A sink can be slow or broken without anybody noticing but its own plugin: publishers never wait, the queue has a limit,
+and what `deliver` raises is logged when it begins to fail, and again, with their number, when failures end.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import anyio
+
+from aiocontainerd import durations, kinds
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.host.hookspecs import hookimpl
+from aiocontainerd.host.registration import InitContext, PluginConfig, PluginError, Registration, SkipPlugin
+
+if TYPE_CHECKING:
+    from aiocontainerd.events import Envelope, EventBus, Subscription
+    from aiocontainerd.interfaces.event_sink import EventSink
+
+PLUGIN_ID = "event-sinks"
+
+
+class Config(PluginConfig, frozen=True):
+    """`queue_size` events wait for each sink before the oldest is dropped; at the end a sink has `stop_timeout`."""
+
+    queue_size: int = 1000
+    stop_timeout: str = "5s"
+
+
+class SinkPump:
+    """One sink: its subscription, which is the queue, and what became of its events."""
+
+    def __init__(self, uri: str, sink: EventSink, subscription: Subscription, log: logging.Logger) -> None:
+        self.uri = uri
+        self._sink = sink
+        self._subscription = subscription
+        self._log = log
+        self._failures_in_a_row = 0
+        self.failed = 0
+        self.drained = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<SinkPump {self.uri} {self.statistics()}>"
+
+    def statistics(self) -> dict[str, int]:
+        """Events that wait, were given to the sink, were dropped for want of room, and that the sink failed on."""
+        return {**self._subscription.statistics(), "failed": self.failed}
+
+    async def run(self) -> None:
+        """Deliver one event after the other until the subscription ends."""
+        try:
+            async for envelope in self._subscription:
+                await self._deliver(envelope)
+        finally:
+            self.drained.set()
+
+    async def _deliver(self, envelope: Envelope) -> None:
+        try:
+            await self._sink.deliver(envelope)
+        except Exception as error:  # noqa: BLE001 - the edge of a sink: what it raises is logged and counted
+            self._note_failure(envelope, error)
+        else:
+            self._note_success()
+
+    def _note_failure(self, envelope: Envelope, error: Exception) -> None:
+        self.failed += 1
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row == 1:
+            self._log.warning("%s did not deliver %s: %s", self.uri, envelope.topic, error or type(error).__name__)
+
+    def _note_success(self) -> None:
+        if self._failures_in_a_row:
+            self._log.info("%s delivers again after %d failures", self.uri, self._failures_in_a_row)
+        self._failures_in_a_row = 0
+
+
+class SinkPumps:
+    """The pumps of all sinks; the instance of the plugin."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self.pumps: list[SinkPump] = []
+        self._log = log
+        self._subscriptions = ExitStack()
+
+    def __repr__(self) -> str:
+        return f"<SinkPumps {self.pumps}>"
+
+    def statistics(self) -> dict[str, dict[str, int]]:
+        """What `SinkPump.statistics` tells, by the URI of the sink's plugin."""
+        return {pump.uri: pump.statistics() for pump in self.pumps}
+
+    def add(self, uri: str, sink: EventSink, bus: EventBus, queue_size: int) -> SinkPump:
+        """Queue what the sink wants from now on. Raises InvalidArgument for a filter that does not parse."""
+        subscription = self._subscriptions.enter_context(bus.subscribe(*sink.filters, limit=queue_size))
+        pump = SinkPump(uri, sink, subscription, self._log)
+        self.pumps.append(pump)
+        return pump
+
+    async def stop(self, timeout_s: float) -> None:
+        """Take no more events, and deliver what is queued within `timeout_s` seconds."""
+        self._subscriptions.close()
+        with anyio.move_on_after(timeout_s or None):
+            for pump in self.pumps:
+                await pump.drained.wait()
+        for pump in self.pumps:
+            if not pump.drained.is_set():
+                left = pump.statistics()["waiting"]
+                self._log.warning("%s is stopped with %d events not delivered", pump.uri, left + 1)
+
+
+async def init(context: InitContext[Config]) -> SinkPumps:
+    """The pumps of every sink that is loaded. A sink whose filters do not parse gets no events, and has failed."""
+    sinks = context.get_all(kinds.EVENT_SINK)
+    if not sinks:
+        raise SkipPlugin("no event sink is loaded")
+    stop_s = _stop_timeout_s(context.config)
+    pumps = SinkPumps(context.log)
+    for plugin_id, sink in sorted(sinks.items()):
+        uri = f"{kinds.EVENT_SINK}.{plugin_id}"
+        try:
+            pump = pumps.add(uri, sink, context.bus, context.config.queue_size)
+        except InvalidArgument as error:
+            context.reject(uri, f"gets no events: {error.message}")
+            continue
+        context.tasks.start_soon(pump.run, name=plugin_id)
+
+    async def stop() -> None:
+        await pumps.stop(stop_s)
+
+    context.on_stop(stop)
+    return pumps
+
+
+def _stop_timeout_s(config: Config) -> float:
+    if config.queue_size < 1:
+        raise PluginError(f"queue_size is {config.queue_size}, it must be at least 1")
+    try:
+        return durations.parse(config.stop_timeout)
+    except ValueError as bad:
+        raise PluginError(f"stop_timeout: {bad}") from bad
+
+
+@hookimpl
+def register_plugins() -> list[Registration]:
+    """The pump. It starts early, so that sinks get what other plugins publish while they start."""
+    return [
+        Registration(kind=kinds.INTERNAL, id=PLUGIN_ID, wants=(kinds.EVENT_SINK,), config=Config, init=init, early=True)
+    ]

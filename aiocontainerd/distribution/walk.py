@@ -1,0 +1,166 @@
+"""Following an image from its target down: index, manifests, configuration and layers (facts/core 14).
+
+Every digest is handled once. Depth, number of references and the size of documents are bounded, so that an image made
+to grow costs its puller no more than an honest one (facts/security 2.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from aiocontainerd.distribution.groups import Job, run_all
+from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
+from aiocontainerd.oci import image as oci
+from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.oci.image import ChildDescriptor, Config, Index, Manifest
+
+if TYPE_CHECKING:
+    from aiocontainerd.client.content import Content
+    from aiocontainerd.oci.platform import Ranking
+
+MAX_DEPTH = 8
+MAX_REFERENCES = 10_000
+MAX_REPEATS = 10_000
+CONCURRENCY = 3
+"""Blobs in transfer at the same time, containerd's `max_concurrent_downloads`."""
+
+Handler = Callable[[ChildDescriptor], Awaitable[None]]
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """The one manifest of an image that suits, with what it refers to."""
+
+    target: Descriptor
+    manifest: Manifest
+    config: Config
+
+
+class Walker:
+    """Brings an image's blobs by `fetch`, then labels each parent with its children."""
+
+    def __init__(
+        self,
+        content: Content,
+        fetch: Handler,
+        rank: Ranking,
+        *,
+        all_platforms: bool = False,
+        label_all: bool = True,
+        concurrency: int = CONCURRENCY,
+    ) -> None:
+        """`label_all` keeps children of other platforms alive too, as a pull does and an import does not."""
+        self._content = content
+        self._fetch = fetch
+        self._rank = rank
+        self._all = all_platforms
+        self._label_all = label_all
+        self._limiter = anyio.CapacityLimiter(concurrency)
+        self._seen: set[str] = set()
+        self._repeats = 0
+
+    def __repr__(self) -> str:
+        return f"<Walker {len(self._seen)} digests, {self._repeats} repeats>"
+
+    async def walk(self, target: Descriptor) -> None:
+        """Handle `target` and all below it. Raises the first failure; the others are given up."""
+        root = ChildDescriptor(target.digest, target.size, target.media_type, dict(target.annotations))
+        await self._visit(root, 0)
+
+    async def _visit(self, item: ChildDescriptor, depth: int) -> None:
+        oci.refuse_schema1(item.media_type)
+        if not self._first(item):
+            return
+        async with self._limiter:
+            await self._fetch(item)
+        children = await self._children(item, depth)
+        if children:
+            await run_all([_bound(self._visit, child, depth + 1) for child in children])
+
+    def _first(self, item: ChildDescriptor) -> bool:
+        if item.digest in self._seen:
+            self._repeats += 1
+            if self._repeats > MAX_REPEATS:
+                raise InvalidArgument(f"image repeats more than {MAX_REPEATS} references")
+            return False
+        self._seen.add(item.digest)
+        if len(self._seen) > MAX_REFERENCES:
+            raise InvalidArgument(f"image has more than {MAX_REFERENCES} references")
+        return True
+
+    async def _children(self, item: ChildDescriptor, depth: int) -> Sequence[ChildDescriptor]:
+        """What to handle next, once the parent has its labels."""
+        document = await read_document(self._content, item.plain())
+        if document is None:
+            return ()
+        if depth >= MAX_DEPTH:
+            raise InvalidArgument(f"image is nested deeper than {MAX_DEPTH} indexes")
+        if isinstance(document, Manifest):
+            there: Sequence[ChildDescriptor] = (document.config, *document.layers)
+        else:
+            there = document.manifests
+        children = there if isinstance(document, Manifest) or self._all else select(document, item.digest, self._rank)
+        labels = oci.child_labels(there if self._label_all else children)
+        await self._content.add_labels(item.digest, labels)
+        return children
+
+
+async def read_document(content: Content, target: Descriptor) -> Index | Manifest | None:
+    """The index or manifest behind a descriptor; None for any other blob. Raises InvalidArgument, NotFound."""
+    if target.media_type in oci.INDEX_TYPES:
+        data = await content.read_all(target.digest, limit=oci.MAX_DOCUMENT_BYTES)
+        return oci.decode_index(data, target.media_type)
+    if target.media_type in oci.MANIFEST_TYPES:
+        data = await content.read_all(target.digest, limit=oci.MAX_DOCUMENT_BYTES)
+        return oci.decode_manifest(data, target.media_type)
+    return None
+
+
+def select(index: Index, digest: str, rank: Ranking) -> Sequence[ChildDescriptor]:
+    """The child that suits best; where none tells its platform, all of them. Raises NotFound naming what there is."""
+    told = [child for child in index.manifests if child.platform is not None]
+    ranked = [(place, child) for child in told if child.platform and (place := rank(child.platform)) is not None]
+    if ranked:
+        return (min(ranked, key=lambda pair: pair[0])[1],)
+    untold = [child for child in index.manifests if child.platform is None]
+    if untold:
+        return untold
+    there = ", ".join(sorted({str(child.platform) for child in told})) or "nothing"
+    raise NotFound(f"no match for platform in manifest {digest} (it has {there}; choose one with --platform)")
+
+
+async def choose(content: Content, target: Descriptor, rank: Ranking) -> Chosen:
+    """The manifest and configuration that suit best. Raises NotFound where none does or a blob is missing."""
+    document = await read_document(content, target)
+    if document is None:
+        raise InvalidArgument(f'{target.digest} of type "{target.media_type}" is no image')
+    if isinstance(document, Manifest):
+        return await _chosen(content, target, document, rank)
+    failure: ContainerdError = NotFound(f"no manifest in index {target.digest}")
+    for child in select(document, target.digest, rank):
+        try:
+            return await choose(content, child.plain(), rank)
+        except (NotFound, InvalidArgument) as error:
+            failure = error
+    raise failure
+
+
+async def _chosen(content: Content, target: Descriptor, manifest: Manifest, rank: Ranking) -> Chosen:
+    if manifest.config.media_type not in oci.CONFIG_TYPES:
+        raise InvalidArgument(f'manifest {target.digest}: config of type "{manifest.config.media_type}" is no image\'s')
+    config = oci.decode_config(await content.read_all(manifest.config.digest, limit=oci.MAX_DOCUMENT_BYTES))
+    if config.os and rank(config.platform) is None:
+        raise NotFound(
+            f"image {target.digest} is for {config.platform}, which this host does not run "
+            f"(choose it with --platform {config.platform} all the same)"
+        )
+    return Chosen(target=target, manifest=manifest, config=config)
+
+
+def _bound(
+    visit: Callable[[ChildDescriptor, int], Coroutine[Any, Any, None]], child: ChildDescriptor, depth: int
+) -> Job:
+    return lambda: visit(child, depth)

@@ -1,0 +1,311 @@
+"""What the daemon knows of each plugin: of each of its methods counters, latencies and the circuit breaker; and what it
+did to the daemon besides.
+
+The dispatcher, the watchdog and the registry write it; `actr plugins explain` and the metrics read it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from aiocontainerd import durations
+from aiocontainerd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from aiocontainerd.guard.deadlines import Deadlines
+
+log = logging.getLogger(__name__)
+
+OPENS_AFTER = 5
+"""Failures in a row that open a breaker."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
+"""How long an open breaker refuses calls: doubled by every trial that fails."""
+
+_STEPS = 4
+_BUCKETS = 36 * _STEPS
+
+
+class Latencies:
+    """A histogram of durations: four buckets for each power of two microseconds, up to some nine hours."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * _BUCKETS
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self.sum_s += seconds
+        quarters = int(seconds * 4e6) + 4
+        octave = quarters.bit_length() - 3
+        at = octave * _STEPS + (quarters >> octave) - 4
+        self.counts[at if at < _BUCKETS else -1] += 1
+
+    @staticmethod
+    def bound_s(bucket: int) -> float:
+        """The upper bound of a bucket in seconds."""
+        octave, step = divmod(bucket, _STEPS)
+        return (((step + 5) << octave) - 4) / 4e6
+
+    @classmethod
+    def sum_of(cls, parts: Iterable[Latencies]) -> Latencies:
+        """What several histograms counted, in one."""
+        whole = cls()
+        for part in parts:
+            whole.sum_s += part.sum_s
+            whole.counts = [a + b for a, b in zip(whole.counts, part.counts, strict=True)]
+        return whole
+
+    @property
+    def count(self) -> int:
+        """How many were counted."""
+        return sum(self.counts)
+
+    def quantile_s(self, share: float) -> float:
+        """The duration that `share` (0 to 1) of all did not exceed, to a fifth; 0.0 where there is none."""
+        wanted = share * self.count
+        seen = 0
+        for bucket, count in enumerate(self.counts):
+            seen += count
+            if count and seen >= wanted:
+                return self.bound_s(bucket)
+        return 0.0
+
+
+class MethodHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """A method as `actr plugins explain` shows it. Durations in seconds; `retry_s` 0 is a closed breaker."""
+
+    method: str
+    timeout: str
+    limit_s: float
+    calls: int
+    errors: int
+    expired: int
+    cancelled: int
+    in_flight: int
+    abandoned: int
+    p50_s: float
+    p99_s: float
+    failures_in_a_row: int
+    retry_s: float
+    last_error: str
+
+
+class MethodRecord:
+    """Counters of one method, and its breaker: the metrics plugin reads the attributes.
+
+    `calls` counts those that ended, `errors` what was raised, expected errors included; `expired` those that missed
+    their deadline, `cancelled` those whose caller gave up, `abandoned` those that ignored their cancellation and were
+    left running. Five failures in a row open the breaker: missed deadlines, and exceptions that are no
+    ContainerdError. `refuses` False lets calls through even so, `late_counts` False takes a DeadlineExceeded of the
+    plugin's own as an answer (`dispatch_interfaces`).
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_pause_s",
+        "_reopens_at",
+        "abandoned",
+        "calls",
+        "cancelled",
+        "deadlines",
+        "errors",
+        "expired",
+        "failures",
+        "in_flight",
+        "label",
+        "last_error",
+        "late_counts",
+        "latencies",
+        "limit_s",
+        "method",
+        "plugin",
+        "refuses",
+        "releases",
+        "timeout",
+        "trying",
+    )
+
+    def __init__(
+        self,
+        plugin: PluginHealth,
+        method: str,
+        timeout: str,
+        *,
+        releases: bool = False,
+        refuses: bool = True,
+        late_counts: bool = True,
+    ) -> None:
+        self.plugin = plugin
+        self.method = method
+        self.label = f"{plugin.uri}: {method}"
+        self.timeout = timeout
+        self.limit_s = 0.0
+        """Seconds of the calls that begin now; 0 is no deadline."""
+        self.deadlines: Deadlines | None = None
+        self.releases = releases
+        """Whether a result that reaches nobody has to be closed."""
+        self.refuses = refuses
+        """Whether an open breaker refuses calls."""
+        self.late_counts = late_counts
+        """Whether a DeadlineExceeded that the plugin raises is a failure."""
+        self.latencies = Latencies()
+        self.calls = self.errors = self.expired = self.cancelled = self.abandoned = self.in_flight = 0
+        self.last_error = ""
+        self.failures = 0
+        self.trying = False
+        self._pause_s = 0.0
+        self._reopens_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"<MethodRecord {self.label} {self.calls} calls, {self.errors} errors, {self.in_flight} in flight>"
+
+    @property
+    def retry_s(self) -> float:
+        """Seconds until an open breaker lets a call through; 0 where it is closed or would."""
+        if self.failures < OPENS_AFTER or not self.refuses:
+            return 0.0
+        return max(0.0, self._reopens_at - time.monotonic())
+
+    def admit(self) -> None:
+        """Let one call through a breaker whose pause is over. Raises Unavailable saying when to come again."""
+        if not self.refuses:
+            return
+        wait_s = self.retry_s
+        if wait_s or self.trying:
+            when = f"tried again in {durations.render(round(wait_s, 1))}" if wait_s else "it is being tried again now"
+            raise Unavailable(
+                f"plugin {self.plugin.uri}: {self.method} is refused after {self.failures} failures in a row "
+                f"(the last: {self.last_error}); {when}"
+            )
+        self.trying = True
+
+    def succeeded(self) -> None:
+        """Close the breaker."""
+        if self.failures >= OPENS_AFTER:
+            log.info("plugin %s: %s works again", self.plugin.uri, self.method)
+        self.failures, self.trying, self._pause_s = 0, False, 0.0
+
+    def failed(self, text: str, *, trial: bool) -> None:
+        """Count a failure; open the breaker, or keep it open for twice as long."""
+        self.note_error(text)
+        self.failures += 1
+        if trial:
+            self.trying = False
+        if trial or self.failures == OPENS_AFTER:
+            self._pause_s = min(self._pause_s * 2 or FIRST_PAUSE_S, LONGEST_PAUSE_S)
+            self._reopens_at = time.monotonic() + self._pause_s
+            pause = f"are refused for {durations.render(self._pause_s)}" if self.refuses else "go on: none is refused"
+            log.warning(
+                "plugin %s: %s failed %d times in a row; calls %s; the last failure: %s",
+                self.plugin.uri,
+                self.method,
+                self.failures,
+                pause,
+                text,
+            )
+
+    def note_error(self, text: str) -> None:
+        """Count an error, whether or not it counts against the plugin."""
+        self.errors += 1
+        self.last_error = text
+        self.plugin.last_error = f"{self.method}: {text}"
+        self.plugin.last_error_at = time.time()
+
+    def health(self) -> MethodHealth:
+        """The method as shown."""
+        latencies = self.latencies
+        return MethodHealth(
+            method=self.method,
+            timeout=self.timeout,
+            limit_s=self.limit_s,
+            calls=self.calls,
+            errors=self.errors,
+            expired=self.expired,
+            cancelled=self.cancelled,
+            in_flight=self.in_flight,
+            abandoned=self.abandoned,
+            p50_s=latencies.quantile_s(0.5),
+            p99_s=latencies.quantile_s(0.99),
+            failures_in_a_row=self.failures,
+            retry_s=self.retry_s,
+            last_error=self.last_error,
+        )
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """A time in which the event loop did not run. `where` is `file:line`."""
+
+    plugin: str
+    where: str
+    seconds: float
+
+
+class LeftCall(Protocol):
+    """A call that ignored its cancellation and still runs."""
+
+    record: MethodRecord
+    started: float
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began."""
+        ...
+
+
+class PluginHealth:
+    """What one plugin did."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.methods: dict[str, MethodRecord] = {}
+        """By name; those of a resource that the plugin gave have its role in front, as in `writer.commit`."""
+        self.abandoned: set[LeftCall] = set()
+        """Held until they end."""
+        self.last_error = ""
+        self.last_error_at = 0.0
+        self.blocked = 0
+        self.blocked_s = 0.0
+        self.last_block: Block | None = None
+        self.changed_globals: list[str] = []
+        """Attributes of widely used modules that its import or init replaced."""
+        self.unclosed: Counter[str] = Counter()
+        """How many resources were dropped without being closed, by `file:line`."""
+        self.tasks: set[str] = set()
+        """Names of its tasks that run, of those it started through its context."""
+        self.leaked: list[str] = []
+        """Names of tasks it left running when it was stopped."""
+        self.rss_bytes: Callable[[], int | None] = _in_the_daemon
+        """Memory of the plugin's own process; None for one that has none."""
+
+    def __repr__(self) -> str:
+        calls = sum(record.calls for record in self.methods.values())
+        return f"<PluginHealth {self.uri} {calls} calls, blocked {self.blocked} times>"
+
+    def note_block(self, block: Block) -> None:
+        """Count a time in which this plugin kept the event loop."""
+        self.blocked += 1
+        self.blocked_s += block.seconds
+        self.last_block = block
+
+    def note_unclosed(self, where: str, what: str) -> None:
+        """Count a resource that was dropped without being closed; the first one of a place is logged."""
+        self.unclosed[where] += 1
+        if self.unclosed[where] == 1:
+            log.warning("plugin %s drops what it does not close at %s: %s", self.uri, where, what)
+
+    def method_health(self) -> list[MethodHealth]:
+        """Every method that was called or is under way, the most called first."""
+        used = [record for record in self.methods.values() if record.calls or record.in_flight or record.abandoned]
+        return [record.health() for record in sorted(used, key=lambda record: (-record.calls, record.method))]
+
+
+def _in_the_daemon() -> int | None:
+    return None

@@ -1,0 +1,164 @@
+"""`register`: a class, or a coroutine function, becomes a plugin where it is written.
+
+    @register(kinds.SNAPSHOTTER, "acme-reflink", config=Config)
+    class Reflink(SnapshotterBase): ...
+
+Nothing is registered by the import: the decorated object carries its `Registration`, and discovery collects what a
+module's objects carry.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from aiocontainerd.config.fields import BadField, bad_field, undefined_field
+from aiocontainerd.host.registration import InitContext, PluginConfig, PluginError, Registration
+
+CARRIER = "__plugin_registrations__"
+GIVEN = ("config", "context", "root")
+
+PluginT = TypeVar("PluginT", bound=Callable[..., Any])
+
+
+def register(
+    kind: str,
+    plugin_id: str,
+    *,
+    requires: Iterable[str] = (),
+    wants: Iterable[str] = (),
+    config: type[PluginConfig] = PluginConfig,
+) -> Callable[[PluginT], PluginT]:
+    """Make the class or the coroutine function below a plugin. It is returned as it is, and may be registered again.
+
+    `requires` names kinds that start before it and without which it does not start, `wants` kinds that it uses where
+    there are any.
+
+    A coroutine function is the plugin's `init`: it is given the context and returns the instance.
+
+    A class is made at `init`. Its `__init__` is given, by name, what it asks for of `config`, `context` and `root`,
+    the directory that the config's `root_path` names or else the plugin's own. Then its coroutine `start` is awaited,
+    if there is one, with the context where it takes an argument; SkipPlugin may be raised in both. When the plugin
+    stops its coroutine `aclose` is awaited, if there is one; after a failed `start` it is not, so that `start` gives
+    back what it took.
+
+    Raises PluginError, naming the object, for what can never work.
+    """
+    uri = f"{kind}.{plugin_id}"
+
+    def carry(target: PluginT) -> PluginT:
+        made = Registration(
+            kind=kind,
+            id=plugin_id,
+            requires=tuple(requires),
+            wants=tuple(wants),
+            config=config,
+            init=_init_of(target, plugin_id),
+        )
+        setattr(target, CARRIER, (*carried(target), made))
+        return target
+
+    if not (isinstance(config, type) and issubclass(config, PluginConfig)):
+        raise PluginError(f"the config of plugin {uri} is {config!r}, not a subclass of PluginConfig")
+    with suppress(NameError):  # of a type that is written further down; whoever loads the module checks again
+        _refuse(uri, config, bad_field(config))
+    return carry
+
+
+def check_config(registration: Registration) -> None:
+    """Raise PluginError naming plugin, field and type where no value can be decoded into a field of the config."""
+    config = registration.config
+    try:
+        bad = bad_field(config)
+    except NameError as error:
+        bad = undefined_field(config, error)
+    _refuse(registration.uri, config, bad)
+
+
+def _refuse(uri: str, config: type[PluginConfig], bad: BadField | None) -> None:
+    if bad is not None:
+        raise PluginError(f"the config of plugin {uri} is {_name(config)}, whose {bad}")
+
+
+def carried(target: object) -> tuple[Registration, ...]:
+    """The registrations an object was decorated with itself; a subclass does not inherit them."""
+    found: tuple[Registration, ...] = getattr(target, "__dict__", {}).get(CARRIER, ())
+    return found
+
+
+def carried_by_module(module: Any) -> list[Registration]:
+    """The registrations of a module's objects, in the order they were written.
+
+    Of objects that the module only imported, those of its own top-level package count.
+    """
+    package = module.__name__.partition(".")[0]
+    found: list[Registration] = []
+    for value in vars(module).values():
+        home = getattr(value, "__module__", None) or ""
+        if home.partition(".")[0] == package:
+            found += [registration for registration in carried(value) if registration not in found]
+    return found
+
+
+def _init_of(target: Any, plugin_id: str) -> Callable[[InitContext[Any]], Awaitable[object]]:
+    if inspect.iscoroutinefunction(target):
+        init_function: Callable[[InitContext[Any]], Awaitable[object]] = target
+        return init_function
+    if not isinstance(target, type):
+        raise PluginError(f"{_name(target)} (plugin {plugin_id}) is not async; write `async def {target.__name__}`")
+    wanted = _wanted(target)
+    starts_with_context = _check_life_cycle(target)
+
+    async def init(context: InitContext[Any]) -> object:
+        instance = target(**{name: _given(name, context) for name in wanted})
+        if starts_with_context is not None:
+            await (instance.start(context) if starts_with_context else instance.start())
+        if hasattr(instance, "aclose"):
+            context.on_stop(instance.aclose)
+        return instance
+
+    init.__module__, init.__qualname__ = target.__module__, f"{target.__qualname__}.init"
+    return init
+
+
+def _given(name: str, context: InitContext[Any]) -> object:
+    if name == "root":
+        root = Path(getattr(context.config, "root_path", "") or context.root)
+        context.exports["root"] = os.fspath(root)
+        return root
+    return context.config if name == "config" else context
+
+
+def _wanted(target: type) -> list[str]:
+    """What `__init__` asks for. Raises PluginError for a parameter that nothing is given for."""
+    parameters = inspect.signature(target).parameters.values()
+    wanted = []
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in GIVEN:
+            wanted.append(parameter.name)
+        elif parameter.default is parameter.empty:
+            raise PluginError(
+                f"{_name(target)}.__init__ asks for {parameter.name!r}; a plugin's class is given any of "
+                f"{', '.join(GIVEN)} by name"
+            )
+    return wanted
+
+
+def _check_life_cycle(target: type) -> bool | None:
+    """Whether `start` takes the context, None where there is no `start`. Raises PluginError where it is not async."""
+    for name in ("start", "aclose"):
+        method = getattr(target, name, None)
+        if method is not None and not inspect.iscoroutinefunction(method):
+            raise PluginError(f"{_name(target)}.{name} is not async; write `async def {name}`")
+    start = getattr(target, "start", None)
+    return None if start is None else len(inspect.signature(start).parameters) > 1
+
+
+def _name(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}"

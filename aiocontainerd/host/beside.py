@@ -1,0 +1,121 @@
+"""Plugins that run beside the daemon: what TOML asks for, and the hooks that make registrations of it.
+
+`[proxy_plugins.<name>]` names a socket behind which a plugin lives. `isolation` of `[python_plugins.<name>]`, or
+`[plugin_isolation] "<kind>.<id>" = "process"` for any plugin, moves a plugin of ours out of the daemon.
+`[stream_processors.<id>]` names a program that the daemon runs for each layer of some media types.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import pluggy
+
+from aiocontainerd.config.records import Isolation, IsolationMode, ProxyPlugin, PythonPlugin, StreamProcessor
+from aiocontainerd.host import hookspecs
+from aiocontainerd.host.registration import PluginError, Registration
+
+log = logging.getLogger(__name__)
+
+_NO_PROXIES: Mapping[str, ProxyPlugin] = MappingProxyType({})
+_NO_MODES: Mapping[str, IsolationMode] = MappingProxyType({})
+_NO_PROGRAMS: Mapping[str, StreamProcessor] = MappingProxyType({})
+_HOOKS = ("register_proxy_plugin", "register_stream_processor", "isolate_plugin")
+
+
+class Beside:
+    """What the config says of plugins beside the daemon, and the modules that can do it."""
+
+    def __init__(
+        self,
+        proxies: Mapping[str, ProxyPlugin] = _NO_PROXIES,
+        modes: Mapping[str, IsolationMode] = _NO_MODES,
+        programs: Mapping[str, StreamProcessor] = _NO_PROGRAMS,
+    ) -> None:
+        self._proxies = proxies
+        self._programs = programs
+        self._modes = modes
+        self._placed: set[str] = set()
+        self._outside: list[tuple[Registration, object]] = []
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+
+    def __repr__(self) -> str:
+        return f"<Beside {len(self._proxies)} proxies, {len(self._modes)} isolated, {self._manager.get_plugins()}>"
+
+    def learn(self, module: Any) -> None:
+        """Take a module that may have the hooks; one that has none of them is left alone."""
+        if any(hasattr(module, name) for name in _HOOKS) and not self._manager.is_registered(module):
+            self._manager.register(module)
+
+    def placed(self, registration: Registration, module: str, declared: PythonPlugin | None) -> Registration:
+        """The registration, or what stands for it where the plugin is kept apart.
+
+        Raises PluginError where no package can keep it apart in the way that the config says.
+        """
+        self._placed.add(registration.uri)
+        isolation = self.isolation_of(registration.uri, module, declared)
+        if isolation is None:
+            return registration
+        made: Registration | None = self._manager.hook.isolate_plugin(registration=registration, isolation=isolation)
+        if made is None:
+            raise PluginError(
+                f'{registration.uri} cannot have isolation = "{isolation.mode}": that is what the package '
+                "aiocontainerd-proxy is for, which is not installed"
+            )
+        if isolation.mode == "process":
+            self._outside.append((made, isolation))
+        return made
+
+    def isolation_of(self, uri: str, module: str, declared: PythonPlugin | None) -> Isolation | None:
+        """How a plugin is to be kept apart, None for one that lives in the daemon. Pure.
+
+        Raises PluginError for another user's identity where there is no other process.
+        """
+        mode = self._modes.get(uri, declared.isolation if declared else "none")
+        uid, gid = (declared.uid, declared.gid) if declared else (None, None)
+        if mode != "process" and (uid is not None or gid is not None):
+            raise PluginError(f'{uri} can have a uid or gid of its own only with isolation = "process"')
+        if mode == "none":
+            return None
+        return Isolation(mode=mode, module=module, uid=uid, gid=gid)
+
+    def outside(self, registration: Registration) -> object:
+        """The settings of a plugin that is in another process, by the registration made for it here; None else."""
+        return next((settings for made, settings in self._outside if made is registration), None)
+
+    @property
+    def proxies(self) -> Sequence[str]:
+        """The names of `[proxy_plugins]`."""
+        return tuple(self._proxies)
+
+    def proxy(self, name: str) -> Registration | None:
+        """The registration of a proxy plugin; None, and a warning, where nobody knows its type."""
+        settings = self._proxies[name]
+        made: Registration | None = self._manager.hook.register_proxy_plugin(name=name, settings=settings)
+        if made is None:
+            log.warning("proxy plugin %s has the type %r, which nothing here can use", name, settings.type)
+        else:
+            self._outside.append((made, settings))
+        return made
+
+    @property
+    def programs(self) -> Sequence[str]:
+        """The names of `[stream_processors]`."""
+        return tuple(self._programs)
+
+    def program(self, name: str) -> Registration | None:
+        """The registration of a stream processor; None, and a warning, where no package runs it."""
+        made: Registration | None = self._manager.hook.register_stream_processor(
+            name=name, settings=self._programs[name]
+        )
+        if made is None:
+            log.warning("nothing here can run the stream processor %s", name)
+        return made
+
+    def without_plugin(self) -> list[str]:
+        """The URIs of `[plugin_isolation]` that no plugin had; told once all plugins are placed."""
+        return sorted(self._modes.keys() - self._placed)

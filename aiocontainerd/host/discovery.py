@@ -1,0 +1,121 @@
+"""Finding plugins: the daemon's own, installed entry points, and modules that TOML names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+
+import msgspec
+
+from aiocontainerd.config.records import PluginPolicy, PythonPlugin
+from aiocontainerd.guard.health import PluginHealth
+from aiocontainerd.guard.owners import changed_globals
+from aiocontainerd.host import diagnosis, hookspecs, loading
+from aiocontainerd.host.beside import Beside
+from aiocontainerd.host.policy import EVERYTHING, Admission, admit, header
+from aiocontainerd.host.registration import Registration, State
+from aiocontainerd.host.registry import Registry
+
+log = logging.getLogger(__name__)
+
+BUILT_IN = ("aiocontainerd.daemon.servers", "aiocontainerd.daemon.event_sinks")
+DECLARED_KIND = "python_plugins"
+"""Rows of the plugin table that stand for a module which could not even register."""
+
+_NO_POLICY = PluginPolicy()
+_NONE_DECLARED: Mapping[str, PythonPlugin] = MappingProxyType({})
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A module that may bring plugins: its name in messages, its path, the package it came with, what it may bring."""
+
+    name: str
+    module: str
+    distribution: str = ""
+    admission: Admission = EVERYTHING
+
+
+def candidates(
+    installed: Iterable[EntryPoint], declared: Mapping[str, PythonPlugin], policy: PluginPolicy
+) -> tuple[list[Candidate], list[Candidate]]:
+    """What to load and what is refused, in a stable order. A module that the config declares needs no other leave."""
+    found = [Candidate(name, name) for name in BUILT_IN]
+    refused: list[Candidate] = []
+    named = [(entry, header(entry.dist, "Name")) for entry in installed]
+    for entry, name in sorted(named, key=lambda one: (one[0].name, one[1])):
+        candidate = Candidate(entry.name, entry.value, name, admit(policy, name, entry.dist))
+        (refused if candidate.admission.refusal else found).append(candidate)
+    found += [Candidate(name, plugin.module) for name, plugin in sorted(declared.items())]
+    return found, refused
+
+
+def discover(
+    registry: Registry, declared: Mapping[str, PythonPlugin], policy: PluginPolicy, beside: Beside | None = None
+) -> None:
+    """Fill `registry`. A module that cannot be loaded becomes a failed row with one line that names the cause.
+
+    `beside` says which plugins are in other processes, and which are to be.
+    """
+    beside = Beside() if beside is None else beside
+    found, refused = candidates(entry_points(group=hookspecs.ENTRY_POINT_GROUP), declared, policy)
+    for candidate in refused:
+        _refuse(registry, candidate, candidate.name, candidate.admission.refusal)
+    brought: list[tuple[Candidate, Registration]] = []
+    imported = {candidate: PluginHealth(candidate.name) for candidate in found}
+    for candidate in found:
+        with _failures_are_rows(registry, candidate), changed_globals(imported[candidate]):
+            registrations = loading.registrations_of(candidate.module)
+            beside.learn(loading.load(candidate.module))
+            brought += [(candidate, registration) for registration in registrations]
+    for candidate, registration in brought:
+        if not candidate.admission.allows(registration.kind):
+            reason = f"plugin_policy.allow names {candidate.distribution}, but not for {registration.kind}"
+            _refuse(registry, candidate, f"{candidate.name}:{registration.uri}", reason)
+            continue
+        with _failures_are_rows(registry, candidate, registration.uri):
+            wanted = None if candidate.distribution else declared.get(candidate.name)
+            placed = beside.placed(registration, candidate.module, wanted)
+            plugin = registry.add(placed, candidate.distribution or candidate.name)
+            plugin.health.changed_globals += imported[candidate].changed_globals
+    for name in beside.proxies:
+        with _failures_are_rows(registry, Candidate(name, f"proxy_plugins.{name}")):
+            proxy = beside.proxy(name)
+            if proxy is not None:
+                registry.add(proxy, f"proxy_plugins.{name}")
+    for name in beside.programs:
+        with _failures_are_rows(registry, Candidate(name, f"stream_processors.{name}")):
+            program = beside.program(name)
+            if program is not None:
+                registry.add(program, f"stream_processors.{name}")
+    for uri in beside.without_plugin():
+        log.warning("plugin_isolation names %s, which no plugin here is", uri)
+
+
+def _refuse(registry: Registry, candidate: Candidate, row: str, reason: str) -> None:
+    log.warning("plugin package %s is not loaded: %s", candidate.distribution or candidate.name, reason)
+    registry.add_failed(DECLARED_KIND, row, f"{reason}: skip plugin", candidate.distribution, state=State.SKIPPED)
+
+
+@contextmanager
+def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") -> Iterator[None]:
+    """The edge of a plugin package: what it raises is a failed row, not the daemon's end."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = diagnosis.describe(error, candidate.module)
+        log.error("plugin module %s of %s cannot be loaded: %s", candidate.module, candidate.name, reason)
+        log.debug("loading %s failed", candidate.module, exc_info=error)
+        row = f"{candidate.name}:{uri}" if uri else candidate.name
+        registry.add_failed(DECLARED_KIND, row, reason, candidate.distribution)
+
+
+def all_registrations(
+    policy: PluginPolicy = _NO_POLICY, declared: Mapping[str, PythonPlugin] = _NONE_DECLARED
+) -> list[Registration]:
+    """The registrations of every installed package that the policy allows, and of declared modules."""
+    registry = Registry(policy.replace)
+    discover(registry, declared, policy)
+    return [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]

@@ -1,0 +1,165 @@
+"""The life of one plugin, in a task of its own: init, tasks, clean-up, each under a deadline.
+
+Every plugin has its own task, so that the cancel scopes it opens nest in that task alone and whoever starts or stops
+it can stop waiting. What ignores even cancellation is left behind and reported, and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from aiocontainerd import durations
+from aiocontainerd.guard.clock import Clock, running
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+log = logging.getLogger(__name__)
+
+INIT_TIMEOUT = "io.containerd.timeout.plugin.init"
+STOP_TIMEOUT = "io.containerd.timeout.plugin.stop"
+FAILURES = (Exception, SystemExit, KeyboardInterrupt)
+"""What a plugin may raise and the daemon outlives: also what would end a program, which is not the plugin's to end."""
+_UNWIND_S = 1.0
+"""What a cancelled plugin has to unwind."""
+
+
+class PluginTimeoutError(Exception):
+    """An init that did not end in time."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Seconds that an init, and a stop, may take; 0 is no limit."""
+
+    init_s: float
+    stop_s: float
+
+    @classmethod
+    def of(cls, timeout_s: Callable[[str], float]) -> Limits:
+        """The limits of `[timeouts]`."""
+        return cls(timeout_s(INIT_TIMEOUT), timeout_s(STOP_TIMEOUT))
+
+
+class PluginTasks:
+    """Tasks that end with their plugin. One that fails is logged under the plugin's name and harms nothing else."""
+
+    def __init__(self, uri: str, group: TaskGroup) -> None:
+        self._uri = uri
+        self._group = group
+        self.running: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<PluginTasks of {self._uri}: {len(self.running)} running>"
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object, name: str = "") -> None:
+        """Start `function(*args)`; `name` is what logs and dumps call it."""
+        label = f"{self._uri}:{name or getattr(function, '__name__', 'task')}"
+        self._group.start_soon(self._guarded, function, args, label, name=label)
+
+    async def _guarded(self, function: Callable[..., Awaitable[object]], args: tuple[object, ...], label: str) -> None:
+        self.running.add(label)
+        running.set(Clock(self._uri))
+        try:
+            await function(*args)
+        except FAILURES:  # the edge of a task: a plugin's failure is its own
+            log.exception("task %s of plugin %s failed", label, self._uri)
+        finally:
+            self.running.discard(label)
+
+
+class PluginLife:
+    """One plugin from its init to its end. `run` is its task; `begun` and `stop` are called from outside of it.
+
+    `init` is given the tasks and the stack of what to do at the end; `limits` may be changed at any time. After
+    `begun`, either `failure` says why the plugin did not load, or `instance` is what init returned.
+    """
+
+    def __init__(
+        self, uri: str, init: Callable[[PluginTasks, AsyncExitStack], Awaitable[object]], limits: Limits
+    ) -> None:
+        self.uri = uri
+        self.instance: object = None
+        self.failure: BaseException | None = None
+        self._init = init
+        self.limits = limits
+        self._at_end = AsyncExitStack()
+        self._whole = anyio.CancelScope(shield=True)  # ended in order by `stop_at_once`, not all at once from above
+        self._begun, self._leave, self._ended = anyio.Event(), anyio.Event(), anyio.Event()
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "running" if self._begun.is_set() else "starting"
+        return f"<PluginLife {self.uri} {state}>"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of the plugin runs any more."""
+        return self._ended.is_set()
+
+    async def run(self) -> None:
+        """Init, wait for `stop`, clean up, end the plugin's tasks."""
+        running.set(Clock(self.uri))
+        try:
+            with self._whole:
+                async with anyio.create_task_group() as group:
+                    try:
+                        async with self._at_end:
+                            await self._live(PluginTasks(self.uri, group))
+                    except FAILURES:  # the edge of a plugin: what its clean-up raises ends nothing else
+                        log.exception("plugin %s failed to stop", self.uri)
+                    finally:
+                        group.cancel_scope.cancel()
+        finally:
+            self._begun.set()
+            self._ended.set()
+
+    async def _live(self, tasks: PluginTasks) -> None:
+        try:
+            with anyio.move_on_after(self.limits.init_s or None) as scope:
+                self.instance = await self._init(tasks, self._at_end)
+            if scope.cancel_called:
+                raise PluginTimeoutError(self._too_slow())
+        except FAILURES as error:  # the edge of a plugin: what it raises is its outcome
+            self.failure = error
+        else:
+            self._begun.set()
+            await self._leave.wait()
+
+    async def begun(self) -> None:
+        """Wait until the plugin loaded, or failed and cleaned up."""
+        limits = self.limits
+        longest = limits.init_s + (limits.stop_s or math.inf) + _UNWIND_S if limits.init_s else math.inf
+        with anyio.move_on_after(longest):
+            await self._begun.wait()
+            return
+        self.failure = PluginTimeoutError(f"{self._too_slow()}, and it cannot be cancelled")
+        self._whole.cancel()
+
+    async def stop(self) -> None:
+        """End the plugin. What hangs is cancelled at the limit; what ignores that is left behind, with a log record."""
+        self._leave.set()
+        if await self._ends_within(self.limits.stop_s or math.inf):
+            return
+        limit = durations.render(self.limits.stop_s)
+        log.error("plugin %s did not stop within %s (%s); given up", self.uri, limit, STOP_TIMEOUT)
+        await self.stop_at_once()
+
+    async def stop_at_once(self) -> None:
+        """Cancel the plugin, whatever it does."""
+        self._leave.set()
+        self._whole.cancel()
+        await self._ends_within(_UNWIND_S)
+
+    async def _ends_within(self, limit_s: float) -> bool:
+        with anyio.move_on_after(limit_s):
+            await self._ended.wait()
+        return self.ended
+
+    def _too_slow(self) -> str:
+        return f"init of {self.uri} did not end within {durations.render(self.limits.init_s)} ({INIT_TIMEOUT})"

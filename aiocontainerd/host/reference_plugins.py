@@ -1,0 +1,183 @@
+"""The pages `docs/hooks.md` and `docs/plugins/reference.md`, out of hookspecs, interfaces, deadlines and scaffolds."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from aiocontainerd import scaffold
+from aiocontainerd.config.records import TIMEOUTS
+from aiocontainerd.guard import interface
+from aiocontainerd.guard.interface import Interface
+from aiocontainerd.host import hookspecs
+from aiocontainerd.interfaces import PROTOCOLS
+
+HOOK_TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_host_hookspecs.py"
+
+_HOOKS_HEAD = f"""\
+# Hooks
+
+Generated from `aiocontainerd/host/hookspecs.py` and `tests/test_host_hookspecs.py`; `make docs` writes it anew.
+
+Most plugins need none of them: `@register` ([reference](plugins/reference.md)) does what `register_plugins` does. A
+module implements a hook with a function of its name under `@hookimpl` (`from aiocontainerd.plugin import hookimpl`),
+or an object does, with a method. Modules are found by the entry point group `{hookspecs.ENTRY_POINT_GROUP}`, or
+named in the config: `[python_plugins.acme]`, `module = "acme.plugin"` (or `"acme.plugin:Plugin"` for a class).
+"""
+_REFERENCE_HEAD = """\
+# Reference of plugin kinds
+
+Generated from `aiocontainerd/interfaces/`, the deadlines of the dispatcher and the packages of `actr plugins new`;
+`make docs` writes it anew. Hooks are on [a page of their own](../hooks.md).
+
+A plugin is a class, or a coroutine function `init`, under `@register(kind, id, requires=..., config=...)`.
+Everything on this page can be imported from `aiocontainerd.plugin` or the module that is named. A deadline class is a
+key of `[timeouts]` in the config:
+"""
+_CLASSES = {
+    interface.QUICK: "what answers from memory or an index",
+    interface.WORK: "what touches disks or other processes",
+    interface.LONG: "what moves whole layers",
+    interface.TASK: "what asks a shim; never less than the `shim.*` deadlines together",
+}
+
+
+def hook_functions() -> Iterator[Callable[..., object]]:
+    """Every hook specification, in the order of the module."""
+    for function in vars(hookspecs).values():
+        if inspect.isfunction(function) and hasattr(function, f"{hookspecs.PROJECT}_spec"):
+            yield function
+
+
+def hooks_page() -> str:
+    """The text of `docs/hooks.md`."""
+    return "\n".join([_HOOKS_HEAD, *(_hook(function) for function in hook_functions())])
+
+
+def reference_page() -> str:
+    """The text of `docs/plugins/reference.md`."""
+    classes = [f"| `{key}` | {TIMEOUTS[key]} | {text} |" for key, text in _CLASSES.items()]
+    table = ["| class | default | for |", "|---|---|---|", *classes, ""]
+    return "\n".join([_REFERENCE_HEAD, *table, _contents(), *(_kind(kind) for kind in PROTOCOLS)])
+
+
+def _hook(function: Callable[..., object]) -> str:
+    parts = [f"## {function.__name__}\n", _code(_signature(function)), f"{inspect.getdoc(function)}\n"]
+    parts.append("Deadline class: none; it is called while the daemon starts, and must not wait.\n")
+    example = _example(function.__name__)
+    if example:
+        parts.append(f"An example, from `tests/test_host_hookspecs.py`:\n\n{_code(example)}")
+    return "\n".join(parts)
+
+
+def _example(hook: str) -> str:
+    """The class of `tests/test_host_hookspecs.py` that has a method of this name; the page's examples are run there."""
+    text = HOOK_TESTS.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and any(getattr(one, "name", "") == hook for one in node.body):
+            lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
+            return textwrap.dedent("\n".join(lines))
+    return ""
+
+
+def _contents() -> str:
+    rows = ["| kind | instance | `actr plugins new` |", "|---|---|---|"]
+    scaffolds = {form.kind: name for name, form in scaffold.FORMS.items()}
+    for kind, path in PROTOCOLS.items():
+        anchor = kind.replace(".", "")
+        name = f"`{scaffolds[kind]}`" if kind in scaffolds else ""
+        rows.append(f"| [`{kind}`](#{anchor}) | `{path.partition(':')[2]}` | {name} |")
+    return "\n".join(rows) + "\n"
+
+
+def _kind(kind: str) -> str:
+    module_name, _, name = PROTOCOLS[kind].partition(":")
+    module = importlib.import_module(f"aiocontainerd.interfaces.{module_name}")
+    parts = [f"## {kind}\n", f"`aiocontainerd/interfaces/{module_name}.py`\n"]
+    parts.append(f"{_prose(inspect.getdoc(module) or '')}\n")
+    own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    parts += [_record(value) for value in own if isinstance(value, type) and issubclass(value, msgspec.Struct)]
+    parts.append(_protocol(getattr(module, name), interface.BY_KIND.get(kind)))
+    parts += [_scaffold(form) for form, made in scaffold.FORMS.items() if made.kind == kind]
+    return "\n".join(parts)
+
+
+def _prose(text: str) -> str:
+    """The words of a module; indented parts, which are code or tables, are fenced."""
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        indented = all(line.startswith("    ") for line in paragraph.splitlines())
+        paragraphs.append(_code(textwrap.dedent(paragraph), "").rstrip() if indented else paragraph)
+    return "\n\n".join(paragraphs)
+
+
+def _record(record: type[msgspec.Struct]) -> str:
+    """The words and fields of a record; annotations stay as they are written."""
+    names, defaults = record.__struct_fields__, record.__struct_defaults__
+    given = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
+    annotations = {name: text for base in record.__mro__ for name, text in inspect.get_annotations(base).items()}
+    fields = [f"    {name}: {annotations[name]}{_default(given.get(name, msgspec.NODEFAULT))}" for name in names]
+    return f"{inspect.getdoc(record)}\n\n" + _code("\n".join([f"class {record.__name__}(Struct):", *fields]))
+
+
+def _default(value: object) -> str:
+    if value is msgspec.NODEFAULT:
+        return ""
+    return f" = {value!r}" if isinstance(value, str | int | None) else " = ..."
+
+
+def _protocol(protocol: type, interface: Interface | None) -> str:
+    rows = [f"### {protocol.__name__}\n", f"{inspect.getdoc(protocol)}\n"]
+    rows += ["| member | deadline class | |", "|---|---|---|"]
+    deadlines = {**interface.calls(), **interface.streams} if interface is not None else {}
+    for name, value in _own(protocol):
+        words = (
+            " ".join((inspect.getdoc(value) or "").split()) if callable(value) or isinstance(value, property) else ""
+        )
+        deadline = deadlines.get(name, "")
+        rows.append(f"| `{_member(name, value)}` | {f'`{_short(deadline)}`' if deadline else ''} | {words} |")
+    return "\n".join(rows) + "\n"
+
+
+def _own(protocol: type) -> Iterator[tuple[str, object]]:
+    seen: dict[str, object] = {}
+    for base in reversed(protocol.__mro__):
+        if getattr(base, "_is_protocol", False) and base.__module__ != "typing":
+            members = {**inspect.get_annotations(base), **vars(base)}
+            seen |= {name: value for name, value in members.items() if not name.startswith("_")}
+    yield from seen.items()
+
+
+def _member(name: str, value: object) -> str:
+    if isinstance(value, property):
+        returned = inspect.get_annotations(value.fget).get("return", "") if value.fget else ""
+        return f"{name}: {returned}"
+    if not callable(value):
+        return f"{name}: {value}"
+    prefix = "async " if inspect.iscoroutinefunction(value) else ""
+    return f"{prefix}{_signature(value)}".replace("|", "\\|")
+
+
+def _signature(function: Callable[..., object]) -> str:
+    text = f"{function.__name__}{inspect.signature(function)}".replace("'", "")
+    return text.replace("(self, ", "(").replace("(self)", "()")
+
+
+def _short(deadline: str) -> str:
+    return deadline.removeprefix(interface.PREFIX)
+
+
+def _scaffold(form: str) -> str:
+    text = scaffold.files(form, f"acme-{form}")[f"acme_{form.replace('-', '_')}/plugin.py"]
+    words = f"`actr plugins new {form} acme-{form}` begins with this, and a test of it that passes:"
+    return f"{words}\n\n{_code(text.strip())}"
+
+
+def _code(text: str, language: str = "python") -> str:
+    return f"```{language}\n{text}\n```\n"

@@ -1,0 +1,243 @@
+"""The plugins of one daemon: the order they start in, and what became of each.
+
+`run` runs the inits in dependency order. Whatever depends on a plugin that failed is not started, and says which one
+caused it. At the end plugins are closed in reverse order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from aiocontainerd.errors import NotFound, Unknown
+from aiocontainerd.guard.health import PluginHealth
+from aiocontainerd.guard.owners import Owners, marking_tasks
+from aiocontainerd.host.order import CircularNeedError, dependency_order
+from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
+from aiocontainerd.host.running import Running, end_left_tasks, left_threads
+
+if TYPE_CHECKING:
+    from aiocontainerd.host.life import PluginTasks
+
+
+class Registry:
+    """All registrations of one daemon. `replaceable` are the URIs that may be taken from the daemon's own plugins."""
+
+    def __init__(self, replaceable: Iterable[str] = ()) -> None:
+        self.replaceable = frozenset(replaceable)
+        self._plugins: dict[str, Plugin] = {}
+        self._order: list[Plugin] = []
+        self._running: Running | None = None
+
+    def __repr__(self) -> str:
+        return f"<Registry {self.statistics()}>"
+
+    def statistics(self) -> dict[str, int]:
+        """How many plugins are in each state."""
+        counts: dict[str, int] = {}
+        for plugin in self._plugins.values():
+            counts[plugin.state.value] = counts.get(plugin.state.value, 0) + 1
+        return counts
+
+    def add(self, registration: Registration, distribution: str = "") -> Plugin:
+        """Take a registration. Raises PluginError where its URI is taken.
+
+        Of a plugin of the daemon's own and another one, the other one has the URI where `replaceable` names it.
+        """
+        present = self._plugins.get(registration.uri)
+        if present is not None:
+            ours = (is_first_party(present.distribution), is_first_party(distribution))
+            if ours[0] == ours[1] or registration.uri not in self.replaceable:
+                raise PluginError(_twice(registration.uri, present.distribution, distribution, ours[0] != ours[1]))
+            if ours[1]:
+                return present
+        plugin = Plugin(registration, distribution)
+        self._plugins[registration.uri] = plugin
+        return plugin
+
+    def add_failed(
+        self, kind: str, plugin_id: str, reason: str, distribution: str = "", *, state: State = State.FAILED
+    ) -> Plugin:
+        """Keep a row for something that could not even register, so that it is seen in the table."""
+        plugin = Plugin(Registration(kind=kind, id=plugin_id, init=_never), distribution)
+        plugin.state, plugin.reason, plugin.code = state, reason, Unknown.code
+        self._plugins[plugin.uri] = plugin
+        return plugin
+
+    @property
+    def plugins(self) -> Sequence[Plugin]:
+        """Every plugin; those that were started come first, in the order they started."""
+        rest = [p for p in list(self._plugins.values()) if p not in self._order]  # the watchdog's thread asks, too
+        return [*self._order, *rest]
+
+    def __getitem__(self, uri: str) -> Plugin:
+        return self._plugins[uri]
+
+    def get(self, uri: str) -> Plugin | None:
+        """The plugin of a URI, if it is registered."""
+        return self._plugins.get(uri)
+
+    def health(self, uri: str) -> PluginHealth | None:
+        """What is noted of a plugin, if it is registered."""
+        plugin = self._plugins.get(uri)
+        return None if plugin is None else plugin.health
+
+    def disable(self, uris: Iterable[str]) -> list[str]:
+        """Mark plugins so that they are not started; returns the URIs that name none of ours."""
+        unknown = []
+        for uri in uris:
+            plugin = self._plugins.get(uri)
+            if plugin is None:
+                unknown.append(uri)
+            else:
+                plugin.state, plugin.reason = State.DISABLED, "disabled by configuration"
+        return unknown
+
+    def order(self) -> list[Plugin]:
+        """The plugins to start, each after everything it requires.
+
+        Of plugins that require each other in a circle, those that are not the daemon's own have failed; all where
+        none is another's.
+        """
+        while True:
+            enabled = {u: p for u, p in self._plugins.items() if p.state == State.REGISTERED}
+            try:
+                return dependency_order(enabled)
+            except CircularNeedError as error:
+                strangers = [plugin for plugin in error.circle if not is_first_party(plugin.distribution)]
+                for plugin in strangers or error.circle:
+                    plugin.failed(error)
+
+    @asynccontextmanager
+    async def run(
+        self,
+        daemon: Daemon,
+        config_of: Callable[[Registration], PluginConfig],
+        required: Sequence[str] = (),
+        *,
+        last_resort: Callable[[list[str], Exception | None], object] | None = None,
+        check: Callable[[str, object], object] | None = None,
+    ) -> AsyncIterator[None]:
+        """Start every plugin, run the block, stop them in reverse order.
+
+        `config_of` gives a registration its decoded config; what it raises fails that plugin. A required plugin that
+        is missing or did not load raises PluginError after everything that did start is stopped. `last_resort` is
+        called at the end with the plugins that cannot be ended, or leave threads that cannot, and the block's error;
+        without it they are waited for.
+        `check` is given the kind and instance of each plugin and raises where the instance cannot be used.
+        """
+        self._order = self.order()
+        failure: Exception | None = None
+        threads = threading.enumerate()
+        async with AsyncExitStack() as whole:
+            whole.enter_context(marking_tasks(asyncio.get_running_loop()))
+            group = await whole.enter_async_context(anyio.create_task_group())
+            running = Running(daemon, group, config_of=config_of, make_context=self._context, check=check)
+            self._running = running
+            try:
+                for plugin in self._order:
+                    await running.start(plugin, self._plugins.values())
+                self._check_required(required)
+                yield
+            except Exception as error:  # noqa: BLE001 - raised again below: inside of the group it would be wrapped
+                failure = error
+            finally:
+                self._running = None
+                await running.stop_all()
+                owners, healths = self.owners(), {plugin.uri: plugin.health for plugin in self._order}
+                stuck = running.stuck() + await end_left_tasks(owners, healths)
+                if last_resort is not None:
+                    stuck += await left_threads(owners, healths, threads)
+                    if stuck:
+                        last_resort(list(dict.fromkeys(stuck)), failure)
+        if failure is not None:
+            raise failure
+
+    async def add_running(self, registration: Registration, distribution: str = "") -> Plugin:
+        """Register and start a plugin while the daemon runs, and tell who watches its kind.
+
+        The plugin's state says what became of it. Raises PluginError where its URI is taken or nothing runs.
+        """
+        running = self._required_running()
+        plugin = self.add(registration, distribution)
+        self._order.append(plugin)
+        await running.start(plugin, self._plugins.values())
+        if plugin.state == State.LOADED:
+            running.tell(plugin, plugin.instance)
+        return plugin
+
+    async def remove_running(self, uri: str) -> None:
+        """Stop a plugin while the daemon runs and forget it; who watches its kind is told before.
+
+        Raises NotFound; FailedPrecondition where a plugin needs it that cannot do without until the next start.
+        """
+        running = self._required_running()
+        plugin = self._plugins.get(uri)
+        if plugin is None:
+            raise NotFound(f"plugin {uri}")
+        running.require_unneeded(plugin)
+        if plugin.state == State.LOADED:
+            running.tell(plugin, None)
+        await running.stop(plugin)
+        del self._plugins[uri]
+        self._order = [other for other in self._order if other is not plugin]
+
+    def set_deadlines(self) -> None:
+        """Have the calls that begin from now on keep the deadlines that `Daemon.timeout_s` gives now."""
+        if self._running is not None:
+            self._running.set_deadlines()
+
+    def owners(self) -> Owners:
+        """Which plugins the modules of the daemon belong to."""
+        packages: dict[str, list[str]] = {}
+        for plugin in self.plugins:
+            for package in plugin.packages():
+                packages.setdefault(package, []).append(plugin.uri)
+        return Owners(packages)
+
+    def _required_running(self) -> Running:
+        if self._running is None:
+            raise PluginError("the daemon is not running: plugins cannot come or go")
+        return self._running
+
+    def _context(
+        self, plugin: Plugin, config: PluginConfig, running: Running, tasks: PluginTasks, stack: AsyncExitStack
+    ) -> InitContext[Any]:
+        return InitContext(
+            plugin,
+            config,
+            daemon=running.daemon,
+            loaded=running.loaded,
+            tasks=tasks,
+            stack=stack,
+            registered=self.get,
+            watchers=running.watchers,
+        )
+
+    def _check_required(self, required: Sequence[str]) -> None:
+        for uri in required:
+            plugin = self._plugins.get(uri)
+            if plugin is None:
+                raise PluginError(f"required plugin {uri} is not installed")
+            if plugin.state != State.LOADED:
+                raise PluginError(f"required plugin {uri} is not loaded ({plugin.state}): {plugin.reason}")
+
+
+def is_first_party(distribution: str) -> bool:
+    """Whether a distribution is one of the daemon's own: the core, which may be without a name here, or its plugins."""
+    return distribution in ("", "aiocontainerd") or distribution.startswith("aiocontainerd-")
+
+
+def _twice(uri: str, one: str, other: str, may_replace: bool) -> str:
+    hint = f", or name {uri} in plugin_policy.replace" if may_replace else ""
+    by = f" by {one}" if one == other and one else f": by {one or 'the daemon'} and by {other or 'the daemon'}"
+    return f"plugin {uri} is registered twice{by}; choose another id{hint}"
+
+
+async def _never(_context: InitContext[Any]) -> object:
+    raise PluginError("this plugin could not be loaded")

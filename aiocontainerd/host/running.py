@@ -1,0 +1,240 @@
+"""The plugins of a running daemon: starting and stopping them, also one at a time while the others run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from aiocontainerd import kinds
+from aiocontainerd.errors import FailedPrecondition, NotFound
+from aiocontainerd.guard import clock
+from aiocontainerd.guard.dispatcher import Dispatcher
+from aiocontainerd.guard.health import PluginHealth
+from aiocontainerd.guard.owners import Owners, changed_globals
+from aiocontainerd.host.life import Limits, PluginLife, PluginTasks
+from aiocontainerd.host.registration import TIMEOUTS, Plugin, PluginError, State, Watcher
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from anyio.abc import TaskGroup
+
+    from aiocontainerd.host.registration import Daemon, InitContext, PluginConfig, Registration
+
+log = logging.getLogger(__name__)
+
+LEFT_TASKS_S = 1.0
+"""What tasks that outlive their plugin have to end when they are cancelled."""
+LEFT_THREADS_S = 5.0
+"""What threads have, which may be waiting for a disk."""
+_LEFT_POLL_S = 0.01
+
+
+class Running:
+    """What starting a plugin needs, from the start of the daemon to its end, and what was started.
+
+    `make_context` gives the InitContext of a plugin; `check` raises where an instance cannot be used.
+    """
+
+    def __init__(
+        self,
+        daemon: Daemon,
+        group: TaskGroup,
+        *,
+        config_of: Callable[[Registration], PluginConfig],
+        make_context: Callable[[Plugin, PluginConfig, Running, PluginTasks, AsyncExitStack], InitContext[Any]],
+        check: Callable[[str, object], object] | None,
+    ) -> None:
+        self.daemon = daemon
+        self.loaded: dict[str, dict[str, Plugin]] = {}
+        self.watchers: list[Watcher] = []
+        self.lives: dict[str, PluginLife] = {}
+        self._removed: list[PluginLife] = []
+        self._stopping = False
+        self._group = group
+        self._config_of = config_of
+        self._make_context = make_context
+        self._check = check
+        self._dispatcher = Dispatcher(daemon.timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<Running {len(self.lives)} plugins, {self._dispatcher!r}>"
+
+    async def start(self, plugin: Plugin, registered: Iterable[Plugin]) -> None:
+        """Start a plugin; its state says what became of it."""
+        cause = _missing_need(plugin, self.loaded, [p for p in registered if p.state == State.FAILED])
+        if cause is not None:
+            plugin.caused_by = cause.caused_by or cause.uri
+            plugin.failed(NotFound(f"requires {cause.uri}, which is not loaded"))
+            return
+        started = time.perf_counter()
+        life = self.lives[plugin.uri] = PluginLife(
+            plugin.uri, partial(self._init, plugin), Limits.of(self.daemon.timeout_s)
+        )
+        before = clock.running.set(clock.Clock(""))  # its life is nobody's task, whoever asked for it
+        self._group.start_soon(life.run, name=f"plugin {plugin.uri}")
+        clock.running.reset(before)
+        await life.begun()
+        if self._stopping:
+            await life.stop()
+        plugin.init_s = time.perf_counter() - started
+        if life.failure is None:
+            plugin.loaded(self._dispatcher.guard(plugin.health, plugin.kind, life.instance))
+            self.loaded.setdefault(plugin.kind, {})[plugin.id] = plugin
+        else:
+            plugin.failed(life.failure)
+
+    async def stop(self, plugin: Plugin) -> None:
+        """Stop a plugin that nobody needs any more."""
+        self.loaded.get(plugin.kind, {}).pop(plugin.id, None)
+        life = self.lives.pop(plugin.uri, None)
+        if life is not None:
+            self._removed.append(life)
+            await life.stop()
+            self._removed = [life for life in self._removed if not life.ended]
+
+    async def stop_all(self) -> None:
+        """Stop in reverse order; all at once when the daemon itself is cancelled."""
+        self._stopping = True
+        lives = [*self.lives.values()]
+        try:
+            for life in reversed(lives):
+                await life.stop()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                for life in reversed(lives):
+                    await life.stop_at_once()
+            raise
+
+    def stuck(self) -> list[str]:
+        """URIs of plugins that were stopped and have not ended."""
+        return [life.uri for life in (*self.lives.values(), *self._removed) if not life.ended]
+
+    def tell(self, plugin: Plugin, instance: Any | None) -> None:
+        """Tell who watches the kind of a plugin that it is here, or with None that it goes."""
+        for watcher in [watcher for watcher in self.watchers if watcher.kind == plugin.kind]:
+            try:
+                watcher.changed(plugin.id, instance)
+            except Exception:  # the edge of a plugin: what it makes of the news is its own
+                log.exception("plugin %s does not follow the change of %s", watcher.uri, plugin.uri)
+
+    def set_deadlines(self) -> None:
+        """Take the deadlines of `[timeouts]` as they are now, and tell who keeps some."""
+        self._dispatcher.set_deadlines()
+        for life in self.lives.values():
+            life.limits = Limits.of(self.daemon.timeout_s)
+        for watcher in [watcher for watcher in self.watchers if watcher.kind == TIMEOUTS]:
+            try:
+                watcher.changed("", None)
+            except Exception:  # the edge of a plugin: it goes on with the deadlines it has
+                log.exception("plugin %s does not follow the change of timeouts", watcher.uri)
+
+    def require_unneeded(self, plugin: Plugin) -> None:
+        """Raises FailedPrecondition where a plugin was given this one and does not watch its kind."""
+        told = {watcher.uri for watcher in self.watchers if watcher.kind == plugin.kind}
+        loaded = [other for of_kind in self.loaded.values() for other in of_kind.values()]
+        if plugin not in loaded:
+            return
+        needs = [
+            p.uri
+            for p in loaded
+            if p is not plugin and plugin.kind in (*p.registration.requires, *p.registration.wants)
+        ]
+        holders = sorted(uri for uri in needs if uri not in told)
+        if holders:
+            raise FailedPrecondition(f"plugin {plugin.uri} is in use by {', '.join(holders)}: restart needed")
+
+    async def _init(self, plugin: Plugin, tasks: PluginTasks, stack: AsyncExitStack) -> object:
+        config = self._config_of(plugin.registration)
+        context = self._make_context(plugin, config, self, tasks, stack)
+        plugin.health.tasks = tasks.running
+        with changed_globals(plugin.health):
+            initialised: Any = plugin.registration.init(context)
+            if not inspect.isawaitable(initialised):
+                raise PluginError(f"init of {plugin.uri} is not async; write `async def init`")
+            instance: object = await initialised
+        if self._check is not None:
+            self._check(plugin.kind, instance)
+        return instance
+
+
+async def end_left_tasks(owners: Owners, healths: Mapping[str, PluginHealth]) -> list[str]:
+    """Cancel what plugins left running when they were stopped, note and log it; URIs of those that take no notice."""
+    left: dict[str, list[asyncio.Task[Any]]] = {}
+    for task in asyncio.all_tasks():
+        uri = None if task is asyncio.current_task() else owners.of_task(task)
+        if uri is not None and uri in healths:
+            left.setdefault(uri, []).append(task)
+    for uri, tasks in sorted(left.items()):
+        healths[uri].leaked = names = sorted(task.get_name() for task in tasks)
+        log.warning("plugin %s leaves %d tasks running at its end: %s", uri, len(names), ", ".join(names))
+    tasks = [task for of_plugin in left.values() for task in of_plugin]
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait(tasks, timeout=LEFT_TASKS_S)
+    return sorted(uri for uri, tasks in left.items() if not all(task.done() for task in tasks))
+
+
+async def left_threads(
+    owners: Owners, healths: Mapping[str, PluginHealth], before: Collection[threading.Thread]
+) -> list[str]:
+    """Note and log the threads, other than those of `before`, that would keep this process from ending.
+
+    They have a while to end. The URIs of whose they are; the names of those that run no plugin's code.
+    """
+    with anyio.move_on_after(LEFT_THREADS_S, shield=True):
+        while _holding(before):  # noqa: ASYNC110 - the end of a thread sets no event
+            await anyio.sleep(_LEFT_POLL_S)
+    frames, left = sys._current_frames(), []
+    for thread in _holding(before):
+        uri, where = owners.of_frame(frames.get(thread.ident or 0)) or ("", "")
+        if uri in healths:
+            healths[uri].leaked.append(f"thread {thread.name} at {where}")
+            log.warning("plugin %s leaves a thread running at its end: %s at %s", uri, thread.name, where)
+        left.append(uri or f"thread {thread.name}")
+    return left
+
+
+def _holding(before: Collection[threading.Thread]) -> list[threading.Thread]:
+    """Threads whose end the interpreter waits for, but for those of pools that wait for work: a pool ends them."""
+    frames = sys._current_frames()
+    new = (thread for thread in threading.enumerate() if thread not in before and not thread.daemon)
+    return [thread for thread in new if not _idles(frames.get(thread.ident or 0))]
+
+
+def _idles(frame: FrameType | None) -> bool:
+    """Whether a thread has ended, or is one of asyncio's or anyio's that waits for work."""
+    if frame is None:
+        return True
+    inner = ""
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module == "concurrent.futures.thread":
+            return frame.f_code.co_name == "_worker"
+        if module == "anyio._backends._asyncio":
+            return inner == "queue"
+        inner, frame = module, frame.f_back
+    return False
+
+
+def _missing_need(plugin: Plugin, loaded: dict[str, dict[str, Plugin]], failed: Sequence[Plugin]) -> Plugin | None:
+    """A plugin that failed and leaves a required kind without any; None where every need is met or optional."""
+    for kind in plugin.registration.requires:
+        if kind == kinds.ALL or loaded.get(kind):
+            continue
+        for other in failed:
+            if other.kind == kind:
+                return other
+    return None

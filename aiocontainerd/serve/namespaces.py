@@ -1,0 +1,77 @@
+"""The Namespaces service (facts/core 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from aiocontainerd import identifiers
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.interfaces.metadata import Namespace, NamespaceStore
+from aiocontainerd.serve.requests import mask_paths, required, unconverted
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+
+
+class NamespacesGrpc:
+    """`containerd.services.namespaces.v1.Namespaces`."""
+
+    service_name: ClassVar[str] = "containerd.services.namespaces.v1.Namespaces"
+
+    def __init__(self, namespaces: NamespaceStore) -> None:
+        self._namespaces = namespaces
+
+    async def get(self, request: api.namespaces.GetNamespaceRequest) -> api.namespaces.GetNamespaceResponse:
+        """The namespace, without labels where it is unknown."""
+        from aiocontainerd import api
+
+        return api.namespaces.GetNamespaceResponse(namespace=_to_wire(await self._namespaces.get(request.name)))
+
+    async def list(self, _request: api.namespaces.ListNamespacesRequest) -> api.namespaces.ListNamespacesResponse:
+        """All, sorted by name; the filter is ignored, as containerd does."""
+        from aiocontainerd import api
+
+        return api.namespaces.ListNamespacesResponse(
+            namespaces=[_to_wire(namespace) for namespace in await self._namespaces.list()]
+        )
+
+    async def create(self, request: api.namespaces.CreateNamespaceRequest) -> api.namespaces.CreateNamespaceResponse:
+        """Answers with the request's own namespace, labels with an empty value included."""
+        from aiocontainerd import api
+
+        given = required(request.namespace, "namespace")
+        await self._namespaces.create(given.name, given.labels)
+        return api.namespaces.CreateNamespaceResponse(namespace=given)
+
+    async def update(self, request: api.namespaces.UpdateNamespaceRequest) -> api.namespaces.UpdateNamespaceResponse:
+        """Answers with an empty message. Errors about labels are UNKNOWN (facts/core 0)."""
+        from aiocontainerd import api
+
+        given = required(request.namespace, "namespace")
+        namespace, paths = Namespace(given.name, given.labels), mask_paths(request.update_mask)
+        check_update(namespace, paths)
+        with unconverted():
+            await self._namespaces.update(namespace, paths)
+        return api.namespaces.UpdateNamespaceResponse()
+
+    async def delete(self, request: api.namespaces.DeleteNamespaceRequest) -> api.protobuf.Empty:
+        """Refuses a namespace that is not empty."""
+        from aiocontainerd import api
+
+        await self._namespaces.delete(request.name)
+        return api.protobuf.Empty()
+
+
+def check_update(namespace: Namespace, paths: Sequence[str]) -> None:
+    """Raise InvalidArgument for a bad name or a path that no update may name."""
+    identifiers.validate(namespace.name)
+    for path in paths:
+        if not path.startswith("labels."):
+            raise InvalidArgument(f'cannot update "{path}" field')
+
+
+def _to_wire(namespace: Namespace) -> api.namespaces.Namespace:
+    from aiocontainerd import api
+
+    return api.namespaces.Namespace(name=namespace.name, labels=dict(namespace.labels))

@@ -1,0 +1,169 @@
+"""What the daemon noted of its plugins, and changing them while it runs (`aiocontainerd.plugins.v1.Plugins`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import anyio.to_thread
+
+from aiocontainerd import kinds, timestamps
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.guard import attribution_memory
+from aiocontainerd.guard.health import Latencies, MethodHealth, MethodRecord, PluginHealth
+from aiocontainerd.guard.owners import Owners
+from aiocontainerd.host.registration import Plugin, State
+from aiocontainerd.serve.served_health import served_methods
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+    from aiocontainerd.host.registration import Change
+
+Reload = Callable[[], Awaitable[Sequence["Change"]]]
+
+
+class PluginsGrpc:
+    """`aiocontainerd.plugins.v1.Plugins`. `reload` is None in a daemon that cannot read its config again."""
+
+    service_name: ClassVar[str] = "aiocontainerd.plugins.v1.Plugins"
+
+    def __init__(
+        self, plugins: Callable[[], Sequence[Plugin]], owners: Callable[[], Owners], reload: Reload | None
+    ) -> None:
+        self._plugins = plugins
+        self._owners = owners
+        self._reload = reload
+
+    async def explain(self, request: api.plugins.ExplainRequest) -> api.plugins.ExplainResponse:
+        """Everything noted of one plugin. Raises NotFound, InvalidArgument for an id that several plugins have."""
+        from aiocontainerd import api
+
+        plugins = self._plugins()
+        plugin = find(plugins, request.plugin)
+        health, served = plugin.health, served_methods(plugins, plugin)
+        block = health.last_block
+        return api.plugins.ExplainResponse(
+            health=_health(plugin, served),
+            distribution=plugin.distribution,
+            requires=list(plugin.registration.requires),
+            required_by=[other.uri for other in plugins if _needs(other, plugin)],
+            init_ns=_ns(plugin.init_s),
+            methods=[_method(method) for method in (*health.method_health(), *served)],
+            tasks=sorted(health.tasks),
+            other_tasks=other_tasks(health, self._owners()),
+            leaked_tasks=health.leaked,
+            abandoned=[
+                api.plugins.AbandonedCall(method=call.record.method, elapsed_ns=_ns(call.elapsed_s))
+                for call in sorted(health.abandoned, key=lambda call: call.started)
+            ],
+            unclosed=dict(health.unclosed),
+            changed_globals=health.changed_globals,
+            last_block=api.plugins.Block(where=block.where, duration_ns=_ns(block.seconds)) if block else None,
+            rss_bytes=health.rss_bytes(),
+            memory_growth=await _growth(plugin, self._owners()),
+        )
+
+    async def list_health(self, _request: api.plugins.ListHealthRequest) -> api.plugins.ListHealthResponse:
+        """One row for each plugin, in the order they started."""
+        from aiocontainerd import api
+
+        plugins = self._plugins()
+        rows = [_health(plugin, served_methods(plugins, plugin)) for plugin in plugins]
+        return api.plugins.ListHealthResponse(plugins=rows)
+
+    async def reload(self, _request: api.plugins.ReloadRequest) -> api.plugins.ReloadResponse:
+        """Follow the config as it is on disk now. Raises InvalidArgument, FailedPrecondition."""
+        from aiocontainerd import api
+
+        if self._reload is None:
+            raise FailedPrecondition("this daemon cannot read its config again")
+        changes = await self._reload()
+        return api.plugins.ReloadResponse(
+            changes=[api.plugins.Change(subject=c.subject, outcome=c.outcome, detail=c.detail) for c in changes]
+        )
+
+
+def find(plugins: Sequence[Plugin], name: str) -> Plugin:
+    """The plugin of a URI, with or without `io.containerd.`, or of an id. Raises NotFound, InvalidArgument."""
+    named = [p for p in plugins if name in (p.uri, p.uri.removeprefix("io.containerd."))]
+    found = named or [plugin for plugin in plugins if plugin.id == name]
+    if not found:
+        raise NotFound(f"plugin {name}")
+    if len(found) > 1:
+        raise InvalidArgument(f"several plugins are called {name}: {', '.join(plugin.uri for plugin in found)}")
+    return found[0]
+
+
+def other_tasks(health: PluginHealth, owners: Owners) -> list[str]:
+    """Names of tasks that a plugin's code began otherwise than through its context or for a guarded call."""
+    names = [task.get_name() for task in asyncio.all_tasks() if owners.of_task(task) == health.uri]
+    return sorted(name for name in names if name not in health.tasks and not name.startswith(f"{health.uri}: "))
+
+
+def _needs(other: Plugin, plugin: Plugin) -> bool:
+    requires = other.registration.requires
+    return other is not plugin and other.state == State.LOADED and plugin.kind in requires and kinds.ALL not in requires
+
+
+def _health(plugin: Plugin, served: Sequence[MethodHealth]) -> api.plugins.Health:
+    from aiocontainerd import api
+
+    health = plugin.health
+    records = list(health.methods.values())
+    counted: list[MethodRecord | MethodHealth] = [*records, *served]
+    together = Latencies.sum_of(record.latencies for record in records)
+    return api.plugins.Health(
+        kind=plugin.kind,
+        id=plugin.id,
+        state=plugin.state.value,
+        reason=plugin.reason,
+        caused_by=plugin.caused_by,
+        calls=sum(one.calls for one in counted),
+        errors=sum(one.errors for one in counted),
+        expired=sum(one.expired for one in counted),
+        in_flight=sum(one.in_flight for one in counted),
+        abandoned=len(health.abandoned),
+        p50_ns=_ns(max([together.quantile_s(0.5), *(method.p50_s for method in served)])),
+        p99_ns=_ns(max([together.quantile_s(0.99), *(method.p99_s for method in served)])),
+        refused=sorted(record.method for record in records if record.retry_s),
+        blocks=health.blocked,
+        blocked_ns=_ns(health.blocked_s),
+        last_error=health.last_error,
+        last_error_at=timestamps.to_wire(_ns(health.last_error_at)) if health.last_error_at else None,
+    )
+
+
+def _method(method: MethodHealth) -> api.plugins.Method:
+    from aiocontainerd import api
+
+    return api.plugins.Method(
+        name=method.method,
+        timeout=method.timeout,
+        limit_ns=_ns(method.limit_s),
+        calls=method.calls,
+        errors=method.errors,
+        expired=method.expired,
+        cancelled=method.cancelled,
+        in_flight=method.in_flight,
+        abandoned=method.abandoned,
+        p50_ns=_ns(method.p50_s),
+        p99_ns=_ns(method.p99_s),
+        failures_in_a_row=method.failures_in_a_row,
+        retry_ns=_ns(method.retry_s),
+        last_error=method.last_error,
+    )
+
+
+async def _growth(plugin: Plugin, owners: Owners) -> api.plugins.MemoryGrowth | None:
+    from aiocontainerd import api
+
+    growth = await anyio.to_thread.run_sync(attribution_memory.growth_of, plugin.uri, owners)
+    if growth is None:
+        return None
+    lines = [api.plugins.Allocation(where=where, bytes=size) for where, size in growth.lines]
+    return api.plugins.MemoryGrowth(bytes=growth.size, lines=lines, shared_with=growth.shared_with)
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * timestamps.NANOSECONDS)

@@ -1,0 +1,70 @@
+"""The health of a gRPC service, from what the front ends count of its methods: its deadlines are its callers'."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from aiocontainerd import kinds
+from aiocontainerd.errors import Cancelled, DeadlineExceeded
+from aiocontainerd.guard.health import MethodHealth
+from aiocontainerd.host.registration import Plugin, State
+from aiocontainerd.rpc.metrics import BUCKETS_S, Metrics
+
+
+def served_methods(plugins: Sequence[Plugin], plugin: Plugin) -> list[MethodHealth]:
+    """Each method of a plugin's service that was called, the most called first; empty for a plugin without service."""
+    service = getattr(plugin.instance, "service_name", "") if plugin.kind == kinds.GRPC else ""
+    if not service:
+        return []
+    fronts = [found for found in (_metrics(other) for other in plugins) if found is not None]
+    paths = sorted({path for metrics in fronts for path in metrics.started if path.startswith(f"/{service}/")})
+    methods = [_method(path, fronts) for path in paths]
+    return sorted(methods, key=lambda method: -method.calls)
+
+
+def _metrics(plugin: Plugin) -> Metrics | None:
+    if plugin.kind != kinds.SERVER or plugin.state != State.LOADED:
+        return None
+    found = getattr(getattr(plugin.instance, "front", None), "metrics", None)
+    return found if isinstance(found, Metrics) else None
+
+
+def _method(path: str, fronts: Sequence[Metrics]) -> MethodHealth:
+    handled: dict[int, int] = {}
+    for metrics in fronts:
+        for (of, code), count in metrics.handled.items():
+            if of == path:
+                handled[code] = handled.get(code, 0) + count
+    calls = sum(handled.values())
+    counts = [sum(column) for column in zip(*_counts(path, fronts), strict=True)]
+    return MethodHealth(
+        method=path.rpartition("/")[2],
+        timeout="",
+        limit_s=0.0,
+        calls=calls,
+        errors=calls - handled.get(0, 0),
+        expired=handled.get(DeadlineExceeded.code, 0),
+        cancelled=handled.get(Cancelled.code, 0),
+        in_flight=sum(metrics.started[path] for metrics in fronts) - calls,
+        abandoned=0,
+        p50_s=quantile_s(counts, 0.5),
+        p99_s=quantile_s(counts, 0.99),
+        failures_in_a_row=0,
+        retry_s=0.0,
+        last_error="",
+    )
+
+
+def _counts(path: str, fronts: Iterable[Metrics]) -> list[list[int]]:
+    found = [metrics.latency[path].counts for metrics in fronts if path in metrics.latency]
+    return found or [[0] * (len(BUCKETS_S) + 1)]
+
+
+def quantile_s(counts: Sequence[int], share: float) -> float:
+    """The upper bound of the bucket that `share` of the calls did not exceed; the last bound for what is above all."""
+    wanted, seen = share * sum(counts), 0
+    for bucket, count in enumerate(counts):
+        seen += count
+        if count and seen >= wanted:
+            return BUCKETS_S[min(bucket, len(BUCKETS_S) - 1)]
+    return 0.0

@@ -1,0 +1,179 @@
+"""The Tasks service (facts/runtime 4.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from aiocontainerd import timestamps, typeurl
+from aiocontainerd.interfaces.runtime import IO, ExecOptions, Exit, ProcessState
+from aiocontainerd.interfaces.services import CreateTask, TaskService
+from aiocontainerd.wire.convert import descriptor_from_wire, descriptor_to_wire, mounts_from_wire
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+
+
+class _Streams(Protocol):
+    stdin: str
+    stdout: str
+    stderr: str
+    terminal: bool
+
+
+class TasksGrpc:
+    """`containerd.services.tasks.v1.Tasks`."""
+
+    service_name: ClassVar[str] = "containerd.services.tasks.v1.Tasks"
+
+    def __init__(self, tasks: TaskService) -> None:
+        self._tasks = tasks
+
+    async def create(self, request: api.tasks.CreateTaskRequest) -> api.tasks.CreateTaskResponse:
+        """Answers with the pid of init, 0 where it is to be restored by `start`."""
+        from aiocontainerd import api
+
+        checkpoint = request.checkpoint
+        wanted = CreateTask(
+            container_id=request.container_id,
+            rootfs=mounts_from_wire(request.rootfs),
+            io=_io(request),
+            checkpoint=None if checkpoint is None else descriptor_from_wire(checkpoint),
+            options=typeurl.from_wire(request.options),
+            runtime_path=request.runtime_path,
+            task_api_address=request.task_api_address,
+            task_api_version=request.task_api_version,
+        )
+        task = await self._tasks.create(wanted)
+        return api.tasks.CreateTaskResponse(container_id=request.container_id, pid=task.pid)
+
+    async def start(self, request: api.tasks.StartRequest) -> api.tasks.StartResponse:
+        """Runs init or an exec."""
+        from aiocontainerd import api
+
+        return api.tasks.StartResponse(pid=await self._tasks.start(request.container_id, request.exec_id))
+
+    async def delete(self, request: api.tasks.DeleteTaskRequest) -> api.tasks.DeleteResponse:
+        """Ends the task."""
+        return _deleted("", await self._tasks.delete(request.container_id))
+
+    async def delete_process(self, request: api.tasks.DeleteProcessRequest) -> api.tasks.DeleteResponse:
+        """Forgets an exec."""
+        ended = await self._tasks.delete_process(request.container_id, request.exec_id)
+        return _deleted(request.exec_id, ended)
+
+    async def get(self, request: api.tasks.GetRequest) -> api.tasks.GetResponse:
+        """Init or an exec."""
+        from aiocontainerd import api
+
+        return api.tasks.GetResponse(process=_process(await self._tasks.get(request.container_id, request.exec_id)))
+
+    async def list(self, request: api.tasks.ListTasksRequest) -> api.tasks.ListTasksResponse:  # noqa: ARG002 - its filter is ignored, as containerd does
+        """Every task's init."""
+        from aiocontainerd import api
+
+        return api.tasks.ListTasksResponse(tasks=[_process(state) for state in await self._tasks.list()])
+
+    async def kill(self, request: api.tasks.KillRequest) -> api.protobuf.Empty:
+        """Sends a signal."""
+        await self._tasks.kill(request.container_id, request.exec_id, request.signal, all_processes=request.all)
+        return _empty()
+
+    async def exec(self, request: api.tasks.ExecProcessRequest) -> api.protobuf.Empty:
+        """Adds an exec."""
+        options = ExecOptions(spec=typeurl.from_wire(request.spec), io=_io(request))
+        await self._tasks.exec(request.container_id, request.exec_id, options)
+        return _empty()
+
+    async def resize_pty(self, request: api.tasks.ResizePtyRequest) -> api.protobuf.Empty:
+        """Sets the size of a terminal."""
+        await self._tasks.resize_pty(request.container_id, request.exec_id, request.width, request.height)
+        return _empty()
+
+    async def close_io(self, request: api.tasks.CloseIoRequest) -> api.protobuf.Empty:
+        """Closes stdin."""
+        await self._tasks.close_io(request.container_id, request.exec_id, stdin=request.stdin)
+        return _empty()
+
+    async def pause(self, request: api.tasks.PauseTaskRequest) -> api.protobuf.Empty:
+        """Freezes a container."""
+        await self._tasks.pause(request.container_id)
+        return _empty()
+
+    async def resume(self, request: api.tasks.ResumeTaskRequest) -> api.protobuf.Empty:
+        """Thaws a container."""
+        await self._tasks.resume(request.container_id)
+        return _empty()
+
+    async def list_pids(self, request: api.tasks.ListPidsRequest) -> api.tasks.ListPidsResponse:
+        """Every process of a container."""
+        from aiocontainerd import api
+
+        found = await self._tasks.pids(request.container_id)
+        infos = [api.task_types.ProcessInfo(pid=info.pid, info=typeurl.to_wire(info.info)) for info in found]
+        return api.tasks.ListPidsResponse(processes=infos)
+
+    async def checkpoint(self, request: api.tasks.CheckpointTaskRequest) -> api.tasks.CheckpointTaskResponse:
+        """Answers with the blobs made, none where the client named a directory."""
+        from aiocontainerd import api
+
+        found = await self._tasks.checkpoint(request.container_id, typeurl.from_wire(request.options))
+        return api.tasks.CheckpointTaskResponse(descriptors=[descriptor_to_wire(descriptor) for descriptor in found])
+
+    async def update(self, request: api.tasks.UpdateTaskRequest) -> api.protobuf.Empty:
+        """Changes resource limits."""
+        resources = typeurl.from_wire(request.resources)
+        await self._tasks.update(request.container_id, resources, request.annotations)
+        return _empty()
+
+    async def metrics(self, request: api.tasks.MetricsRequest) -> api.tasks.MetricsResponse:
+        """Metrics of the tasks that a filter matches."""
+        from aiocontainerd import api
+
+        found = [
+            api.types.Metric(
+                timestamp=timestamps.to_wire(metrics.timestamp_ns), id=metrics.id, data=typeurl.to_wire(metrics.data)
+            )
+            for metrics in await self._tasks.metrics(request.filters)
+        ]
+        return api.tasks.MetricsResponse(metrics=found)
+
+    async def wait(self, request: api.tasks.WaitRequest) -> api.tasks.WaitResponse:
+        """Answers when the process has exited."""
+        from aiocontainerd import api
+
+        ended = await self._tasks.wait(request.container_id, request.exec_id)
+        return api.tasks.WaitResponse(exit_status=ended.status, exited_at=timestamps.to_wire(ended.exited_at_ns))
+
+
+def _io(request: _Streams) -> IO:
+    return IO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
+
+
+def _process(state: ProcessState) -> api.task_types.Process:
+    from aiocontainerd import api
+
+    return api.task_types.Process(
+        id=state.id,
+        pid=state.pid,
+        status=api.task_types.Status(int(state.status)),
+        stdin=state.io.stdin,
+        stdout=state.io.stdout,
+        stderr=state.io.stderr,
+        terminal=state.io.terminal,
+        exit_status=state.exit_status,
+        exited_at=timestamps.to_wire(state.exited_at_ns),
+    )
+
+
+def _deleted(process_id: str, ended: Exit) -> api.tasks.DeleteResponse:
+    from aiocontainerd import api
+
+    return api.tasks.DeleteResponse(
+        id=process_id, pid=ended.pid, exit_status=ended.status, exited_at=timestamps.to_wire(ended.exited_at_ns)
+    )
+
+
+def _empty() -> api.protobuf.Empty:
+    from aiocontainerd import api
+
+    return api.protobuf.Empty()

@@ -1,0 +1,35 @@
+"""Generated messages to bytes and back: the one place that serialises them on the request path."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+from aiocontainerd.api import names
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.wire import protobuf
+
+if TYPE_CHECKING:
+    import betterproto2
+
+    MessageT = TypeVar("MessageT", bound=betterproto2.Message)
+
+
+@cache
+def resolve(full_name: str) -> type[betterproto2.Message]:
+    """The generated class of a message by its full name; imports its package once. Raises NotFound."""
+    return names.message_class(full_name)
+
+
+def encode(message: betterproto2.Message) -> bytes:
+    """The wire form of a message."""
+    return protobuf.serialize(message)
+
+
+def decode(cls: type[MessageT], data: bytes) -> MessageT:
+    """The message of `data`. Raises InvalidArgument naming the message type where the bytes are none of it."""
+    try:
+        message: MessageT = protobuf.parse(cls, data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"decode {names.class_name(cls)}: {error}") from error
+    return message

@@ -1,0 +1,367 @@
+"""The fork server: a small process with the shim's code imported, that forks a shim within milliseconds.
+
+It has one thread and no event loop, so that a fork is safe and cheap. Its heap is frozen out of the garbage
+collector's sight before it serves, so that the shims' collections do not write to the pages they share with it. It
+lives in a session and, where it can, a cgroup of its own. It is the parent of its shims and a subreaper: the containers
+of a shim that dies fall to it, and it puts their exits into their bundles.
+
+One that is told to retire, as by a daemon that stops, does not listen any more, and ends when its last shim has. A
+daemon that is killed says nothing, but the connection by which it attends ends: for a while, and as long as there are
+shims, the next daemon finds the server and uses it; then it retires by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from aiocontainerd.errors import ContainerdError, InvalidArgument
+from aiocontainerd.sys import prctl
+from aiocontainerd.sys.pidfd import wait_status_to_exit_status
+from aiocontainerd_shim.fork import child, protocol, sealed, warm_up
+from aiocontainerd_shim.fork.protocol import Reply, Request, Verb
+from aiocontainerd_shim.program import bootstrap, placement, serve
+from aiocontainerd_shim.task import oci_choice, records
+
+CLIENT_TIMEOUT_S = 2.0
+COMMAND_NAME = "aio-fork-server"
+_GC_THRESHOLDS = (20_000, 20, 20)
+_UCRED = struct.Struct("3i")
+_FD_LIMIT = 1 << 16
+_ALONE_S = 5.0
+"""How long a server without a shim waits for the next daemon: somewhat longer than a service manager does."""
+
+
+class ForkServer:
+    """Serves requests on a listening socket, one after the other; only forks take time, and they take little."""
+
+    def __init__(self, listener: socket.socket, path: str, fingerprint: str) -> None:
+        self._listener = listener
+        self._path = path
+        self._fingerprint = fingerprint
+        self._retired = False
+        self._bundles: dict[int, Path] = {}
+        self._deletes: set[int] = set()
+        self._daemons: set[socket.socket] = set()
+        self._alone_since = time.monotonic()
+        self._orphaned: set[Path] = set()
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        self._name = _identity(path)
+
+    def __repr__(self) -> str:
+        return f"<ForkServer {self._path} shims={len(self._bundles)}{' retired' if self._retired else ''}>"
+
+    def serve(self) -> None:
+        """Serve until retired and childless."""
+        self._take_signals()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_in, selectors.EVENT_READ, self._reap)
+        try:
+            while not self._retired or self._has_children():
+                for key, _ in self._selector.select(self._patience_s()):
+                    key.data()
+                if self._patience_s() == 0:
+                    self._retire()
+        finally:
+            self._retire()
+
+    def _has_children(self) -> bool:
+        """Whether there is a shim, a clean-up, or a container whose shim is dead: its exit comes here."""
+        return bool(self._bundles or self._deletes or (self._orphaned and _is_parent()))
+
+    def _patience_s(self) -> float | None:
+        """How long to go on without a daemon; None where there is one, or a child whose end comes first."""
+        if self._retired or self._daemons or self._has_children():
+            return None
+        return max(0.0, self._alone_since + _ALONE_S - time.monotonic())
+
+    def _take_signals(self) -> None:
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._retire())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            connection.settimeout(CLIENT_TIMEOUT_S)
+            _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            if uid != os.geteuid():
+                return
+            try:
+                self._answer(connection)
+            except OSError:
+                return  # the client has gone; a shim that was forked for it is cleaned up by its daemon
+
+    def _attend(self, connection: socket.socket) -> None:
+        daemon = connection.dup()
+        self._daemons.add(daemon)
+        self._selector.register(daemon, selectors.EVENT_READ, partial(self._lose, daemon))
+
+    def _lose(self, daemon: socket.socket) -> None:
+        self._selector.unregister(daemon)
+        self._daemons.discard(daemon)
+        daemon.close()
+        self._alone_since = time.monotonic()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with _Received(connection) as received:
+            try:
+                reply = self._carry_out(received, connection)
+            except ContainerdError as failure:
+                reply = protocol.failed(failure)
+            if reply is not None:
+                connection.sendall(protocol.frame(reply))
+
+    def _carry_out(self, received: _Received, connection: socket.socket) -> Reply | None:
+        """None where a child answers, or nobody."""
+        request = received.request()
+        self._alone_since = time.monotonic()
+        if request.verb == Verb.ATTEND:
+            self._attend(connection)
+            return None
+        if request.verb == Verb.START:
+            self._start(request, received.listener())
+            return Reply()
+        if request.verb == Verb.DELETE:
+            pid = self._fork(connection.fileno(), request)
+            if not pid:
+                child.delete(request, connection)
+            self._deletes.add(pid)
+            return None
+        if request.verb == Verb.RETIRE:
+            self._retire()
+        return Reply(result=self._fingerprint.encode())
+
+    def _start(self, request: Request, listener: socket.socket) -> None:
+        pid = self._fork(listener.fileno(), request)
+        if not pid:
+            child.start(request, listener)
+        self._bundles[pid] = Path(request.bundle)
+
+    def _fork(self, kept_fd: int, request: Request) -> int:
+        """Fork; the child has a session of its own, default signals and of the descriptors `kept_fd` and the sealed."""
+        pid = os.fork()
+        if pid:
+            return pid
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        _close_all_but(kept_fd)
+        if request.core_scheduling:
+            prctl.create_core_scheduling_group()
+        return 0
+
+    def _retire(self) -> None:
+        if self._retired:
+            return
+        self._retired = True
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        if _identity(self._path) == self._name:
+            os.unlink(self._path)
+
+    def _reap(self) -> None:
+        try:
+            self._wake_in.recv(4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self._exited(pid, wait_status_to_exit_status(status))
+
+    def _exited(self, pid: int, status: int) -> None:
+        self._deletes.discard(pid)
+        bundle = self._bundles.pop(pid, None)
+        if bundle is not None:
+            if status:
+                self._orphaned.add(bundle.parent)
+            return
+        for directory in self._orphaned:
+            record_orphan_exit(directory, pid, status)
+
+
+class _Received:
+    """A request on a connection, with the descriptor that may have come along."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._fds: list[int] = []
+        self._listener: socket.socket | None = None
+
+    def __enter__(self) -> _Received:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        for fd in self._fds:
+            os.close(fd)
+
+    def request(self) -> Request:
+        """Read it. Raises InvalidArgument for what is none."""
+        header, self._fds, _, _ = socket.recv_fds(self._connection, protocol.HEADER.size, 1)
+        header += self._exactly(protocol.HEADER.size - len(header))
+        return protocol.parse_request(self._exactly(protocol.body_length(header)))
+
+    def listener(self) -> socket.socket:
+        """The socket for a new shim. Raises InvalidArgument where none came."""
+        if not self._fds:
+            raise InvalidArgument("a start comes with a listening socket")
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._fds.pop())
+        return self._listener
+
+    def _exactly(self, count: int) -> bytes:
+        parts = b""
+        while len(parts) < count:
+            part = self._connection.recv(count - len(parts))
+            if not part:
+                raise InvalidArgument("the request ended early")
+            parts += part
+        return parts
+
+
+def _is_parent() -> bool:
+    """Whether this process has any child, its own or one that fell to it."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _identity(path: str) -> tuple[int, int, int] | None:
+    """What tells a socket's file from the one that the next server puts in its place; None where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+def record_orphan_exit(directory: Path, pid: int, status: int) -> bool:
+    """Put the exit of a process whose shim is dead where its record is, in one of the bundles of `directory`."""
+    if not directory.is_dir():
+        return False
+    for bundle in directory.iterdir():
+        for record in records.read_processes(bundle):
+            if record.pid == pid and record.exited_at_ns is None:
+                ended = msgspec.structs.replace(record, exit_status=status, exited_at_ns=time.time_ns())
+                records.write_process(bundle, ended)
+                return True
+    return False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start a fork server in the background; ends when it listens."""
+    parser = argparse.ArgumentParser(prog="aiocontainerd-fork-server")
+    parser.add_argument("--socket", required=True, help="where to listen")
+    parser.add_argument("--fingerprint", required=True, help="what to answer to hello")
+    parser.add_argument("--cgroup", default="", help="cgroup to move into; empty stays")
+    args = parser.parse_args(argv)
+    ready, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        sys.exit(0 if os.read(ready, 1) else 1)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.close(ready)
+    _run(args.socket, args.fingerprint, args.cgroup, writer)
+
+
+def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
+    """Prepare, listen, tell the waiting parent, serve. What goes wrong before that is on the starter's stderr."""
+    _unwind_on_term()
+    oci_choice.probe_in(Path(path).parent)
+    try:
+        os.chdir("/")
+        prctl.set_name(COMMAND_NAME)
+        prctl.set_child_subreaper()
+        if own_cgroup:
+            placement.join(own_cgroup, os.getpid())
+        _prepare()
+        listener = bootstrap.listen(path)
+        if listener is not None and _announced(path, ready):
+            _close_all_but(listener.fileno())
+            serve.detach_stdio()
+            ForkServer(listener, path, fingerprint).serve()
+    except Exception:  # noqa: BLE001 - the edge of the process
+        traceback.print_exc()
+    finally:
+        if own_cgroup:
+            placement.leave(own_cgroup, os.getpid())
+        os._exit(0)
+
+
+def _unwind_on_term() -> None:
+    """End on SIGTERM by undoing what is under way, such as a probe."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+
+def _announced(path: str, ready: int) -> bool:
+    """Tell the starter; False where it has given up, so that nobody will ever ask this server."""
+    try:
+        os.write(ready, b"1")
+    except BrokenPipeError:
+        os.unlink(path)
+        return False
+    return True
+
+
+def _prepare() -> None:
+    """Do once what every shim would do anew, then take what there is out of the collector's hands."""
+    try:
+        warm_up.run()
+    except Exception:  # noqa: BLE001 - a server that is not warm serves too, only slower
+        traceback.print_exc()
+    _unwind_on_term()  # again: a loop that ends gives signals back to the kernel
+    try:
+        oci_choice.find()
+    except ContainerdError:
+        pass  # said again to whoever creates a container without naming an OCI runtime
+    sealed.keep(oci_choice.CANDIDATES)
+    serve.prepare_log()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    _libc_trim()
+
+
+def _libc_trim() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _close_all_but(kept_fd: int) -> None:
+    low = 3
+    for kept in sorted({kept_fd, *sealed.descriptors()}):
+        os.closerange(low, kept)
+        low = kept + 1
+    os.closerange(low, _FD_LIMIT)

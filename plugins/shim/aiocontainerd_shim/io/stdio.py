@@ -1,0 +1,251 @@
+"""Standard streams without a terminal: the container gets the client's pipe, the file or the logger's pipe itself.
+
+No byte passes the shim. It holds the other ends, so that a client may come and go, and lets the container's
+processes be the only writers, so that the client meets the end when they have gone (facts/runtime 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from aiocontainerd.errors import Unknown
+from aiocontainerd_shim.io.fifos import InputFifo, OutputFifo, is_fifo, open_path
+from aiocontainerd_shim.io.logger import Logger, start_logger
+from aiocontainerd_shim.rest.descriptors import HANG_UP, Descriptors
+
+
+class Stdio(msgspec.Struct, frozen=True):
+    """Where the streams of a process go: paths or URIs, empty when unset."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+    @property
+    def is_null(self) -> bool:
+        """Whether no stream is wanted at all."""
+        return not (self.stdin or self.stdout or self.stderr)
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of the stdout URI, which decides for all streams; `fifo` for a plain path."""
+        scheme, colon, _ = self.stdout.partition(":")
+        return scheme.lower() if colon and scheme and "/" not in scheme else "fifo"
+
+    @property
+    def stdout_path(self) -> str:
+        """The path that stdout names, freed of a `fifo` or `file` scheme."""
+        return _uri_path(self.stdout)
+
+    @property
+    def stderr_path(self) -> str:
+        """The path that stderr names, freed of a `fifo` or `file` scheme."""
+        return _uri_path(self.stderr)
+
+
+class RestedStreams(msgspec.Struct, frozen=True):
+    """Streams of a process while the shim rests: descriptors by place, the logger's with its pid."""
+
+    stdin: int = -1
+    outputs: list[tuple[str, int]] = []
+    logger: tuple[int, int] | None = None
+
+
+def _uri_path(uri: str) -> str:
+    if not uri.startswith(("fifo:", "file:")):
+        return uri
+    from urllib.parse import unquote, urlsplit
+
+    return unquote(urlsplit(uri).path)
+
+
+def open_log_file(path: str) -> int:
+    """Open the file of a `file` URI for appending, mode 0644, making its parents, mode 0755."""
+    try:
+        os.makedirs(os.path.dirname(path) or "/", mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise Unknown(f"mkdir {os.path.dirname(path)}: {os.strerror(error.errno or 0).lower()}") from error
+    return open_path(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, "file", 0o644)
+
+
+class ProcessIO:
+    """The streams of one process without a terminal, made by `open_io`."""
+
+    def __init__(self) -> None:
+        self._child = [-1, -1, -1]
+        self._stdin: InputFifo | None = None
+        self._outputs: list[OutputFifo] = []
+        self._logger: Logger | None = None
+
+    def __repr__(self) -> str:
+        started = "started" if self._child == [-1, -1, -1] else "waiting for the child"
+        return f"<ProcessIO {started} outputs={len(self._outputs)} logger={self._logger}>"
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether there is nothing to do for these streams until their writers have gone."""
+        return self._child == [-1, -1, -1] and all(output.can_rest for output in self._outputs)
+
+    def rested(self, held: Descriptors) -> RestedStreams:
+        """What `resumed` needs."""
+        stdin = held.put(self._stdin.held) if self._stdin is not None and self._stdin.held >= 0 else -1
+        outputs = [(output.path, held.put(output.held, HANG_UP)) for output in self._outputs]
+        logger = self._logger
+        running = logger is not None and logger.pidfd >= 0
+        return RestedStreams(stdin, outputs, (logger.pid, held.put(logger.pidfd)) if logger and running else None)
+
+    @classmethod
+    def resumed(cls, rested: RestedStreams, fds: Sequence[int]) -> ProcessIO:
+        """The streams of a process that runs already, with descriptors kept meanwhile."""
+        streams = cls()
+        if rested.stdin >= 0:
+            streams._stdin = InputFifo("", fds[rested.stdin])
+        for path, place in rested.outputs:
+            output = OutputFifo(path, fds[place])
+            streams._outputs.append(output)
+            output.watch()
+        if rested.logger is not None:
+            pid, place = rested.logger
+            streams._logger = Logger(pid, fds[place], -1, -1)
+        return streams
+
+    def child_fds(self) -> tuple[int, int, int]:
+        """The fds to give to the OCI runtime as its 0, 1 and 2. They stay this object's own."""
+        stdin, stdout, stderr = self._child
+        return stdin, stdout, stderr
+
+    def child_started(self) -> None:
+        """Shut the child's ends in this process. To be called once the runtime has them, whether it worked or not."""
+        for fd in {fd for fd in self._child if fd >= 0}:
+            os.close(fd)
+        self._child = [-1, -1, -1]
+
+    async def close_stdin(self) -> None:
+        """CloseIO: stdin ends for the container once the client has closed it too."""
+        if self._stdin is not None:
+            self._stdin.close_writer()
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait until no process writes any more and a logger has taken all. False when `timeout_s` passed first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for output in self._outputs:
+                    await output.ended()
+                if self._logger is not None:
+                    await self._logger.exited()
+        except TimeoutError:
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Shut everything, end the logger. Output that no client has taken is gone then. May be called again."""
+        self.child_started()
+        if self._stdin is not None:
+            self._stdin.close()
+        for output in self._outputs:
+            output.close()
+        if self._logger is not None:
+            await self._logger.aclose()
+
+    def _open_stdin(self, path: str, io_uid: int, io_gid: int) -> None:
+        self._stdin = stdin = InputFifo(path)
+        os.set_blocking(stdin.reader, True)
+        _chown(stdin.reader, io_uid, io_gid)
+        self._child[0], stdin.reader = stdin.reader, -1
+
+    def _open_fifo(self, number: int, path: str, io_uid: int, io_gid: int) -> None:
+        output = OutputFifo(path)
+        self._outputs.append(output)
+        self._child[number] = output.open_writer()
+        _chown(self._child[number], io_uid, io_gid)
+        output.watch()
+
+    def _open_output(self, number: int, path: str, io_uid: int, io_gid: int) -> None:
+        if is_fifo(path):
+            self._open_fifo(number, path, io_uid, io_gid)
+        else:
+            self._child[number] = open_path(path, os.O_WRONLY | os.O_APPEND, "file")
+
+    def _open_outputs(self, stdio: Stdio, io_uid: int, io_gid: int) -> None:
+        stdout, stderr = stdio.stdout_path, stdio.stderr_path
+        if stdout:
+            self._open_output(1, stdout, io_uid, io_gid)
+        if stderr and stderr == stdout and not self._outputs:
+            self._child[2] = self._child[1]
+        elif stderr:
+            self._open_output(2, stderr, io_uid, io_gid)
+
+    def _adopt(self, stdio: Stdio) -> None:
+        if stdio.stdin and is_fifo(stdio.stdin):
+            self._stdin = InputFifo(stdio.stdin)
+            self._stdin.close_reader()
+        if stdio.scheme != "fifo":
+            return
+        for path in (stdio.stdout_path, stdio.stderr_path):
+            if path and is_fifo(path):
+                output = OutputFifo(path)
+                self._outputs.append(output)
+                output.watch()
+
+    def _fill_with_null(self) -> None:
+        for number, fd in enumerate(self._child):
+            if fd < 0:
+                self._child[number] = os.open(os.devnull, (os.O_WRONLY if number else os.O_RDONLY) | os.O_CLOEXEC)
+
+    async def _open(self, stdio: Stdio, namespace: str, container_id: str, io_uid: int, io_gid: int) -> None:
+        scheme = stdio.scheme
+        if scheme == "fifo":
+            self._open_outputs(stdio, io_uid, io_gid)
+        elif scheme == "file":
+            self._child[1] = self._child[2] = open_log_file(stdio.stdout_path)
+        elif scheme in ("binary", "binary-v2"):
+            self._logger = logger = await start_logger(
+                stdio.stdout, namespace=namespace, container_id=container_id, io_uid=io_uid, io_gid=io_gid
+            )
+            self._child[1:] = logger.stdout, logger.stderr
+            logger.stdout = logger.stderr = -1
+        else:
+            raise Unknown(f"unknown STDIO scheme {scheme}")
+        if stdio.stdin:
+            self._open_stdin(stdio.stdin, io_uid, io_gid)
+
+
+async def open_io(stdio: Stdio, *, namespace: str, container_id: str, io_uid: int = 0, io_gid: int = 0) -> ProcessIO:
+    """Open the streams of a process that has no terminal. Waits for a logger to be ready, and for nothing else.
+
+    The client's pipes and a logger's are given to `io_uid` and `io_gid`, unless both are 0. Raises Unknown where
+    a path can't be opened, a logger can't be run or the scheme is none, DeadlineExceeded for a slow logger.
+    """
+    streams = ProcessIO()
+    try:
+        if not stdio.is_null:
+            await streams._open(stdio, namespace, container_id, io_uid, io_gid)
+        streams._fill_with_null()
+    except BaseException:
+        await asyncio.shield(streams.aclose())
+        raise
+    return streams
+
+
+async def adopt_io(stdio: Stdio) -> ProcessIO:
+    """Hold the pipes of a process that runs already, for a shim that takes over from a dead one.
+
+    Files and loggers need no holding. A pipe that has been removed meanwhile is left alone.
+    """
+    streams = ProcessIO()
+    try:
+        streams._adopt(stdio)
+    except BaseException:
+        await asyncio.shield(streams.aclose())
+        raise
+    return streams
+
+
+def _chown(fd: int, uid: int, gid: int) -> None:
+    if uid or gid:
+        os.fchown(fd, uid, gid)

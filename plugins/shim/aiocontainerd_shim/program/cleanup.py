@@ -1,0 +1,63 @@
+"""The delete action: what is left of a container whose shim is gone, removed (facts/runtime 3.5)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiocontainerd import timestamps
+from aiocontainerd.sys.mount import unmount_recursive
+from aiocontainerd_shim.program import bootstrap
+from aiocontainerd_shim.task import oci_choice, records
+from aiocontainerd_shim.task.oci import OciRuntime, runtime_root
+from aiocontainerd_shim.task.reaper import Reaper
+
+if TYPE_CHECKING:
+    from aiocontainerd import api
+    from aiocontainerd_shim.program.bootstrap import Identity
+
+KILLED_STATUS = 137
+NO_PID = 0xFFFFFFFF
+
+
+def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
+    """Kill and remove the container of `identity.bundle`.
+
+    The answer has the exit that was put on disk, else 137 and now; the pid is -1 where none was ever written.
+    """
+    from aiocontainerd import api
+
+    bundle = identity.bundle
+    asyncio.run(_delete(identity))
+    unmount_recursive(str(bundle / "rootfs"))
+    bootstrap.remove_stale_socket(identity)
+    record = records.read_process(bundle)
+    known = record is not None and record.exited_at_ns is not None
+    return api.task_v3.DeleteResponse(
+        pid=_pid(bundle),
+        exit_status=record.exit_status or 0 if record and known else KILLED_STATUS,
+        exited_at=timestamps.to_wire((record.exited_at_ns if record and known else None) or timestamps.now_ns()),
+    )
+
+
+async def _delete(identity: Identity) -> None:
+    options, shim = records.read_options(identity.bundle), records.read_shim(identity.bundle)
+    root = shim.root if shim else runtime_root(options.root, identity.namespace)
+    if not (Path(root) / identity.id).exists():
+        return
+    reaper = Reaper()
+    reaper.start()
+    binary = shim.binary if shim else oci_choice.choose(options.binary_name, identity.env)
+    runtime = OciRuntime(binary, root, reaper, env=identity.env, log=identity.bundle / "log.json")
+    try:
+        await runtime.delete(identity.id, force=True)
+    finally:
+        reaper.stop()
+
+
+def _pid(bundle: Path) -> int:
+    try:
+        return int((bundle / "init.pid").read_text())
+    except (OSError, ValueError):
+        return NO_PID

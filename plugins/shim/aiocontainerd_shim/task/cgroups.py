@@ -1,0 +1,62 @@
+"""The cgroup of a container: found by a process in it, measured as the messages clients know (facts/runtime 4.8)."""
+
+from __future__ import annotations
+
+from aiocontainerd import typeurl
+from aiocontainerd.errors import NotFound
+from aiocontainerd.sys import cgroup
+
+_GONE = "cgroup does not exist"
+
+
+class Cgroup:
+    """Directories of a cgroup, which may vanish at any time."""
+
+    def __init__(self, paths: cgroup.CgroupPaths, *, proc: str = "/proc") -> None:
+        self.paths = paths
+        self._proc = proc
+
+    def __repr__(self) -> str:
+        return f"<Cgroup {self.paths.unified or self.paths.controllers.get('memory', 'v1')}>"
+
+    @property
+    def is_unified(self) -> bool:
+        """Whether it is of version 2."""
+        return self.paths.is_unified
+
+    def exists(self) -> bool:
+        """Whether it is still there."""
+        return self.paths.exists()
+
+    def stats(self) -> typeurl.Any:
+        """`io.containerd.cgroups.v1.Metrics` or `v2.Metrics`. Raises NotFound where the cgroup has gone."""
+        if not self.exists():
+            raise NotFound(_GONE)
+        if self.is_unified:
+            from aiocontainerd_shim.task.metrics_v2 import metrics as metrics_v2
+
+            return typeurl.marshal(metrics_v2(self.paths.unified))
+        from aiocontainerd_shim.task.metrics_v1 import metrics as metrics_v1
+
+        return typeurl.marshal(metrics_v1(self.paths.controllers, f"{self._proc}/partitions"))
+
+    def enable_controllers(self) -> list[OSError]:
+        """On version 2, enable all controllers down to this cgroup. Gives what the kernel refused, for the log."""
+        return cgroup.enable_controllers(self.paths.unified) if self.is_unified else []
+
+
+def find(pid: int, *, proc: str = "/proc", root: str = cgroup.ROOT) -> Cgroup:
+    """The cgroup of a running process. Raises NotFound where the process or its cgroup has gone."""
+    try:
+        paths = cgroup.locate(pid, proc=proc, root=root)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise NotFound(_GONE) from error
+    if _has_exited(f"{proc}/{pid}/stat") or not paths.exists():
+        raise NotFound(_GONE)
+    return Cgroup(paths, proc=proc)
+
+
+def _has_exited(stat_path: str) -> bool:
+    """Whether the process is over. Such a one counts as a member of the root, which is no container's cgroup."""
+    text = cgroup.read_text(stat_path)
+    return text is None or text.rpartition(")")[2].split()[0] in ("Z", "X")

@@ -1,0 +1,257 @@
+"""The OCI runtime's command line: argument lists of every verb, and what its failures say (facts/runtime 6.1, 6.2).
+
+The argument lists are pure functions of their inputs; `OciRuntime` runs them. A failed command raises `OciError`,
+whose text is the last error of the runtime's JSON log. A command is killed with the task that awaits it (a parent
+death signal cannot be combined with posix_spawn, so a command outlives a killed shim; the delete action cleans up
+after it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from aiocontainerd_shim.task.reaper import Reaper
+
+DEFAULT_ROOT = "/run/containerd/runc"
+NO_IO = b""
+
+
+class OciError(Exception):
+    """An OCI runtime command failed. `str()` is its own explanation, `output` what it printed.
+
+    `ending` says how the command ended, in the words of containerd; "" where it did not run.
+    """
+
+    def __init__(self, text: str, output: str, ending: str = "") -> None:
+        super().__init__(text)
+        self.output = output
+        self.ending = ending
+
+    def says_missing(self, root: str) -> bool:
+        """Whether a runtime whose state is in `root` knows no such container: runc's words, or crun's of its file."""
+        text = f"{self} {self.output}"
+        return "does not exist" in text or (f"{root}/" in text and "No such file or directory" in text)
+
+
+class CreateFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """What `create` and `restore` take from the runc options."""
+
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    console_socket: str = ""
+
+    @property
+    def argv(self) -> list[str]:
+        """The flags both verbs share."""
+        console = ["--console-socket", self.console_socket] if self.console_socket else []
+        return [*console, *(["--no-pivot"] if self.no_pivot else [])]
+
+
+class CheckpointFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """What `checkpoint` is asked to do."""
+
+    image_path: str
+    work_path: str
+    parent_path: str = ""
+    open_tcp: bool = False
+    external_unix_sockets: bool = False
+    terminal: bool = False
+    file_locks: bool = False
+    empty_namespaces: tuple[str, ...] = ()
+    exit: bool = False
+
+    @property
+    def argv(self) -> list[str]:
+        """The flags in runc's order."""
+        argv = ["--image-path", self.image_path, "--work-path", self.work_path]
+        argv += ["--parent-path", self.parent_path] if self.parent_path else []
+        argv += ["--tcp-established"] if self.open_tcp else []
+        argv += ["--ext-unix-sk"] if self.external_unix_sockets else []
+        argv += ["--shell-job"] if self.terminal else []
+        argv += ["--file-locks"] if self.file_locks else []
+        for namespace in self.empty_namespaces:
+            argv += ["--empty-ns", namespace]
+        return argv if self.exit else [*argv, "--leave-running"]
+
+
+class OciRuntime:
+    """One OCI runtime, its state directory and log, for the containers of one bundle."""
+
+    def __init__(
+        self, binary: str, root: str, reaper: Reaper, *, env: Mapping[str, str], log: Path, systemd_cgroup: bool = False
+    ) -> None:
+        self.binary = binary
+        self.root = root
+        self._reaper = reaper
+        self._log = log
+        self._systemd_cgroup = systemd_cgroup
+        self._env = child_environment(env)
+
+    def __repr__(self) -> str:
+        return f"<OciRuntime {self.binary} --root {self.root}>"
+
+    @property
+    def is_crun(self) -> bool:
+        """Whether the program calls itself crun, which lacks some of runc's flags."""
+        return Path(self.binary).name.startswith("crun")
+
+    def argv(self, verb: str, *args: str) -> list[str]:
+        """The full command line of a verb."""
+        systemd = ["--systemd-cgroup"] if self._systemd_cgroup else []
+        log = ["--log", str(self._log), "--log-format", "json"]
+        return [self.binary, "--root", self.root, *log, *systemd, verb, *args]
+
+    async def create(
+        self, container: str, bundle: Path, pid_file: Path, flags: CreateFlags, stdio: tuple[int, int, int] | None
+    ) -> int:
+        """Create a container; returns the pid of its init."""
+        keyring = ["--no-new-keyring"] if flags.no_new_keyring else []
+        args = ["--bundle", str(bundle), "--pid-file", str(pid_file), *flags.argv, *keyring, container]
+        await self._run("create", *args, stdio=stdio)
+        return read_pid(pid_file)
+
+    async def restore(
+        self,
+        container: str,
+        bundle: Path,
+        pid_file: Path,
+        flags: CreateFlags,
+        checkpoint: CheckpointFlags,
+        stdio: tuple[int, int, int] | None,
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        """Restore a container from a checkpoint; returns the pid of its init. `env` is added to the command's."""
+        parent = ["--parent-path", checkpoint.parent_path] if checkpoint.parent_path else []
+        paths = ["--image-path", checkpoint.image_path, "--work-path", checkpoint.work_path, *parent]
+        orphan = [] if self.is_crun else ["-no-subreaper"]
+        args = [*paths, "--detach", "--pid-file", str(pid_file), *flags.argv, *orphan, "--bundle", str(bundle)]
+        await self._run("restore", *args, container, stdio=stdio, env=env)
+        return read_pid(pid_file)
+
+    async def start(self, container: str) -> None:
+        """Start a created container."""
+        await self._run("start", container)
+
+    async def exec(
+        self,
+        container: str,
+        process_file: Path,
+        pid_file: Path,
+        console_socket: str,
+        stdio: tuple[int, int, int] | None,
+    ) -> int:
+        """Start another process in a container; returns its pid."""
+        console = ["--console-socket", console_socket] if console_socket else []
+        args = ["--process", str(process_file), *console, "--detach", "--pid-file", str(pid_file), container]
+        await self._run("exec", *args, stdio=stdio)
+        return read_pid(pid_file)
+
+    async def kill(self, container: str, signum: int, *, everyone: bool = False) -> None:
+        """Signal the init, or every process of the container."""
+        await self._run("kill", *(["--all"] if everyone else []), container, str(signum))
+
+    async def delete(self, container: str, *, force: bool = False) -> None:
+        """Remove what the runtime keeps of a container; one that is not there is fine."""
+        try:
+            await self._run("delete", *(["--force"] if force else []), container)
+        except OciError as failure:
+            if not failure.says_missing(self.root):
+                raise
+
+    async def pause(self, container: str) -> None:
+        """Freeze a container."""
+        await self._run("pause", container)
+
+    async def resume(self, container: str) -> None:
+        """Thaw a container."""
+        await self._run("resume", container)
+
+    async def pids(self, container: str) -> list[int]:
+        """Every process of a container, as pids of the shim's pid namespace."""
+        output = await self._run("ps", "--format", "json", container)
+        return msgspec.json.decode(output or b"[]", type=list[int] | None) or []
+
+    async def update(self, container: str, resources: bytes) -> None:
+        """Apply resources, the JSON of a LinuxResources."""
+        await self._run("update", "--resources=-", container, stdin=resources)
+
+    async def checkpoint(self, container: str, flags: CheckpointFlags, env: Mapping[str, str] | None = None) -> None:
+        """Write a checkpoint of a container with CRIU. `env` is added to the command's."""
+        await self._run("checkpoint", *flags.argv, container, env=env)
+
+    async def _run(
+        self,
+        verb: str,
+        *args: str,
+        stdin: bytes = NO_IO,
+        stdio: tuple[int, int, int] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> bytes:
+        logged_bytes = _size(self._log)
+        full = {**self._env, **env} if env else self._env
+        done = await self._reaper.run(self.argv(verb, *args), env=full, stdin=stdin, stdio=stdio)
+        if done.status:
+            raise failure(self.binary, done.status, done.output, _read_from(self._log, logged_bytes))
+        return done.output
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the service manager's socket, which a container must not talk to."""
+    return {name: value for name, value in environ.items() if name != "NOTIFY_SOCKET"}
+
+
+def failure(binary: str, status: int, output: bytes, log: bytes) -> OciError:
+    """The error of a command that ended with `status`, from its output and the log it wrote."""
+    text = output.decode(errors="replace").strip()
+    ending = f"{Path(binary).name} did not terminate successfully: exit status {status}"
+    return OciError(last_error(log) or f"{ending}: {text}", text, ending)
+
+
+class _LogLine(msgspec.Struct):
+    level: str = ""
+    msg: str = ""
+
+
+def last_error(log: bytes) -> str:
+    """The message of the last error in a runtime's JSON log, or an empty string."""
+    found = ""
+    for line in log.splitlines():
+        try:
+            entry = msgspec.json.decode(line, type=_LogLine)
+        except msgspec.DecodeError:
+            continue
+        if entry.level == "error":
+            found = entry.msg.strip()
+    return found
+
+
+def read_pid(pid_file: Path) -> int:
+    """The pid a runtime wrote. Raises OciError where the file holds none."""
+    try:
+        return int(pid_file.read_text())
+    except (OSError, ValueError) as bad:
+        raise OciError(f"no pid in {pid_file}: {bad}", "") from bad
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as log:
+            log.seek(offset)
+            return log.read()
+    except FileNotFoundError:
+        return b""
+
+
+def runtime_root(configured: str, namespace: str) -> str:
+    """The state directory of the OCI runtime for a namespace."""
+    return str(Path(configured or DEFAULT_ROOT) / namespace)

@@ -1,0 +1,263 @@
+"""A process of a container: its state, streams and end. What an init and an exec have in common, and the exec.
+
+`lock` serialises the verbs that change a process. An exit waits for it too, so that the event of a start always comes
+before the event of the exit, however quickly the process dies. The exit is on disk before anybody is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unknown
+from aiocontainerd.timestamps import ZERO_NS
+from aiocontainerd_shim.io.console import Console, ConsoleSocket
+from aiocontainerd_shim.io.stdio import ProcessIO, Stdio, open_io
+from aiocontainerd_shim.rest.memory import RestedProcess
+from aiocontainerd_shim.task import records, states
+from aiocontainerd_shim.task.oci import OciError, OciRuntime, read_pid
+from aiocontainerd_shim.task.reaper import Exit
+from aiocontainerd_shim.task.states import Action, State
+
+if TYPE_CHECKING:
+    from aiocontainerd_shim.rest.descriptors import Descriptors
+    from aiocontainerd_shim.task.records import RuncOptions
+
+log = logging.getLogger(__name__)
+
+DRAIN_TIMEOUT_S = 10.0
+
+StdioFds = tuple[int, int, int]
+Launch = Callable[[str, StdioFds | None], Awaitable[int]]
+"""An OCI runtime command that makes a process: takes a console socket path or three descriptors, gives the pid."""
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """What the processes of one container share."""
+
+    namespace: str
+    id: str
+    bundle: Path
+    runtime: OciRuntime
+    options: RuncOptions
+
+
+class Process:
+    """One process of a container."""
+
+    is_init = False
+
+    def __init__(self, site: Site, exec_id: str, stdio: Stdio) -> None:
+        self.site = site
+        self.exec_id = exec_id
+        self.stdio = stdio
+        self.state = State.CREATED
+        self.pid = 0
+        self.exit_status = 0
+        self.exited_at_ns = ZERO_NS
+        self.exited = asyncio.Event()
+        self.lock = asyncio.Lock()
+        self._io: ProcessIO | None = None
+        self._console: Console | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.exec_id or self.site.id} {self.state} pid={self.pid}>"
+
+    def check(self, action: Action) -> None:
+        """Raise what `action` meets in the present state."""
+        states.check(self.state, action, init=self.is_init)
+
+    def finished(self, exited: Exit) -> None:
+        """Take the end of the process, put it on disk and release its waiters."""
+        self.exit_status = exited.status
+        self.exited_at_ns = exited.exited_at_ns
+        if self.state != State.DELETED:
+            self.state = State.STOPPED
+        try:
+            self.save()
+        except OSError as failure:
+            log.warning("%r: exit not recorded: %s", self, failure)
+        finally:
+            self.exited.set()
+
+    def save(self) -> None:
+        """Put the record of the process on disk."""
+        over = self.exited_at_ns != ZERO_NS
+        record = records.ProcessRecord(
+            exec_id=self.exec_id,
+            pid=self.pid,
+            start_time=0 if over else records.start_time(self.pid),
+            started=self.state not in (State.CREATED, State.RESTORING),
+            stdin=self.stdio.stdin,
+            stdout=self.stdio.stdout,
+            stderr=self.stdio.stderr,
+            terminal=self.stdio.terminal,
+            exit_status=self.exit_status if over else None,
+            exited_at_ns=self.exited_at_ns if over else None,
+        )
+        records.write_process(self.site.bundle, record)
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether nothing is going on with it; a terminal's bytes pass through the shim, so it never rests."""
+        if self.lock.locked() or self._console is not None or self.state == State.RESTORING:
+            return False
+        return self._io is None or self._io.can_rest
+
+    def rested(self, held: Descriptors) -> RestedProcess:
+        """What `adopt` needs."""
+        return RestedProcess(
+            exec_id=self.exec_id,
+            stdio=self.stdio,
+            state=self.state,
+            pid=self.pid,
+            exit_status=self.exit_status,
+            exited_at_ns=None if self.exited_at_ns == ZERO_NS else self.exited_at_ns,
+            exited=self.exited.is_set(),
+            streams=self._io.rested(held) if self._io is not None else None,
+        )
+
+    def adopt(self, rested: RestedProcess, fds: Sequence[int]) -> None:
+        """Go on as the process another worker has left."""
+        self.state, self.pid = rested.state, rested.pid
+        self.exit_status = rested.exit_status
+        self.exited_at_ns = ZERO_NS if rested.exited_at_ns is None else rested.exited_at_ns
+        if rested.exited:
+            self.exited.set()
+        if rested.streams is not None:
+            self._io = ProcessIO.resumed(rested.streams, fds)
+
+    async def resize(self, width: int, height: int) -> None:
+        """Set the size of the terminal in characters; without one, nothing happens."""
+        self.check(Action.RESIZE)
+        if self._console is not None:
+            self._console.resize(width, height)
+
+    async def close_stdin(self) -> None:
+        """Let stdin end once the client has closed it too."""
+        streams = self._console or self._io
+        if streams is not None:
+            await streams.close_stdin()
+
+    async def launch(self, command: Launch) -> int:
+        """Run an OCI runtime command that makes this process, with its streams. Nothing is left open on failure."""
+        try:
+            if self.stdio.terminal:
+                return await self._launch_on_terminal(command)
+            return await self._launch_on_files(command)
+        except BaseException:
+            await asyncio.shield(self.close_streams())
+            raise
+
+    async def drained(self) -> None:
+        """Wait until all output has been taken, at most 10 s."""
+        streams = self._console or self._io
+        if streams is not None:
+            await streams.drained(DRAIN_TIMEOUT_S)
+
+    async def close_streams(self) -> None:
+        """Close the shim's ends of the streams."""
+        streams = self._console or self._io
+        self._console = self._io = None
+        if streams is not None:
+            await streams.aclose()
+
+    async def _launch_on_terminal(self, command: Launch) -> int:
+        socket = ConsoleSocket()
+        try:
+            pid = await command(str(socket.path), None)
+            self._console = Console(await socket.receive())
+        finally:
+            socket.close()
+        site = self.site
+        await self._console.attach(self.stdio, namespace=site.namespace, container_id=site.id)
+        return pid
+
+    async def _launch_on_files(self, command: Launch) -> int:
+        options = self.site.options
+        self._io = await open_io(
+            self.stdio,
+            namespace=self.site.namespace,
+            container_id=self.site.id,
+            io_uid=options.io_uid,
+            io_gid=options.io_gid,
+        )
+        try:
+            return await command("", self._io.child_fds())
+        finally:
+            self._io.child_started()
+
+
+class ExecProcess(Process):
+    """Another process in a running container."""
+
+    def __init__(self, site: Site, exec_id: str, stdio: Stdio, spec: bytes) -> None:
+        super().__init__(site, exec_id, stdio)
+        self._spec = spec
+        self._pid_file = records.exec_pid_file(site.bundle, exec_id)
+
+    async def start(self) -> None:
+        """Start it. A failed start leaves it created and releases its waiters."""
+        self.check(Action.START)
+        try:
+            self.pid = await self.launch(self._execute)
+        except BaseException as failure:
+            self.exited.set()
+            if isinstance(failure, OciError):
+                raise Unknown(f"OCI runtime exec failed: {failure}") from failure
+            raise
+        self.state = State.RUNNING
+        self.save()
+
+    def rested(self, held: Descriptors) -> RestedProcess:
+        """What `adopt` needs."""
+        return msgspec.structs.replace(super().rested(held), spec=self._spec)
+
+    def leftover_pid(self) -> int:
+        """The process a failed start has made after all; 0 where there is none."""
+        try:
+            return read_pid(self._pid_file)
+        except OciError:
+            return 0
+
+    def kill(self, signum: int) -> None:
+        """Signal it."""
+        self.check(Action.KILL)
+        if not self.pid:
+            raise FailedPrecondition("process not created")
+        if self.exited.is_set():
+            raise NotFound("process already finished")
+        try:
+            os.kill(self.pid, signum)
+        except ProcessLookupError:
+            raise NotFound("process already finished") from None
+        except OSError as bad:
+            raise InvalidArgument(f"signal {signum}: {bad.strerror}") from bad
+
+    async def delete(self) -> None:
+        """Forget it."""
+        self.check(Action.DELETE)
+        await self.drained()
+        await self.close_streams()
+        records.remove_process(self.site.bundle, self.exec_id)
+        self.state = State.DELETED
+
+    async def _execute(self, console_socket: str, stdio: StdioFds | None) -> int:
+        site = self.site
+        spec_file = site.bundle / f"{self.exec_id}.process"
+        try:
+            _forget_file(self._pid_file)  # of a start that failed: somebody else may have that pid by now
+            records.replace_file(spec_file, self._spec)
+            return await site.runtime.exec(site.id, spec_file, self._pid_file, console_socket, stdio)
+        finally:
+            _forget_file(spec_file)
+
+
+def _forget_file(path: Path) -> None:
+    path.unlink(missing_ok=True)

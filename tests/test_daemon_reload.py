@@ -1,0 +1,307 @@
+"""Reload: what becomes of each plugin and key that differs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from aiocontainerd.config import Config, ConfigError
+from aiocontainerd.config.records import Debug, ProxyPlugin, Settings
+from aiocontainerd.daemon import reload
+from aiocontainerd.daemon.reload import ADDED, FAILED, REMOVED, REPLACED, RESTART, Reloader, Wanted
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument
+from aiocontainerd.host import discovery
+from aiocontainerd.host.beside import Beside
+from aiocontainerd.host.registration import Change
+from aiocontainerd.host.registry import Registry
+from aiocontainerd.plugin import InitContext, Plugin, Registration, State, kinds
+
+URI = f"{kinds.SNAPSHOTTER}.acme"
+ROW = "python_plugins.acme"
+
+
+async def init(_context: InitContext[Any]) -> object:
+    return object()
+
+
+def wanted(beside: object = None, table: object = None) -> Wanted:
+    registration = Registration(kind=kinds.SNAPSHOTTER, id="acme", init=init)
+    return Wanted(registration=registration, distribution="acme", beside=beside, table=table)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "outcome"),
+    [
+        (None, wanted("socket"), ADDED),
+        (wanted("socket"), None, REMOVED),
+        (wanted("socket"), wanted("other"), REPLACED),
+        (wanted("socket", {"a": 1}), wanted("socket", {"a": 2}), REPLACED),
+        (wanted("socket"), wanted("socket"), None),
+        (None, wanted(), RESTART),
+        (wanted(), None, RESTART),
+        (wanted(table={"a": 1}), wanted(table={"a": 2}), RESTART),
+        (wanted(), wanted("socket"), RESTART),
+        (wanted("socket"), wanted(), RESTART),
+        (wanted(), wanted(), None),
+    ],
+)
+def test_only_plugins_beside_the_daemon_are_followed(
+    before: Wanted | None, after: Wanted | None, outcome: str | None
+) -> None:
+    plans = ({URI: one} if one is not None else {} for one in (before, after))
+    assert reload.steps(*plans) == ([] if outcome is None else [(URI, outcome)])
+
+
+def test_removals_come_first() -> None:
+    before, after = {"b": wanted("socket")}, {"a": wanted("socket")}
+    assert reload.steps(before, after) == [("b", REMOVED), ("a", ADDED)]
+
+
+def test_keys_that_only_a_start_reads_are_named() -> None:
+    changed = Settings(
+        debug=Debug(level="debug"), timeouts={"a": "1s"}, proxy_plugins={"a": ProxyPlugin(type="snapshot")}
+    )
+    assert reload.changed_keys(Settings(), changed) == ["debug"]
+
+
+class Files:
+    """A config file that changes between reloads, and a registry that notes what it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, plans: dict[str, dict[str, Wanted]]) -> None:
+        self.plans = plans
+        self.current = "start"
+        self.asked: list[str] = []
+        self.rows: dict[str, Plugin] = {}
+        self.begun, self.goes_on = anyio.Event(), anyio.Event()
+        self.goes_on.set()
+        self.refuses: Exception | None = None
+        self.state = State.LOADED
+        monkeypatch.setattr(reload, "wanted_by", lambda config: plans[config.settings.root.removeprefix("/")])
+
+    def config(self, name: str) -> Config:
+        return Config({"root": f"/{name}", "state": "/state"}, {})
+
+    def load(self) -> Config:
+        if self.current == "broken":
+            raise ConfigError("config.toml:3: no such key")
+        return self.config(self.current)
+
+    def reloader(self) -> Reloader:
+        registry: Any = self
+        return Reloader(registry, self.config("start"), self.load)
+
+    def set_deadlines(self) -> None:
+        self.asked.append("set deadlines")
+
+    async def add_running(self, registration: Registration, distribution: str) -> Plugin:
+        self.asked.append(f"add {registration.uri}")
+        plugin = Plugin(registration, distribution)
+        plugin.state, plugin.reason = self.state, "no socket" if self.state != State.LOADED else ""
+        self.rows[plugin.uri] = plugin
+        self.begun.set()
+        await self.goes_on.wait()
+        return plugin
+
+    def get(self, uri: str) -> Plugin | None:
+        return self.rows.get(uri)
+
+    async def remove_running(self, uri: str) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        del self.rows[uri]
+        self.asked.append(f"remove {uri}")
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch) -> Files:
+    plans = {"start": {}, "with": {URI: wanted("socket")}, "other": {URI: wanted("else")}, "inside": {URI: wanted()}}
+    return Files(monkeypatch, plans)
+
+
+def about(changes: Any, subject: str = URI) -> list[Change]:
+    return [change for change in changes if change.subject == subject]
+
+
+@pytest.mark.anyio
+async def test_plugins_come_change_and_go_with_the_file(files: Files) -> None:
+    reloader = files.reloader()
+    for name, outcome in (("with", ADDED), ("with", None), ("other", REPLACED), ("start", REMOVED)):
+        files.current = name
+        changes = about(await reloader.reload())
+        assert [change.outcome for change in changes] == ([outcome] if outcome else [])
+    assert files.asked == [f"add {URI}", f"remove {URI}", f"add {URI}", f"remove {URI}"]
+
+
+@pytest.mark.anyio
+async def test_what_needs_a_restart_is_told_at_every_reload(files: Files) -> None:
+    reloader = files.reloader()
+    files.current = "inside"
+    for _ in range(2):
+        changes = await reloader.reload()
+        assert about(changes) == [Change(URI, RESTART, "it is part of the daemon's process")]
+        assert about(changes, "root") == [Change("root", RESTART, "read when the daemon starts")]
+    assert files.asked == []
+
+
+@pytest.mark.anyio
+async def test_a_plugin_in_use_stays_and_says_by_whom(files: Files) -> None:
+    reloader = files.reloader()
+    files.current = "with"
+    await reloader.reload()
+    files.refuses = FailedPrecondition("in use by somebody: restart needed")
+    files.current = "start"
+    assert about(await reloader.reload()) == [Change(URI, RESTART, "in use by somebody: restart needed")]
+    files.refuses = None
+    assert about(await reloader.reload()) == [Change(URI, REMOVED)]
+
+
+@pytest.mark.anyio
+async def test_a_plugin_that_does_not_start_is_told_with_its_reason(files: Files) -> None:
+    files.current, files.state = "with", State.FAILED
+    assert about(await files.reloader().reload()) == [Change(URI, FAILED, "no socket")]
+
+
+@pytest.mark.anyio
+async def test_a_plugin_that_did_not_start_is_tried_again_at_every_reload(files: Files) -> None:
+    reloader = files.reloader()
+    files.current, files.state = "with", State.FAILED
+    for _ in range(2):
+        assert about(await reloader.reload()) == [Change(URI, FAILED, "no socket")]
+    files.state = State.LOADED
+    assert about(await reloader.reload()) == [Change(URI, REPLACED)]
+    assert about(await reloader.reload()) == []
+    assert files.asked == [f"add {URI}", *[f"remove {URI}", f"add {URI}"] * 2]
+
+
+@pytest.mark.anyio
+async def test_a_plugin_that_was_disabled_at_the_start_is_added_in_place_of_its_row(files: Files) -> None:
+    files.rows[URI] = Plugin(wanted().registration)
+    files.rows[URI].state = State.DISABLED
+    files.current = "with"
+    assert about(await files.reloader().reload()) == [Change(URI, ADDED)]
+    assert files.asked == [f"remove {URI}", f"add {URI}"]
+
+
+@pytest.mark.anyio
+async def test_a_module_that_registers_nothing_is_told_until_it_does(files: Files) -> None:
+    broken = msgspec.structs.replace(wanted(), failure="there is no module acme")
+    files.plans |= {"bad": {ROW: broken}, "other": {ROW: msgspec.structs.replace(broken, failure="no more")}}
+    reloader = files.reloader()
+    for name, text in [
+        ("bad", "there is no module acme"),
+        ("bad", "there is no module acme"),
+        ("other", "no more"),
+    ]:
+        files.current = name
+        assert about(await reloader.reload(), ROW) == [Change(ROW, FAILED, text)]
+    files.current = "with"
+    changes = await reloader.reload()
+    assert (about(changes), about(changes, ROW)) == ([Change(URI, ADDED)], [])
+    started = files.reloader()
+    files.plans["start"], files.current = {ROW: broken}, "bad"
+    assert about(await started.reload(), ROW) == [], "it is in the log of the start"
+
+
+@pytest.mark.anyio
+async def test_a_reload_ends_what_it_began_though_its_caller_goes_away(files: Files) -> None:
+    reloader = files.reloader()
+    files.current, files.goes_on = "with", anyio.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(reloader.reload)
+        await files.begun.wait()
+        group.cancel_scope.cancel()
+        files.goes_on.set()
+    assert about(await reloader.reload()) == []
+    assert files.asked == [f"add {URI}"]
+
+
+@pytest.mark.anyio
+async def test_a_config_that_cannot_be_used_changes_nothing(files: Files) -> None:
+    files.current = "broken"
+    with pytest.raises(InvalidArgument, match="the config is not reloaded: config"):
+        await files.reloader().reload()
+    assert files.asked == []
+
+
+@pytest.mark.anyio
+async def test_without_a_file_there_is_nothing_to_read_again() -> None:
+    with pytest.raises(FailedPrecondition, match="started without a config file"):
+        await Reloader(Registry(), Config({}, {}), None).reload()
+
+
+WORK = "io.containerd.timeout.plugin.work"
+
+
+@pytest.mark.anyio
+async def test_timeouts_are_applied_at_once_and_told_once() -> None:
+    timeouts: dict[str, str] = {}
+    asked: list[float] = []
+    reloader = Reloader(Registry(), Config({}, {}), lambda: Config({"timeouts": dict(timeouts)}, {}))
+    registry: Any = reloader._registry
+    registry.set_deadlines = lambda: asked.append(reloader.timeout_s(WORK))
+    timeouts |= {WORK: "3m", "io.containerd.timeout.acme": "5s", "io.containerd.timeout.plugin.quick": "10s"}
+    changes = about(await reloader.reload(), "timeouts")
+    assert changes == [Change("timeouts", "applied", f"io.containerd.timeout.acme = 5s, {WORK} = 3m0s")]
+    assert asked == [180.0]
+    assert about(await reloader.reload(), "timeouts") == []
+    timeouts.clear()
+    assert [change.detail for change in about(await reloader.reload(), "timeouts")] == [
+        f"io.containerd.timeout.acme = 1s, {WORK} = 2m0s"
+    ]
+    assert asked == [180.0, 120.0]
+
+
+def test_a_plugin_in_a_process_is_started_anew_where_its_own_deadlines_change() -> None:
+    uri = f"{kinds.SNAPSHOTTER}.native"
+    isolated = {"plugin_isolation": {uri: "process"}}
+    plans = [
+        reload.wanted_by(Config({**isolated, "timeouts": timeouts}, {}))
+        for timeouts in ({}, {f"{WORK}.{kinds.SNAPSHOTTER}.other": "1s"}, {f"{WORK}.{uri}": "1s"})
+    ]
+    assert reload.steps(plans[0], plans[1]) == []
+    assert reload.steps(plans[0], plans[2]) == [(uri, REPLACED)]
+
+
+def test_a_plugins_place_and_table_are_part_of_what_is_wanted() -> None:
+    tree = {
+        "proxy_plugins": {"acme": {"type": "snapshot", "address": "/run/acme.sock"}},
+        "plugins": {f"{kinds.SNAPSHOTTER}.native": {"root_path": "/srv"}},
+        "disabled_plugins": [f"{kinds.SNAPSHOTTER}.overlayfs"],
+    }
+    found = reload.wanted_by(Config(tree, {}))
+    assert isinstance(found[URI].beside, ProxyPlugin)
+    native = found[f"{kinds.SNAPSHOTTER}.native"]
+    assert (native.beside, native.table) == (None, {"root_path": "/srv"})
+    assert f"{kinds.SNAPSHOTTER}.overlayfs" not in found
+    assert msgspec.structs.asdict(native)["distribution"] == "aiocontainerd-snapshotter-native"
+
+
+def test_a_proxy_that_clashes_with_a_plugin_leaves_it_where_it_is() -> None:
+    native = f"{kinds.SNAPSHOTTER}.native"
+    found = reload.wanted_by(Config({"proxy_plugins": {"native": {"type": "snapshot", "address": "/run/n.sock"}}}, {}))
+    assert (found[native].beside, found[native].failure) == (None, "")
+    assert f"plugin {native} is registered twice" in found["python_plugins.native"].failure
+    assert reload.steps(reload.wanted_by(Config({}, {})), found) == []
+
+
+def test_what_the_daemon_started_by_is_what_it_found_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config({}, {})
+    monkeypatch.syspath_prepend(tmp_path)
+    registry, beside = Registry(), Beside(programs=config.stream_processors)
+    discovery.discover(registry, {}, config.settings.plugin_policy, beside)
+    started = reload.plan_of(registry, beside, config)
+    info = tmp_path / "acme_late-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-late\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[aiocontainerd.plugins]\nacme = acme_late\n")
+    (tmp_path / "acme_late.py").write_text(
+        "from aiocontainerd.plugin import kinds, register\n\n\n@register(kinds.SNAPSHOTTER, 'acme')\nclass Acme: ...\n"
+    )
+    after = reload.wanted_by(Config({"plugin_isolation": {URI: "process"}}, {}))
+    sys.modules.pop("acme_late")
+    assert reload.steps(started, after) == [(URI, ADDED)]

@@ -1,0 +1,321 @@
+"""The daemon's start and stop, as a process of its own with the built-in plugins alone (facts/core 16)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiocontainerd.daemon import run
+from aiocontainerd.host.registration import PluginError
+from aiocontainerd.host.registry import Registry
+from aiocontainerd.plugin import Registration, SkipPlugin, kinds
+from aiocontainerd.sys import systemd
+
+PROBE = """
+import asyncio, os, signal, sys, tempfile
+import anyio
+from aiocontainerd.plugin import Registration, hookimpl, kinds
+
+async def init(context):
+    generated = sorted(m for m in sys.modules if m.startswith("aiocontainerd.api.gen."))
+    with open(os.environ["PROBE"], "w") as out:
+        print("sigpipe", signal.getsignal(signal.SIGPIPE).name, file=out)
+        print("tmpdir", os.environ.get("TMPDIR"), tempfile.gettempdir(), file=out)
+        print("oom", open("/proc/self/oom_score_adj").read().strip(), file=out)
+        print("generated", *generated, file=out)
+    if os.environ.get("HANG") == "stop":
+        context.on_stop(hang)
+    if os.environ.get("HANG") == "stubborn":
+        context.on_stop(stubborn)
+    return object()
+
+async def hang():
+    await anyio.sleep_forever()
+
+async def stubborn():
+    with anyio.CancelScope(shield=True):
+        await anyio.sleep_forever()
+
+@hookimpl
+def register_plugins():
+    return [Registration(kind="io.containerd.internal.v1", id="probe", init=init)]
+"""
+CONFIG = """
+version = 4
+temp = "{directory}/temp"
+oom_score = 777
+[plugin_policy]
+allow = ["nothing-that-is-installed"]
+[python_plugins.probe]
+module = "acme_probe"
+[timeouts]
+"io.containerd.timeout.plugin.stop" = "200ms"
+"""
+WAIT_S = 20.0
+
+
+class Process:
+    """A daemon process and the service manager's socket it tells."""
+
+    def __init__(self, directory: Path, *, config: str = CONFIG, hang: str = "") -> None:
+        self.directory = directory
+        self.log = directory / "log"
+        (directory / "acme_probe.py").write_text(PROBE)
+        (directory / "c.toml").write_text(config.format(directory=directory))
+        self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.manager.settimeout(WAIT_S)
+        self.manager.bind(str(directory / "notify"))
+        environment = {
+            **os.environ, "NOTIFY_SOCKET": str(directory / "notify"), "PYTHONPATH": str(directory), "HANG": hang,
+            "PROBE": str(directory / "probe"),
+        }  # fmt: skip
+        command = [
+            sys.executable, "-m", "aiocontainerd.cli.daemon", "--config", str(directory / "c.toml"),
+            "--address", str(directory / "c.sock"), "--root", str(directory / "root"),
+            "--state", str(directory / "state"),
+        ]  # fmt: skip
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=environment)
+
+    def told(self) -> str:
+        return self.manager.recv(64).decode()
+
+    def logged(self, text: str) -> None:
+        until = time.monotonic() + WAIT_S
+        while text not in self.log.read_text():
+            assert time.monotonic() < until, f"{text} is not in the log:\n{self.log.read_text()}"
+            time.sleep(0.01)
+
+    def wait(self) -> int:
+        return self.process.wait(WAIT_S)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.manager.close()
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    made = Process(tmp_path)
+    yield made
+    made.end()
+
+
+def connects(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ready_is_told_when_it_serves_and_stopping_before_it_does_not(process: Process, number: int) -> None:
+    assert process.told() == systemd.READY
+    assert connects(process.directory / "c.sock")
+    assert connects(process.directory / "c.sock.ttrpc")
+    process.process.send_signal(number)
+    assert process.told() == systemd.STOPPING
+    assert process.wait() == 0
+    assert not (process.directory / "c.sock").exists()
+    assert "containers run on" in process.log.read_text()
+
+
+def test_directories_are_private_and_temp_is_everybodys_tmpdir(process: Process) -> None:
+    assert process.told() == systemd.READY
+    modes = {name: (process.directory / name).stat().st_mode & 0o777 for name in ("root", "state", "temp")}
+    assert modes == {"root": 0o700, "state": 0o711, "temp": 0o700}
+    temp = str(process.directory / "temp")
+    probed = (process.directory / "probe").read_text().splitlines()
+    assert probed[:3] == ["sigpipe SIG_IGN", f"tmpdir {temp} {temp}", "oom 777"]
+
+
+def test_no_generated_package_is_imported_before_plugins_need_one(process: Process) -> None:
+    assert process.told() == systemd.READY
+    assert (process.directory / "probe").read_text().splitlines()[3] == "generated"
+
+
+def test_sigusr1_dumps_and_sighup_reloads(process: Process) -> None:
+    assert process.told() == systemd.READY
+    process.process.send_signal(signal.SIGUSR1)
+    process.logged("stacks are in ")
+    dump = process.directory / "temp" / f"containerd.{process.process.pid}.stacks.log"
+    assert "io.containerd.internal.v1.probe ok" in dump.read_text()
+    assert "--- plugin io.containerd.internal.v1.probe" in dump.read_text()
+    process.process.send_signal(signal.SIGHUP)
+    process.logged("reloaded the config: 0 changes")
+    assert connects(process.directory / "c.sock")
+
+
+def test_the_log_is_short_when_all_is_well(process: Process) -> None:
+    assert process.told() == systemd.READY
+    process.logged("successfully booted")
+    log = process.log.read_text()
+    assert re.search(r'level=info msg="plugins: \d+ ok, \d+ skip"', log)
+    assert "plugin=io.containerd.server.v1.grpc-tcp state=skip" in log
+    assert "plugin=io.containerd.server.v1.grpc state=" not in log
+
+
+def test_a_stop_that_hangs_is_cut_at_its_limit(tmp_path: Path) -> None:
+    process = Process(tmp_path, hang="stop")
+    try:
+        assert process.told() == systemd.READY
+        process.process.terminate()
+        assert process.wait() == 0
+        assert "plugin io.containerd.internal.v1.probe did not stop within 200ms" in process.log.read_text()
+    finally:
+        process.end()
+
+
+def test_a_stop_that_ignores_its_cancellation_cannot_keep_the_process(tmp_path: Path) -> None:
+    process = Process(tmp_path, hang="stubborn")
+    try:
+        assert process.told() == systemd.READY
+        process.process.terminate()
+        assert process.wait() == 1
+        assert (
+            'msg="ending without plugins that cannot be stopped: io.containerd.internal.v1.probe"'
+            in process.log.read_text()
+        )
+    finally:
+        process.end()
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    process = Process(tmp_path, config=CONFIG.replace("200ms", "60s"), hang="stop")
+    try:
+        assert process.told() == systemd.READY
+        process.process.terminate()
+        assert process.told() == systemd.STOPPING
+        process.process.terminate()
+        assert process.wait() == 0
+        assert "stopping at once on a second SIGTERM" in process.log.read_text()
+    finally:
+        process.end()
+
+
+def test_a_service_manager_that_is_gone_does_not_stop_the_daemon(tmp_path: Path) -> None:
+    process = Process(tmp_path)
+    try:
+        os.unlink(tmp_path / "notify")
+        process.logged("successfully booted")
+        assert "cannot tell the service manager READY=1" in process.log.read_text()
+        process.process.terminate()
+        assert process.wait() == 0
+    finally:
+        process.end()
+
+
+def test_an_oom_score_out_of_range_is_told(tmp_path: Path) -> None:
+    process = Process(tmp_path, config=CONFIG.replace("777", "5000"))
+    try:
+        assert process.wait() == 1
+        assert "containerd: oom_score = 5000 cannot be set (-1000 to 1000)" in process.log.read_text()
+        assert "Traceback" not in process.log.read_text()
+    finally:
+        process.end()
+
+
+def test_old_temporary_mounts_are_removed_and_what_stays_is_no_obstacle(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tmpmounts" / "a").mkdir(parents=True)
+    run._drop_old_mounts(tmp_path)
+    assert list((tmp_path / "tmpmounts").iterdir()) == []
+    (tmp_path / "tmpmounts" / "b" / "full").mkdir(parents=True)
+    run._drop_old_mounts(tmp_path)
+    assert "an old temporary mount stays" in caplog.text
+    run._drop_old_mounts(tmp_path / "nothing")
+
+
+@pytest.mark.root
+def test_a_mount_that_a_killed_daemon_left_is_unmounted(tmp_path: Path) -> None:
+    left = tmp_path / "tmpmounts" / "a"
+    left.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", str(left)], check=True)
+    run._drop_old_mounts(tmp_path)
+    assert not left.exists()
+
+
+def test_the_table_shows_what_is_not_loaded_and_a_summary(caplog: pytest.LogCaptureFixture) -> None:
+    async def init(_context: object) -> object:
+        return object()
+
+    registry = Registry()
+    for plugin_id in ("good", "skipped", "failed", "needs"):
+        registry.add(Registration(kind=kinds.SNAPSHOTTER, id=plugin_id, init=init))
+    registry["io.containerd.snapshotter.v1.good"].loaded(object())
+    registry["io.containerd.snapshotter.v1.skipped"].failed(SkipPlugin("no overlayfs"))
+    registry["io.containerd.snapshotter.v1.failed"].failed(PluginError("no disk"))
+    needs = registry["io.containerd.snapshotter.v1.needs"]
+    needs.failed(PluginError("requires failed"))
+    needs.caused_by = "io.containerd.snapshotter.v1.failed"
+    with caplog.at_level("INFO"):
+        run.log_table(registry)
+    rows = [(r.levelname, getattr(r, "fields", r.getMessage())) for r in caplog.records]
+    assert rows == [
+        ("INFO", {
+            "plugin": "io.containerd.snapshotter.v1.skipped", "state": "skip", "ms": 0.0,
+            "reason": "no overlayfs: skip plugin",
+        }),
+        ("ERROR", {
+            "plugin": "io.containerd.snapshotter.v1.failed", "state": "error", "ms": 0.0, "reason": "no disk",
+        }),
+        ("ERROR", {
+            "plugin": "io.containerd.snapshotter.v1.needs", "state": "error", "ms": 0.0, "reason": "requires failed",
+            "caused_by": "io.containerd.snapshotter.v1.failed",
+        }),
+        ("INFO", "plugins: 1 ok, 1 skip, 2 error"),
+    ]  # fmt: skip
+
+
+@pytest.mark.root
+def test_the_daemon_joins_its_cgroup_in_every_hierarchy_that_counts() -> None:
+    name = f"aiocontainerd-test-{os.getpid()}"
+    try:
+        directories = list(run._cgroup_directories(f"/{name}/inner"))
+    except OSError as error:
+        pytest.skip(f"cgroups cannot be made here: {error}")
+    join = f"from aiocontainerd.daemon import run; run._join_cgroup('/{name}/inner')"
+    code = f"{join}; print(open('/proc/self/cgroup').read())"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.count(f"/{name}/inner\n") == len(directories)
+    finally:
+        for directory in directories:
+            directory.rmdir()
+            directory.parent.rmdir()
+
+
+def test_a_cgroup_that_cannot_be_joined_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aiocontainerd.sys.cgroup.ROOT", str(tmp_path / "none"))
+    with pytest.raises(run.StartError, match=r"cannot join cgroup /x \(cgroup\.path\): .*No such file"):
+        run._join_cgroup("/x")
+
+
+def test_a_version_1_cpuset_inherits_from_its_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("aiocontainerd.sys.cgroup.ROOT", str(tmp_path))
+    for directory in ("cpuset", "cpuset/a", "memory", "systemd", "unified"):
+        (tmp_path / directory).mkdir()
+    for name, value in (("cpuset.cpus", "0-1"), ("cpuset.mems", "0")):
+        (tmp_path / "cpuset" / name).write_text(f"{value}\n")
+        (tmp_path / "cpuset" / "a" / name).write_text("\n")
+    (tmp_path / "cpu").symlink_to("memory")
+    found = {str(directory.relative_to(tmp_path)) for directory in run._cgroup_directories("/a")}
+    assert found == {"cpuset/a", "memory/a"}
+    assert (tmp_path / "cpuset" / "a" / "cpuset.cpus").read_text() == "0-1\n"
+
+
+@pytest.mark.anyio
+async def test_without_a_grpc_server_there_is_no_daemon() -> None:
+    registry = Registry()
+    registry.add_failed("python_plugins", "servers", "ImportError: no such module")
+    with pytest.raises(run.StartError, match=r"there is no gRPC server.*servers: ImportError: no such module"):
+        await run._start_servers(registry)

@@ -1,0 +1,63 @@
+"""Generated documents: written, compared, told when stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aiocontainerd import scaffold
+from aiocontainerd.config import load
+from aiocontainerd.host import reference
+from aiocontainerd.interfaces import PROTOCOLS
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(reference, "REPOSITORY", tmp_path)
+    (tmp_path / "docs").mkdir()
+    return tmp_path
+
+
+def test_the_committed_documents_are_not_stale() -> None:
+    assert reference.main(["--check"]) == 0
+
+
+def test_stale_and_missing_documents_are_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reference.main(["--check"]) == 1
+    assert capsys.readouterr().err == (
+        "stale: config.example.toml: run `make docs`\nstale: docs/hooks.md: run `make docs`\n"
+        "stale: docs/plugins/reference.md: run `make docs`\n"
+    )
+    assert reference.main([]) == 0
+    assert reference.main(["--check"]) == 0
+    (repository / "docs" / "hooks.md").write_text("old")
+    assert reference.main(["--check"]) == 1
+
+
+def test_the_example_config_loads_and_does_not_depend_on_its_writer(repository: Path) -> None:
+    reference.main([])
+    load(repository / "config.example.toml")
+    text = (repository / "config.example.toml").read_text()
+    assert "# uid: the daemon's own\n" in text
+    assert "uid = " not in text
+
+
+def test_every_timeout_and_first_party_table_is_in_the_example() -> None:
+    text = reference.documents()[reference.REPOSITORY / "config.example.toml"]
+    assert '"io.containerd.timeout.plugin.init" = "30s"' in text
+    assert '[plugins."io.containerd.snapshotter.v1.overlayfs"]' in text
+
+
+def test_every_kind_with_a_contract_has_its_prose_its_members_and_its_scaffold_on_the_page() -> None:
+    page = reference.reference_page()
+    for kind, path in PROTOCOLS.items():
+        assert f"## {kind}\n" in page
+        assert f"### {path.partition(':')[2]}\n" in page
+    for form in scaffold.FORMS:
+        assert f"`actr plugins new {form} acme-{form}` begins with this" in page
+    assert "| `async deliver(envelope: Envelope) -> None` | `work` |" in page
+
+
+def test_every_hook_has_an_example_that_a_test_runs() -> None:
+    assert reference.hooks_page().count("An example, from `tests/test_host_hookspecs.py`") == len([*reference.hook_functions()])
