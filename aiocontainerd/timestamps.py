@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from aiocontainerd import api
+from aiocontainerd import api
 
 NANOSECONDS = 1_000_000_000
 ZERO_NS = -62_135_596_800 * NANOSECONDS
@@ -25,8 +23,6 @@ def now_ns() -> int:
 
 def to_wire(ns: int) -> api.protobuf.Timestamp:
     """The message of a point in time."""
-    from aiocontainerd import api
-
     seconds, nanos = divmod(ns, NANOSECONDS)
     return api.protobuf.Timestamp(seconds=seconds, nanos=nanos)
 

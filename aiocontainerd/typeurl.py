@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from aiocontainerd import api
 from aiocontainerd.api import names
 
 if TYPE_CHECKING:
     import betterproto2
-
-    from aiocontainerd import api
 
 SPEC_URL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -56,6 +55,4 @@ def from_wire(value: api.protobuf.Any | None) -> Any | None:
 
 def to_wire(value: Any | None) -> api.protobuf.Any | None:
     """The field value of an `Any`; None leaves the field out."""
-    from aiocontainerd import api
-
     return None if value is None else api.protobuf.Any(type_url=value.type_url, value=value.value)

@@ -60,4 +60,5 @@ def test_every_kind_with_a_contract_has_its_prose_its_members_and_its_scaffold_o
 
 
 def test_every_hook_has_an_example_that_a_test_runs() -> None:
-    assert reference.hooks_page().count("An example, from `tests/test_host_hookspecs.py`") == len([*reference.hook_functions()])
+    examples = reference.hooks_page().count("An example, from `tests/test_host_hookspecs.py`")
+    assert examples == len([*reference.hook_functions()])

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 import aiocontainerd
+from aiocontainerd import api
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.migrate import GRPC_ADDRESS
 from aiocontainerd.config.records import DEFAULT_ADDRESS, DEFAULT_PATH
@@ -144,7 +145,6 @@ def publish(flags: Flags, topic: str, namespace: str) -> None:
     """Publish the event on standard input (a serialised google.protobuf.Any); what shims call."""
     import anyio
 
-    from aiocontainerd import api
     from aiocontainerd.errors import ContainerdError, to_status
     from aiocontainerd.rpc.grpc_client import GrpcClient
     from aiocontainerd.wire import codec

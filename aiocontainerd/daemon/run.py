@@ -19,7 +19,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import TaskGroup
 
-from aiocontainerd import durations, kinds
+from aiocontainerd import api, durations, kinds
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.daemon import dump, lock
 from aiocontainerd.daemon.reload import Reloader, plan_of
@@ -143,7 +143,7 @@ def _load_messages() -> None:
 
     Nobody waits for this: it is done once the daemon serves.
     """
-    from aiocontainerd import api, typeurl
+    from aiocontainerd import typeurl
 
     typeurl.message_name(api.images.ImageDelete())
     typeurl.message_name(api.event_types.SnapshotRemove())

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.interfaces.metadata import Container, ContainerStore
 from aiocontainerd.serve.requests import mask_paths, required
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class ContainersGrpc:
@@ -23,14 +20,10 @@ class ContainersGrpc:
 
     async def get(self, request: api.containers.GetContainerRequest) -> api.containers.GetContainerResponse:
         """One record."""
-        from aiocontainerd import api
-
         return api.containers.GetContainerResponse(container=to_wire(await self._containers.get(request.id)))
 
     async def list(self, request: api.containers.ListContainersRequest) -> api.containers.ListContainersResponse:
         """Those that a filter matches, sorted by id."""
-        from aiocontainerd import api
-
         found = await self._containers.list(request.filters)
         return api.containers.ListContainersResponse(containers=[to_wire(container) for container in found])
 
@@ -38,30 +31,22 @@ class ContainersGrpc:
         self, request: api.containers.ListContainersRequest
     ) -> AsyncIterator[api.containers.ListContainerMessage]:
         """As `list`, one record a message."""
-        from aiocontainerd import api
-
         for container in await self._containers.list(request.filters):
             yield api.containers.ListContainerMessage(container=to_wire(container))
 
     async def create(self, request: api.containers.CreateContainerRequest) -> api.containers.CreateContainerResponse:
         """Answers with the record as stored."""
-        from aiocontainerd import api
-
         container = from_wire(required(request.container, "container"))
         return api.containers.CreateContainerResponse(container=to_wire(await self._containers.create(container)))
 
     async def update(self, request: api.containers.UpdateContainerRequest) -> api.containers.UpdateContainerResponse:
         """Answers with the record as stored."""
-        from aiocontainerd import api
-
         container = from_wire(required(request.container, "container"))
         updated = await self._containers.update(container, mask_paths(request.update_mask))
         return api.containers.UpdateContainerResponse(container=to_wire(updated))
 
     async def delete(self, request: api.containers.DeleteContainerRequest) -> api.protobuf.Empty:
         """Removes the record, whatever its task does."""
-        from aiocontainerd import api
-
         await self._containers.delete(request.id)
         return api.protobuf.Empty()
 
@@ -85,8 +70,6 @@ def from_wire(message: api.containers.Container) -> Container:
 
 def to_wire(container: Container) -> api.containers.Container:
     """The message of a container; its opaque values byte for byte."""
-    from aiocontainerd import api
-
     return api.containers.Container(
         id=container.id,
         labels=dict(container.labels),

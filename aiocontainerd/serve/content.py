@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import anyio
 
+from aiocontainerd import api
 from aiocontainerd.errors import ContainerdError, OutOfRange
 from aiocontainerd.interfaces.content import ContentStore, Info, Reader
 from aiocontainerd.serve.content_write import write_stream
 from aiocontainerd.serve.requests import LIST_BATCH, mask_paths, required
 from aiocontainerd.wire.convert import content_info_to_wire, ingest_status_to_wire
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 READ_CHUNK_BYTES = 1 << 20
 CLEANUP_TIMEOUT_S = 10.0
@@ -30,14 +28,10 @@ class ContentGrpc:
 
     async def info(self, request: api.content.InfoRequest) -> api.content.InfoResponse:
         """What is known of a blob."""
-        from aiocontainerd import api
-
         return api.content.InfoResponse(info=content_info_to_wire(await self._content.info(request.digest)))
 
     async def update(self, request: api.content.UpdateRequest) -> api.content.UpdateResponse:
         """Changes labels; size and times of the request are ignored."""
-        from aiocontainerd import api
-
         given = required(request.info, "info")
         info = Info(digest=given.digest, size=0, created_at_ns=0, updated_at_ns=0, labels=given.labels)
         updated = await self._content.update(info, mask_paths(request.update_mask))
@@ -45,8 +39,6 @@ class ContentGrpc:
 
     async def list(self, request: api.content.ListContentRequest) -> AsyncIterator[api.content.ListContentResponse]:
         """Blobs sorted by digest, a hundred a message; no message where there is none."""
-        from aiocontainerd import api
-
         batch: list[api.content.Info] = []
         async for info in self._content.walk(request.filters):
             batch.append(content_info_to_wire(info))
@@ -58,15 +50,11 @@ class ContentGrpc:
 
     async def delete(self, request: api.content.DeleteContentRequest) -> api.protobuf.Empty:
         """Unlinks a blob from the namespace."""
-        from aiocontainerd import api
-
         await self._content.delete(request.digest)
         return api.protobuf.Empty()
 
     async def read(self, request: api.content.ReadContentRequest) -> AsyncIterator[api.content.ReadContentResponse]:
         """The bytes from `offset`, at most 1 MiB a message. Offsets of the answers count from the first byte sent."""
-        from aiocontainerd import api
-
         reader = await self._content.reader(request.digest)
         try:
             start, size = read_range(request.offset, request.size, reader.size)
@@ -82,8 +70,6 @@ class ContentGrpc:
 
     async def status(self, request: api.content.StatusRequest) -> api.content.StatusResponse:
         """What is known of an ingest."""
-        from aiocontainerd import api
-
         try:
             status = await self._content.status(request.ref)
         except ContainerdError as error:
@@ -92,8 +78,6 @@ class ContentGrpc:
 
     async def list_statuses(self, request: api.content.ListStatusesRequest) -> api.content.ListStatusesResponse:
         """Every ingest that a filter matches."""
-        from aiocontainerd import api
-
         found = await self._content.statuses(request.filters)
         return api.content.ListStatusesResponse(statuses=[ingest_status_to_wire(status) for status in found])
 
@@ -105,8 +89,6 @@ class ContentGrpc:
 
     async def abort(self, request: api.content.AbortRequest) -> api.protobuf.Empty:
         """Drops an ingest, even one that is being written."""
-        from aiocontainerd import api
-
         await self._content.abort(request.ref)
         return api.protobuf.Empty()
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 import anyio
 
-from aiocontainerd import timestamps
+from aiocontainerd import api, timestamps
 from aiocontainerd.errors import (
     AlreadyExists,
     ContainerdError,
@@ -26,9 +25,6 @@ from aiocontainerd.errors import (
 )
 from aiocontainerd.interfaces.content import ContentStore, Writer
 
-if TYPE_CHECKING:
-    from aiocontainerd import api
-
 log = logging.getLogger(__name__)
 
 CLEANUP_TIMEOUT_S = 10.0
@@ -38,8 +34,6 @@ async def write_stream(
     store: ContentStore, requests: AsyncIterator[api.content.WriteContentRequest]
 ) -> AsyncIterator[api.content.WriteContentResponse]:
     """Serve one stream: until a commit, the client's half-close, or the first error, which leaves the ingest."""
-    from aiocontainerd import api
-
     request = await anext(requests, None)
     if request is None:
         raise Unknown("EOF")
@@ -99,8 +93,6 @@ class _Session:
 
     async def step(self, request: api.content.WriteContentRequest) -> api.content.WriteContentResponse:
         """Do what one request says."""
-        from aiocontainerd import api
-
         action = api.content.WriteAction
         self._expected = request.expected or self._expected
         self._total = request.total if request.total > 0 else self._total

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions, Differ
 from aiocontainerd.serve.requests import required
 from aiocontainerd.wire.convert import descriptor_from_wire, descriptor_to_wire, mounts_from_wire
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class DiffGrpc:
@@ -23,8 +20,6 @@ class DiffGrpc:
 
     async def apply(self, request: api.diff.ApplyRequest) -> api.diff.ApplyResponse:
         """Unpacks a layer onto mounts and describes the uncompressed tar."""
-        from aiocontainerd import api
-
         layer = descriptor_from_wire(required(request.diff, "diff"))
         payloads = {key: typeurl.Any(value.type_url, value.value) for key, value in request.payloads.items()}
         options = ApplyOptions(payloads=payloads, sync_fs=request.sync_fs)
@@ -33,8 +28,6 @@ class DiffGrpc:
 
     async def diff(self, request: api.diff.DiffRequest) -> api.diff.DiffResponse:
         """Writes the difference of two trees to the content store."""
-        from aiocontainerd import api
-
         epoch = request.source_date_epoch
         options = CompareOptions(
             media_type=request.media_type,

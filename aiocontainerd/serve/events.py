@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, ClassVar
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.errors import InvalidArgument, Unknown, to_status
 from aiocontainerd.events import Envelope
 from aiocontainerd.serve.requests import required
 
 if TYPE_CHECKING:
-    from aiocontainerd import api
     from aiocontainerd.events import EventBus
 
 
@@ -25,16 +24,12 @@ class EventsGrpc:
 
     async def publish(self, request: api.events.PublishRequest) -> api.protobuf.Empty:
         """Publishes in the namespace of the call, now; the event passes through untouched."""
-        from aiocontainerd import api
-
         event = required(request.event, "event")
         self._bus.publish(request.topic, typeurl.Any(event.type_url, event.value))
         return api.protobuf.Empty()
 
     async def forward(self, request: api.events.ForwardRequest) -> api.protobuf.Empty:
         """Publishes an envelope as it is."""
-        from aiocontainerd import api
-
         self._bus.forward(_from_wire(request.envelope))
         return api.protobuf.Empty()
 
@@ -59,8 +54,6 @@ class EventsTtrpc:
 
     async def forward(self, request: api.events_ttrpc.ForwardRequest) -> api.protobuf.Empty:
         """Publishes an envelope as it is."""
-        from aiocontainerd import api
-
         self._bus.forward(_from_wire(request.envelope))
         return api.protobuf.Empty()
 
@@ -77,8 +70,6 @@ def _from_wire(message: api.types.Envelope | None) -> Envelope:
 
 
 def _to_wire(envelope: Envelope) -> api.types.Envelope:
-    from aiocontainerd import api
-
     return api.types.Envelope(
         timestamp=timestamps.to_wire(envelope.timestamp_ns),
         namespace=envelope.namespace,

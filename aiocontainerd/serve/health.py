@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import anyio
 
+from aiocontainerd import api
 from aiocontainerd.errors import NotFound
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class HealthGrpc:
@@ -20,16 +18,12 @@ class HealthGrpc:
 
     async def check(self, request: api.health.HealthCheckRequest) -> api.health.HealthCheckResponse:
         """SERVING for the service "". Raises NotFound for another."""
-        from aiocontainerd import api
-
         if request.service:
             raise NotFound("unknown service")
         return api.health.HealthCheckResponse(status=api.health.HealthCheckResponseServingStatus.SERVING)
 
     async def watch(self, request: api.health.HealthCheckRequest) -> AsyncIterator[api.health.HealthCheckResponse]:
         """The status now and at every change; a name that is unknown may become known, so it is no error here."""
-        from aiocontainerd import api
-
         status = api.health.HealthCheckResponseServingStatus
         yield api.health.HealthCheckResponse(status=status.SERVICE_UNKNOWN if request.service else status.SERVING)
         await anyio.sleep_forever()

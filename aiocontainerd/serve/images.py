@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from aiocontainerd import timestamps
+from aiocontainerd import api, timestamps
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.interfaces.services import ImageService
 from aiocontainerd.serve.requests import mask_paths, required
 from aiocontainerd.wire.convert import descriptor_from_wire, descriptor_to_wire
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class ImagesGrpc:
@@ -24,28 +21,20 @@ class ImagesGrpc:
 
     async def get(self, request: api.images.GetImageRequest) -> api.images.GetImageResponse:
         """One record."""
-        from aiocontainerd import api
-
         return api.images.GetImageResponse(image=to_wire(await self._images.get(request.name)))
 
     async def list(self, request: api.images.ListImagesRequest) -> api.images.ListImagesResponse:
         """Those that a filter matches."""
-        from aiocontainerd import api
-
         return api.images.ListImagesResponse(images=[to_wire(i) for i in await self._images.list(request.filters)])
 
     async def create(self, request: api.images.CreateImageRequest) -> api.images.CreateImageResponse:
         """Answers with the record as stored."""
-        from aiocontainerd import api
-
         image = from_wire(required(request.image, "image"))
         created = await self._images.create(image, epoch_ns=_epoch(request.source_date_epoch))
         return api.images.CreateImageResponse(image=to_wire(created))
 
     async def update(self, request: api.images.UpdateImageRequest) -> api.images.UpdateImageResponse:
         """Answers with the record as stored."""
-        from aiocontainerd import api
-
         image = from_wire(required(request.image, "image"))
         updated = await self._images.update(
             image, mask_paths(request.update_mask), epoch_ns=_epoch(request.source_date_epoch)
@@ -54,8 +43,6 @@ class ImagesGrpc:
 
     async def delete(self, request: api.images.DeleteImageRequest) -> api.protobuf.Empty:
         """Removes the name; `sync` waits until what it held is collected."""
-        from aiocontainerd import api
-
         target = None if request.target is None else descriptor_from_wire(request.target)
         await self._images.delete(request.name, target=target, sync=request.sync)
         return api.protobuf.Empty()
@@ -69,8 +56,6 @@ def from_wire(message: api.images.Image) -> Image:
 
 def to_wire(image: Image) -> api.images.Image:
     """The message of an image."""
-    from aiocontainerd import api
-
     return api.images.Image(
         name=image.name,
         labels=dict(image.labels),

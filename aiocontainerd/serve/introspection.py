@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.api import names
 from aiocontainerd.interfaces.services import Deprecation, IntrospectionService, PluginStatus
 from aiocontainerd.serve.requests import unconverted
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class IntrospectionGrpc:
@@ -23,15 +20,11 @@ class IntrospectionGrpc:
 
     async def plugins(self, request: api.introspection.PluginsRequest) -> api.introspection.PluginsResponse:
         """Every plugin that a filter matches, those that failed or skipped included."""
-        from aiocontainerd import api
-
         found = self._introspection.plugins(request.filters)
         return api.introspection.PluginsResponse(plugins=[_plugin(plugin) for plugin in found])
 
     async def server(self, _request: api.protobuf.Empty) -> api.introspection.ServerResponse:
         """The daemon's identity and deprecation warnings."""
-        from aiocontainerd import api
-
         server = await self._introspection.server()
         return api.introspection.ServerResponse(
             uuid=server.uuid,
@@ -42,8 +35,6 @@ class IntrospectionGrpc:
 
     async def plugin_info(self, request: api.introspection.PluginInfoRequest) -> api.introspection.PluginInfoResponse:
         """One plugin and what it says of itself. Options of a type that the API does not have are UNKNOWN."""
-        from aiocontainerd import api
-
         options = typeurl.from_wire(request.options)
         if options is not None:
             with unconverted():
@@ -53,8 +44,6 @@ class IntrospectionGrpc:
 
 
 def _plugin(plugin: PluginStatus) -> api.introspection.Plugin:
-    from aiocontainerd import api
-
     failure = api.rpc.Status(code=plugin.code, message=plugin.message) if plugin.code else None
     return api.introspection.Plugin(
         type=plugin.kind,
@@ -68,15 +57,11 @@ def _plugin(plugin: PluginStatus) -> api.introspection.Plugin:
 
 
 def _platform(text: str) -> api.types.Platform:
-    from aiocontainerd import api
-
     system, architecture, variant, *_ = [*text.split("/"), "", ""]
     return api.types.Platform(os=system, architecture=architecture, variant=variant)
 
 
 def _deprecation(warning: Deprecation) -> api.introspection.DeprecationWarning:
-    from aiocontainerd import api
-
     return api.introspection.DeprecationWarning(
         id=warning.id, message=warning.message, last_occurrence=timestamps.to_wire(warning.last_occurrence_ns)
     )

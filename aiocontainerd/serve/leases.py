@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from aiocontainerd import timestamps
+from aiocontainerd import api, timestamps
 from aiocontainerd.interfaces.metadata import Lease, Resource
 from aiocontainerd.interfaces.services import LeaseManager
 from aiocontainerd.serve.requests import required
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class LeasesGrpc:
@@ -23,42 +20,30 @@ class LeasesGrpc:
 
     async def create(self, request: api.leases.CreateRequest) -> api.leases.CreateResponse:
         """Makes a lease; an empty id is made up."""
-        from aiocontainerd import api
-
         return api.leases.CreateResponse(lease=_to_wire(await self._manager.create(request.id, request.labels)))
 
     async def delete(self, request: api.leases.DeleteRequest) -> api.protobuf.Empty:
         """Removes a lease; `sync` waits until what it held is collected."""
-        from aiocontainerd import api
-
         await self._manager.delete(request.id, sync=request.sync)
         return api.protobuf.Empty()
 
     async def list(self, request: api.leases.ListRequest) -> api.leases.ListResponse:
         """Those that a filter matches."""
-        from aiocontainerd import api
-
         found = await self._manager.list(request.filters)
         return api.leases.ListResponse(leases=[_to_wire(lease) for lease in found])
 
     async def add_resource(self, request: api.leases.AddResourceRequest) -> api.protobuf.Empty:
         """Makes a lease hold something."""
-        from aiocontainerd import api
-
         await self._manager.add_resource(request.id, _resource(request.resource))
         return api.protobuf.Empty()
 
     async def delete_resource(self, request: api.leases.DeleteResourceRequest) -> api.protobuf.Empty:
         """Makes a lease let go of something."""
-        from aiocontainerd import api
-
         await self._manager.delete_resource(request.id, _resource(request.resource))
         return api.protobuf.Empty()
 
     async def list_resources(self, request: api.leases.ListResourcesRequest) -> api.leases.ListResourcesResponse:
         """What a lease holds."""
-        from aiocontainerd import api
-
         held = await self._manager.resources(request.id)
         return api.leases.ListResourcesResponse(resources=[api.leases.Resource(id=r.id, type=r.type) for r in held])
 
@@ -69,6 +54,4 @@ def _resource(message: api.leases.Resource | None) -> Resource:
 
 
 def _to_wire(lease: Lease) -> api.leases.Lease:
-    from aiocontainerd import api
-
     return api.leases.Lease(id=lease.id, created_at=timestamps.to_wire(lease.created_at_ns), labels=dict(lease.labels))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from aiocontainerd import identifiers
+from aiocontainerd import api, identifiers
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.metadata import Namespace, NamespaceStore
 from aiocontainerd.serve.requests import mask_paths, required, unconverted
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class NamespacesGrpc:
@@ -24,30 +21,22 @@ class NamespacesGrpc:
 
     async def get(self, request: api.namespaces.GetNamespaceRequest) -> api.namespaces.GetNamespaceResponse:
         """The namespace, without labels where it is unknown."""
-        from aiocontainerd import api
-
         return api.namespaces.GetNamespaceResponse(namespace=_to_wire(await self._namespaces.get(request.name)))
 
     async def list(self, _request: api.namespaces.ListNamespacesRequest) -> api.namespaces.ListNamespacesResponse:
         """All, sorted by name; the filter is ignored, as containerd does."""
-        from aiocontainerd import api
-
         return api.namespaces.ListNamespacesResponse(
             namespaces=[_to_wire(namespace) for namespace in await self._namespaces.list()]
         )
 
     async def create(self, request: api.namespaces.CreateNamespaceRequest) -> api.namespaces.CreateNamespaceResponse:
         """Answers with the request's own namespace, labels with an empty value included."""
-        from aiocontainerd import api
-
         given = required(request.namespace, "namespace")
         await self._namespaces.create(given.name, given.labels)
         return api.namespaces.CreateNamespaceResponse(namespace=given)
 
     async def update(self, request: api.namespaces.UpdateNamespaceRequest) -> api.namespaces.UpdateNamespaceResponse:
         """Answers with an empty message. Errors about labels are UNKNOWN (facts/core 0)."""
-        from aiocontainerd import api
-
         given = required(request.namespace, "namespace")
         namespace, paths = Namespace(given.name, given.labels), mask_paths(request.update_mask)
         check_update(namespace, paths)
@@ -57,8 +46,6 @@ class NamespacesGrpc:
 
     async def delete(self, request: api.namespaces.DeleteNamespaceRequest) -> api.protobuf.Empty:
         """Refuses a namespace that is not empty."""
-        from aiocontainerd import api
-
         await self._namespaces.delete(request.name)
         return api.protobuf.Empty()
 
@@ -72,6 +59,4 @@ def check_update(namespace: Namespace, paths: Sequence[str]) -> None:
 
 
 def _to_wire(namespace: Namespace) -> api.namespaces.Namespace:
-    from aiocontainerd import api
-
     return api.namespaces.Namespace(name=namespace.name, labels=dict(namespace.labels))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import anyio.to_thread
 
-from aiocontainerd import kinds, timestamps
+from aiocontainerd import api, kinds, timestamps
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.guard import attribution_memory
 from aiocontainerd.guard.health import Latencies, MethodHealth, MethodRecord, PluginHealth
@@ -17,7 +17,6 @@ from aiocontainerd.host.registration import Plugin, State
 from aiocontainerd.serve.served_health import served_methods
 
 if TYPE_CHECKING:
-    from aiocontainerd import api
     from aiocontainerd.host.registration import Change
 
 Reload = Callable[[], Awaitable[Sequence["Change"]]]
@@ -37,8 +36,6 @@ class PluginsGrpc:
 
     async def explain(self, request: api.plugins.ExplainRequest) -> api.plugins.ExplainResponse:
         """Everything noted of one plugin. Raises NotFound, InvalidArgument for an id that several plugins have."""
-        from aiocontainerd import api
-
         plugins = self._plugins()
         plugin = find(plugins, request.plugin)
         health, served = plugin.health, served_methods(plugins, plugin)
@@ -66,16 +63,12 @@ class PluginsGrpc:
 
     async def list_health(self, _request: api.plugins.ListHealthRequest) -> api.plugins.ListHealthResponse:
         """One row for each plugin, in the order they started."""
-        from aiocontainerd import api
-
         plugins = self._plugins()
         rows = [_health(plugin, served_methods(plugins, plugin)) for plugin in plugins]
         return api.plugins.ListHealthResponse(plugins=rows)
 
     async def reload(self, _request: api.plugins.ReloadRequest) -> api.plugins.ReloadResponse:
         """Follow the config as it is on disk now. Raises InvalidArgument, FailedPrecondition."""
-        from aiocontainerd import api
-
         if self._reload is None:
             raise FailedPrecondition("this daemon cannot read its config again")
         changes = await self._reload()
@@ -107,8 +100,6 @@ def _needs(other: Plugin, plugin: Plugin) -> bool:
 
 
 def _health(plugin: Plugin, served: Sequence[MethodHealth]) -> api.plugins.Health:
-    from aiocontainerd import api
-
     health = plugin.health
     records = list(health.methods.values())
     counted: list[MethodRecord | MethodHealth] = [*records, *served]
@@ -135,8 +126,6 @@ def _health(plugin: Plugin, served: Sequence[MethodHealth]) -> api.plugins.Healt
 
 
 def _method(method: MethodHealth) -> api.plugins.Method:
-    from aiocontainerd import api
-
     return api.plugins.Method(
         name=method.method,
         timeout=method.timeout,
@@ -156,8 +145,6 @@ def _method(method: MethodHealth) -> api.plugins.Method:
 
 
 async def _growth(plugin: Plugin, owners: Owners) -> api.plugins.MemoryGrowth | None:
-    from aiocontainerd import api
-
     growth = await anyio.to_thread.run_sync(attribution_memory.growth_of, plugin.uri, owners)
     if growth is None:
         return None

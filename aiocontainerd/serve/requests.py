@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from aiocontainerd import api
 from aiocontainerd.errors import Cancelled, ContainerdError, DeadlineExceeded, InvalidArgument, Unknown, to_status
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 LIST_BATCH = 100
 """Records in one message of a streamed list (facts/core 4, 6)."""

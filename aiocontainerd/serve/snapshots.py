@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from aiocontainerd import api
 from aiocontainerd.interfaces.services import SnapshotsService
 from aiocontainerd.interfaces.snapshotter import Info, Kind
 from aiocontainerd.serve.requests import LIST_BATCH, mask_paths, required, unconverted
 from aiocontainerd.wire.convert import mounts_to_wire, snapshot_info_to_wire
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class SnapshotsGrpc:
@@ -24,53 +22,39 @@ class SnapshotsGrpc:
 
     async def prepare(self, request: api.snapshots.PrepareSnapshotRequest) -> api.snapshots.PrepareSnapshotResponse:
         """Makes an active snapshot."""
-        from aiocontainerd import api
-
         backend = self._snapshots.snapshotter(request.snapshotter)
         mounts = await backend.prepare(request.key, request.parent, request.labels)
         return api.snapshots.PrepareSnapshotResponse(mounts=mounts_to_wire(mounts))
 
     async def view(self, request: api.snapshots.ViewSnapshotRequest) -> api.snapshots.ViewSnapshotResponse:
         """Makes a view."""
-        from aiocontainerd import api
-
         backend = self._snapshots.snapshotter(request.snapshotter)
         mounts = await backend.view(request.key, request.parent, request.labels)
         return api.snapshots.ViewSnapshotResponse(mounts=mounts_to_wire(mounts))
 
     async def mounts(self, request: api.snapshots.MountsRequest) -> api.snapshots.MountsResponse:
         """What to mount to see an active snapshot or a view."""
-        from aiocontainerd import api
-
         mounts = await self._snapshots.snapshotter(request.snapshotter).mounts(request.key)
         return api.snapshots.MountsResponse(mounts=mounts_to_wire(mounts))
 
     async def commit(self, request: api.snapshots.CommitSnapshotRequest) -> api.protobuf.Empty:
         """Turns an active snapshot into a committed one."""
-        from aiocontainerd import api
-
         backend = self._snapshots.snapshotter(request.snapshotter)
         await backend.commit(request.name, request.key, request.labels, request.parent)
         return api.protobuf.Empty()
 
     async def remove(self, request: api.snapshots.RemoveSnapshotRequest) -> api.protobuf.Empty:
         """Removes a snapshot without children; the backend's files go with the next garbage collection."""
-        from aiocontainerd import api
-
         await self._snapshots.snapshotter(request.snapshotter).remove(request.key)
         return api.protobuf.Empty()
 
     async def stat(self, request: api.snapshots.StatSnapshotRequest) -> api.snapshots.StatSnapshotResponse:
         """What is known of a snapshot."""
-        from aiocontainerd import api
-
         info = await self._snapshots.snapshotter(request.snapshotter).stat(request.key)
         return api.snapshots.StatSnapshotResponse(info=snapshot_info_to_wire(info))
 
     async def update(self, request: api.snapshots.UpdateSnapshotRequest) -> api.snapshots.UpdateSnapshotResponse:
         """Changes labels."""
-        from aiocontainerd import api
-
         backend = self._snapshots.snapshotter(request.snapshotter)
         given = required(request.info, "info")
         info = Info(kind=Kind.UNKNOWN, name=given.name, labels=given.labels)
@@ -81,8 +65,6 @@ class SnapshotsGrpc:
         self, request: api.snapshots.ListSnapshotsRequest
     ) -> AsyncIterator[api.snapshots.ListSnapshotsResponse]:
         """Snapshots sorted by key, a hundred a message. Errors of the walk are UNKNOWN (facts/core 0)."""
-        from aiocontainerd import api
-
         backend = self._snapshots.snapshotter(request.snapshotter)
         batch: list[api.snapshots.Info] = []
         with unconverted():
@@ -96,14 +78,10 @@ class SnapshotsGrpc:
 
     async def usage(self, request: api.snapshots.UsageRequest) -> api.snapshots.UsageResponse:
         """Disk space of one snapshot without its parents."""
-        from aiocontainerd import api
-
         usage = await self._snapshots.snapshotter(request.snapshotter).usage(request.key)
         return api.snapshots.UsageResponse(size=usage.size, inodes=usage.inodes)
 
     async def cleanup(self, request: api.snapshots.CleanupRequest) -> api.protobuf.Empty:
         """Deletes what removed snapshots left behind. A daemon leaves that to garbage collection (facts/core 6)."""
-        from aiocontainerd import api
-
         await self._snapshots.snapshotter(request.snapshotter).cleanup()
         return api.protobuf.Empty()

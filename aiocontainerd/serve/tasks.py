@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.interfaces.runtime import IO, ExecOptions, Exit, ProcessState
 from aiocontainerd.interfaces.services import CreateTask, TaskService
 from aiocontainerd.wire.convert import descriptor_from_wire, descriptor_to_wire, mounts_from_wire
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 
 class _Streams(Protocol):
@@ -30,8 +27,6 @@ class TasksGrpc:
 
     async def create(self, request: api.tasks.CreateTaskRequest) -> api.tasks.CreateTaskResponse:
         """Answers with the pid of init, 0 where it is to be restored by `start`."""
-        from aiocontainerd import api
-
         checkpoint = request.checkpoint
         wanted = CreateTask(
             container_id=request.container_id,
@@ -48,8 +43,6 @@ class TasksGrpc:
 
     async def start(self, request: api.tasks.StartRequest) -> api.tasks.StartResponse:
         """Runs init or an exec."""
-        from aiocontainerd import api
-
         return api.tasks.StartResponse(pid=await self._tasks.start(request.container_id, request.exec_id))
 
     async def delete(self, request: api.tasks.DeleteTaskRequest) -> api.tasks.DeleteResponse:
@@ -63,14 +56,10 @@ class TasksGrpc:
 
     async def get(self, request: api.tasks.GetRequest) -> api.tasks.GetResponse:
         """Init or an exec."""
-        from aiocontainerd import api
-
         return api.tasks.GetResponse(process=_process(await self._tasks.get(request.container_id, request.exec_id)))
 
     async def list(self, request: api.tasks.ListTasksRequest) -> api.tasks.ListTasksResponse:  # noqa: ARG002 - its filter is ignored, as containerd does
         """Every task's init."""
-        from aiocontainerd import api
-
         return api.tasks.ListTasksResponse(tasks=[_process(state) for state in await self._tasks.list()])
 
     async def kill(self, request: api.tasks.KillRequest) -> api.protobuf.Empty:
@@ -106,16 +95,12 @@ class TasksGrpc:
 
     async def list_pids(self, request: api.tasks.ListPidsRequest) -> api.tasks.ListPidsResponse:
         """Every process of a container."""
-        from aiocontainerd import api
-
         found = await self._tasks.pids(request.container_id)
         infos = [api.task_types.ProcessInfo(pid=info.pid, info=typeurl.to_wire(info.info)) for info in found]
         return api.tasks.ListPidsResponse(processes=infos)
 
     async def checkpoint(self, request: api.tasks.CheckpointTaskRequest) -> api.tasks.CheckpointTaskResponse:
         """Answers with the blobs made, none where the client named a directory."""
-        from aiocontainerd import api
-
         found = await self._tasks.checkpoint(request.container_id, typeurl.from_wire(request.options))
         return api.tasks.CheckpointTaskResponse(descriptors=[descriptor_to_wire(descriptor) for descriptor in found])
 
@@ -127,8 +112,6 @@ class TasksGrpc:
 
     async def metrics(self, request: api.tasks.MetricsRequest) -> api.tasks.MetricsResponse:
         """Metrics of the tasks that a filter matches."""
-        from aiocontainerd import api
-
         found = [
             api.types.Metric(
                 timestamp=timestamps.to_wire(metrics.timestamp_ns), id=metrics.id, data=typeurl.to_wire(metrics.data)
@@ -139,8 +122,6 @@ class TasksGrpc:
 
     async def wait(self, request: api.tasks.WaitRequest) -> api.tasks.WaitResponse:
         """Answers when the process has exited."""
-        from aiocontainerd import api
-
         ended = await self._tasks.wait(request.container_id, request.exec_id)
         return api.tasks.WaitResponse(exit_status=ended.status, exited_at=timestamps.to_wire(ended.exited_at_ns))
 
@@ -150,8 +131,6 @@ def _io(request: _Streams) -> IO:
 
 
 def _process(state: ProcessState) -> api.task_types.Process:
-    from aiocontainerd import api
-
     return api.task_types.Process(
         id=state.id,
         pid=state.pid,
@@ -166,14 +145,10 @@ def _process(state: ProcessState) -> api.task_types.Process:
 
 
 def _deleted(process_id: str, ended: Exit) -> api.tasks.DeleteResponse:
-    from aiocontainerd import api
-
     return api.tasks.DeleteResponse(
         id=process_id, pid=ended.pid, exit_status=ended.status, exited_at=timestamps.to_wire(ended.exited_at_ns)
     )
 
 
 def _empty() -> api.protobuf.Empty:
-    from aiocontainerd import api
-
     return api.protobuf.Empty()

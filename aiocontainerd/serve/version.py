@@ -7,12 +7,10 @@ comparison ignores. `revision` is the commit of containerd's own source, which h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import aiocontainerd
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
+from aiocontainerd import api
 
 CONTAINERD_VERSION = "2.4.0"
 
@@ -24,6 +22,4 @@ class VersionGrpc:
 
     async def version(self, _request: api.protobuf.Empty) -> api.version.VersionResponse:
         """The release whose API this is, and our own version."""
-        from aiocontainerd import api
-
         return api.version.VersionResponse(version=f"{CONTAINERD_VERSION}+aiocontainerd.{aiocontainerd.__version__}")

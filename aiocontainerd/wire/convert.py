@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.oci.descriptor import Descriptor
 
 if TYPE_CHECKING:
-    from aiocontainerd import api
     from aiocontainerd.interfaces import content, metadata, runtime, snapshotter
     from aiocontainerd.interfaces.services import PluginStatus
     from aiocontainerd.sys.mount import Mount
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
 def mask(paths: Sequence[str]) -> api.protobuf.FieldMask | None:
     """The mask of an update; no paths leave the field out."""
-    from aiocontainerd import api
-
     return api.protobuf.FieldMask(paths=list(paths)) if paths else None
 
 
@@ -29,8 +26,6 @@ def descriptor_from_wire(message: api.types.Descriptor) -> Descriptor:
 
 def descriptor_to_wire(descriptor: Descriptor) -> api.types.Descriptor:
     """The message of a descriptor."""
-    from aiocontainerd import api
-
     return api.types.Descriptor(
         media_type=descriptor.media_type,
         digest=descriptor.digest,
@@ -48,8 +43,6 @@ def mounts_from_wire(messages: Iterable[api.types.Mount]) -> list[Mount]:
 
 def mounts_to_wire(mounts: Iterable[Mount]) -> list[api.types.Mount]:
     """The messages of mounts."""
-    from aiocontainerd import api
-
     return [api.types.Mount(type=m.type, source=m.source, target=m.target, options=list(m.options)) for m in mounts]
 
 
@@ -69,8 +62,6 @@ def image_from_wire(message: api.images.Image) -> metadata.Image:
 
 def image_to_wire(image: metadata.Image) -> api.images.Image:
     """The message of an image, without the times: the daemon sets them."""
-    from aiocontainerd import api
-
     return api.images.Image(name=image.name, labels=dict(image.labels), target=descriptor_to_wire(image.target))
 
 
@@ -97,8 +88,6 @@ def container_from_wire(message: api.containers.Container) -> metadata.Container
 
 def container_to_wire(container: metadata.Container) -> api.containers.Container:
     """The message of a container, without the times: the daemon sets them."""
-    from aiocontainerd import api
-
     return api.containers.Container(
         id=container.id,
         labels=dict(container.labels),
@@ -139,8 +128,6 @@ def content_info_from_wire(message: api.content.Info) -> content.Info:
 
 def content_info_to_wire(info: content.Info) -> api.content.Info:
     """The message of what is known of a blob."""
-    from aiocontainerd import api
-
     return api.content.Info(
         digest=info.digest,
         size=info.size,
@@ -166,8 +153,6 @@ def ingest_status_from_wire(message: api.content.Status) -> content.Status:
 
 def ingest_status_to_wire(status: content.Status) -> api.content.Status:
     """The message of what is known of an ingest."""
-    from aiocontainerd import api
-
     return api.content.Status(
         started_at=timestamps.to_wire(status.started_at_ns),
         updated_at=timestamps.to_wire(status.updated_at_ns),
@@ -194,8 +179,6 @@ def snapshot_info_from_wire(message: api.snapshots.Info) -> snapshotter.Info:
 
 def snapshot_info_to_wire(info: snapshotter.Info) -> api.snapshots.Info:
     """The message of what is known of a snapshot."""
-    from aiocontainerd import api
-
     return api.snapshots.Info(
         name=info.name,
         parent=info.parent,

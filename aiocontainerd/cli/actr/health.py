@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aiocontainerd import durations
+from aiocontainerd import api, durations
 from aiocontainerd.cli.actr import output
 from aiocontainerd.cli.actr.session import session_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from aiocontainerd import api
     from aiocontainerd.client.client import Client
 
 _HINT = "'actr plugins ls' shows every plugin"

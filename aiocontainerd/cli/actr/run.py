@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aiocontainerd import api
 from aiocontainerd.cli.actr import output
 from aiocontainerd.cli.actr.images import HINT, ranking_of
 from aiocontainerd.cli.actr.session import session_of
@@ -108,6 +109,6 @@ def _texts(values: object) -> tuple[str, ...]:
 def _runc_options(binary: str) -> typeurl.Any | None:
     if not binary:
         return None
-    from aiocontainerd import api, typeurl
+    from aiocontainerd import typeurl
 
     return typeurl.marshal(api.runc.Options(binary_name=binary))

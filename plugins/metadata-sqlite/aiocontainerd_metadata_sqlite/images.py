@@ -7,8 +7,8 @@ from typing import Any as Anything
 
 import msgspec
 
+from aiocontainerd import api, timestamps
 from aiocontainerd import labels as label_rules
-from aiocontainerd import timestamps
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.oci.descriptor import Descriptor, split_digest
@@ -120,8 +120,6 @@ class Images:
         )
 
     def _announce(self, verb: str, image: Image, caller: Caller) -> None:
-        from aiocontainerd import api
-
         kind = api.images.ImageCreate if verb == "create" else api.images.ImageUpdate
         message = kind(name=image.name, labels=dict(image.labels))
         self._session.publish(f"/images/{verb}", message, caller.namespace)
@@ -129,8 +127,6 @@ class Images:
 
 def publish_deleted(session: Session, name: str, namespace: str) -> None:
     """The event of a deleted image, whether a client or garbage collection deleted it (facts/core 10)."""
-    from aiocontainerd import api
-
     session.publish("/images/delete", api.images.ImageDelete(name=name), namespace)
 
 

@@ -9,8 +9,8 @@ from typing import Self
 import anyio
 import msgspec
 
+from aiocontainerd import api, timestamps
 from aiocontainerd import labels as label_rules
-from aiocontainerd import timestamps
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
 from aiocontainerd.interfaces.content import ContentStore, Info, Status, Writer
 from aiocontainerd_metadata_sqlite import resources
@@ -230,8 +230,6 @@ class NamespacedWriter:
         return info
 
     def _announce(self, info: Info) -> None:
-        from aiocontainerd import api
-
         message = api.event_types.ContentCreate(digest=info.digest, size=info.size)
         self._session.publish("/content/create", message, self._caller.namespace)
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import anyio
 import msgspec
 
+from aiocontainerd import api, timestamps
 from aiocontainerd import labels as label_rules
-from aiocontainerd import timestamps
 from aiocontainerd.errors import (
     AlreadyExists,
     ContainerdError,
@@ -257,8 +257,6 @@ class NamespacedSnapshotter:
             self._insert(db, caller, row)
 
         def announce(_done: None) -> None:
-            from aiocontainerd import api
-
             if row.kind == Kind.ACTIVE:
                 message = api.event_types.SnapshotPrepare(key=row.key, parent=row.parent, snapshotter=self.name)
                 self._session.publish("/snapshot/prepare", message, caller.namespace)
@@ -339,8 +337,6 @@ class NamespacedSnapshotter:
         self._insert(db, caller, row)
 
     def _announce_commit(self, namespace: str, name: str, key: str) -> None:
-        from aiocontainerd import api
-
         message = api.event_types.SnapshotCommit(key=key, name=name, snapshotter=self.name)
         self._session.publish("/snapshot/commit", message, namespace)
 
@@ -355,8 +351,6 @@ class NamespacedSnapshotter:
 
 def publish_removed(session: Session, snapshotter: str, key: str, namespace: str) -> None:
     """The event of a removed snapshot, whether a client or garbage collection removed it (facts/core 10)."""
-    from aiocontainerd import api
-
     session.publish("/snapshot/remove", api.event_types.SnapshotRemove(key=key, snapshotter=snapshotter), namespace)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aiocontainerd import __version__, typeurl
+from aiocontainerd import __version__, api, typeurl
 from aiocontainerd.errors import ContainerdError, InvalidArgument, Unimplemented
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire import codec
@@ -43,8 +43,6 @@ def parameters(
     socket_dir: str = "",
 ) -> bytes:
     """The BootstrapParams message that `start` reads from stdin. `options` are the runtime's own."""
-    from aiocontainerd import api
-
     boot = api.bootstrap
     extensions = [] if options is None else [boot.Extension(value=typeurl.to_wire(options))]
     message = boot.BootstrapParams(
@@ -63,8 +61,6 @@ def parameters(
 
 def options_of(params: bytes) -> bytes:
     """The runtime options within BootstrapParams, as older shims want them on stdin: a marshalled Any, or nothing."""
-    from aiocontainerd import api
-
     message = codec.decode(api.bootstrap.BootstrapParams, params)
     values = [codec.encode(extension.value) for extension in message.extensions if extension.value is not None]
     return values[0] if values else b""
@@ -93,8 +89,6 @@ def to_json(endpoint: Endpoint) -> bytes:
 
 
 def _from_message(data: bytes) -> Endpoint | None:
-    from aiocontainerd import api
-
     try:
         message = codec.decode(api.bootstrap.BootstrapResult, data)
     except ContainerdError:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import anyio
 import msgspec
 
+from aiocontainerd import api
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.interfaces.runtime import Exit
 from aiocontainerd.interfaces.shim import ShimCommand, ShimLauncher
@@ -118,8 +119,6 @@ class ShimManager:
         """Run the `delete` action for what a lost shim left behind; never fails, an unknown exit is status 255."""
         if not await to_thread(bundle.path.is_dir):
             return lost_exit()
-        from aiocontainerd import api
-
         try:
             printed = await launcher.delete(self._command(bundle, None), timeout_s=self.deadlines.cleanup_s)
             return exit_of(codec.decode(api.task_v3.DeleteResponse, printed))

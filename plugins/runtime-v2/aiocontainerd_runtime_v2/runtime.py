@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from aiocontainerd import context, timestamps, typeurl
+from aiocontainerd import api, context, timestamps, typeurl
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
 from aiocontainerd.interfaces.runtime import CreateOptions, Exit
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
@@ -246,8 +246,6 @@ class ShimTaskRuntime:
             self.table.end_removal(task)
 
     def _publish_death(self, task: ShimTask, ended: Exit) -> None:
-        from aiocontainerd import api
-
         exited_at = timestamps.to_wire(ended.exited_at_ns)
         exit_event = api.event_types.TaskExit(
             container_id=task.id, id=task.id, pid=ended.pid, exit_status=ended.status, exited_at=exited_at
@@ -260,8 +258,6 @@ class ShimTaskRuntime:
 
     async def plugin_info(self, options: Any | None) -> Any:
         """What a shim program tells of itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
-        from aiocontainerd import api
-
         request = api.types.RuntimeRequest() if options is None else typeurl.unmarshal(options)
         if not isinstance(request, api.types.RuntimeRequest):
             raise InvalidArgument(f"{typeurl.message_name(request)} is no containerd.types.RuntimeRequest")

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any as Untyped
 
-from aiocontainerd import identifiers, timestamps, typeurl
+from aiocontainerd import api, identifiers, timestamps, typeurl
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
 from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
@@ -228,8 +228,6 @@ def _state(process_id: str, response: Untyped) -> ProcessState:
 
 
 def _wire_mounts(options: CreateOptions) -> list[Untyped]:
-    from aiocontainerd import api
-
     return [
         api.types.Mount(type=mount.type, source=mount.source, target=mount.target, options=list(mount.options))
         for mount in options.rootfs

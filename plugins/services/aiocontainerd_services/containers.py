@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from aiocontainerd import typeurl
+from aiocontainerd import api, typeurl
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.metadata import Container, ContainerStore
 
@@ -30,8 +30,6 @@ class ContainersService:
 
     async def create(self, container: Container) -> Container:
         """Raises InvalidArgument, AlreadyExists."""
-        from aiocontainerd import api
-
         created = await self._store.create(container)
         runtime = api.event_types.ContainerCreateRuntime(
             name=created.runtime_name, options=typeurl.to_wire(created.runtime_options)
@@ -42,8 +40,6 @@ class ContainersService:
 
     async def update(self, container: Container, paths: Sequence[str] = ()) -> Container:
         """Raises InvalidArgument, NotFound."""
-        from aiocontainerd import api
-
         if not container.id:
             raise InvalidArgument("Container.ID required")
         updated = await self._store.update(container, paths)
@@ -55,7 +51,5 @@ class ContainersService:
 
     async def delete(self, container_id: str) -> None:
         """Raises NotFound. Tasks are not looked at; snapshots are left to garbage collection."""
-        from aiocontainerd import api
-
         await self._store.delete(container_id)
         self._bus.publish("/containers/delete", api.event_types.ContainerDelete(id=container_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
+from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.content import ContentStore, Info, Reader, Status, Writer
 from aiocontainerd.oci.descriptor import split_digest
@@ -36,8 +37,6 @@ class ContentService:
 
     async def delete(self, digest: str) -> None:
         """Unlink the blob from the namespace; garbage collection removes the file. Raises InvalidArgument, NotFound."""
-        from aiocontainerd import api
-
         split_digest(digest)
         await self._store.delete(digest)
         self._bus.publish("/content/delete", api.event_types.ContentDelete(digest=digest))

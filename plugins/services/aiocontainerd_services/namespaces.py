@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from aiocontainerd import api
 from aiocontainerd.interfaces.metadata import Namespace, NamespaceStore
 from aiocontainerd.serve.namespaces import check_update
 
@@ -29,8 +30,6 @@ class NamespacesService:
 
     async def create(self, name: str, labels: Mapping[str, str]) -> None:
         """Raises InvalidArgument for a bad name or label, AlreadyExists."""
-        from aiocontainerd import api
-
         await self._store.create(name, labels)
         self._bus.publish(
             "/namespaces/create", api.event_types.NamespaceCreate(name=name, labels=dict(labels)), namespace=name
@@ -38,8 +37,6 @@ class NamespacesService:
 
     async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
         """Create or change. A path is `labels.<key>`; without any, all labels are replaced. Raises InvalidArgument."""
-        from aiocontainerd import api
-
         check_update(namespace, paths)
         updated = await self._store.update(namespace, paths)
         self._bus.publish(
@@ -51,7 +48,5 @@ class NamespacesService:
 
     async def delete(self, name: str) -> None:
         """Raises NotFound, or FailedPrecondition naming the kinds of objects that are left in it."""
-        from aiocontainerd import api
-
         await self._store.delete(name)
         self._bus.publish("/namespaces/delete", api.event_types.NamespaceDelete(name=name), namespace=name)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import anyio
 
-from aiocontainerd import context, identifiers, timestamps
+from aiocontainerd import api, context, identifiers, timestamps
 from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.metadata import Container, MetadataStore
@@ -211,15 +211,11 @@ def _require_exec_id(exec_id: str) -> None:
 
 
 def _restore_path(runtime: str, options: Any | None) -> str:
-    from aiocontainerd import api
-
     found = _runc_options(runtime, options, api.runc.Options, "create")
     return found.criu_image_path if found is not None else ""
 
 
 def _image_path(runtime: str, options: Any | None) -> str:
-    from aiocontainerd import api
-
     found = _runc_options(runtime, options, api.runc.CheckpointOptions, "checkpoint")
     return found.image_path if found is not None else ""
 

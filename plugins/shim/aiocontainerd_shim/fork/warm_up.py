@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.api.services import SERVICES
 from aiocontainerd.errors import NotFound
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
@@ -57,8 +57,6 @@ def run() -> None:
 
 
 def _messages() -> Iterator[betterproto2.Message]:
-    from aiocontainerd import api
-
     for service in _SERVICES:
         for request, response, _, _ in SERVICES[service].values():
             yield _filled(codec.resolve(request))
@@ -74,16 +72,12 @@ def _measure() -> None:
 
 
 def _event_types() -> Iterable[type[betterproto2.Message]]:
-    from aiocontainerd import api
-
     names = (name for name in api.event_types.__all__ if name.startswith("Task"))
     return (getattr(api.event_types, name) for name in names)
 
 
 def _filled(cls: type[betterproto2.Message]) -> betterproto2.Message:
     """A message with values in its commonest fields, so that more than the empty case is warm."""
-    from aiocontainerd import api
-
     value = typeurl.to_wire(typeurl.marshal(api.runc.Options(binary_name="x")))
     samples: dict[str, object] = {
         "id": "x",
@@ -122,8 +116,6 @@ async def _live_once(identity: bootstrap.Identity, path: str) -> None:
 
 
 def _life(identity: bootstrap.Identity) -> Iterator[tuple[str, Any]]:
-    from aiocontainerd import api
-
     task, container = api.task_v3, identity.id
     yield "Create", task.CreateTaskRequest(id=container, bundle=str(identity.bundle))
     yield "Connect", task.ConnectRequest(id=container)

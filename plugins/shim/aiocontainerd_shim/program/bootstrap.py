@@ -12,15 +12,12 @@ import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd_shim.task.records import OPTIONS_URL, RuncOptions, options_from_wire
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 SOCKET_DIR = "/run/containerd/s"
 STDIN_LIMIT_BYTES = 10 << 20
@@ -58,8 +55,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     def result(self) -> bytes:
         """What the daemon is told: the shim's address, in the dialect it spoke."""
-        from aiocontainerd import api
-
         address = f"unix://{self.path}"
         if self.legacy:
             return address.encode()
@@ -72,8 +67,6 @@ class _Spec(msgspec.Struct):
 
 def read_params(stdin: bytes, identity: Identity) -> Params:
     """Understand the stdin of `start`, which in the older dialect may be empty or hold options of any type."""
-    from aiocontainerd import api
-
     try:
         params = api.bootstrap.BootstrapParams.parse(stdin)
     except Exception:  # noqa: BLE001 - malformed bytes make the parser raise nearly anything

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiocontainerd import timestamps
+from aiocontainerd import api, timestamps
 from aiocontainerd.sys.mount import unmount_recursive
 from aiocontainerd_shim.program import bootstrap
 from aiocontainerd_shim.task import oci_choice, records
@@ -14,7 +14,6 @@ from aiocontainerd_shim.task.oci import OciRuntime, runtime_root
 from aiocontainerd_shim.task.reaper import Reaper
 
 if TYPE_CHECKING:
-    from aiocontainerd import api
     from aiocontainerd_shim.program.bootstrap import Identity
 
 KILLED_STATUS = 137
@@ -26,8 +25,6 @@ def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
 
     The answer has the exit that was put on disk, else 137 and now; the pid is -1 where none was ever written.
     """
-    from aiocontainerd import api
-
     bundle = identity.bundle
     asyncio.run(_delete(identity))
     unmount_recursive(str(bundle / "rootfs"))

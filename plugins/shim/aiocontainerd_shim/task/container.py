@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiocontainerd import timestamps
+from aiocontainerd import api, timestamps
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
 from aiocontainerd_shim.io.stdio import Stdio
 from aiocontainerd_shim.rest.memory import RestedContainer
@@ -115,8 +115,6 @@ class Container:
 
     async def start(self) -> None:
         """Start the init; its start event is queued before its exit can be."""
-        from aiocontainerd import api
-
         async with self.init.lock:
             restored = self.init.state == State.RESTORING
             with self._around.reaper.claiming():
@@ -128,8 +126,6 @@ class Container:
 
     def add_exec(self, exec_id: str, stdio: Stdio, spec: bytes) -> None:
         """Take another process to start later. Raises AlreadyExists."""
-        from aiocontainerd import api
-
         self.init.check(Action.EXEC)
         if exec_id in self.execs:
             raise AlreadyExists(f"id {exec_id}")
@@ -141,8 +137,6 @@ class Container:
 
     async def start_exec(self, exec_id: str) -> ExecProcess:
         """Start an exec. Raises FailedPrecondition where the init has exited."""
-        from aiocontainerd import api
-
         process = self.exec(exec_id)
         self._check_init_runs()
         async with process.lock:
@@ -164,8 +158,6 @@ class Container:
 
     async def delete(self) -> None:
         """Remove the container and whatever the shim holds for it."""
-        from aiocontainerd import api
-
         async with self.init.lock:
             await self.init.delete()
         await asyncio.gather(*(process.close_streams() for process in self.execs.values()))
@@ -182,16 +174,12 @@ class Container:
 
     async def pause(self) -> None:
         """Freeze the container."""
-        from aiocontainerd import api
-
         async with self.init.lock:
             await self.init.pause()
         self._publish("/tasks/paused", api.event_types.TaskPaused(container_id=self.site.id))
 
     async def resume(self) -> None:
         """Thaw the container."""
-        from aiocontainerd import api
-
         async with self.init.lock:
             await self.init.resume()
         self._publish("/tasks/resumed", api.event_types.TaskResumed(container_id=self.site.id))
@@ -236,8 +224,6 @@ class Container:
             self._around.spawn(self._process_exited(process, exited))
 
     async def _process_exited(self, process: Process, exited: Exit) -> None:
-        from aiocontainerd import api
-
         async with process.lock:
             process.finished(exited)
         event = api.event_types.TaskExit(
@@ -275,8 +261,6 @@ class Container:
                 log.debug("container %s: controllers: %s", self.site.id, refusal)
 
     def _on_oom(self, container_id: str) -> None:
-        from aiocontainerd import api
-
         self._publish("/tasks/oom", api.event_types.TaskOom(container_id=container_id))
 
     def _unwatch_cgroup(self) -> None:

@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
     import betterproto2
 
-    from aiocontainerd import api
     from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 
 log = logging.getLogger(__name__)
@@ -106,8 +105,6 @@ class Publisher:
 
     def publish(self, topic: str, event: betterproto2.Message) -> None:
         """Queue an event, stamped with the time of now."""
-        from aiocontainerd import api
-
         if len(self._queue) == QUEUE_LIMIT:
             self.dropped += 1
         envelope = api.types.Envelope(

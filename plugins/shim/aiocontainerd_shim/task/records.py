@@ -10,15 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiocontainerd import typeurl
+from aiocontainerd import api, typeurl
 from aiocontainerd.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from aiocontainerd import api
 
 OPTIONS_URL = "containerd.runc.v1.Options"
 _START_TIME_FIELD = 19

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from aiocontainerd import timestamps, typeurl
+from aiocontainerd import api, timestamps, typeurl
 from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd_shim.io.stdio import Stdio
@@ -31,7 +31,6 @@ from aiocontainerd_shim.task.process import Site
 from aiocontainerd_shim.task.states import State
 
 if TYPE_CHECKING:
-    from aiocontainerd import api
     from aiocontainerd_shim.program.bootstrap import Identity
     from aiocontainerd_shim.rest.descriptors import Descriptors
     from aiocontainerd_shim.rest.memory import RestedContainer
@@ -102,8 +101,6 @@ class TaskService:
 
     async def create(self, request: api.task_v3.CreateTaskRequest) -> api.task_v3.CreateTaskResponse:
         """Make a container of a bundle."""
-        from aiocontainerd import api
-
         if request.id in self._containers or request.id in self._creating:
             raise AlreadyExists(f"id {request.id}")
         container = self._new_container(request)
@@ -117,8 +114,6 @@ class TaskService:
 
     async def start(self, request: api.task_v3.StartRequest) -> api.task_v3.StartResponse:
         """Start an init or an exec."""
-        from aiocontainerd import api
-
         container = self._container(request.id)
         if request.exec_id:
             pid = (await self._to_the_end(container.start_exec(request.exec_id))).pid
@@ -138,8 +133,6 @@ class TaskService:
 
     async def state(self, request: api.task_v3.StateRequest) -> api.task_v3.StateResponse:
         """What a process is doing."""
-        from aiocontainerd import api
-
         container = self._container(request.id)
         process = container.process(request.exec_id)
         return api.task_v3.StateResponse(
@@ -174,8 +167,6 @@ class TaskService:
 
     async def wait(self, request: api.task_v3.WaitRequest) -> api.task_v3.WaitResponse:
         """Wait for a process to exit."""
-        from aiocontainerd import api
-
         process = self._container(request.id).process(request.exec_id)
         await process.exited.wait()
         return api.task_v3.WaitResponse(
@@ -184,8 +175,6 @@ class TaskService:
 
     async def pids(self, request: api.task_v3.PidsRequest) -> api.task_v3.PidsResponse:
         """Every process of a container, none after its init; execs carry their id."""
-        from aiocontainerd import api
-
         container = self._container(request.id)
         if container.init.exited.is_set():
             return api.task_v3.PidsResponse()
@@ -232,8 +221,6 @@ class TaskService:
 
     async def stats(self, request: api.task_v3.StatsRequest) -> api.task_v3.StatsResponse:
         """The metrics of a container's cgroup."""
-        from aiocontainerd import api
-
         container = self._container(request.id)
         if container.cgroup is None:
             container.cgroup = _find_cgroup(container.init.pid)
@@ -241,8 +228,6 @@ class TaskService:
 
     async def connect(self, request: api.task_v3.ConnectRequest) -> api.task_v3.ConnectResponse:
         """Who serves, and the init's pid; an unknown container has none."""
-        from aiocontainerd import api
-
         container = self._containers.get(request.id)
         return api.task_v3.ConnectResponse(shim_pid=self._shim_pid, task_pid=container.init.pid if container else 0)
 
@@ -358,8 +343,6 @@ class TaskServiceV2:
 
 
 def _empty() -> api.protobuf.Empty:
-    from aiocontainerd import api
-
     return api.protobuf.Empty()
 
 
@@ -368,16 +351,12 @@ def _stdio(request: api.task_v3.CreateTaskRequest | api.task_v3.ExecProcessReque
 
 
 def _deleted(process: Process) -> api.task_v3.DeleteResponse:
-    from aiocontainerd import api
-
     return api.task_v3.DeleteResponse(
         pid=process.pid, exit_status=process.exit_status, exited_at=timestamps.to_wire(process.exited_at_ns)
     )
 
 
 def _created_event(request: api.task_v3.CreateTaskRequest, pid: int) -> api.event_types.TaskCreate:
-    from aiocontainerd import api
-
     streams = api.event_types.TaskIo(
         stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal
     )
@@ -392,8 +371,6 @@ def _created_event(request: api.task_v3.CreateTaskRequest, pid: int) -> api.even
 
 
 def _status(container: Container, process: Process) -> api.task_types.Status:
-    from aiocontainerd import api
-
     status = api.task_types.Status
     if process.state == State.RUNNING and container.init.pausing:
         return status.PAUSING
@@ -408,8 +385,6 @@ def _status(container: Container, process: Process) -> api.task_types.Status:
 
 
 def _process_info(pid: int, exec_id: str | None) -> api.task_types.ProcessInfo:
-    from aiocontainerd import api
-
     details = None if exec_id is None else typeurl.marshal(api.runc.ProcessDetails(exec_id=exec_id))
     return api.task_types.ProcessInfo(pid=pid, info=typeurl.to_wire(details))
 
@@ -422,8 +397,6 @@ def _find_cgroup(pid: int) -> cgroups.Cgroup:
 
 
 def _checkpoint_flags(request: api.task_v3.CheckpointTaskRequest) -> CheckpointFlags:
-    from aiocontainerd import api
-
     options = api.runc.CheckpointOptions()
     if request.options is not None and request.options.type_url:
         if request.options.type_url.rpartition("/")[2] != CHECKPOINT_OPTIONS_URL:
