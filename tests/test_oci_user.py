@@ -1,4 +1,4 @@
-"""USER strings and the files they are looked up in (facts/runtime 7.7, facts/security)."""
+"""USER strings and the files they are looked up in (facts/runtime 7.7, facts/security 2024-40635, 2026-46680)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where and how to reach a registry: base URLs in the order to try, proxies, what may follow a redirect.
 
-Loopback means the literal `localhost` or a loopback address, never what a name resolves to (facts/security, moby
-2026-92543). Only there is plain http tried of itself, and certificates are not checked (facts/core 14).
+Loopback means the literal `localhost` or a loopback address, never what a name resolves to (facts/security
+2026-92543). Only there is plain http tried without being asked for, with certificates unchecked (facts/core 14).
 """
 
 from __future__ import annotations
