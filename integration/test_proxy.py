@@ -241,16 +241,6 @@ def test_isolated_processes_serve_and_are_started_again(tmp: Path, archive: Path
         runs(daemon, "native")
 
 
-def test_a_snapshotter_in_a_thread_of_its_own(tmp: Path, archive: Path) -> None:
-    text = config(tmp, ISOLATED.replace('"process"', '"thread"'))
-    with peer(Ours, config=text) as daemon:
-        daemon.ctr("images", "import", str(archive))
-        runs(daemon, "native")
-        assert exports(daemon, "native")["isolation"] == "thread"
-        daemon.ctr("images", "rm", "--sync", IMAGE)
-        assert daemon.ctr("snapshots", "--snapshotter", "native", "ls").stdout.splitlines()[1:] == []
-
-
 def test_a_plugin_declared_in_toml_runs_as_another_user(tmp: Path) -> None:
     text = config(
         tmp,

@@ -67,7 +67,7 @@ class Companion:
 
     @hookimpl
     def isolate_plugin(self, registration: Registration, isolation: Isolation) -> Registration | None:
-        return registration if isolation.mode == "thread" else None
+        return registration if registration.kind == self.kind else None
 
 
 async def _init(_context: object) -> object:
@@ -105,17 +105,18 @@ def test_register_stream_processor_is_asked_of_each_package_until_one_runs_the_p
 
 
 def test_isolate_plugin_gives_the_registration_that_stands_for_another() -> None:
-    beside = Beside(modes={"k.a": "thread", "k.b": "process", "k.c": "none"})
+    beside = Beside(modes={"k.a": "process", "other.b": "process", "k.c": "none"})
     beside.learn(Companion("k"))
     declared = PythonPlugin(module="m", isolation="process", uid=7)
-    one, two, three, four = (Registration(kind="k", id=name, init=_init) for name in "abcd")
-    assert beside.without_plugin() == ["k.a", "k.b", "k.c"]
+    one, three, four = (Registration(kind="k", id=name, init=_init) for name in "acd")
+    two = Registration(kind="other", id="b", init=_init)
+    assert beside.without_plugin() == ["k.a", "k.c", "other.b"]
     assert beside.placed(one, "m", None) is one
-    with pytest.raises(PluginError, match=r'^k\.b cannot have isolation = "process"'):
+    with pytest.raises(PluginError, match=r'^other\.b cannot have isolation = "process"'):
         beside.placed(two, "m", None)
     assert beside.placed(three, "m", None) is three
-    assert beside.isolation_of(four.uri, "m", declared) == Isolation(mode="process", module="m", uid=7)
+    assert beside.isolation_of(four.uri, "m", declared) == Isolation(module="m", uid=7)
     assert beside.isolation_of(four.uri, "m", None) is None
     assert beside.without_plugin() == []
-    with pytest.raises(PluginError, match=r'^k\.a can have a uid or gid of its own only with isolation = "process"$'):
-        beside.placed(one, "m", declared)
+    with pytest.raises(PluginError, match=r'^k\.c can have a uid or gid of its own only with isolation = "process"$'):
+        beside.placed(three, "m", declared)

@@ -38,8 +38,8 @@ TIMEOUTS: Mapping[str, str] = MappingProxyType(
 )
 """Deadlines of what may hang. Those of `plugin`, `shim.create` and `shim.start` are ours: containerd waits for ever."""
 
-IsolationMode = Literal["none", "thread", "process"]
-"""Where a plugin lives: in the daemon, in a thread of it, in a process of its own that the daemon keeps."""
+IsolationMode = Literal["none", "process"]
+"""Where a plugin lives: in the daemon, or in a process of its own that the daemon keeps."""
 
 PLUGIN_TIMEOUTS = "io.containerd.timeout.plugin."
 """Keys of the deadline classes of plugins; a plugin's URI behind one makes it that plugin's own."""
@@ -56,9 +56,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Isolation(msgspec.Struct, frozen=True, kw_only=True):
-    """How a plugin is kept apart. `module` is the path it was registered from; ids of None are the daemon's own."""
+    """A plugin's own process. `module` is the path it was registered from; ids of None are the daemon's own."""
 
-    mode: IsolationMode
     module: str
     uid: int | None = None
     gid: int | None = None

@@ -63,15 +63,14 @@ class Beside:
         made: Registration | None = self._manager.hook.isolate_plugin(registration=registration, isolation=isolation)
         if made is None:
             raise PluginError(
-                f'{registration.uri} cannot have isolation = "{isolation.mode}": that is what the package '
+                f'{registration.uri} cannot have isolation = "process": that is what the package '
                 "aiocontainerd-proxy is for, which is not installed"
             )
-        if isolation.mode == "process":
-            self._outside.append((made, isolation))
+        self._outside.append((made, isolation))
         return made
 
     def isolation_of(self, uri: str, module: str, declared: PythonPlugin | None) -> Isolation | None:
-        """How a plugin is to be kept apart, None for one that lives in the daemon. Pure.
+        """Return the process that a plugin is to have, None for one that lives in the daemon. Pure.
 
         Raises PluginError for another user's identity where there is no other process.
         """
@@ -81,7 +80,7 @@ class Beside:
             raise PluginError(f'{uri} can have a uid or gid of its own only with isolation = "process"')
         if mode == "none":
             return None
-        return Isolation(mode=mode, module=module, uid=uid, gid=gid)
+        return Isolation(module=module, uid=uid, gid=gid)
 
     def outside(self, registration: Registration) -> object:
         """The settings of a plugin that is in another process, by the registration made for it here; None else."""

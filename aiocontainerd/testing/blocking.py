@@ -66,7 +66,6 @@ MAY_BLOCK = (
     May("aiocontainerd/sys/cgroup.py", ("exists", "read_text", "_memberships"), "cgroupfs and procfs, read only"),
     May("aiocontainerd/sys/programs.py", ("_memory_file", "_content"), "files without a disk: what programs say"),
     May("aiocontainerd/testing/fakes.py", ("fileno",), "a file without a disk"),
-    May("aiocontainerd_proxy/threads.py", ("_run",), "the loop of one plugin in a thread, made for those that block"),
     May("aiocontainerd_differ/targets.py", ("in_user_namespace",), "procfs: the kernel answers from memory"),
     May("aiocontainerd_content_local/reader.py", ("_read_cached",), "asks for what is in memory, and for no more"),
     May(

@@ -1,11 +1,9 @@
-"""Registration of plugins that run beside the daemon: behind a socket, in a process of ours, in a thread."""
+"""Registration of plugins that run beside the daemon: behind a socket, or in a process that the daemon keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, hookimpl, kinds
 
@@ -37,21 +35,15 @@ def register_proxy_plugin(name: str, settings: ProxyPlugin) -> Registration | No
 
 @hookimpl
 def isolate_plugin(registration: Registration, isolation: Isolation) -> Registration | None:
-    if isolation.mode == "process" and registration.kind not in KINDS.values():
+    if registration.kind not in KINDS.values():
         raise PluginError(
             f'{registration.uri} cannot have isolation = "process", which is for snapshotters, content stores and '
-            'differs; use "thread"'
+            "differs"
         )
 
     async def init(context: InitContext[Any]) -> object:
-        if isolation.mode == "process":
-            from aiocontainerd_proxy.isolated import open_isolated
+        from aiocontainerd_proxy.isolated import open_isolated
 
-            return await open_isolated(context, isolation)
-        from aiocontainerd_proxy.threads import open_in_thread
+        return await open_isolated(context, isolation)
 
-        return await open_in_thread(context, registration)
-
-    if isolation.mode == "thread":
-        return msgspec.structs.replace(registration, init=init)
     return Registration(kind=registration.kind, id=registration.id, config=registration.config, init=init)

@@ -96,19 +96,15 @@ def test_other_proxy_types_are_left_to_others(type_: str) -> None:
 
 
 def test_an_isolated_plugin_keeps_kind_id_and_config() -> None:
-    process = isolate_plugin(registration(), Isolation(mode="process", module="m"))
-    thread = isolate_plugin(registration(), Isolation(mode="thread", module="m"))
+    process = isolate_plugin(registration(), Isolation(module="m"))
     assert process is not None
-    assert thread is not None
     assert (process.uri, process.config, process.requires) == (URI, Config, ())
-    assert (thread.uri, thread.config, thread.requires) == (URI, Config, (kinds.METADATA,))
-    assert (thread.wants, thread.early) == ((kinds.STREAM_PROCESSOR,), True)
     assert (process.wants, process.early) == ((), False)
 
 
 def test_what_has_no_api_of_containerds_cannot_be_a_process() -> None:
-    with pytest.raises(PluginError, match='is for snapshotters, content stores and differs; use "thread"'):
-        isolate_plugin(registration(kinds.EVENT_SINK), Isolation(mode="process", module="m"))
+    with pytest.raises(PluginError, match=r"is for snapshotters, content stores and differs$"):
+        isolate_plugin(registration(kinds.EVENT_SINK), Isolation(module="m"))
 
 
 def test_the_process_gets_config_and_deadlines_in_a_file_for_its_eyes_only(tmp: Path) -> None:
