@@ -111,7 +111,10 @@ def test_a_wrong_type_is_an_error_even_where_unknown_keys_warn(tmp_path: Path) -
         ("timeouts = 3", "2: timeouts: expected `table`, got `int`"),
         ('[timeouts]\na = "1s"\n"b.c" = 3', '4: timeouts."b.c": expected `str`, got `int`'),
         ("[proxy_plugins.a]\n[proxy_plugins.b]\naddress = 3", "4: proxy_plugins.b.address: expected `str`, got `int`"),
-        ('[plugin_isolation]\na = "none"\nb = "nowhere"', "4: plugin_isolation.b: invalid enum value 'nowhere'"),
+        (
+            '[plugin_isolation]\na = "none"\nb = "thread"',
+            '4: plugin_isolation.b: invalid enum value \'thread\'; use "none" or "process"',
+        ),
     ],
 )
 def test_a_value_of_a_wrong_type_is_named_with_its_place_in_every_version(

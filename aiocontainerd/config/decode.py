@@ -68,8 +68,9 @@ def _failure(tree: Tree, kind: type[msgspec.Struct]) -> str | None:
 def _wrong_type(tree: Tree, kind: type[msgspec.Struct], error: str, at: KeyPath, origins: Origins) -> str:
     found = _AT.match(error)
     what = (found["what"] if found else error).replace("`object`", "`table`")
-    key = (*at, *_named(tree, kind, _steps(found["path"] if found else None)))
-    return f"{origin_of(key, origins)}: {_dotted(key)}: {what[:1].lower()}{what[1:]}"
+    steps = _named(tree, kind, _steps(found["path"] if found else None))
+    key = (*at, *steps)
+    return f"{origin_of(key, origins)}: {_dotted(key)}: {what[:1].lower()}{what[1:]}{_choices(kind, steps)}"
 
 
 def _unknown_key(kind: type, steps: KeyPath, field: str, at: KeyPath, origins: Origins) -> str:
@@ -79,15 +80,29 @@ def _unknown_key(kind: type, steps: KeyPath, field: str, at: KeyPath, origins: O
     return f"{origin_of(key, origins)}: unknown key {_dotted(key)}{hint}"
 
 
-def _fields_at(kind: Any, steps: KeyPath) -> tuple[str, ...]:
-    """Names of the fields that a record has at a path below `kind`."""
+def _choices(kind: type, steps: KeyPath) -> str:
+    """Return a hint that names the values a key may have, "" where they are not listed in its type."""
+    found = _kind_at(kind, steps)
+    if typing.get_origin(found) is not typing.Literal:
+        return ""
+    return "; use " + " or ".join(f'"{value}"' for value in typing.get_args(found))
+
+
+def _fields_at(kind: type, steps: KeyPath) -> tuple[str, ...]:
+    """Return the names of the fields that a record has at a path below `kind`."""
+    found = _kind_at(kind, steps)
+    return tuple(found.__struct_fields__) if isinstance(found, type) and issubclass(found, msgspec.Struct) else ()
+
+
+def _kind_at(kind: Any, steps: KeyPath) -> Any:
+    """Return the type that a value has at a path below `kind`."""
     for step in steps:
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             kind = typing.get_type_hints(kind).get(step)
         else:
             arguments = [a for a in typing.get_args(kind) if a is not Ellipsis]
             kind = arguments[-1] if arguments else None
-    return tuple(kind.__struct_fields__) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else ()
+    return kind
 
 
 def _steps(path: str | None) -> KeyPath:
