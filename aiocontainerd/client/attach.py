@@ -10,8 +10,8 @@ import anyio
 
 from aiocontainerd.client import terminal
 from aiocontainerd.client.stdio import Copier, Streams, fifos
-from aiocontainerd.distribution.groups import unwrapped
 from aiocontainerd.errors import ContainerdError
+from aiocontainerd.groups import unwrapped
 from aiocontainerd.interfaces.runtime import IO, Exit
 
 if TYPE_CHECKING:

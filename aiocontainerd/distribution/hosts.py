@@ -31,12 +31,23 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class RegistryOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to talk to the registry of a reference. `headers` go to it and its token server alone."""
+    """How to talk to the registry of a reference.
+
+    `headers` go to it and its token server alone. A body that brings no byte for `read_timeout_s` seconds counts as
+    broken. A request is made up to `attempts` times, after a pause of `retry_pause_s` seconds, or of `busy_pause_s`
+    where the registry says that it is busy. A body that broke off without a new byte is reopened `stalled_tries` times.
+    """
 
     plain_http: bool = False
     skip_verify: bool = False
     credentials: Credentials | None = None
     headers: Mapping[str, str] = _NONE
+    connect_timeout_s: float = 30.0
+    read_timeout_s: float = 30.0
+    attempts: int = 5
+    retry_pause_s: float = 0.05
+    busy_pause_s: float = 1.0
+    stalled_tries: int = 3
 
     def __repr__(self) -> str:
         names = sorted(self.headers)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aiocontainerd.client.client import Client
     from aiocontainerd.client.content import Writer
     from aiocontainerd.distribution.hosts import RegistryOptions
-    from aiocontainerd.distribution.remotes import Remote
+    from aiocontainerd.distribution.requests import RegistryClient
     from aiocontainerd.oci.descriptor import Descriptor
     from aiocontainerd.oci.image import ChildDescriptor
     from aiocontainerd.oci.platform import Ranking
@@ -59,14 +59,15 @@ async def pull(
     Raises InvalidArgument for the reference or a malformed image, NotFound where the registry or the image has nothing
     that suits, PermissionDenied, FailedPrecondition for bytes that are not what their digest says, Unavailable.
     """
-    from aiocontainerd.distribution.remotes import Remote
+    from aiocontainerd.distribution.requests import RegistryClient
+    from aiocontainerd.distribution.resolve import resolve
 
     reference = references.parse(name)
     reference.require_object()
-    async with client.leases.held() as lease, Remote(reference, registry) as remote:
+    async with client.leases.held() as lease, RegistryClient(reference, registry) as remote:
         held = client.under(lease=lease.id)
         told(name, "resolving", 0, 0)
-        target = await remote.resolve()
+        target = await resolve(remote)
         if target.media_type not in oci.INDEX_TYPES and target.media_type not in oci.MANIFEST_TYPES:
             raise InvalidArgument(f'{name} is of type "{target.media_type}", which is no image')
         told(name, "resolved", 0, 0)
@@ -97,7 +98,7 @@ async def _unpack(client: Client, target: Descriptor, options: PullOptions, told
 class Fetcher:
     """Brings single blobs from a registry to the content store, with the label of where they came from."""
 
-    def __init__(self, client: Client, remote: Remote, told: Progress = silent) -> None:
+    def __init__(self, client: Client, remote: RegistryClient, told: Progress = silent) -> None:
         self._content = client.content
         self._remote = remote
         self._told = told
@@ -137,7 +138,9 @@ class Fetcher:
     async def _copy(self, item: ChildDescriptor, key: str, writer: Writer) -> None:
         if writer.offset > item.size:
             await writer.restart()
-        async with aclosing(self._remote.fetch(item, writer.offset)) as body:
+        from aiocontainerd.distribution.fetch import fetch
+
+        async with aclosing(fetch(self._remote, item, writer.offset)) as body:
             async for data in body:
                 await writer.write(data)
                 self._told(key, "downloading", writer.offset, item.size)

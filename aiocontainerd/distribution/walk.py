@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from aiocontainerd.distribution.groups import Job, run_all
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
+from aiocontainerd.groups import Job, run_all
 from aiocontainerd.oci import image as oci
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.oci.image import ChildDescriptor, Config, Index, Manifest

@@ -123,8 +123,8 @@ def import_images(
     """Import images of ARCHIVE, an OCI layout or what docker save writes; `-` reads standard input."""
 
     async def work(client: Client) -> None:
-        from aiocontainerd.distribution.archive import import_archive
-        from aiocontainerd.distribution.archive_names import Naming
+        from aiocontainerd.distribution.import_names import Naming
+        from aiocontainerd.distribution.importing import import_archive
 
         naming = Naming(
             prefix=base_name or _today(),

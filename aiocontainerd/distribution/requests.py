@@ -1,4 +1,4 @@
-"""Requests to a registry: retries, redirects that lose what isn't theirs, authentication (facts/core 14)."""
+"""Requests to a registry: retries, authentication, redirects without credentials (facts/core 14)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-ATTEMPTS = 5
 MAX_REDIRECTS = 10
-RETRY_PAUSE_S = 0.05
-BUSY_PAUSE_S = 1.0
 MAX_ERROR_BYTES = 64_000
 SHOWN_ERROR = 200
-CONNECT_S = 30.0
-READ_S = 30.0
-"""Without a byte for that long the body counts as broken."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUSY = frozenset({408, 429})
 _FAILING = frozenset({500, 503, 504})
@@ -56,26 +50,29 @@ _UNAUTHORIZED = 401
 _ERRORS_FROM = 400
 
 
-class RegistryHttp:
+class RegistryClient:
     """The registry of one reference over HTTP. Used as an async context manager."""
 
-    def __init__(self, reference: Reference, options: RegistryOptions) -> None:
+    def __init__(self, reference: Reference, options: RegistryOptions | None = None) -> None:
         self.reference = reference
-        self._options = options
+        self.options = options = options or RegistryOptions()
         self._bases = bases(reference.host, options)
         self._session: aiohttp.ClientSession
         self._authorizer: Authorizer
 
     def __repr__(self) -> str:
-        return f"<RegistryHttp {self._bases[0].url} {self._options!r}>"
+        return f"<RegistryClient {self._bases[0].url} {self.options!r}>"
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
+        options = self.options
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=options.connect_timeout_s, sock_read=options.read_timeout_s
+        )
         headers = {"User-Agent": f"containerd/{__version__}", "Accept-Encoding": "identity"}
         self._session = aiohttp.ClientSession(
             timeout=timeout, headers=headers, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
-        self._authorizer = Authorizer(self._session, self._bases[0].url, self._options)
+        self._authorizer = Authorizer(self._session, self._bases[0].url, self.options)
         return self
 
     async def __aexit__(
@@ -87,7 +84,7 @@ class RegistryHttp:
     async def request(
         self, method: str, path: str, headers: Mapping[str, str] = _NONE
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A response to a request below the repository, such as `manifests/latest`, with a status below 400.
+        """Yield the response to a request below the repository, such as `manifests/latest`, with a status below 400.
 
         Raises NotFound, PermissionDenied, ResourceExhausted, Unavailable or Unknown
         `unexpected status from <METHOD> request to <URL>: <status>`.
@@ -100,10 +97,9 @@ class RegistryHttp:
             response.close()
 
     async def _respond(self, method: str, path: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        failed = 0
-        sent_auth = False
-        for attempt in range(ATTEMPTS):
-            last = attempt == ATTEMPTS - 1
+        options, failed, sent_auth = self.options, 0, False
+        for attempt in range(options.attempts):
+            last = attempt == options.attempts - 1
             base = self._bases[0]
             try:
                 response = await self._follow(method, f"{base.url}/{self.reference.path}/{path}", headers, base)
@@ -112,7 +108,7 @@ class RegistryHttp:
                     continue
                 if last or not isinstance(error, aiohttp.ServerDisconnectedError | TimeoutError):
                     raise Unavailable(f"{method} {redacted(base.url)}: {_cause(error)}") from error
-                await anyio.sleep(RETRY_PAUSE_S)
+                await anyio.sleep(options.retry_pause_s)
                 continue
             if last or not self._worth_retrying(response, base, failed):
                 return response
@@ -123,8 +119,8 @@ class RegistryHttp:
                 await self._authorizer.answer(challenges, self.reference.path, again=sent_auth)
                 sent_auth = True
             else:
-                await anyio.sleep(BUSY_PAUSE_S if response.status in _BUSY else RETRY_PAUSE_S)
-        raise Unavailable(f"{method} {redacted(self._bases[0].url)}: given up after {ATTEMPTS} attempts")
+                await anyio.sleep(options.busy_pause_s if response.status in _BUSY else options.retry_pause_s)
+        raise Unavailable(f"{method} {redacted(self._bases[0].url)}: given up after {options.attempts} attempts")
 
     def _worth_retrying(self, response: aiohttp.ClientResponse, base: Base, failed: int) -> bool:
         if response.status == _UNAUTHORIZED:
@@ -132,10 +128,10 @@ class RegistryHttp:
         return response.status in _BUSY or (response.status in _FAILING and not failed)
 
     async def _follow(self, method: str, url: str, headers: Mapping[str, str], base: Base) -> aiohttp.ClientResponse:
-        """The answer behind redirects. Another origin sees neither credentials nor custom headers."""
+        """Return the response behind redirects. Another origin sees neither credentials nor custom headers."""
         for _ in range(MAX_REDIRECTS + 1):
             own = same_origin(url, base.url)
-            sent = {**headers, **(self._options.headers if own else {})}
+            sent = {**headers, **(self.options.headers if own else {})}
             if own and self._authorizer.header:
                 sent["Authorization"] = self._authorizer.header
             response = await self._session.request(
@@ -156,17 +152,17 @@ class RegistryHttp:
         raise Unavailable(f"{redacted(url)}: more than {MAX_REDIRECTS} redirects")
 
     def _fell_back(self, error: Exception) -> bool:
-        """Go over to plain http, for good, where the other side does not speak TLS."""
+        """Change to plain http, for good, where the other side does not speak TLS. False where that is not possible."""
         plain = isinstance(error, aiohttp.ClientConnectorSSLError | aiohttp.ServerTimeoutError)
         if not plain or len(self._bases) == 1:
             return False
         self._bases = self._bases[1:]
-        self._authorizer = Authorizer(self._session, self._bases[0].url, self._options)
+        self._authorizer = Authorizer(self._session, self._bases[0].url, self.options)
         return True
 
     @asynccontextmanager
     async def elsewhere(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A response from a URL that a descriptor names: no credentials, no custom headers, no answer to a 401."""
+        """Yield the response of a URL that a descriptor names; it gets no credentials and no custom headers."""
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 response = await self._session.get(url, headers=headers, allow_redirects=False, proxy=proxy_for(url))
@@ -200,7 +196,7 @@ async def _check(response: aiohttp.ClientResponse, method: str, repository: str)
 
 
 async def _detail(response: aiohttp.ClientResponse) -> str:
-    """The registry's own words, if it has any that can be shown."""
+    """Return what the registry's answer says in words, "" where nothing of it can be shown."""
     import msgspec
 
     try:

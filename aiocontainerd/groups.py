@@ -1,4 +1,4 @@
-"""Task groups whose failure is one error: callers match on classes, never on groups."""
+"""Task groups whose failure is one error, as callers match on classes and never on groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Job = Callable[[], Coroutine[Any, Any, None]]
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raises the first error of a task group in the block, instead of the group of all."""
+    """Raise the first error of a task group in the block, instead of the group of all."""
     try:
         yield
     except BaseExceptionGroup as group:

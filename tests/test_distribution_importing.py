@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import zstandard
 
-from aiocontainerd.distribution.archive_names import Naming, names_of
+from aiocontainerd.distribution.import_names import Naming, names_of
 from aiocontainerd.distribution.tar_stream import Entry, TarStream, clean
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.oci.image import NAME_ANNOTATION, REF_ANNOTATION

@@ -17,7 +17,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd import labels
-from aiocontainerd.distribution.archive_names import Naming, names_of
+from aiocontainerd.distribution.import_names import Naming, names_of
 from aiocontainerd.distribution.tar_stream import Entry, TarStream
 from aiocontainerd.distribution.walk import Handler, Walker
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound

@@ -1,0 +1,255 @@
+"""Retries, redirects and authentication with registries that misbehave (facts/core 14, facts/security 2.3)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import web
+
+from aiocontainerd.distribution.fetch import fetch
+from aiocontainerd.distribution.hosts import Credentials, RegistryOptions
+from aiocontainerd.distribution.requests import RegistryClient
+from aiocontainerd.distribution.resolve import resolve
+from aiocontainerd.errors import (
+    ContainerdError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
+from aiocontainerd.oci import image as oci
+from aiocontainerd.oci import reference
+from aiocontainerd.oci.image import ChildDescriptor
+from aiocontainerd.testing.registry import Handler, ScriptedRegistry, scripted_registry
+
+pytestmark = pytest.mark.anyio
+
+DATA = bytes(range(256)) * 4096
+LAYER = ChildDescriptor(f"sha256:{hashlib.sha256(DATA).hexdigest()}", len(DATA), oci.DOCKER_LAYER_GZIP)
+MANIFEST = b'{"schemaVersion":2}'
+MANIFEST_DIGEST = f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"
+
+
+@asynccontextmanager
+async def remote(
+    script: ScriptedRegistry, *, plain_http: bool = True, credentials: Credentials | None = None, **limits: Any
+) -> AsyncIterator[RegistryClient]:
+    given = {"busy_pause_s": 0.01, **limits}
+    options = RegistryOptions(plain_http=plain_http, credentials=credentials, headers={"X-Own": "secret"}, **given)
+    async with RegistryClient(reference.parse(f"{script.url}/a/b:1"), options) as opened:
+        yield opened
+
+
+async def body_of(opened: RegistryClient, item: ChildDescriptor = LAYER, offset: int = 0) -> bytes:
+    return b"".join([data async for data in fetch(opened, item, offset)])
+
+
+def manifest(request: web.Request, **headers: str) -> web.Response:
+    shown = {"Docker-Content-Digest": MANIFEST_DIGEST, "Content-Type": oci.OCI_MANIFEST, **headers}
+    return web.Response(body=MANIFEST, headers={key: value for key, value in shown.items() if value})
+
+
+def token_registry(script_url: Callable[[], str], *, accept: str) -> Handler:
+    async def handler(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"token": accept, "expires_in": 300})
+        if request.headers.get("Authorization") != "Bearer good":
+            challenge = f'Bearer realm="http://{script_url()}/token",service="s",scope="repository:a/b:pull"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        return manifest(request)
+
+    return handler
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_busy_and_failing_registries_are_asked_again(status: int) -> None:
+    seen: list[int] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(1)
+        return web.Response(status=status) if len(seen) == 1 else manifest(request)
+
+    async with scripted_registry(handler) as script, remote(script) as opened:
+        await resolve(opened)
+
+
+async def test_a_registry_that_keeps_failing_is_named_with_its_status() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        errors = {"errors": [{"code": "UNKNOWN", "message": "disk on fire"}]}
+        return web.json_response(errors, status=503)
+
+    async with scripted_registry(handler) as script, remote(script) as opened:
+        with pytest.raises(Unavailable, match=r"unexpected status from GET request to http://.*: 503 .*disk on fire"):
+            await body_of(opened)
+
+
+async def test_a_redirect_elsewhere_takes_neither_credentials_nor_headers_along() -> None:
+    async def elsewhere(request: web.Request) -> web.Response:
+        return web.Response(body=DATA)
+
+    async with scripted_registry(elsewhere) as other:
+
+        async def handler(request: web.Request) -> web.Response:
+            if "Authorization" not in request.headers:
+                return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+            raise web.HTTPTemporaryRedirect(f"http://{other.url}/blob")
+
+        async with scripted_registry(handler) as script, remote(script, credentials=Credentials("u", "p")) as opened:
+            assert await body_of(opened) == DATA
+        assert script.header("X-Own") == ["secret", "secret"]
+        assert other.header("Authorization") == [None]
+        assert other.header("X-Own") == [None]
+
+
+async def test_a_redirect_target_that_asks_for_credentials_gets_none() -> None:
+    async def elsewhere(request: web.Request) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+
+    async with scripted_registry(elsewhere) as other:
+
+        async def handler(request: web.Request) -> web.Response:
+            raise web.HTTPTemporaryRedirect(f"http://{other.url}/blob")
+
+        async with scripted_registry(handler) as script, remote(script, credentials=Credentials("u", "p")) as opened:
+            with pytest.raises(PermissionDenied):
+                await body_of(opened)
+        assert set(other.header("Authorization")) == {None}
+
+
+async def test_redirects_without_end_are_given_up() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        raise web.HTTPFound(request.path)
+
+    async with scripted_registry(handler) as script, remote(script) as opened:
+        with pytest.raises(Unavailable, match="more than 10 redirects"):
+            await resolve(opened)
+
+
+async def test_an_anonymous_token_is_fetched_by_get() -> None:
+    async with scripted_registry(lambda r: answer(r)) as script, remote(script) as opened:
+        answer = token_registry(lambda: script.url, accept="good")
+        await resolve(opened)
+    token = script.requests[1]
+    assert (token.method, token.query.getall("scope")) == ("GET", ["repository:a/b:pull"])
+    assert script.header("Authorization")[-1] == "Bearer good"
+
+
+async def test_credentials_are_posted_to_the_token_server() -> None:
+    forms: list[dict[str, object]] = []
+
+    async with scripted_registry(lambda r: answer(r)) as script:
+        inner = token_registry(lambda: script.url, accept="good")
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            if request.method == "POST":
+                forms.append(dict(await request.post()))
+            return await inner(request)
+
+        async with remote(script, credentials=Credentials("u", "p")) as opened:
+            await resolve(opened)
+    assert forms == [
+        {
+            "service": "s", "scope": "repository:a/b:pull", "client_id": "containerd-client",
+            "grant_type": "password", "username": "u", "password": "p",
+        }
+    ]  # fmt: skip
+
+
+async def test_a_token_that_does_not_help_ends_in_a_clear_refusal() -> None:
+    async with scripted_registry(lambda r: answer(r)) as script, remote(script) as opened:
+        answer = token_registry(lambda: script.url, accept="bad")
+        with pytest.raises(PermissionDenied, match="pull access denied for a/b"):
+            await resolve(opened)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"token":"a b"}', b'{"token":5}', b"{" * 100])
+async def test_a_token_server_that_talks_nonsense_is_named(body: bytes) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.Response(body=body)
+        challenge = f'Bearer realm="http://{request.host}/token"'
+        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    async with scripted_registry(handler) as script, remote(script) as opened:
+        with pytest.raises(Unavailable, match="without a token"):
+            await resolve(opened)
+
+
+async def test_basic_without_credentials_says_so() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+
+    async with scripted_registry(handler) as script, remote(script) as opened:
+        with pytest.raises(PermissionDenied, match="no basic auth credentials"):
+            await resolve(opened)
+
+
+async def test_a_loopback_registry_without_tls_is_found_by_falling_back() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return manifest(request)
+
+    async with scripted_registry(handler) as script, remote(script, plain_http=False) as opened:
+        assert (await resolve(opened)).digest == MANIFEST_DIGEST
+
+
+async def test_a_registry_that_is_not_there_is_unavailable() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return manifest(request)
+
+    async with scripted_registry(handler) as script:
+        gone = script.url
+    script.url = gone
+    async with remote(script) as opened:
+        with pytest.raises(ContainerdError, match="HEAD http://"):
+            await resolve(opened)
+
+
+async def test_attempts_are_limited_by_the_options() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=429)
+
+    async with scripted_registry(handler) as script, remote(script, attempts=3) as opened:
+        with pytest.raises(ResourceExhausted):
+            await resolve(opened)
+    assert len(script.requests) == 3
+
+
+async def test_a_busy_registry_is_left_alone_for_the_pause_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("aiocontainerd.distribution.requests.anyio.sleep", sleep)
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=(429, 503, 200)[len(script.requests) - 1])
+
+    pauses: dict[str, Any] = {"busy_pause_s": 7.0, "retry_pause_s": 3.0}
+    async with (
+        scripted_registry(handler) as script,
+        remote(script, **pauses) as opened,
+        opened.request("GET", "x"),
+    ):
+        pass
+    assert slept == [7.0, 3.0]
+
+
+async def test_a_silent_registry_is_given_up_after_the_time_of_the_options() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        await anyio.sleep(5)
+        return web.Response()
+
+    async with scripted_registry(handler) as script, remote(script, read_timeout_s=0.05, attempts=2) as opened:
+        with pytest.raises(Unavailable, match=r"HEAD http://.*: .*[Tt]ime"):
+            await resolve(opened)
+    assert len(script.requests) == 2
+
+
+async def test_connecting_is_limited_by_the_options() -> None:
+    async with RegistryClient(reference.parse("localhost:1/a:1"), RegistryOptions(connect_timeout_s=3.5)) as opened:
+        assert opened._session.timeout.sock_connect == 3.5
