@@ -1,1 +1,9 @@
-"""OCI image, runtime specification, references and platforms: records and pure functions."""
+"""OCI images, runtime specs, references, platforms and users: records and pure functions.
+
+The modules import `errors`, `typeurl`, each other, and `sys/openat2` where a file inside an image's root is read. Every
+room above the words may import this one.
+
+- `descriptor`, `image`: blobs by digest; index, manifest and config documents, strictly decoded
+- `reference`, `platform`: names of images, and which of an image's platforms suits a host
+- `spec`, `spec_defaults`, `user`: the runtime spec of a container, and whose processes it runs
+"""

@@ -17,7 +17,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Descriptor(msgspec.Struct, frozen=True):
-    """What a blob is and where to find it: media type, digest, size in bytes."""
+    """A reference to a blob: media type, digest, size in bytes."""
 
     media_type: str
     digest: str
@@ -26,7 +26,7 @@ class Descriptor(msgspec.Struct, frozen=True):
 
 
 def split_digest(digest: str) -> tuple[str, str]:
-    """Algorithm and hex of a digest. Raises InvalidArgument with go-digest's words."""
+    """Return the algorithm and the hex digits of a digest. Raises InvalidArgument in the words of go-digest."""
     found = _DIGEST.match(digest)
     if not found:
         raise InvalidArgument("invalid checksum digest format")

@@ -1,7 +1,7 @@
-"""Image documents: index, manifest and configuration, decoded strictly enough that none can be read as another.
+"""Image documents: index, manifest and config, decoded so strictly that no document can be read as another sort.
 
-Docker's and OCI's types of the same sort are treated alike. A document that could pass for the other sort is refused
-(facts/security 2021-41190); so are documents over 8 MiB or nested too deep (facts/security 2.4).
+Docker's and OCI's types of one sort are treated alike. A document that could pass for another sort is refused
+(facts/security 2021-41190). So are documents over 8 MiB and documents that are nested too deep (facts/security 2.4).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DocumentT = TypeVar("DocumentT")
 
 
 class ChildDescriptor(msgspec.Struct, frozen=True, rename="camel"):
-    """A descriptor as documents hold it."""
+    """A descriptor inside an image document."""
 
     digest: str
     size: int
@@ -53,7 +53,7 @@ class ChildDescriptor(msgspec.Struct, frozen=True, rename="camel"):
     artifact_type: str = ""
 
     def plain(self) -> Descriptor:
-        """The record that travels over the API."""
+        """Return the record that travels over the API."""
         return Descriptor(self.media_type, self.digest, self.size, self.annotations)
 
 
@@ -77,14 +77,14 @@ class Index(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RootFS(msgspec.Struct, frozen=True):
-    """The layers of an image by the digests of their uncompressed tars."""
+    """The layers of an image: the digests of their uncompressed tars."""
 
     type: str = "layers"
     diff_ids: tuple[str, ...] = ()
 
 
 class ContainerConfig(msgspec.Struct, frozen=True, rename="pascal"):
-    """What an image says of the processes to run."""
+    """The part of an image config that describes the processes to run."""
 
     user: str = ""
     env: tuple[str, ...] | None = None
@@ -106,12 +106,12 @@ class Config(msgspec.Struct, frozen=True):
 
     @property
     def platform(self) -> Platform:
-        """What the image runs on."""
+        """The platform that the image runs on."""
         return Platform(self.os, self.architecture, self.variant)
 
 
 def decode_index(data: bytes, media_type: str, *, limit: int = MAX_DOCUMENT_BYTES) -> Index:
-    """Raises InvalidArgument for what is no index, or could be something else."""
+    """Decode an index. Raises InvalidArgument for a document that is no index or could be something else."""
     index = _decode(data, media_type, Index, limit)
     for child in index.manifests:
         _check(child)
@@ -119,7 +119,7 @@ def decode_index(data: bytes, media_type: str, *, limit: int = MAX_DOCUMENT_BYTE
 
 
 def decode_manifest(data: bytes, media_type: str) -> Manifest:
-    """Raises InvalidArgument for what is no manifest, or could be something else."""
+    """Decode a manifest. Raises InvalidArgument for a document that is no manifest or could be something else."""
     manifest = _decode(data, media_type, Manifest, MAX_DOCUMENT_BYTES)
     if len(manifest.layers) > MAX_LAYERS:
         raise InvalidArgument(f"manifest has {len(manifest.layers)} layers, more than {MAX_LAYERS}")
@@ -129,7 +129,7 @@ def decode_manifest(data: bytes, media_type: str) -> Manifest:
 
 
 def decode_config(data: bytes) -> Config:
-    """Raises InvalidArgument."""
+    """Decode an image config. Raises InvalidArgument."""
     return _convert(load_json(data, "image config"), Config, "image config")
 
 
@@ -147,7 +147,7 @@ def _convert(document: object, kind: type[DocumentT], what: str) -> DocumentT:
 
 
 def _without_null(document: object) -> object:
-    """Go writes `null` for empty lists and maps: such fields are as good as absent."""
+    """Drop fields that are `null`: Go writes `null` for empty lists and maps."""
     if isinstance(document, dict):
         return {key: _without_null(value) for key, value in document.items() if value is not None}
     if isinstance(document, list):
@@ -156,7 +156,7 @@ def _without_null(document: object) -> object:
 
 
 def load_json(data: bytes, what: str, *, limit: int = MAX_DOCUMENT_BYTES) -> object:
-    """Decode JSON, refusing what is too large, too deep, or has a key twice. Raises InvalidArgument."""
+    """Decode JSON. Raises InvalidArgument for a document that is too large, too deep, or has a key twice."""
     if len(data) > limit:
         raise InvalidArgument(f"{what} has {len(data)} bytes, more than {limit}")
     try:
@@ -192,7 +192,7 @@ def _children(value: object) -> Sequence[object]:
 
 
 def check_unambiguous(document: object, media_type: str) -> None:
-    """Raises InvalidArgument for a document that could be read as another sort than `media_type` says."""
+    """Raise InvalidArgument for a document that could be read as another sort than `media_type` says."""
     if not isinstance(document, dict):
         raise InvalidArgument(f"{media_type}: not a JSON object")
     if "fsLayers" in document:
@@ -211,7 +211,7 @@ def _check(child: ChildDescriptor) -> None:
 
 
 def refuse_schema1(media_type: str) -> None:
-    """Raises Unimplemented for Docker's oldest manifests, which nobody converts any more."""
+    """Raise Unimplemented for Docker's oldest manifests, which nobody converts any more."""
     if media_type == DOCKER_SCHEMA1:
         raise Unimplemented(
             f'media type "{media_type}" is no longer supported since containerd v2.1, please rebuild the image '
@@ -220,17 +220,17 @@ def refuse_schema1(media_type: str) -> None:
 
 
 def is_layer(media_type: str) -> bool:
-    """Whether a media type is that of a file system layer."""
+    """Return True for the media type of a file system layer."""
     return media_type.startswith((OCI_LAYER, DOCKER_LAYER, "application/vnd.oci.image.layer.nondistributable."))
 
 
 def is_foreign(media_type: str) -> bool:
-    """Whether a layer comes from elsewhere than the registry."""
+    """Return True for the media type of a layer that registries do not hold."""
     return "nondistributable" in media_type or ".foreign." in media_type
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:
-    """The chain id of each layer (OCI image specification, config.md: Layer ChainID)."""
+    """Return the chain id of each layer (OCI image specification, config.md: Layer ChainID)."""
     chain: list[str] = []
     for diff_id in diff_ids:
         split_digest(diff_id)
@@ -240,7 +240,7 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
 
 
 def child_labels(children: Sequence[ChildDescriptor]) -> dict[str, str]:
-    """The labels by which a parent's blob keeps its children, numbered for each sort (facts/core 10)."""
+    """Return the labels by which the blob of a parent keeps its children, numbered for each sort (facts/core 10)."""
     counts: dict[str, int] = {}
     labels: dict[str, str] = {}
     for child in children:
@@ -264,7 +264,7 @@ def _label_prefix(media_type: str) -> str:
 
 
 def ingest_key(target: Descriptor) -> str:
-    """The ref under which a blob is written (facts/core 14)."""
+    """Return the ref under which a blob is written (facts/core 14)."""
     named: Mapping[str, str] = target.annotations
     if named.get(REF_ANNOTATION):
         return f"{named[REF_ANNOTATION]}@{target.digest}"

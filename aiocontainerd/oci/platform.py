@@ -33,11 +33,11 @@ _KNOWN_ARCHITECTURES = frozenset(
 _COMPONENT = re.compile(r"[A-Za-z0-9_-]+\Z")
 _OS = re.compile(r"([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.-]*)((?:\+[A-Za-z0-9_.-]+)*)\))?\Z")
 _ARM64_MINOR = {"v8": 9, "v9": 6}
-"""The highest minor version that has a name, for each major one; v9.0 implies v8.5."""
+"""The highest minor version with a name, for each major version. v9.0 implies v8.5."""
 
 
 class Platform(msgspec.Struct, frozen=True, rename={"os_version": "os.version", "os_features": "os.features"}):
-    """What a program runs on, as in an image index (OCI image specification, image-index.md)."""
+    """The system a program runs on, as in an image index (OCI image specification, image-index.md)."""
 
     os: str = ""
     architecture: str = ""
@@ -52,7 +52,7 @@ class Platform(msgspec.Struct, frozen=True, rename={"os_version": "os.version", 
 
 
 def parse(specifier: str) -> Platform:
-    """The platform of `os[(version+feature...)]/arch[/variant]`, `os` or `arch`. Raises InvalidArgument."""
+    """Parse `os[(version+feature...)]/arch[/variant]`, `os` or `arch`. Raises InvalidArgument."""
     parts = specifier.split("/")
     if len(parts) > 3 or not all(parts):
         raise InvalidArgument(f'platform "{specifier}": must be <os>[/<arch>[/<variant>]]')
@@ -78,7 +78,7 @@ def _parse_one(specifier: str, found: re.Match[str]) -> Platform:
 
 
 def normalize(platform: Platform) -> Platform:
-    """The platform in the names that images use."""
+    """Return the platform in the names that images use."""
     architecture, variant = platform.architecture.lower(), platform.variant.lower()
     if architecture in _ARCHITECTURES:
         architecture, implied = _ARCHITECTURES[architecture]
@@ -96,7 +96,7 @@ def _normalize_os(system: str) -> str:
 
 
 def default() -> Platform:
-    """The platform of this host."""
+    """Return the platform of this host."""
     machine = _host.machine()
     variants = {"armv7l": "v7", "armv6l": "v6", "armv5tel": "v5", "armv8l": "v8"}
     if machine in variants:
@@ -105,7 +105,7 @@ def default() -> Platform:
 
 
 def candidates(wanted: Platform) -> list[Platform]:
-    """The platforms whose programs `wanted` runs, best first."""
+    """Return the platforms whose programs `wanted` runs, best first."""
     chain = _variants(wanted.architecture, wanted.variant)
     return [
         normalize(Platform(wanted.os, architecture, variant, wanted.os_version, wanted.os_features))
@@ -142,11 +142,14 @@ def _arm64_downwards(variant: str) -> list[str]:
 
 
 Ranking = Callable[[Platform], int | None]
-"""Tells how well a platform suits, 0 best, None not at all."""
+"""A function that ranks a platform: 0 suits best, None does not suit."""
 
 
 def ranking(wanted: Sequence[Platform], *, strict: bool = False) -> Ranking:
-    """How an image's platforms suit the first, else the second ... of `wanted`; an empty `wanted` takes any."""
+    """Return a ranking of an image's platforms: those of the first `wanted` platform come first, then the second.
+
+    An empty `wanted` takes any platform. With `strict`, compatible variants and architectures do not suit.
+    """
     accepted = [c for w in wanted for c in ([normalize(w)] if strict else candidates(normalize(w)))]
 
     def rank(platform: Platform) -> int | None:

@@ -1,7 +1,7 @@
 """Image references, `<host[:port]>/<path>[:tag][@digest]` (facts/core 14).
 
-The daemon and its clients add neither `docker.io/library` nor `latest`; only names in docker-save archives are in the
-familiar short form, and `normalize` lengthens those.
+The daemon and its clients add neither `docker.io/library` nor `latest`. Only docker-save archives hold names in the
+familiar short form; `normalize` lengthens those.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_LENGTH = 4096
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """A parsed reference. `object` is what follows the first `:` or `@` of the path: `tag`, `tag@digest`, `@digest`."""
+    """A parsed reference. `object` follows the first `:` or `@` of the path: `tag`, `tag@digest` or `@digest`."""
 
     host: str
     path: str
@@ -54,12 +54,12 @@ class Reference(msgspec.Struct, frozen=True):
 
     @property
     def wanted(self) -> str:
-        """What to ask a registry for: the digest, else the tag. Raises InvalidArgument where there is neither."""
+        """The digest, else the tag, to ask a registry for. Raises InvalidArgument for a reference with neither."""
         self.require_object()
         return self.digest or self.tag
 
     def require_object(self) -> None:
-        """Raises InvalidArgument `object required` for a reference with neither tag nor digest."""
+        """Raise InvalidArgument `object required` for a reference with neither tag nor digest."""
         if not self.object:
             raise InvalidArgument(f"image reference {self}: object required (a tag or a digest, such as {self}:latest)")
 
@@ -96,7 +96,7 @@ def _check_object(reference: Reference, text: str) -> None:
 
 
 def normalize(name: str) -> str:
-    """The full form of a familiar name: `foo:1` is `docker.io/library/foo:1`. Raises InvalidArgument."""
+    """Return the full form of a familiar name: `foo:1` becomes `docker.io/library/foo:1`. Raises InvalidArgument."""
     first, slash, rest = name.partition("/")
     named_host = slash and ("." in first or ":" in first or first == "localhost" or first != first.lower())
     host, path = (first, rest) if named_host else (DOCKER_HOST, name)

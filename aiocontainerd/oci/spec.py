@@ -1,7 +1,8 @@
-"""The runtime spec of a container, made of an image's configuration and the wishes of who runs it.
+"""Make the runtime spec of a container from an image's config and the wishes of whoever runs it.
 
-Pure functions: the default of containerd's client library with the choices of `ctr` (facts/runtime 7.1, 7.2). An image
-decides what runs inside of its container and nothing else; its labels never become spec or container labels.
+Pure functions. The defaults are those of containerd's client library and `ctr` (facts/runtime 7.1, 7.2). An image
+decides what runs inside its container and nothing else: its labels become neither spec annotations nor container
+labels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Spec = dict[str, Any]
 
 
 class MountWish(msgspec.Struct, frozen=True):
-    """A mount into the container."""
+    """A mount that the container shall get."""
 
     destination: str
     source: str
@@ -34,9 +35,9 @@ class MountWish(msgspec.Struct, frozen=True):
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
-    """What who runs a container wants other than the image and the defaults say.
+    """The changes that a user asks for to the image's config and the defaults.
 
-    `args` replace the image's command and leave its entrypoint. `memory_bytes` and `cpus` 0 mean no limit.
+    `args` replace the image's command and keep its entrypoint. With 0, `memory_bytes` and `cpus` set no limit.
     """
 
     args: Sequence[str] = ()
@@ -55,7 +56,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make(namespace: str, container_id: str, image: ContainerConfig, user: User, wishes: Wishes) -> Spec:
-    """The whole spec. Raises InvalidArgument where nothing says what to run."""
+    """Return the whole spec. Raises InvalidArgument when neither `image` nor `wishes` names a program."""
     spec: Spec = {
         "ociVersion": "1.1.0",
         "process": _process(image, user, wishes),
@@ -73,12 +74,12 @@ def make(namespace: str, container_id: str, image: ContainerConfig, user: User, 
 
 
 def to_any(spec: Spec) -> typeurl.Any:
-    """The spec as a container record holds it."""
+    """Encode the spec as a container record holds it."""
     return typeurl.Any(typeurl.SPEC_URL, json.dumps(spec, separators=(",", ":")).encode())
 
 
 def from_any(value: typeurl.Any | None) -> Spec:
-    """The spec of a container record. Raises InvalidArgument where it has none that can be read."""
+    """Decode the spec of a container record. Raises InvalidArgument when the record has no readable spec."""
     if value is None or value.type_url.rpartition("/")[2] != "Spec":
         raise InvalidArgument("the container has no OCI spec")
     spec = msgspec.json.decode(value.value)
@@ -88,7 +89,7 @@ def from_any(value: typeurl.Any | None) -> Spec:
 
 
 def exec_process(spec: Spec, args: Sequence[str], *, tty: bool, cwd: str = "", user: User | None = None) -> typeurl.Any:
-    """The process of an exec: the container's own with other arguments."""
+    """Return the process of an exec: the container's own process with other arguments."""
     process = {**spec.get("process", {}), "args": list(args), "terminal": tty}
     if cwd:
         process["cwd"] = cwd
@@ -100,7 +101,7 @@ def exec_process(spec: Spec, args: Sequence[str], *, tty: bool, cwd: str = "", u
 
 
 def merge_env(base: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """`base` with the `KEY=value` of `changes` set; a bare `KEY` in `changes` unsets it."""
+    """Return `base` with each `KEY=value` of `changes` set. A bare `KEY` in `changes` removes the variable."""
     merged = {entry.partition("=")[0]: entry for entry in base}
     for change in changes:
         key, assigned, _ = change.partition("=")
@@ -112,7 +113,7 @@ def merge_env(base: Sequence[str], changes: Sequence[str]) -> list[str]:
 
 
 def command_of(image: ContainerConfig, args: Sequence[str]) -> list[str]:
-    """What to run: the entrypoint with `args`, or with the image's command where there are none."""
+    """Return the entrypoint followed by `args`, or by the image's command when `args` is empty."""
     command = [*(image.entrypoint or ()), *(args or image.cmd or ())]
     if not command:
         raise InvalidArgument("no arguments specified: neither the image nor the command line says what to run")
@@ -163,7 +164,7 @@ def _resources(wishes: Wishes) -> dict[str, Any]:
 
 
 def _host_files(wishes: Wishes) -> list[dict[str, Any]]:
-    """With the host's network come the files that say how to use it."""
+    """Return the mounts of /etc/hosts and /etc/resolv.conf that a container on the host's network needs."""
     if not wishes.net_host:
         return []
     paths = ("/etc/hosts", "/etc/resolv.conf")
@@ -187,7 +188,7 @@ def _privilege(spec: Spec) -> None:
 
 
 def parse_mount(text: str) -> MountWish:
-    """A mount as `type=bind,src=/a,dst=/b,options=rbind:ro`. Raises InvalidArgument naming what is wrong."""
+    """Parse `type=bind,src=/a,dst=/b,options=rbind:ro`. Raises InvalidArgument naming the part that is wrong."""
     values: dict[str, str] = {}
     for part in text.split(","):
         key, assigned, value = part.partition("=")

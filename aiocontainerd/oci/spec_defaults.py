@@ -23,7 +23,7 @@ ALL_CAPABILITIES = [
         "CHECKPOINT_RESTORE",
     )
 ]  # fmt: skip
-"""By number, as the kernel counts them (linux/capability.h)."""
+"""All capabilities in the order of their numbers (linux/capability.h)."""
 MASKED_PATHS = [
     "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
     "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/sys/devices/virtual/powercap", "/proc/scsi",
@@ -31,7 +31,7 @@ MASKED_PATHS = [
 READONLY_PATHS = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 NAMESPACES = ("pid", "ipc", "uts", "mount", "network")
 CPU_SHARES = 1024
-"""What ctr sets where nothing else is asked for."""
+"""The shares that ctr sets by default."""
 
 _TMPFS = ["nosuid", "strictatime", "mode=755", "size=65536k"]
 _SAFE = ["nosuid", "noexec", "nodev"]
@@ -49,7 +49,7 @@ _DEVICES = ((1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1), (136, None),
 
 
 def mounts() -> list[dict[str, Any]]:
-    """The mounts of every container."""
+    """Return the mounts that every container gets."""
     return [
         {"destination": destination, "type": kind, "source": source, "options": list(options)}
         for destination, kind, source, options in _MOUNTS
@@ -57,7 +57,7 @@ def mounts() -> list[dict[str, Any]]:
 
 
 def device_rules() -> list[dict[str, Any]]:
-    """Deny all, then allow the devices that every program expects."""
+    """Return rules that deny every device, then allow the devices that every program expects."""
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
     for major, minor in _DEVICES:
         rule: dict[str, Any] = {"allow": True, "type": "c", "major": major, "access": "rwm"}
@@ -66,5 +66,5 @@ def device_rules() -> list[dict[str, Any]]:
 
 
 def capabilities(names: list[str]) -> dict[str, list[str]]:
-    """The sets of a process that has these."""
+    """Return the capability sets of a process that has the capabilities `names`."""
     return {kind: list(names) for kind in ("bounding", "effective", "permitted")}

@@ -1,4 +1,4 @@
-"""Whose processes an image runs: `user`, `uid`, `user:group` and mixes, looked up in the root file system.
+"""Resolve the USER of an image: `user`, `uid`, `user:group` and mixes, looked up in its root file system.
 
 Digits are never a name, and numbers are 0 to 2147483647 (facts/runtime 7.7, facts/security 2024-40635, 2026-46680).
 passwd and group must be regular files of at most 10 MiB, opened without leaving the root (2026-47262).
@@ -21,11 +21,11 @@ MAX_FILE_BYTES = 10 << 20
 _NUMBER = re.compile(r"[+-]?[0-9]+\Z")
 
 ReadLines = Callable[[str], Sequence[Sequence[str]]]
-"""Gives the fields of every line of `/etc/passwd` or `/etc/group`."""
+"""A function that returns the fields of every line of `/etc/passwd` or `/etc/group`."""
 
 
 class User(msgspec.Struct, frozen=True):
-    """Numeric identity of a process."""
+    """The numeric identity of a process."""
 
     uid: int = 0
     gid: int = 0
@@ -33,9 +33,9 @@ class User(msgspec.Struct, frozen=True):
 
 
 def resolve(text: str, read: ReadLines) -> User:
-    """The identity that a USER string means.
+    """Return the identity that a USER string means.
 
-    Raises InvalidArgument for what cannot be one, NotFound `no users found` or `no groups found`.
+    Raises InvalidArgument for a malformed string, NotFound (`no users found`, `no groups found`) for unknown names.
     """
     user, colon, group = text.partition(":")
     if not user or (colon and not group):
@@ -51,12 +51,12 @@ def resolve(text: str, read: ReadLines) -> User:
 
 
 def needs_lookup(text: str) -> bool:
-    """Whether a root file system is needed to tell the identity; root itself needs none."""
+    """Return True when the identity must be looked up in a root file system. Root itself need not."""
     return text not in ("", "0", "0:0", "root", "root:root")
 
 
 def _number(part: str, text: str, kind: str) -> int | None:
-    """The number that a part is; None for a name."""
+    """Return a numeric part as a number, or None for a name. Raises InvalidArgument for a number out of range."""
     if not _NUMBER.match(part):
         return None
     if len(part) > len(str(MAX_ID)) + 1 or not 0 <= int(part) <= MAX_ID:
@@ -85,7 +85,7 @@ def _group(group: str, text: str, read: ReadLines) -> int:
 
 
 def _memberships(name: str, gid: int, read: ReadLines) -> tuple[int, ...]:
-    """Groups that list the user, the primary one always among them."""
+    """Return the primary group and the groups that list the user."""
     lines = read("/etc/group") if name else ()
     listed = [f[2] for f in lines if len(f) >= 4 and name in f[3].split(",") and _is_id(f[2])]
     return tuple(dict.fromkeys([gid, *map(int, listed)]))
@@ -96,7 +96,7 @@ def _is_id(field: str) -> bool:
 
 
 def reader(root: str) -> ReadLines:
-    """Reads the files of a mounted root file system, each once. A missing file is empty."""
+    """Return a function that reads the files of a mounted root file system, each once. A missing file is empty."""
     cache: dict[str, Sequence[Sequence[str]]] = {}
 
     def read(path: str) -> Sequence[Sequence[str]]:
@@ -113,7 +113,7 @@ def _fields(data: bytes) -> Sequence[Sequence[str]]:
 
 
 def _read_regular(root: str, path: str) -> bytes:
-    """The bytes of a regular file; whatever else is there is refused before it is read."""
+    """Return the bytes of a regular file. Raises InvalidArgument for any other kind of file before reading it."""
     try:
         checked = open_in_root(root, path, os.O_PATH)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""The base class of snapshotters: an author says how a layer is made, mounted, measured and removed, it does the rest.
+"""The base class of snapshotters. An author writes how a layer is made, mounted, measured and removed.
 
     class Acme(SnapshotterBase):
         async def make(self, layer, parents): ...
@@ -7,9 +7,10 @@
         async def discard(self, layer_id): await remove_tree(self.path(layer_id))
         async def stored(self): return await names_in(self.layers)
 
-Order of work. Files are made before their record is written and deleted after it is gone, so a crash between any two
-steps leaves the tree of keys as it was before or as it is after, and at worst files without a record: `cleanup` finds
-those by asking what is `stored`. No lock is held across the author's methods but the claim on the keys of the call.
+Order of work: files are made before their record is written, and deleted after the record is gone. So a crash between
+any two steps leaves the tree of keys as it was before or as it is after. At worst it leaves files without a record;
+`cleanup` finds those among the names that `stored` returns. While a method of the author runs, only the keys of that
+call are held.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from aiocontainerd.sys.mount import Mount
 log = logging.getLogger(__name__)
 
 DISCARD_TIMEOUT_S = 600.0
-"""How long removing the files of a layer nobody needs any more may hold up a cancelled call."""
+"""The longest time for which removing the files of a useless layer may hold up a cancelled call."""
 
 
 class SnapshotterBase:
-    """A snapshotter with its records in `<root>/metadata.db`. `start` before use, `aclose` after; or `async with`.
+    """A snapshotter with its records in `<root>/metadata.db`. Use it in `async with`, or call `start` and `aclose`.
 
-    `can_rebase` says that a commit may give a parentless snapshot a parent. With `removes_at_once`, `remove` deletes
-    the files before it returns, else `cleanup` does.
+    `can_rebase`: a commit may give a parent to a snapshot that has none. `removes_at_once`: `remove` deletes the files
+    before it returns; otherwise `cleanup` deletes them.
     """
 
     can_rebase = False
@@ -64,43 +65,43 @@ class SnapshotterBase:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.root}: {self._tree!r} {self._claims!r}>"
 
-    # What an author overrides.
+    # Methods that an author overrides.
 
     async def make(self, layer: Layer, parents: Sequence[Layer]) -> None:
         """Make the files of an active or view layer from `parents`, nearest first. `discard` follows a failure."""
         raise NotImplementedError
 
     async def mounts_of(self, layer: Layer, parents: Sequence[Layer]) -> list[Mount]:
-        """What to mount to see an active or view layer. On the way of every container start: answer from memory."""
+        """Return the mounts of an active or view layer. Every start of a container waits for it: answer from memory."""
         raise NotImplementedError
 
     async def usage_of(self, layer: Layer) -> Usage:
-        """Disk space of an active layer without its parents."""
+        """Return the disk space of an active layer without its parents."""
         raise NotImplementedError
 
     async def discard(self, layer_id: str) -> None:
-        """Delete the files of a layer that has no record, be they whole, half made or gone already."""
+        """Delete the files of a layer that has no record. They may be whole, half made or gone already."""
         raise NotImplementedError
 
     async def stored(self) -> Iterable[str]:
-        """Names of everything there are files of: ids of layers, and leftovers that `discard` can delete."""
+        """Return the names of everything on storage: ids of layers, and leftovers that `discard` can delete."""
         raise NotImplementedError
 
     async def seal(self, layer: Layer, parents: Sequence[Layer]) -> None:
-        """Prepare the files of an active layer for being committed. After a crash it may run again, or never."""
+        """Prepare the files of an active layer for its commit. After a crash it may run again, or never."""
 
     def labels_of(self, layer: Layer) -> Mapping[str, str]:  # noqa: ARG002 - overridden with use of it
-        """Labels that `stat` and `walk` show besides those of the record."""
+        """Return labels that `stat` and `walk` show in addition to those of the record."""
         return {}
 
     def path(self, layer_id: str, *names: str) -> str:
-        """A path in the directory of a layer, `<root>/snapshots/<id>`."""
+        """Return a path in the directory of a layer, `<root>/snapshots/<id>`."""
         return os.path.join(self.layers, layer_id, *names)
 
-    # Life of the snapshotter.
+    # Start and stop.
 
     async def start(self) -> None:
-        """Make the root (0700) and read the records. Raises FailedPrecondition where they cannot be used."""
+        """Make the root (0700) and read the records. Raises FailedPrecondition when they cannot be used."""
         for directory in (self.root, self.layers):
             await anyio.to_thread.run_sync(partial(directory.mkdir, mode=0o700, parents=True, exist_ok=True))
         self._tree = Tree(*await self._store.load())
@@ -111,7 +112,7 @@ class SnapshotterBase:
             raise
 
     async def aclose(self) -> None:
-        """Close the records. Nothing of the snapshotter is mounted, so there is nothing else to give back."""
+        """Close the records. A snapshotter mounts nothing, so it has nothing else to release."""
         with anyio.CancelScope(shield=True):
             await self._store.aclose()
 
@@ -198,7 +199,7 @@ class SnapshotterBase:
                 yield info
 
     async def cleanup(self) -> None:
-        """Delete files without a record. Raises the last failure after trying every one."""
+        """Delete files that have no record. Continue after a failure and raise the last one."""
         failure: OSError | None = None
         stored = await self.stored()
         for name in stored:
@@ -211,7 +212,7 @@ class SnapshotterBase:
         if failure is not None:
             raise failure
 
-    # How the above is done.
+    # Helpers.
 
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None) -> list[Mount]:
         async with self._claims.hold(key, *filter(None, [parent])) as claim:
@@ -270,7 +271,7 @@ class SnapshotterBase:
         return with_info(msgspec.structs.replace(layer, parent_id=below.id if below else ""), parent=parent)
 
     async def _record(self, layer: Layer) -> None:
-        with anyio.CancelScope(shield=True):  # the tree follows the database, also for a caller that gave up
+        with anyio.CancelScope(shield=True):  # the tree must follow the database, also for a cancelled caller
             await self._store.put(layer)
             self._tree.put(layer)
 
@@ -289,7 +290,7 @@ class SnapshotterBase:
     async def _discard_quietly(self, name: str) -> None:
         try:
             await self._discard(name)
-        except Exception:  # the records are right already, and cleanup tries again
+        except Exception:  # the records are right already, and cleanup will try again
             log.warning("files of snapshot %s in %s are left for cleanup", name, self.root, exc_info=True)
 
     def _shown(self, layer: Layer) -> Info:
@@ -298,7 +299,7 @@ class SnapshotterBase:
 
 
 def _form(value: object) -> str:
-    """What an author wrote where something else was wanted: a type, and for a list those of its items."""
+    """Return the type of a value, for error messages; for a list the types of its items."""
     if isinstance(value, list) and value:
         return f"a list of {', '.join(sorted({type(item).__name__ for item in value}))}"
     return type(value).__name__

@@ -1,4 +1,4 @@
-"""Claims on keys: calls about one key take turns, calls about different keys never wait for each other."""
+"""Claims on keys. Calls about one key take turns; calls about different keys never wait for each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anyio
 
 
 class Claim:
-    """The keys one call holds."""
+    """The keys that one call holds."""
 
     def __init__(self, held: dict[str, anyio.Event]) -> None:
         self._held = held
@@ -24,19 +24,19 @@ class Claim:
         self._taken.add(key)
 
     def release(self, *keys: str) -> None:
-        """Let others have those of `keys` that are held."""
+        """Give up those of `keys` that are held."""
         for key in keys:
             if key in self._taken:
                 self._taken.discard(key)
                 self._held.pop(key).set()
 
     def release_all(self) -> None:
-        """Let others have everything."""
+        """Give up every key."""
         self.release(*tuple(self._taken))
 
 
 class Claims:
-    """The keys that calls are at work on, and the parents that new snapshots are being made from."""
+    """The keys that calls hold, and the parents from which new snapshots are being made."""
 
     def __init__(self) -> None:
         self._held: dict[str, anyio.Event] = {}
@@ -47,7 +47,7 @@ class Claims:
 
     @asynccontextmanager
     async def hold(self, *keys: str) -> AsyncIterator[Claim]:
-        """Be the only call about `keys` for the length of the block. Taken in sorted order, so nobody deadlocks."""
+        """Hold `keys` for the length of the block. Keys are taken in sorted order, so that calls cannot deadlock."""
         claim = Claim(self._held)
         try:
             for key in sorted(set(keys)):
@@ -58,7 +58,7 @@ class Claims:
 
     @contextmanager
     def pin(self, key: str) -> Iterator[None]:
-        """Keep the snapshot `key` from removal while a child is made from it."""
+        """Protect the snapshot `key` from removal while a child is made from it."""
         self._pins[key] += 1
         try:
             yield
@@ -68,5 +68,5 @@ class Claims:
                 del self._pins[key]
 
     def is_pinned(self, key: str) -> bool:
-        """Whether a child of `key` is being made."""
+        """Return True while a child of `key` is being made."""
         return key in self._pins

@@ -1,4 +1,4 @@
-"""Making, listing, measuring and removing trees of files, off the event loop."""
+"""Make, list, measure and remove trees of files, off the event loop."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ _BLOCK_BYTES = 512
 
 
 async def make_directory(path: str, mode: int) -> None:
-    """Make one directory with exactly this mode, whatever the umask is. Raises OSError naming it."""
+    """Make one directory with exactly this mode, whatever the umask is. Raises OSError naming the directory."""
     await anyio.to_thread.run_sync(make_directory_now, path, mode)
 
 
 def make_directory_now(path: str, mode: int) -> None:
-    """`make_directory`, in the calling thread."""
+    """Do what `make_directory` does, in the calling thread."""
     os.mkdir(path, mode)
     os.chmod(path, mode)
 
 
 async def names_in(directory: str | os.PathLike[str]) -> list[str]:
-    """Names of what a directory holds."""
+    """Return the names in a directory."""
     return await anyio.to_thread.run_sync(os.listdir, directory)
 
 
 async def usage_of_tree(path: str | os.PathLike[str]) -> Usage:
-    """Disk space and inodes of everything at `path`: allocated blocks, each inode once, directories counted.
+    """Return the disk space and inodes of everything at `path`: allocated blocks, each inode once, with directories.
 
-    What disappears while the tree is walked isn't counted.
+    A file that disappears while the tree is walked is not counted.
     """
     return await anyio.to_thread.run_sync(measure, os.fspath(path))
 
 
 def measure(path: str) -> Usage:
-    """`usage_of_tree`, in the calling thread."""
+    """Do what `usage_of_tree` does, in the calling thread."""
     try:
         top = os.lstat(path)
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
 
 
 async def remove_tree(path: str | os.PathLike[str]) -> None:
-    """Delete a tree or a file; one that is missing is fine. Raises OSError naming what cannot be deleted."""
+    """Delete a tree or a file if it exists. Raises OSError naming the path that cannot be deleted."""
     await anyio.to_thread.run_sync(_remove, os.fspath(path))
 
 
@@ -89,7 +89,7 @@ def _remove(path: str) -> None:
 
 
 def _remove_deep(path: str) -> None:
-    """Delete a tree that is deeper than Python recurses; an image may hold one."""
+    """Delete a tree that is deeper than Python can recurse, as an image may hold."""
     done = subprocess.run(["rm", "-rf", "--", path], capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{path} cannot be removed: {done.stderr.strip()}")

@@ -1,4 +1,4 @@
-"""A layer: one snapshot as its backend sees it; and the fields of a snapshot that filters name."""
+"""The record of a snapshot inside its snapshotter, and the fields of a snapshot that filters name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot and what stores it: `id` is decimal, never used twice, and the name of its files."""
+    """A snapshot and its place on storage. `id` is a decimal number, never used twice, and the name of the files."""
 
     id: str
     info: Info
@@ -36,7 +36,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fields_of(info: Info) -> Adaptor:
-    """The fields of a snapshot for filters: `kind`, `name`, `parent`, `labels.*` (facts/core 2)."""
+    """Return the fields of a snapshot for filters: `kind`, `name`, `parent`, `labels.*` (facts/core 2)."""
 
     def value(path: FieldPath) -> str | None:
         if path[0] == "labels":

@@ -1,7 +1,7 @@
 """`metadata.db`: the records of a snapshotter in SQLite, with group commit.
 
-Concurrent changes join the open group, which is committed with one fsync; then all of them are answered. A change is
-on disk when `put` or `delete` returns.
+Concurrent changes join the open group. The group is committed with one fsync, then all of its callers return. A change
+is on disk when `put` or `delete` returns.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Group:
 
 
 class Store:
-    """The database of one snapshotter; `load` opens it. Used from one event loop."""
+    """The database of one snapshotter. `load` opens it. One event loop uses it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,9 +70,9 @@ class Store:
         return f"<Store {self.path} {'open' if self._connection else 'closed'}, {self.commits} commits>"
 
     async def load(self) -> tuple[list[Layer], int]:
-        """Open the database, making it where it is missing: its layers, and the last id ever used.
+        """Open the database, or create it. Return its layers and the last id that was ever used.
 
-        Raises FailedPrecondition where the file is no database of ours or is in use by another process.
+        Raises FailedPrecondition when the file is another kind of database, or is in use by another process.
         """
         return await anyio.to_thread.run_sync(self._load, limiter=self._limiter)
 
@@ -86,11 +86,11 @@ class Store:
         return [_layer(row) for row in rows], last[0] if last else 0
 
     async def put(self, layer: Layer) -> None:
-        """Write the record of a layer, new or changed. Raises Internal where the disk refuses it."""
+        """Write the record of a new or changed layer. Raises Internal when the disk refuses it."""
         await self._write((_PUT, _row(layer)))
 
     async def delete(self, layer_id: str) -> None:
-        """Drop the record of a layer. Raises Internal where the disk refuses it."""
+        """Delete the record of a layer. Raises Internal when the disk refuses it."""
         await self._write((_DELETE, (int(layer_id),)))
 
     async def aclose(self) -> None:
@@ -101,7 +101,7 @@ class Store:
                 await anyio.to_thread.run_sync(connection.close, limiter=self._limiter)
 
     async def _write(self, change: Change) -> None:
-        # A cancelled caller must not leave the group without its leader, nor itself without knowing the outcome.
+        # A cancelled caller must stay: the group may depend on it as its leader, and it must learn the outcome.
         with anyio.CancelScope(shield=True):
             joined = self._group
             group = joined or _Group()
@@ -143,7 +143,7 @@ class Store:
 def _opened(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
     try:
-        # One process owns a snapshotter's root, and the mirror in memory depends on it.
+        # Only one process may own a snapshotter's root, since that process mirrors the records in memory.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")

@@ -1,6 +1,7 @@
-"""The tree of keys: every record in memory, and what may be done with a key in its state (facts/core 6).
+"""The tree of keys: every record in memory, and which operations the state of a key allows (facts/core 6).
 
-It mirrors `metadata.db` and changes only after the database did, so what it shows is on disk. It knows no files.
+The tree mirrors `metadata.db` and changes after the database has changed, so all that it shows is on disk. It knows no
+files.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ class Tree:
         return layer_id in self._by_id
 
     def sorted(self) -> list[Layer]:
-        """Every layer, by key."""
+        """Return every layer, sorted by key."""
         return [self._by_key[key] for key in sorted(self._by_key)]
 
     def next_id(self) -> str:
-        """An id that was never used."""
+        """Return an id that was never used."""
         self._last_id += 1
         return str(self._last_id)
 
     def skip_ids(self, used: Iterable[str]) -> None:
-        """Give out no id that files on storage have as their name."""
+        """Exclude ids that files on storage have as their names from those that `next_id` returns."""
         self._last_id = max([self._last_id, *(int(name) for name in used if name.isascii() and name.isdigit())])
 
     def put(self, layer: Layer) -> None:
-        """Add a layer, or change the one of that id, key included."""
+        """Add a layer, or replace the layer of the same id. Its key may have changed."""
         before = self._by_id.get(layer.id)
         if before is not None:
             self.drop(before)
@@ -65,21 +66,21 @@ class Tree:
             self._children[layer.parent_id] -= 1
 
     def get(self, key: str) -> Layer:
-        """The layer of a key. Raises NotFound."""
+        """Return the layer of a key. Raises NotFound."""
         layer = self._by_key.get(key)
         if layer is None:
             raise NotFound(f"snapshot {key} does not exist")
         return layer
 
     def check_free(self, key: str) -> None:
-        """Raises AlreadyExists for a key that is taken, InvalidArgument for none."""
+        """Raise AlreadyExists for a key that is taken, InvalidArgument for an empty key."""
         if not key:
             raise InvalidArgument("snapshot key must not be empty")
         if key in self._by_key:
             raise AlreadyExists(f'snapshot "{key}"')
 
     def parent(self, key: str) -> Layer | None:
-        """The committed layer to make a child of, None for "". Raises NotFound or InvalidArgument."""
+        """Return the committed layer that shall be the parent, None for "". Raises NotFound or InvalidArgument."""
         if not key:
             return None
         layer = self._by_key.get(key)
@@ -90,7 +91,7 @@ class Tree:
         return layer
 
     def parents(self, layer: Layer) -> list[Layer]:
-        """The layers below one, nearest first."""
+        """Return the layers below `layer`, nearest first."""
         chain: list[Layer] = []
         while layer.parent_id:
             layer = self._by_id[layer.parent_id]
@@ -98,21 +99,21 @@ class Tree:
         return chain
 
     def mountable(self, key: str) -> Layer:
-        """The active or view layer of a key. Raises NotFound or FailedPrecondition."""
+        """Return the active or view layer of a key. Raises NotFound or FailedPrecondition."""
         layer = self.get(key)
         if layer.kind == Kind.COMMITTED:
             raise FailedPrecondition(f"failed to get active mount: requested snapshot {key} not active or view")
         return layer
 
     def active(self, key: str) -> Layer:
-        """The active layer of a key. Raises NotFound or FailedPrecondition."""
+        """Return the active layer of a key. Raises NotFound or FailedPrecondition."""
         layer = self.get(key)
         if not layer.is_active:
             raise FailedPrecondition(f'failed to commit snapshot: snapshot "{key}" is not active')
         return layer
 
     def childless(self, key: str) -> Layer:
-        """The layer of a key, ready to be removed. Raises NotFound or FailedPrecondition."""
+        """Return the layer of a key that has no children. Raises NotFound or FailedPrecondition."""
         layer = self.get(key)
         if self._children[layer.id]:
             raise FailedPrecondition("cannot remove snapshot with child")
@@ -120,5 +121,5 @@ class Tree:
 
 
 def with_info(layer: Layer, **changes: object) -> Layer:
-    """`layer` with fields of its info changed."""
+    """Return `layer` with fields of its info changed."""
     return msgspec.structs.replace(layer, info=msgspec.structs.replace(layer.info, **changes))

@@ -1,7 +1,8 @@
-"""Control groups as files: where a process is, and how their files read (cgroups(7)).
+"""Control groups (cgroups(7)): find the cgroup of a process, read and write its files, remove it.
 
-Version 1 has a tree per controller, version 2 one tree; a hybrid host has both and counts as version 1
-(facts/runtime 6.4). A file that the kernel doesn't offer reads as None or as empty.
+Version 1 has one tree for each controller. Version 2 has one tree for all of them. A hybrid host has both and counts as
+version 1 (facts/runtime 6.4). Functions that read return None, 0 or an empty dict for a file that the kernel does not
+offer.
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ from aiocontainerd.sys import mountinfo
 
 ROOT = "/sys/fs/cgroup"
 UNLIMITED = 2**64 - 1
-"""What `max` reads as."""
+"""The value of a file that says `max`."""
 
 
 class CgroupPaths(msgspec.Struct, frozen=True):
-    """The directories of a cgroup: of version 2, or one per version 1 controller."""
+    """The directories of one cgroup: `unified` on version 2, else one directory for each version 1 controller."""
 
     unified: str = ""
     controllers: dict[str, str] = {}
 
     @property
     def is_unified(self) -> bool:
-        """Whether this host is of version 2 alone."""
+        """True on a host that has version 2 only."""
         return bool(self.unified)
 
     def exists(self) -> bool:
-        """Whether any of the directories is there."""
+        """Return True while at least one of the directories exists."""
         return any(os.path.isdir(path) for path in (self.unified, *self.controllers.values()) if path)
 
 
 class _Tree(msgspec.Struct, frozen=True):
-    """A mounted hierarchy and the cgroup that is its top, which isn't `/` inside some containers."""
+    """A mounted hierarchy. `top` is the cgroup at its mount point; inside some containers that is not `/`."""
 
     mount_point: str
     top: str
@@ -46,7 +47,7 @@ class _Tree(msgspec.Struct, frozen=True):
 
 
 def locate(pid: int, *, proc: str = "/proc", root: str = ROOT) -> CgroupPaths:
-    """The cgroup of a process. Raises OSError where there is no such process."""
+    """Return the cgroup of a process. Raises OSError when the process does not exist."""
     memberships = _memberships(f"{proc}/{pid}/cgroup")
     mounts = mountinfo.read(f"{proc}/self/mountinfo")
     for info in mounts:
@@ -59,7 +60,7 @@ def locate(pid: int, *, proc: str = "/proc", root: str = ROOT) -> CgroupPaths:
 
 
 def _memberships(path: str) -> dict[str, str]:
-    """Controller, or "" for version 2, to cgroup."""
+    """Return the cgroup of each controller. The key of version 2 is ""."""
     found = {}
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
@@ -78,16 +79,16 @@ def _version_1_trees(mounts: list[mountinfo.MountInfo]) -> dict[str, _Tree]:
 
 
 def read_text(path: str) -> str | None:
-    """The content without surrounding space; None where the kernel doesn't offer it."""
+    """Return the content of a file without surrounding space, or None when the file cannot be read."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read().strip()
-    except OSError:  # besides missing ones there are files that can't be read in some states, such as kmem limits
+    except OSError:  # a file may exist and still refuse to be read, such as a kmem limit
         return None
 
 
 def to_int(text: str) -> int:
-    """A number of a cgroup file; `max` is UNLIMITED, what is none is 0."""
+    """Return the number in `text`. `max` means UNLIMITED; anything that is no number counts as 0."""
     if text == "max":
         return UNLIMITED
     try:
@@ -97,18 +98,18 @@ def to_int(text: str) -> int:
 
 
 def read_int(path: str) -> int:
-    """The single number of a file; 0 where it isn't offered."""
+    """Return the number in a file that holds one number, or 0 when the file cannot be read."""
     return to_int(read_text(path) or "")
 
 
 def read_flat(path: str) -> dict[str, int]:
-    """A file of `KEY VALUE` lines."""
+    """Return the content of a file whose lines are `KEY VALUE`."""
     pairs = (line.split() for line in (read_text(path) or "").splitlines())
     return {pair[0]: to_int(pair[1]) for pair in pairs if len(pair) == 2}
 
 
 def read_nested(path: str) -> dict[str, dict[str, str]]:
-    """A file of `NAME KEY=VALUE KEY=VALUE...` lines."""
+    """Return the content of a file whose lines are `NAME KEY=VALUE KEY=VALUE...`."""
     found = {}
     for line in (read_text(path) or "").splitlines():
         name, *pairs = line.split()
@@ -117,8 +118,11 @@ def read_nested(path: str) -> dict[str, dict[str, str]]:
 
 
 def enable_controllers(directory: str, *, root: str = ROOT) -> list[OSError]:
-    """Enable all controllers of the version 2 root for `directory`, top down. Gives the refusals; a parent that
-    holds processes refuses, which is for the log and no reason to stop."""
+    """Enable every controller of the version 2 root in the parents of `directory`, from the top down.
+
+    Returns the errors of the parents that refused, for the log. A parent that holds processes refuses; its children
+    are enabled all the same.
+    """
     wanted = " ".join(f"+{name}" for name in (read_text(f"{root}/cgroup.controllers") or "").split())
     refusals = []
     parent = root
@@ -146,14 +150,14 @@ def write_text(path: str, text: str) -> None:
 
 
 def hierarchies() -> list[str]:
-    """Where the trees are mounted: one for each version 1 controller, and that of version 2."""
+    """Return the mount points of all cgroup trees: one for each version 1 controller, and one for version 2."""
     return [mount.mount_point for mount in mountinfo.read() if mount.fs_type in ("cgroup", "cgroup2")]
 
 
 def remove_empty(path: str) -> bool:
-    """Remove the cgroup `path`, counted from the top of every hierarchy, where no process and no cgroup is in it.
+    """Remove the cgroup `path` from every hierarchy in which it holds no process and no other cgroup.
 
-    Whether it is gone from all of them.
+    `path` starts at the top of a hierarchy. Returns True when no hierarchy has the cgroup any more.
     """
     gone = True
     for mount_point in hierarchies():

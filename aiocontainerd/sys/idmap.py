@@ -1,4 +1,4 @@
-"""Id-mapped mounts (mount_setattr(2)): a user namespace that carries the maps, and trees attached through it."""
+"""Id-mapped mounts (mount_setattr(2)): make a user namespace that carries the maps, and mount trees through it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HANDSHAKE_S = 10.0
 
 
 def parse_map(value: str) -> list[tuple[int, int, int]]:
-    """Ranges of `ctr:host:len[,...]`. Raises InvalidArgument naming the range that is none."""
+    """Return the ranges of `container:host:length[,...]`. Raises InvalidArgument naming the range that is malformed."""
     return [_parse_range(text) for text in value.split(",") if text]
 
 
@@ -29,7 +29,7 @@ def _parse_range(text: str) -> tuple[int, int, int]:
 
 
 def root_pair(uid_map: str, gid_map: str) -> tuple[int, int] | None:
-    """The host's uid and gid of the container's root, or None where the maps leave root out."""
+    """Return the host's uid and gid of the container's root, or None when the maps leave root out."""
     uid, gid = _host_of_root(uid_map), _host_of_root(gid_map)
     return None if uid is None or gid is None else (uid, gid)
 
@@ -40,10 +40,10 @@ def _host_of_root(value: str) -> int | None:
 
 @contextmanager
 def user_namespace(uid_map: str, gid_map: str) -> Iterator[int]:
-    """A descriptor of a user namespace with these maps, for the length of the block.
+    """Make a user namespace with these maps and yield a descriptor of it, which is closed after the block.
 
-    The namespace belongs to a short-lived helper program and not to a fork of this process, whose threads may hold
-    locks. Raises OSError where the kernel refuses the maps or the helper cannot start.
+    The namespace is made by a short-lived helper program, since a fork of this process could inherit locks that its
+    threads hold. Raises OSError when the kernel refuses the maps or the helper cannot start.
     """
     if not (uid_map and gid_map):
         raise InvalidArgument("an id-mapped mount needs both uidmap= and gidmap=")
@@ -62,7 +62,7 @@ def user_namespace(uid_map: str, gid_map: str) -> Iterator[int]:
 
 
 def _wait_until_unshared(helper: subprocess.Popen[bytes]) -> None:
-    """An echo proves that the helper is past its unshare(2)."""
+    """Wait for an echo of the helper, which proves that it is past its unshare(2)."""
     assert helper.stdin is not None
     assert helper.stdout is not None
     helper.stdin.write(b"\n")
@@ -93,9 +93,9 @@ def attach(source: str, target: str, namespace: int, *, attributes: int = 0, rec
 
 @contextmanager
 def mapped_layers(layers: Sequence[str], namespace: int, scratch: str) -> Iterator[list[str]]:
-    """Id-mapped copies of overlay's lower layers, mounted below the empty directory `scratch` while the block runs.
+    """Mount id-mapped copies of overlay's lower layers below the empty directory `scratch`; yield their paths.
 
-    An overlay made in the block keeps its own references, so the copies are detached afterwards.
+    The copies are detached after the block. An overlay that was mounted in the block keeps references of its own.
     """
     made: list[str] = []
     try:

@@ -1,4 +1,4 @@
-"""inotify(7): changes of files as a readable file descriptor. Failure is an OSError that names the path."""
+"""inotify(7): watch files for changes through a file descriptor. A failure is an OSError that names the path."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_instance() -> int:
-    """A new non-blocking, close-on-exec inotify fd, to be read to empty and closed by the caller."""
+    """Return a new inotify descriptor: non-blocking, close-on-exec. The caller reads it until empty, and closes it."""
     return _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
 
 
 def add_watch(fd: int, path: str, mask: int) -> int:
-    """Report the events of `mask` on `path`. Gives the watch descriptor."""
+    """Watch `path` for the events of `mask`. Returns the watch descriptor."""
     return _checked(_libc.inotify_add_watch(fd, os.fsencode(path), ctypes.c_uint32(mask)), path)
 
 

@@ -1,4 +1,4 @@
-"""Loop devices: a file as a block device (loop(4)). A device frees itself when its last user is gone."""
+"""Loop devices (loop(4)): use a file as a block device. A device frees itself when its last user is gone."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class _LoopConfig(ctypes.Structure):
 
 @contextmanager
 def attached(path: str, *, read_only: bool, direct_io: bool = False) -> Iterator[str]:
-    """The name of a loop device of the file `path` for the length of the block; a mount made in it keeps the device.
+    """Attach the file `path` to a loop device and yield the device's name. A mount made in the block keeps the device.
 
-    Raises OSError naming the file, or the device that refused it.
+    Raises OSError naming the file, or the device that refused the file.
     """
     backing = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     try:

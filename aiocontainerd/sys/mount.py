@@ -1,8 +1,8 @@
-"""Mounts: the record that snapshotters give out, and carrying lists of them out and back (facts/core 7, 8).
+"""Mount and unmount lists of mounts, as snapshotters return them (facts/core 7, 8).
 
-`plan` decides without touching anything; a `Mounter` is the one door to the kernel, and `FakeMounter` stands in for it
-in tests that have no root. The functions here block and need no event loop; `temp_mount` and `in_thread` are for
-programs with one.
+`mount_plan` decides what to do without touching anything. A `Mounter` is the one door to the kernel; `FakeMounter`
+replaces it in tests that run without root. The functions here block. A program with an event loop uses `temp_mount`
+and `in_thread`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def mount_all(mounts: Sequence[Mount], target: str, *, mounter: Mounter = KERNEL) -> None:
-    """Mount `mounts` in order on `target`; when one fails, those before it are unmounted again.
+    """Mount `mounts` in order on `target`. When one of them fails, those before it are unmounted again.
 
     Raises OSError naming the path, InvalidArgument for options or targets that cannot work.
     """
@@ -53,23 +53,23 @@ def mount_all(mounts: Sequence[Mount], target: str, *, mounter: Mounter = KERNEL
 
 
 def unmount(target: str, flags: int = 0, *, mounter: Mounter = KERNEL) -> None:
-    """Unmount everything stacked at `target`. A path that is no mount point, or is missing, is fine.
+    """Unmount everything stacked at `target`. Do nothing when `target` is missing or no mount point.
 
-    A mount that stays busy for a second is detached: it is gone from `target` and ends with its last user.
+    A mount that stays busy for a second is detached: it leaves `target` at once and ends with its last user.
     """
     while _unmount_top(target, flags, mounter):
         pass
 
 
 def unmount_all(mounts: Sequence[Mount], target: str, flags: int = 0, *, mounter: Mounter = KERNEL) -> None:
-    """Undo `mount_all(mounts, target)`, in reverse order. What isn't mounted is fine."""
+    """Undo `mount_all(mounts, target)` in reverse order. Mounts that are gone already are skipped."""
     for mount in reversed(mounts):
         unmount(target_of(mount, target), flags, mounter=mounter)
     unmount(target, flags, mounter=mounter)
 
 
 def unmount_recursive(path: str, flags: int = 0, *, mounter: Mounter = KERNEL) -> None:
-    """Unmount everything at `path` and below it, deepest first. Goes on after a failure and raises the last one."""
+    """Unmount everything at `path` and below it, deepest first. Continue after a failure and raise the last one."""
     failure: OSError | None = None
     for info in reversed(mounter.mounts_under(path)):
         try:
@@ -81,7 +81,7 @@ def unmount_recursive(path: str, flags: int = 0, *, mounter: Mounter = KERNEL) -
 
 
 def _unmount_top(target: str, flags: int, mounter: Mounter) -> bool:
-    """Unmount what is on top at `target`; False where nothing is."""
+    """Unmount the topmost mount at `target`. Return False when nothing is mounted there."""
     for _ in range(_BUSY_TRIES):
         try:
             mounter.unmount(target, flags)
@@ -98,7 +98,7 @@ def _unmount_top(target: str, flags: int, mounter: Mounter) -> bool:
 
 
 def mounts_under(path: str, *, mounter: Mounter = KERNEL) -> list[MountInfo]:
-    """Mounts at `path` or below it, a mount after its parent; the last of a mount point is the one on top."""
+    """Return the mounts at `path` and below it, parents first. The last mount of a mount point is the one on top."""
     return mounter.mounts_under(path)
 
 
@@ -106,9 +106,9 @@ def mounts_under(path: str, *, mounter: Mounter = KERNEL) -> list[MountInfo]:
 def mounted(
     mounts: Sequence[Mount], temp_root: str, *, readonly: bool = False, mounter: Mounter = KERNEL
 ) -> Iterator[str]:
-    """A directory below `temp_root` with `mounts` mounted on it for the length of the block.
+    """Mount `mounts` on a new directory below `temp_root`, yield its path, and unmount everything after the block.
 
-    `volatile` is stripped, and with `readonly` the trees cannot be written. Nothing stays mounted, whatever happens.
+    Overlay's option `volatile` is left out. With `readonly` the trees cannot be written.
     """
     directory, taken = _mount_temporarily(mounts, temp_root, readonly, mounter)
     try:
@@ -121,10 +121,10 @@ def mounted(
 async def temp_mount(
     mounts: Sequence[Mount], temp_root: str | os.PathLike[str], *, readonly: bool = False, mounter: Mounter = KERNEL
 ) -> AsyncIterator[str]:
-    """`mounted` for the event loop: mounting and unmounting run in a thread, and a cancelled block unmounts too."""
+    """Do what `mounted` does, with mounting and unmounting in a thread. A cancelled block unmounts too."""
     import anyio
 
-    with anyio.CancelScope(shield=True):  # mounting is quick, and half a mount has nobody to undo it
+    with anyio.CancelScope(shield=True):  # a mount takes little time, and nobody would undo half of one
         directory, taken = await in_thread(_mount_temporarily, mounts, os.fspath(temp_root), readonly, mounter)
     try:
         yield directory
@@ -134,9 +134,9 @@ async def temp_mount(
 
 
 async def in_thread(function: Callable[..., T], *args: object) -> T:
-    """`await in_thread(mount_all, mounts, target)`: one of the blocking functions here, beside the event loop.
+    """Run a blocking function of this module in a thread: `await in_thread(mount_all, mounts, target)`.
 
-    Cancellation waits for it, so that the caller knows what is mounted.
+    A cancelled caller waits until the function has ended, and so knows what is mounted.
     """
     import anyio.to_thread
 
@@ -158,6 +158,6 @@ def _mount_temporarily(
 
 
 def _unmount_temporary(mounts: list[Mount], directory: str, mounter: Mounter) -> None:
-    """Never a recursive removal: should something be mounted after all, rmdir fails and its files stay."""
+    """Unmount and remove the directory. rmdir fails if something is still mounted, so no file of a mount is deleted."""
     unmount_all(mounts, directory, mounter=mounter)
     os.rmdir(directory)

@@ -1,7 +1,7 @@
 """The system calls of mounting, one a function (mount(2), umount2(2), open_tree(2), mount_setattr(2), move_mount(2)).
 
-Every failure is an OSError that names the path. ctypes gives up the interpreter's lock for the length of a call, so a
-slow one delays its own thread only.
+Every failure is an OSError that names the path. ctypes releases the interpreter lock during a call, so a slow call
+delays its own thread only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MOUNT_ATTR_IDMAP = 0x100000
 
 CLONE_FS = 0x200
 
-# The numbers of calls younger than Linux 5.1 are the same on every architecture.
+# Calls that are newer than Linux 5.1 have the same number on every architecture.
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442
@@ -79,20 +79,20 @@ def _fail(path: str) -> NoReturn:
 
 
 def mount(source: str, target: str, fs_type: str, flags: int, data: str = "") -> None:
-    """mount(2). An empty type or data is passed as NULL."""
+    """Call mount(2). An empty type or data is passed as NULL."""
     arguments = (os.fsencode(source), os.fsencode(target), fs_type.encode() or None, flags, os.fsencode(data) or None)
     if _libc.mount(*arguments) != 0:
         _fail(target)
 
 
 def umount(target: str, flags: int = 0) -> None:
-    """umount2(2); never follows a symbolic link in the last component."""
+    """Call umount2(2), without following a symbolic link in the last component."""
     if _libc.umount2(os.fsencode(target), flags | UMOUNT_NOFOLLOW) != 0:
         _fail(target)
 
 
 def open_tree(path: str, flags: int) -> int:
-    """open_tree(2): a descriptor of the mount at `path`, with OPEN_TREE_CLONE of a detached copy. Close it."""
+    """Return a descriptor of the mount at `path`, or of a detached copy with OPEN_TREE_CLONE. The caller closes it."""
     descriptor: int = _libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags | OPEN_TREE_CLOEXEC)
     if descriptor < 0:
         _fail(path)
@@ -100,7 +100,7 @@ def open_tree(path: str, flags: int) -> int:
 
 
 def mount_setattr(tree: int, attributes: int, *, recursive: bool, userns: int = -1, path: str = "") -> None:
-    """mount_setattr(2) on a descriptor of open_tree; `path` is only for the error."""
+    """Call mount_setattr(2) on a descriptor that `open_tree` returned. `path` serves only for the error."""
     change = _MountAttr(attr_set=attributes, userns_fd=max(userns, 0))
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ctypes.c_size_t(ctypes.sizeof(change))
@@ -109,14 +109,14 @@ def mount_setattr(tree: int, attributes: int, *, recursive: bool, userns: int = 
 
 
 def move_mount(tree: int, target: str) -> None:
-    """move_mount(2): attach the detached mount behind a descriptor at `target`."""
+    """Attach the detached mount behind the descriptor `tree` at `target` (move_mount(2))."""
     arguments = (tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
     if _libc.syscall(_SYS_MOVE_MOUNT, *arguments) != 0:
         _fail(target)
 
 
 def syncfs(path: str) -> None:
-    """syncfs(2): write out everything of the file system that holds `path`."""
+    """Write out everything of the file system that holds `path` (syncfs(2))."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     try:
         if _libc.syncfs(descriptor) != 0:
@@ -126,6 +126,6 @@ def syncfs(path: str) -> None:
 
 
 def unshare_fs() -> None:
-    """unshare(2) with CLONE_FS: from here on, the calling thread has a working directory of its own."""
+    """Give the calling thread a working directory of its own (unshare(2) with CLONE_FS)."""
     if _libc.unshare(CLONE_FS) != 0:
         _fail("working directory")

@@ -1,4 +1,4 @@
-"""What fstab-like mount options mean: flags, propagation, data for the file system, loop device, id mapping.
+"""Parse fstab-like mount options into flags, propagation, data for the file system, loop device and id mapping.
 
 Pure functions; the rules are those of containerd's native Linux mounts (facts/core 7).
 """
@@ -63,14 +63,14 @@ PER_MOUNT_FLAGS = (
     | calls.MS_NODIRATIME
     | calls.MS_NOSYMFOLLOW
 )
-"""Flags of a mount rather than of its file system: a bind mount takes them only when it is remounted."""
+"""Flags of a mount, not of its file system. A bind mount takes them only when it is remounted."""
 
 VOLATILE = frozenset({"volatile", "fsync=volatile"})
 _UNUSED = "X-containerd."
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """Parsed mount options. `data` are those the file system reads, in their order; maps are lists of ctr:host:len."""
+    """Parsed mount options. `data` goes to the file system, in order. A map is a list of `container:host:length`."""
 
     flags: int = 0
     propagation: tuple[int, ...] = ()
@@ -90,7 +90,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(options: Sequence[str]) -> Options:
-    """What `options` mean. Raises InvalidArgument for `X-containerd.*`, which a mount manager should have consumed."""
+    """Parse `options`. Raises InvalidArgument for `X-containerd.*`, which only a mount manager understands."""
     flags, propagation, data = 0, [], []
     named: dict[str, str] = {}
     for option in options:
@@ -118,18 +118,18 @@ def parse(options: Sequence[str]) -> Options:
 
 
 def value_of(options: Sequence[str], name: str) -> str | None:
-    """The value of the last option `name=value`, or None."""
+    """Return the value of the last option `name=value`, or None."""
     found = [option for option in options if option.startswith(f"{name}=")]
     return found[-1].removeprefix(f"{name}=") if found else None
 
 
 def without(options: Sequence[str], *names: str) -> tuple[str, ...]:
-    """`options` without those that are, or start with `name=` of, one of `names`."""
+    """Return `options` without the options `name` and `name=...` of every name in `names`."""
     return tuple(option for option in options if option.partition("=")[0] not in names)
 
 
 def split_layers(lowerdir: str) -> list[str]:
-    """The paths of overlay's `lowerdir`, nearest first; a colon in a path is escaped with a backslash and stays so."""
+    """Return the paths in overlay's `lowerdir`, nearest first. Colons inside a path stay escaped with a backslash."""
     layers, current, escaped = [], "", False
     for character in lowerdir:
         if character == ":" and not escaped:

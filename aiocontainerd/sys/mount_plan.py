@@ -1,4 +1,4 @@
-"""The record of a mount, and what carrying it out takes; nothing here touches a mount (facts/core 7)."""
+"""The record of a mount, and the plan of system calls that makes it. Nothing here touches a mount (facts/core 7)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FUSE = {"fuse": "mount.fuse", "fuse3": "mount.fuse3"}
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """One mount of a list that is mounted in order: type, source, target below the root, options as in fstab."""
+    """One mount of a list that is mounted in order. `target` is relative to the root; options are as in fstab."""
 
     type: str
     source: str
@@ -27,9 +27,9 @@ class Mount(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do for one mount: mount(2) with these arguments, then propagation changes and a bind remount.
+    """The system calls of one mount: mount(2) with these arguments, then changes of propagation and a bind remount.
 
-    `directory` is what relative paths in the data start from; `helper` is a program to run instead of mount(2).
+    Relative paths in `data` start at `directory`. A `helper` is a program that is run in place of mount(2).
     """
 
     type: str
@@ -42,17 +42,17 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def remount_flags(self) -> int:
-        """Flags of the second mount(2) that a bind mount needs to become read-only and the like; 0 for none."""
+        """Flags for the second mount(2), which a bind mount needs to become read-only; 0 without a second call."""
         flags = self.options.flags
         per_mount = flags & opts.PER_MOUNT_FLAGS
         return flags | calls.MS_REMOUNT if self.options.is_bind and per_mount else 0
 
 
 def plan(mounts: Sequence[Mount], target: str) -> list[Step]:
-    """What mounting `mounts` in order on `target` takes.
+    """Return the steps that mount `mounts` in order on `target`.
 
-    Raises InvalidArgument naming an option nobody handled, data that is too long even when shortened, or a target
-    outside of `target`.
+    Raises InvalidArgument for an option that nobody handled, for data that is too long even when shortened, and for a
+    mount whose target lies outside of `target`.
     """
     return [_step(mount, target_of(mount, target)) for mount in mounts]
 
@@ -79,9 +79,9 @@ def _step(mount: Mount, target: str) -> Step:
 
 
 def target_of(mount: Mount, root: str) -> str:
-    """Where `mount` goes when its list is mounted on `root`.
+    """Return the path of `mount` when its list is mounted on `root`.
 
-    Raises InvalidArgument for a target that leads out of `root`, be it through a symbolic link.
+    Raises InvalidArgument for a target that leads out of `root`, also through a symbolic link.
     """
     if not mount.target.strip("/"):
         return root
@@ -98,7 +98,7 @@ def _fuse_command(program: str, subtype: str, mount: Mount, target: str) -> tupl
 
 
 def _shortened(mount: Mount, options: opts.Options) -> tuple[str, str]:
-    """Overlay's data with lower layers relative to the directory they share, and that directory."""
+    """Return overlay's data with lower layers relative to the directory that they share, and that directory."""
     lower = opts.value_of(options.data, "lowerdir")
     data, directory = ",".join(options.data), ""
     if mount.type == "overlay" and lower is not None:
@@ -121,7 +121,7 @@ def _relative(layers: list[str]) -> tuple[list[str], str]:
 
 
 def read_only(mounts: Sequence[Mount]) -> list[Mount]:
-    """The same trees to look at: overlay without its upper directory as such, everything else `ro`."""
+    """Return mounts that show the same trees read-only. Overlay gets its upper directory as a lower one."""
     return [_overlay_read_only(mount) if mount.type == "overlay" else _plain_read_only(mount) for mount in mounts]
 
 
@@ -142,7 +142,7 @@ def _overlay_read_only(mount: Mount) -> Mount:
 
 
 def without_volatile(mounts: Sequence[Mount]) -> list[Mount]:
-    """`mounts` without overlay's `volatile`, which would make a later mount of the same upper directory fail."""
+    """Return `mounts` without overlay's `volatile`, which makes a later mount of the same upper directory fail."""
     return [
         msgspec.structs.replace(mount, options=tuple(o for o in mount.options if o not in opts.VOLATILE))
         for mount in mounts

@@ -1,4 +1,4 @@
-"""The door to the kernel's mounts, and the fake that stands in for it where a test has no root."""
+"""The door to the kernel's mounts, and its fake for tests that run without root."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _ATTRIBUTES = {
 
 
 class Mounter(Protocol):
-    """Mounts and unmounts. The methods block, and raise OSError naming the path."""
+    """The door to the kernel's mounts. The methods block, and raise OSError naming the path."""
 
     def mount(self, step: Step) -> None:
-        """Carry out one step; when a part of it fails, nothing of it stays mounted."""
+        """Carry out one step. When a part of it fails, nothing of the step stays mounted."""
         ...
 
     def unmount(self, target: str, flags: int = 0) -> None:
-        """Unmount what is on top at `target`; EINVAL where nothing is mounted, EBUSY where it is in use."""
+        """Unmount the topmost mount at `target`. Raises EINVAL when nothing is mounted, EBUSY when it is in use."""
         ...
 
     def mounts_under(self, root: str) -> list[MountInfo]:
-        """Mounts at `root` or below it, a mount after its parent."""
+        """Return the mounts at `root` and below it, parents first."""
         ...
 
 
 class KernelMounter:
-    """Mounts for real."""
+    """The mounter that calls the kernel."""
 
     def mount(self, step: Step) -> None:
         if step.helper:
@@ -104,7 +104,7 @@ def _call(step: Step, source: str) -> None:
 
 
 def _in_directory(directory: str, action: Callable[[], None]) -> None:
-    """Run `action` in a thread whose working directory is `directory`; no other thread's changes."""
+    """Run `action` in a thread whose working directory is `directory`. Other threads keep theirs."""
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -123,7 +123,7 @@ def _in_directory(directory: str, action: Callable[[], None]) -> None:
 
 
 def _mount_mapped_overlay(step: Step, namespace: int) -> None:
-    """Overlay over id-mapped copies of its lower layers, since overlay itself cannot be id-mapped."""
+    """Mount an overlay over id-mapped copies of its lower layers, since overlay itself cannot be id-mapped."""
     lower = opts.value_of(step.options.data, "lowerdir") or ""
     relative = opts.value_of(step.data.split(","), "lowerdir") or ""
     layers = [os.path.join(step.directory, _plain_path(layer)) for layer in opts.split_layers(relative)]
@@ -144,7 +144,7 @@ def _plain_path(layer: str) -> str:
 
 
 def _replace_mapped(step: Step, namespace: int) -> None:
-    """Put an id-mapped copy in the place of what was just mounted."""
+    """Replace the mount that was just made with an id-mapped copy of it."""
     tree = calls.open_tree(step.target, calls.OPEN_TREE_CLONE)
     try:
         calls.umount(step.target, calls.MNT_DETACH)
@@ -162,7 +162,7 @@ def _finish(step: Step) -> None:
 
 
 def _run_helper(command: tuple[str, ...]) -> None:
-    """Run mount.fuse and its like. Raises OSError with what it printed."""
+    """Run a helper such as mount.fuse. Raises OSError with the text that the helper printed."""
     target = command[2]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_HELPER_TIMEOUT_S)
@@ -174,7 +174,7 @@ def _run_helper(command: tuple[str, ...]) -> None:
 
 
 class FakeMounter:
-    """Keeps a list of mounts instead of making them. `fail` maps a target to the errno its next mount fails with."""
+    """A mounter that only keeps a list of mounts. `fail` maps a target to the errno with which its next mount fails."""
 
     def __init__(self) -> None:
         self.mounted: list[Step] = []

@@ -1,4 +1,4 @@
-"""/proc/self/mountinfo: what is mounted where (proc_pid_mountinfo(5))."""
+"""Read /proc/self/mountinfo: what is mounted where (proc_pid_mountinfo(5))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class MountInfo(msgspec.Struct, frozen=True):
-    """One mounted file system: ids, mount point, options of the mount, type, source, options of the file system."""
+    """One mounted file system. `options` belong to the mount, `super_options` to the file system."""
 
     mount_id: int
     parent_id: int
@@ -26,7 +26,7 @@ class MountInfo(msgspec.Struct, frozen=True):
 
 
 def parse_line(line: str) -> MountInfo:
-    """The record of one line. Raises ValueError for one that is none."""
+    """Return the record of one line. Raises ValueError for a line of another form."""
     before, separator, after = line.partition(" - ")
     if not separator:
         raise ValueError(f"no mountinfo line: {line!r}")
@@ -47,18 +47,18 @@ def parse_line(line: str) -> MountInfo:
 
 
 def read(path: str = "/proc/self/mountinfo") -> list[MountInfo]:
-    """Every mount of this mount namespace, in the order the kernel lists them (a mount after its parent)."""
+    """Return every mount of this mount namespace in the kernel's order, parents first."""
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         return [parse_line(line.rstrip("\n")) for line in lines]
 
 
 def is_below(path: str, root: str) -> bool:
-    """Whether `path` is `root` or lies under it; both absolute and clean."""
+    """Return True when `path` is `root` or lies below it. Both must be absolute and normalised."""
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
 def mounts_under(root: str, path: str = "/proc/self/mountinfo") -> list[MountInfo]:
-    """Mounts at `root` or below it, in the kernel's order; the last at a mount point is the one on top.
+    """Return the mounts at `root` and below it in the kernel's order. The last of a mount point is the one on top.
 
     Symbolic links in the directory of `root` are resolved, since the kernel lists real paths.
     """

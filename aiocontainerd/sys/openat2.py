@@ -1,4 +1,4 @@
-"""openat2(2): opening a path without ever leaving a directory, whatever its links say."""
+"""openat2(2): open a path that stays inside a directory, wherever its symbolic links point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _OpenHow(ctypes.Structure):
 
 
 def open_in_root(root: str, path: str, flags: int = os.O_RDONLY) -> int:
-    """A descriptor of `path` with `root` as its `/`, also for absolute links and `..`. Raises OSError naming both."""
+    """Open `path` with `root` as its `/`, also for absolute links and `..`. Raises OSError naming both."""
     libc = ctypes.CDLL(None, use_errno=True)
     how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

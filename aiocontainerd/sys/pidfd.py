@@ -1,7 +1,7 @@
-"""Process file descriptors: a handle on a process that no recycled pid can take over.
+"""Process file descriptors: a handle that keeps meaning one process, also after its pid is used again.
 
-`exit_status` reads the exit code of any process through its pidfd, also of one that isn't a child of the caller; the
-kernel keeps it for whoever holds the pidfd (Linux 6.15 and newer).
+`exit_status` reads the exit code of a process through its pidfd. The process need not be a child of the caller. Linux
+6.15 and newer keep the exit code for whoever holds the pidfd.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ _GET_INFO = (3 << 30) | (_INFO.size << 16) | (0xFF << 8) | 11
 
 
 def open_pid(pid: int) -> int:
-    """A pidfd of `pid`, closed on exec. Raises ProcessLookupError where there is no such process."""
+    """Return a close-on-exec pidfd of `pid`. Raises ProcessLookupError when the process does not exist."""
     return os.pidfd_open(pid)
 
 
 def exit_status(pidfd: int) -> int | None:
-    """Exit code, or 128 plus the signal, of a process that has been reaped; None where it runs or cannot be told."""
+    """Return the exit code of a reaped process, or 128 plus its signal.
+
+    Returns None while the process runs or when the kernel cannot tell.
+    """
     request = bytearray(_INFO.pack(_INFO_EXIT, *([0] * 13)))
     try:
         fcntl.ioctl(pidfd, _GET_INFO, request)
@@ -37,6 +40,6 @@ def exit_status(pidfd: int) -> int | None:
 
 
 def wait_status_to_exit_status(status: int) -> int:
-    """The exit code of a wait(2) status, or 128 plus the number of the signal that ended the process."""
+    """Return the exit code in a wait(2) status, or 128 plus the number of the signal that ended the process."""
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code

@@ -1,4 +1,4 @@
-"""What a process says to the kernel about itself. A failed prctl(2) is an OSError that names the operation."""
+"""prctl(2): attributes that a process sets on itself. A failure is an OSError that names the operation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 
 
 def set_child_subreaper() -> None:
-    """Have orphaned descendants re-parented to this process instead of to init."""
+    """Become the parent of orphaned descendants, in place of init."""
     _prctl("PR_SET_CHILD_SUBREAPER", PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_name(name: str) -> None:
-    """Name the calling thread; the kernel keeps the first 15 bytes. A write to /proc executes less than ctypes."""
+    """Name the calling thread. The kernel keeps the first 15 bytes. Writing to /proc runs less code than ctypes."""
     fd = os.open("/proc/thread-self/comm", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, name.encode())
@@ -30,7 +30,7 @@ def set_name(name: str) -> None:
 
 
 def set_parent_death_signal(signum: int) -> None:
-    """Get `signum` when the parent thread dies."""
+    """Ask the kernel to send this process `signum` when its parent thread dies."""
     _prctl("PR_SET_PDEATHSIG", PR_SET_PDEATHSIG, signum)
 
 

@@ -1,4 +1,4 @@
-"""Programs the daemon runs to their end: executed with a deadline, in a session of their own, without pipes."""
+"""Run a program to its end, with a deadline, in a session of its own, without pipes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGEST_OUTPUT = 4 << 20
 
 
 class Output:
-    """What a program printed and how it ended."""
+    """The output and the exit status of a program."""
 
     def __init__(self, status: int, stdout: bytes, stderr: bytes) -> None:
         self.status = status
@@ -29,11 +29,11 @@ class Output:
 
     @property
     def ending(self) -> str:
-        """How it ended, in the words of Go programs."""
+        """How the program ended, in the words that Go programs use."""
         return f"exit status {self.status}" if self.status >= 0 else f"signal: {signal.Signals(-self.status).name}"
 
     def text(self) -> str:
-        """Everything printed, for people."""
+        """Return standard output and standard error as one text for people."""
         return (self.stdout + self.stderr).decode(errors="replace").strip()
 
 
@@ -45,9 +45,9 @@ async def run(
     env: Mapping[str, str] | None = None,
     timeout_s: float,
 ) -> Output:
-    """Run a program to its end; it and its children are killed at the deadline or when the caller is cancelled.
+    """Run a program to its end. It and its children are killed at the deadline or when the caller is cancelled.
 
-    Raises DeadlineExceeded naming the command and the limit, Unknown where the program can't be executed.
+    Raises DeadlineExceeded naming the command and the limit, Unknown when the program cannot be executed.
     """
     try:
         with anyio.fail_after(timeout_s):
@@ -59,7 +59,7 @@ async def run(
 
 
 async def _run(argv: Sequence[str], stdin: bytes, cwd: Path | None, env: Mapping[str, str] | None) -> Output:
-    """Files in memory in place of pipes: what a program leaves running may keep them open, and nobody waits for it."""
+    """Run a program with files in memory for its output. With pipes we would wait for whatever it leaves running."""
     with _memory_file(stdin) as given, _memory_file() as stdout, _memory_file() as stderr:
         process = await anyio.open_process(
             list(argv), stdin=given, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True

@@ -1,4 +1,4 @@
-"""The service manager: readiness and stopping are told through the socket it names (sd_notify(3))."""
+"""Tell the service manager about readiness and stopping, through the socket that it names (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STOPPING = "STOPPING=1"
 
 
 def notify(state: str) -> bool:
-    """Send `state` to the service manager; False where there is none. Raises OSError naming the socket."""
+    """Send `state` to the service manager. Return False when there is none. Raises OSError naming the socket."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
