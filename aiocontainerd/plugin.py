@@ -18,6 +18,7 @@ module has a function `register_plugins` under `@hookimpl`, which returns a list
 
 `call` tells namespace and lease of the current call, `errors` has what a plugin may raise, `typeurl` decodes payloads,
 `durations` and `timestamps` read and write `1m30s` and RFC 3339 times, `programs` runs one with a deadline.
+`deadline`, `unlimited` and `items` say how a method of a kind without a contract is guarded (`interfaces/rules.py`).
 Everything else here is the vocabulary of the interfaces (`aiocontainerd/interfaces/`), imported when it is first
 used, so that a plugin's module is cheap to import.
 """
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from aiocontainerd.interfaces.event_sink import EventSink
     from aiocontainerd.interfaces.mount_handler import ActiveMount, MountHandler
     from aiocontainerd.interfaces.rpc_service import Method, Service
+    from aiocontainerd.interfaces.rules import LONG, QUICK, TASK, WORK, deadline, items, unlimited
     from aiocontainerd.interfaces.runtime import Task, TaskRuntime
     from aiocontainerd.interfaces.sandbox_controller import SandboxController
     from aiocontainerd.interfaces.snapshotter import Kind, Snapshotter, Usage
@@ -73,6 +75,7 @@ _ELSEWHERE = {
     "interfaces.runtime": ("Task", "TaskRuntime"),
     "interfaces.sandbox_controller": ("SandboxController",),
     "interfaces.rpc_service": ("Method", "Service"),
+    "interfaces.rules": ("LONG", "QUICK", "TASK", "WORK", "deadline", "items", "unlimited"),
     "interfaces.snapshotter": ("Kind", "Snapshotter", "Usage"),
     "interfaces.stream_processor": ("StreamProcessor",),
     "interfaces.task_monitor": ("TaskMonitor",),
@@ -88,12 +91,13 @@ _ELSEWHERE = {
 _MODULES = {name: module for module, names in _ELSEWHERE.items() for name in names}
 
 __all__ = [
-    "ActiveMount", "ApplyOptions", "CompareOptions", "ContentStore", "Credentials", "CredentialsProvider", "Descriptor",
-    "Differ", "Envelope", "EventBus", "EventSink", "ImageVerifier", "InitContext", "Kind", "Layer", "Method", "Mount",
-    "MountHandler", "Plugin", "PluginConfig", "PluginError", "Registration", "SandboxController", "Secret", "Service",
-    "SkipPlugin", "Snapshotter", "SnapshotterBase", "State", "StreamProcessor", "Task", "TaskMonitor", "TaskRuntime",
-    "Usage", "Verdict", "call", "durations", "errors", "hookimpl", "kinds", "make_directory", "names_in", "programs",
-    "register", "remove_tree", "timestamps", "typeurl", "usage_of_tree",
+    "LONG", "QUICK", "TASK", "WORK", "ActiveMount", "ApplyOptions", "CompareOptions", "ContentStore", "Credentials",
+    "CredentialsProvider", "Descriptor", "Differ", "Envelope", "EventBus", "EventSink", "ImageVerifier", "InitContext",
+    "Kind", "Layer", "Method", "Mount", "MountHandler", "Plugin", "PluginConfig", "PluginError", "Registration",
+    "SandboxController", "Secret", "Service", "SkipPlugin", "Snapshotter", "SnapshotterBase", "State",
+    "StreamProcessor", "Task", "TaskMonitor", "TaskRuntime", "Usage", "Verdict", "call", "deadline", "durations",
+    "errors", "hookimpl", "items", "kinds", "make_directory", "names_in", "programs", "register", "remove_tree",
+    "timestamps", "typeurl", "unlimited", "usage_of_tree",
 ]  # fmt: skip
 
 

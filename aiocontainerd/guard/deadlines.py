@@ -1,13 +1,22 @@
-"""Deadlines of calls: one timer for all that have the same limit."""
+"""Keep the deadlines of calls: one timer for all that have the same limit; and say how long a limit is."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from aiocontainerd.guard.clock import Clock
+from aiocontainerd.interfaces.rules import TASK
 
+_SHIM = "io.containerd.timeout.shim."
+WITHIN_TASK = (
+    f"{_SHIM}start", f"{_SHIM}load", f"{_SHIM}create", *(f"{_SHIM}cleanup",) * 3, f"{_SHIM}shutdown",
+)  # fmt: skip
+"""Limits that one call of class *task* may use up one after the other."""
+TASK_MARGIN_S = 30.0
+"""What class *task* has at least beside them."""
 _SOONEST_S = 0.01
 
 _monotonic = time.monotonic
@@ -69,3 +78,16 @@ class Deadlines:
             call.loop.call_later(max(left_s, _SOONEST_S), self._check, call)
         else:
             call.expire()
+
+
+def limit_s(timeout_s: Callable[[str], float], timeout: str, uri: str) -> float:
+    """Return the seconds that calls of a class have for one plugin; 0 is no deadline.
+
+    Class *task* is never shorter than the sum of the `shim.*` limits plus 30 s. If one of them is `0s`, it has no
+    deadline.
+    """
+    seconds = timeout_s(f"{timeout}.{uri}") if timeout else 0.0
+    if timeout != TASK or not seconds:
+        return seconds
+    within = [timeout_s(key) for key in WITHIN_TASK]
+    return max(seconds, sum(within) + TASK_MARGIN_S) if all(within) else 0.0

@@ -1,9 +1,12 @@
-"""The dispatcher: every call of one plugin to another goes through a guard.
+"""Make the guards: every call of one plugin to another goes through one.
 
-A guard is a thin object of a class made for one plugin and one interface. Its methods are those of the interface that
-the plugin's instance has; each runs the plugin's method as a `Call` with a deadline, a circuit breaker and counters
-(`dispatch_interfaces`, `dispatch_call`, `dispatch_deadlines`, `health`). Everything else of the instance passes
-through.
+A guard is a thin object of a class made for one plugin and one contract. Its methods are those of the contract that
+the plugin's instance has (`contract`). Each runs the plugin's method as a `Call` with a deadline, a circuit breaker and
+counters (`call`, `deadlines`, `health`); a method that returns a stream runs it as `stream` says. Everything else of
+the instance passes through.
+
+A pass through a guard makes one task. Guards are not stacked: an object that another plugin's guard returned is passed
+on as it is.
 """
 
 from __future__ import annotations
@@ -14,19 +17,20 @@ from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 from weakref import WeakSet
 
-from aiocontainerd.guard import interface
 from aiocontainerd.guard.call import Call
 from aiocontainerd.guard.clock import running
-from aiocontainerd.guard.deadlines import Deadlines
+from aiocontainerd.guard.contract import Contract, Given, contract_of, of_protocol
+from aiocontainerd.guard.deadlines import Deadlines, limit_s
 from aiocontainerd.guard.health import OPENS_AFTER, MethodRecord, PluginHealth
-from aiocontainerd.guard.interface import NAMED, TASK, WITHIN_TASK, Interface, interface_of
 from aiocontainerd.guard.stream import guarded_stream
+from aiocontainerd.interfaces.rules import Rule
 
-Method = Callable[..., Awaitable[Any]]
+Method = Callable[..., Any]
+Awaited = Callable[..., Awaitable[Any]]
 
 
 class Guard:
-    """Base of the guards. What the interface does not name is the instance's own."""
+    """Base of the guards. What the contract does not name is the instance's own."""
 
     __slots__ = ("_parts", "_target")
 
@@ -47,132 +51,104 @@ class Dispatcher:
     def __init__(self, timeout_s: Callable[[str], float]) -> None:
         self._timeout_s = timeout_s
         self._deadlines: dict[float, Deadlines] = {}
-        self._classes: dict[tuple[str, str], type[Guard]] = {}
+        self._classes: dict[tuple[str, str, type], type[Guard]] = {}
         self._records: WeakSet[MethodRecord] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<Dispatcher {list(self._deadlines.values())}>"
 
     def guard(self, health: PluginHealth, kind: str, instance: object) -> Any:
-        """The guard of a plugin's instance; the instance itself where its kind, or it, has nothing to guard."""
-        interface = interface_of(kind, type(instance))
-        return instance if interface is None else self._guarded(health, interface, "", instance)
+        """Return the guard of a plugin's instance; the instance itself if its kind, or it, has nothing to guard."""
+        contract = contract_of(kind, health.uri.removeprefix(f"{kind}."), type(instance))
+        return instance if contract is None else self._guarded(health, contract, "", instance)
 
     def set_deadlines(self) -> None:
         """Take the deadlines that `timeout_s` gives now for the calls that begin from here on."""
         for record in self._records:
             self._set_deadline(record)
 
-    def _guarded(self, health: PluginHealth, interface: Interface, role: str, instance: object) -> Any:
-        if isinstance(instance, Guard) or not _speaks(type(instance), interface):
+    def _guarded(self, health: PluginHealth, contract: Contract, role: str, instance: object) -> Any:
+        """The guard of an object; `role` is the name of what a method gave or a property holds."""
+        target = type(instance)
+        if isinstance(instance, Guard) or not _speaks(target, contract):
             return instance  # a guard is of the plugin that gave it to this one
-        key = (health.uri, f"{role}:{id(type(instance))}")
+        key = (health.uri, role, target)
         made = self._classes.get(key)
         if made is None:
-            made = self._classes[key] = self._make(health, interface, role, type(instance))
+            made = self._classes[key] = self._make(health, contract, role, target)
         return made(instance)
 
-    def _make(self, health: PluginHealth, interface: Interface, role: str, target: type) -> type[Guard]:
+    def _make(self, health: PluginHealth, contract: Contract, role: str, target: type) -> type[Guard]:
         members: dict[str, Any] = {
             "__slots__": (),
             "__module__": target.__module__,
             "__class__": property(lambda _self: target),  # so that isinstance takes a guard for what it guards
         }
-        prefix = f"{role}." if role else ""
-        for name, timeout in interface.calls().items():
+        for name, rule in contract.calls.items():
             if hasattr(target, name):
-                record = self._record(health, prefix + name, timeout, interface, name)
-                members[name] = self._call(name, record, health, interface)
-        for name, timeout in interface.streams.items():
+                members[name] = self._call(name, self._record(health, contract, role, name, rule), contract)
+        for name, rule in contract.streams.items():
             if hasattr(target, name):
-                members[name] = _stream(name, self._record(health, prefix + name, timeout, interface, name))
-        for name, given in interface.gives.items():
-            if hasattr(target, name):
-                members[name] = self._giving(name, health, given)
-        for name, part in interface.parts.items():
-            members[name] = property(self._part(health, name, part))
+                members[name] = _stream(name, self._record(health, contract, role, name, rule))
+        for name, given in contract.gives.items():
+            if name not in contract.calls and hasattr(target, name):
+                members[name] = self._giving(name, self._wrapper(health, given))
+        for name, part in contract.parts.items():
+            members[name] = property(self._part(name, self._wrapper(health, part)))
         return type(f"Guarded{target.__name__}", (Guard,), members)
 
-    def _call(self, name: str, record: MethodRecord, health: PluginHealth, interface: Interface) -> Method:
+    def _call(self, name: str, record: MethodRecord, contract: Contract) -> Method:
         method = _method(name, record)
-        if name in interface.returns:
-            method = self._wrapping(method, health, interface.returns[name])
-        elif name in interface.each:
-            method = self._wrapping_each(method, health, interface.each[name])
+        if name in contract.gives:
+            method = _wrapping(method, self._wrapper(record.plugin, contract.gives[name]))
         elif name == "__aenter__":
             method = _entering(method)
-        method.__name__ = method.__qualname__ = name
-        return method
+        return _named(method, name)
 
-    def _record(
-        self, health: PluginHealth, label: str, timeout: str, interface: Interface, method: str
-    ) -> MethodRecord:
+    def _record(self, health: PluginHealth, contract: Contract, role: str, name: str, rule: Rule) -> MethodRecord:
+        label = f"{role}.{name}" if role else name
         record = health.methods.get(label)
         if record is None:
-            given = interface.returns.get(method)
+            given = contract.gives.get(name)
             record = health.methods[label] = MethodRecord(
                 health,
                 label,
-                timeout,
-                releases=given is not None and NAMED[given].closes(),
-                refuses=method not in interface.always,
-                late_counts=interface.late_counts,
+                rule.timeout,
+                releases=given is not None and of_protocol(given.protocol).closes,
+                refuses=not rule.always,
+                late_counts=contract.late_counts,
             )
         self._records.add(record)
         self._set_deadline(record)
         return record
 
     def _set_deadline(self, record: MethodRecord) -> None:
-        limit_s = record.limit_s = self._limit_s(record.timeout, record.plugin.uri)
-        record.deadlines = self._deadlines.setdefault(limit_s, Deadlines(limit_s)) if limit_s else None
+        seconds = record.limit_s = limit_s(self._timeout_s, record.timeout, record.plugin.uri)
+        record.deadlines = self._deadlines.setdefault(seconds, Deadlines(seconds)) if seconds else None
 
-    def _limit_s(self, timeout: str, uri: str) -> float:
-        """Seconds of a class for a plugin. That of a task is above those of the shim, and none where one has none."""
-        limit_s = self._timeout_s(f"{timeout}.{uri}") if timeout else 0.0
-        if timeout != TASK or not limit_s:
-            return limit_s
-        within = [self._timeout_s(key) for key in WITHIN_TASK]
-        return max(limit_s, sum(within) + interface.TASK_MARGIN_S) if all(within) else 0.0
+    def _wrapper(self, health: PluginHealth, given: Given) -> Callable[[Any], Any]:
+        """A function that puts guards around what is given."""
+        contract, guarded = of_protocol(given.protocol), self._guarded
+        if given.several:
+            return lambda results: [guarded(health, contract, given.name, result) for result in results]
+        return lambda result: guarded(health, contract, given.name, result)
 
-    def _wrapping(self, method: Method, health: PluginHealth, role: str) -> Method:
-        """The method with a guard around what it gives."""
-        interface = NAMED[role]
-
-        async def wrapping(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
-            return guarded(health, interface, role, await method(self, *args, **kwargs))
-
-        guarded = self._guarded
-        return wrapping
-
-    def _wrapping_each(self, method: Method, health: PluginHealth, role: str) -> Method:
-        """The method with a guard around each of the objects that it gives."""
-        interface = NAMED[role]
-
-        async def wrapping(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
-            return [guarded(health, interface, role, one) for one in await method(self, *args, **kwargs)]
-
-        guarded = self._guarded
-        return wrapping
-
-    def _giving(self, name: str, health: PluginHealth, role: str) -> Callable[..., Any]:
-        """A method that is not awaited, with a guard around what it gives."""
-        interface, guarded = NAMED[role], self._guarded
+    def _giving(self, name: str, wrap: Callable[[Any], Any]) -> Method:
+        """A method that is not awaited, with guards around what it returns."""
 
         def giving(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
-            return guarded(health, interface, role, getattr(self._target, name)(*args, **kwargs))
+            return wrap(getattr(self._target, name)(*args, **kwargs))
 
-        giving.__name__ = giving.__qualname__ = name
-        return giving
+        return _named(giving, name)
 
-    def _part(self, health: PluginHealth, name: str, role: str) -> Callable[[Guard], Any]:
+    def _part(self, name: str, wrap: Callable[[Any], Any]) -> Callable[[Guard], Any]:
         """A guard around an attribute, kept for as long as the attribute is the same object."""
-        interface, guarded = NAMED[role], self._guarded
 
         def part(self: Guard) -> Any:
             target = getattr(self._target, name)
             kept = self._parts.get(name)
             if kept is None or kept._target is not target:
-                made = guarded(health, interface, role, target)
+                made = wrap(target)
                 if not isinstance(made, Guard):
                     return made
                 kept = self._parts[name] = made
@@ -181,15 +157,15 @@ class Dispatcher:
         return part
 
 
-def _speaks(target: type, interface: Interface) -> bool:
-    """Whether a class has something of an interface, and not merely a method of the same name."""
-    functions = (getattr(target, name, None) for name in (*interface.calls(), *interface.streams))
+def _speaks(target: type, contract: Contract) -> bool:
+    """Whether a class has something of a contract, and not merely a method of the same name."""
+    functions = (getattr(target, name, None) for name in (*contract.calls, *contract.streams))
     return any(iscoroutinefunction(function) or isasyncgenfunction(function) for function in functions) or any(
-        hasattr(target, name) for name in (*interface.parts, *interface.gives)
+        hasattr(target, name) for name in (*contract.parts, *contract.gives)
     )
 
 
-def _method(name: str, record: MethodRecord) -> Method:
+def _method(name: str, record: MethodRecord) -> Awaited:
     async def method(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
         if record.failures >= OPENS_AFTER:
             record.admit()
@@ -210,7 +186,16 @@ def _method(name: str, record: MethodRecord) -> Method:
     return method
 
 
-def _entering(method: Method) -> Method:
+def _wrapping(method: Awaited, wrap: Callable[[Any], Any]) -> Awaited:
+    """The method with guards around what it returns."""
+
+    async def wrapping(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
+        return wrap(await method(self, *args, **kwargs))
+
+    return wrapping
+
+
+def _entering(method: Awaited) -> Awaited:
     """`__aenter__` of a guard gives the guard where the instance gives itself."""
 
     async def entering(self: Guard, /) -> Any:
@@ -220,9 +205,13 @@ def _entering(method: Method) -> Method:
     return entering
 
 
-def _stream(name: str, record: MethodRecord) -> Callable[..., AsyncIterator[Any]]:
+def _stream(name: str, record: MethodRecord) -> Method:
     def stream(self: Guard, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         return guarded_stream(record, getattr(self._target, name), args, kwargs)
 
-    stream.__name__ = stream.__qualname__ = name
-    return stream
+    return _named(stream, name)
+
+
+def _named(method: Method, name: str) -> Method:
+    method.__name__ = method.__qualname__ = name
+    return method

@@ -105,7 +105,7 @@ class MethodRecord:
     their deadline, `cancelled` those whose caller gave up, `abandoned` those that ignored their cancellation and were
     left running. Five failures in a row open the breaker: missed deadlines, and exceptions that are no
     ContainerdError. `refuses` False lets calls through even so, `late_counts` False takes a DeadlineExceeded of the
-    plugin's own as an answer (`dispatch_interfaces`).
+    plugin's own as an answer (`interfaces/rules.py`).
     """
 
     __slots__ = (

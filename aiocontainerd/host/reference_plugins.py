@@ -1,4 +1,4 @@
-"""The pages `docs/hooks.md` and `docs/plugins/reference.md`, out of hookspecs, interfaces, deadlines and scaffolds."""
+"""Write `docs/hooks.md` and `docs/plugins/reference.md`, out of hookspecs, interfaces and scaffolds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from aiocontainerd import scaffold
+from aiocontainerd import kinds, scaffold
 from aiocontainerd.config.records import TIMEOUTS
-from aiocontainerd.guard import interface
-from aiocontainerd.guard.interface import Interface
 from aiocontainerd.host import hookspecs
-from aiocontainerd.interfaces import PROTOCOLS
+from aiocontainerd.interfaces import PROTOCOLS, SERVICES, rules
 
 HOOK_TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_host_hookspecs.py"
 
@@ -33,18 +31,19 @@ named in the config: `[python_plugins.acme]`, `module = "acme.plugin"` (or `"acm
 _REFERENCE_HEAD = """\
 # Reference of plugin kinds
 
-Generated from `aiocontainerd/interfaces/`, the deadlines of the dispatcher and the packages of `actr plugins new`;
-`make docs` writes it anew. Hooks are on [a page of their own](../hooks.md).
+Generated from `aiocontainerd/interfaces/` and the packages of `actr plugins new`; `make docs` writes it anew.
+Hooks are on [a page of their own](../hooks.md).
 
 A plugin is a class, or a coroutine function `init`, under `@register(kind, id, requires=..., config=...)`.
 Everything on this page can be imported from `aiocontainerd.plugin` or the module that is named. A deadline class is a
-key of `[timeouts]` in the config:
+key of `[timeouts]` in the config; *never refused* is a method that an open circuit breaker lets through
+([operations](operations.md)):
 """
 _CLASSES = {
-    interface.QUICK: "what answers from memory or an index",
-    interface.WORK: "what touches disks or other processes",
-    interface.LONG: "what moves whole layers",
-    interface.TASK: "what asks a shim; never less than the `shim.*` deadlines together",
+    rules.QUICK: "what answers from memory or an index",
+    rules.WORK: "what touches disks or other processes",
+    rules.LONG: "what moves whole layers",
+    rules.TASK: "what asks a shim; never less than the `shim.*` deadlines together",
 }
 
 
@@ -64,7 +63,7 @@ def reference_page() -> str:
     """The text of `docs/plugins/reference.md`."""
     classes = [f"| `{key}` | {TIMEOUTS[key]} | {text} |" for key, text in _CLASSES.items()]
     table = ["| class | default | for |", "|---|---|---|", *classes, ""]
-    return "\n".join([_REFERENCE_HEAD, *table, _contents(), *(_kind(kind) for kind in PROTOCOLS)])
+    return "\n".join([_REFERENCE_HEAD, *table, _contents(), *(_kind(kind) for kind in PROTOCOLS), _services()])
 
 
 def _hook(function: Callable[..., object]) -> str:
@@ -103,8 +102,24 @@ def _kind(kind: str) -> str:
     parts.append(f"{_prose(inspect.getdoc(module) or '')}\n")
     own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
     parts += [_record(value) for value in own if isinstance(value, type) and issubclass(value, msgspec.Struct)]
-    parts.append(_protocol(getattr(module, name), interface.BY_KIND.get(kind)))
+    parts.append(_protocol(getattr(module, name)))
     parts += [_scaffold(form) for form, made in scaffold.FORMS.items() if made.kind == kind]
+    return "\n".join(parts)
+
+
+def _services() -> str:
+    """The section of the services, which have a contract each; contracts of kinds are not told again."""
+    module = importlib.import_module("aiocontainerd.interfaces.services")
+    parts = [
+        f"## {kinds.SERVICE}\n",
+        "`aiocontainerd/interfaces/services.py`\n",
+        f"{_prose(inspect.getdoc(module) or '')}\n",
+    ]
+    paths = [path for path in SERVICES.values() if path not in PROTOCOLS.values()]
+    for path in paths:
+        module_name, _, name = path.partition(":")
+        module = importlib.import_module(f"aiocontainerd.interfaces.{module_name}")
+        parts.append(_protocol(getattr(module, name)))
     return "\n".join(parts)
 
 
@@ -132,17 +147,26 @@ def _default(value: object) -> str:
     return f" = {value!r}" if isinstance(value, str | int | None) else " = ..."
 
 
-def _protocol(protocol: type, interface: Interface | None) -> str:
+def _protocol(protocol: type) -> str:
     rows = [f"### {protocol.__name__}\n", f"{inspect.getdoc(protocol)}\n"]
+    if rules.why_unguarded(protocol):
+        rows.append(f"Not guarded: {rules.why_unguarded(protocol)}.\n")
     rows += ["| member | deadline class | |", "|---|---|---|"]
-    deadlines = {**interface.calls(), **interface.streams} if interface is not None else {}
     for name, value in _own(protocol):
         words = (
             " ".join((inspect.getdoc(value) or "").split()) if callable(value) or isinstance(value, property) else ""
         )
-        deadline = deadlines.get(name, "")
-        rows.append(f"| `{_member(name, value)}` | {f'`{_short(deadline)}`' if deadline else ''} | {words} |")
+        rows.append(f"| `{_member(name, value)}` | {_rule(rules.rule_of(value))} | {words} |")
     return "\n".join(rows) + "\n"
+
+
+def _rule(rule: rules.Rule | None) -> str:
+    """The deadline class of a method, and what else its rule says."""
+    if rule is None:
+        return ""
+    words = [f"`{_short(rule.timeout)}`" if rule.timeout else "none"]
+    words[0] += " for each item" if rule.each_item else ""
+    return ", ".join([*words, *(["never refused"] if rule.always else [])])
 
 
 def _own(protocol: type) -> Iterator[tuple[str, object]]:
@@ -170,7 +194,7 @@ def _signature(function: Callable[..., object]) -> str:
 
 
 def _short(deadline: str) -> str:
-    return deadline.removeprefix(interface.PREFIX)
+    return deadline.removeprefix(rules.PREFIX)
 
 
 def _scaffold(form: str) -> str:

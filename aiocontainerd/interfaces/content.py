@@ -25,6 +25,8 @@ from typing import Protocol, Self
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import LONG, QUICK, WORK, deadline, items
+
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -57,6 +59,7 @@ class Reader(Protocol):
         """Bytes in the blob."""
         ...
 
+    @deadline(WORK)
     async def read(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes from `offset`; fewer only at the end."""
         ...
@@ -68,10 +71,13 @@ class Reader(Protocol):
         """
         ...
 
+    @deadline(WORK, always=True)
     async def close(self) -> None: ...
 
+    @deadline(WORK)
     async def __aenter__(self) -> Self: ...
 
+    @deadline(WORK, always=True)
     async def __aexit__(self, *exc: object) -> None: ...
 
 
@@ -87,50 +93,66 @@ class Writer(Protocol):
         """sha256 digest of the bytes so far."""
         ...
 
+    @deadline(WORK)
     async def write(self, data: bytes) -> None:
         """Append `data`, whole or with an error. Hashing and writing are done off the event loop when large."""
         ...
 
+    @deadline(WORK)
     async def truncate(self) -> None:
         """Start again at offset 0."""
         ...
 
+    @deadline(QUICK)
     async def status(self) -> Status: ...
 
+    @deadline(LONG)
     async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
         """Make the bytes a blob. `size` 0 and `expected` "" are not checked. See the life cycle above."""
         ...
 
+    @deadline(WORK, always=True)
     async def close(self) -> None:
         """Release the ingest's lock; keeps its bytes unless it was committed. May be called twice."""
         ...
 
+    @deadline(WORK)
     async def __aenter__(self) -> Self: ...
 
+    @deadline(WORK, always=True)
     async def __aexit__(self, *exc: object) -> None: ...
 
 
 class ContentStore(Protocol):
     """Blobs and ingests, of one backend or of one namespace."""
 
+    @deadline(QUICK)
     async def info(self, digest: str) -> Info: ...
 
+    @deadline(WORK)
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels: all of them, or those that `paths` name (`labels`, `labels.<key>`)."""
         ...
 
+    @items(WORK)
     def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
         """Every blob that a filter matches, sorted by digest."""
         ...
 
+    @deadline(WORK, always=True)
     async def delete(self, digest: str) -> None: ...
 
+    @deadline(WORK)
     async def reader(self, digest: str) -> Reader: ...
 
+    @deadline(WORK)
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> Writer: ...
 
+    @deadline(QUICK)
     async def status(self, ref: str) -> Status: ...
 
+    @deadline(WORK)
     async def statuses(self, filters: Sequence[str] = ()) -> list[Status]: ...
 
+    @deadline(WORK, always=True)
     async def abort(self, ref: str) -> None: ...

@@ -20,6 +20,8 @@ from typing import Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import WORK, deadline
+
 
 class Credentials(msgspec.Struct, frozen=True):
     """A user name and a password, or "" and an identity token; nanoseconds since 1970 when they end, None for never."""
@@ -36,6 +38,7 @@ class Credentials(msgspec.Struct, frozen=True):
 class CredentialsProvider(Protocol):
     """Knows credentials for some registries."""
 
+    @deadline(WORK)
     async def credentials(self, host: str, reference: str) -> Credentials | None:
         """The credentials for `host`, or None where this provider has none for it."""
         ...

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import LONG, deadline
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.typeurl import Any
@@ -42,6 +43,8 @@ class CompareOptions(msgspec.Struct, frozen=True, kw_only=True):
 class Differ(Protocol):
     """Applies and computes layers."""
 
+    @deadline(LONG)
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor: ...
 
+    @deadline(LONG)
     async def compare(self, lower: Sequence[Mount], upper: Sequence[Mount], options: CompareOptions) -> Descriptor: ...

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from aiocontainerd.events import Envelope
+from aiocontainerd.interfaces.rules import WORK, deadline
 
 __all__ = ["Envelope", "EventSink"]
 
@@ -37,6 +38,7 @@ class EventSink(Protocol):
         """Which events; a class attribute will do. Empty for all of them."""
         ...
 
+    @deadline(WORK)
     async def deliver(self, envelope: Envelope) -> None:
         """Take one event. The next one comes after this returns or raises."""
         ...

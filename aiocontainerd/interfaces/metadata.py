@@ -22,6 +22,7 @@ from typing import Protocol
 import msgspec
 
 from aiocontainerd.interfaces.content import ContentStore
+from aiocontainerd.interfaces.rules import LONG, WORK, deadline
 from aiocontainerd.interfaces.snapshotter import Snapshotter
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.typeurl import Any
@@ -92,20 +93,25 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
 class NamespaceStore(Protocol):
     """Namespaces. These methods need no namespace in the context."""
 
+    @deadline(WORK)
     async def create(self, name: str, labels: Mapping[str, str]) -> None: ...
 
+    @deadline(WORK)
     async def get(self, name: str) -> Namespace:
         """The namespace; one that is unknown has no labels, and that is no error."""
         ...
 
+    @deadline(WORK)
     async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
         """Create or change: all labels, or those that `paths` name."""
         ...
 
+    @deadline(WORK)
     async def list(self) -> list[Namespace]:
         """All, sorted by name."""
         ...
 
+    @deadline(WORK, always=True)
     async def delete(self, name: str) -> None:
         """Raises FailedPrecondition naming the kinds of objects that are left in it."""
         ...
@@ -114,28 +120,38 @@ class NamespaceStore(Protocol):
 class ContainerStore(Protocol):
     """Container records."""
 
+    @deadline(WORK)
     async def get(self, container_id: str) -> Container: ...
 
+    @deadline(WORK)
     async def list(self, filters: Sequence[str] = ()) -> list[Container]: ...
 
+    @deadline(WORK)
     async def create(self, container: Container) -> Container: ...
 
+    @deadline(WORK)
     async def update(self, container: Container, paths: Sequence[str] = ()) -> Container: ...
 
+    @deadline(WORK, always=True)
     async def delete(self, container_id: str) -> None: ...
 
 
 class ImageStore(Protocol):
     """Image records. `epoch_ns` replaces the current time."""
 
+    @deadline(WORK)
     async def get(self, name: str) -> Image: ...
 
+    @deadline(WORK)
     async def list(self, filters: Sequence[str] = ()) -> list[Image]: ...
 
+    @deadline(WORK)
     async def create(self, image: Image, *, epoch_ns: int | None = None) -> Image: ...
 
+    @deadline(WORK)
     async def update(self, image: Image, paths: Sequence[str] = (), *, epoch_ns: int | None = None) -> Image: ...
 
+    @deadline(WORK, always=True)
     async def delete(self, name: str, *, target: Descriptor | None = None) -> None:
         """Raises NotFound where `target` is given and the image has another one."""
         ...
@@ -144,18 +160,24 @@ class ImageStore(Protocol):
 class LeaseStore(Protocol):
     """Leases and what they hold."""
 
+    @deadline(WORK)
     async def create(self, lease_id: str, labels: Mapping[str, str]) -> Lease:
         """`lease_id` "" makes one up."""
         ...
 
+    @deadline(WORK, always=True)
     async def delete(self, lease_id: str) -> None: ...
 
+    @deadline(WORK)
     async def list(self, filters: Sequence[str] = ()) -> list[Lease]: ...
 
+    @deadline(WORK)
     async def add_resource(self, lease_id: str, resource: Resource) -> None: ...
 
+    @deadline(WORK, always=True)
     async def delete_resource(self, lease_id: str, resource: Resource) -> None: ...
 
+    @deadline(WORK)
     async def resources(self, lease_id: str) -> Sequence[Resource]: ...
 
 
@@ -192,4 +214,5 @@ class MetadataStore(Protocol):
         """Call `callback(deletion)` on the event loop after every committed change."""
         ...
 
+    @deadline(LONG)
     async def collect(self) -> Collected: ...

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import WORK, deadline
 from aiocontainerd.sys.mount import Mount
 
 __all__ = ["ActiveMount", "Mount", "MountHandler"]
@@ -39,10 +40,12 @@ class ActiveMount(msgspec.Struct, frozen=True, kw_only=True):
 class MountHandler(Protocol):
     """Makes and undoes mounts of one type."""
 
+    @deadline(WORK)
     async def mount(self, mount: Mount, mount_point: str, active: Sequence[ActiveMount]) -> ActiveMount:
         """Mount on the directory `mount_point`."""
         ...
 
+    @deadline(WORK, always=True)
     async def unmount(self, path: str) -> None:
         """Undo what `mount` did at `path`, helpers such as loop devices included."""
         ...

@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import unguarded
+
 if TYPE_CHECKING:
     import betterproto2
 
@@ -44,6 +46,7 @@ class Method(msgspec.Struct, frozen=True):
     server_streams: bool = False
 
 
+@unguarded("no plugin calls it: the front end does, under its client's deadline, and counts its calls")
 class Service(Protocol):
     """One service. `methods: ClassVar[Mapping[str, Method]]` comes with a service that is not containerd's."""
 

@@ -33,6 +33,7 @@ from typing import Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import TASK, WORK, deadline, guarded, unlimited
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.timestamps import ZERO_NS
 from aiocontainerd.typeurl import Any
@@ -118,6 +119,7 @@ class ProcessInfo(msgspec.Struct, frozen=True):
     info: Any | None = None
 
 
+@guarded(late_counts=False)
 class Process(Protocol):
     """Init or an exec of a task."""
 
@@ -126,31 +128,39 @@ class Process(Protocol):
         """The container's id for init, the exec's id otherwise."""
         ...
 
+    @deadline(TASK)
     async def start(self) -> int:
         """Run it; returns its pid."""
         ...
 
+    @deadline(TASK, always=True)
     async def state(self) -> ProcessState:
         """Bounded by `io.containerd.timeout.task.state`."""
         ...
 
+    @deadline(TASK, always=True)
     async def kill(self, signal: int, *, all_processes: bool = False) -> None: ...
 
+    @deadline(TASK)
     async def resize_pty(self, width: int, height: int) -> None: ...
 
+    @deadline(TASK)
     async def close_io(self) -> None:
         """Close stdin."""
         ...
 
+    @unlimited("the exit of a process is waited for as long as it runs", always=True)
     async def wait(self) -> Exit:
         """Wait for its exit, without limit. Any number of callers may wait and give up."""
         ...
 
+    @deadline(TASK, always=True)
     async def delete(self) -> Exit:
         """Forget a process that has exited. For init that is the end of the task, its shim and its bundle."""
         ...
 
 
+@guarded(late_counts=False)
 class Task(Process, Protocol):
     """A task; as a Process it is its init."""
 
@@ -171,44 +181,56 @@ class Task(Process, Protocol):
         """Init for "", else the exec. A missing exec is noticed by the first call that goes to the shim."""
         ...
 
+    @deadline(TASK)
     async def exec(self, exec_id: str, options: ExecOptions) -> Process:
         """Add an exec. Raises AlreadyExists where the id is taken."""
         ...
 
+    @deadline(TASK)
     async def pause(self) -> None: ...
 
+    @deadline(TASK)
     async def resume(self) -> None: ...
 
+    @deadline(TASK, always=True)
     async def pids(self) -> Sequence[ProcessInfo]:
         """Every process of the container."""
         ...
 
+    @deadline(TASK)
     async def checkpoint(self, path: str, options: Any | None) -> None:
         """Write a checkpoint into the directory `path`."""
         ...
 
+    @deadline(TASK)
     async def update(self, resources: Any | None, annotations: Mapping[str, str] = _NONE) -> None:
         """Change resource limits; `resources` is an OCI LinuxResources."""
         ...
 
+    @deadline(TASK, always=True)
     async def stats(self) -> Any:
         """Cgroup metrics. Bounded by `io.containerd.timeout.metrics.shimstats`."""
         ...
 
 
+@guarded(late_counts=False)
 class TaskRuntime(Protocol):
     """All tasks of the daemon."""
 
+    @deadline(TASK)
     async def create(self, container_id: str, options: CreateOptions) -> Task:
         """Create a task. A failure leaves no container, shim, mount or bundle."""
         ...
 
+    @deadline(WORK, always=True)
     async def get(self, container_id: str) -> Task: ...
 
+    @deadline(WORK, always=True)
     async def list(self, *, all_namespaces: bool = False) -> Sequence[Task]:
         """The tasks of the current or of every namespace, sorted by namespace and id."""
         ...
 
+    @deadline(TASK, always=True)
     async def plugin_info(self, options: Any | None) -> Any:
         """What a shim binary tells of itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
         ...

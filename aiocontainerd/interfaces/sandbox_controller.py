@@ -22,6 +22,7 @@ from typing import Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import QUICK, WORK, deadline, guarded, unlimited
 from aiocontainerd.interfaces.runtime import Exit
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.typeurl import Any
@@ -104,27 +105,37 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 0
 
 
+@guarded(late_counts=False)
 class SandboxController(Protocol):
     """Runs sandboxes."""
 
+    @deadline(WORK)
     async def create(self, sandbox: Sandbox, options: CreateSandbox) -> None: ...
 
+    @deadline(WORK)
     async def start(self, sandbox_id: str) -> StartedSandbox: ...
 
+    @deadline(QUICK, always=True)
     async def platform(self, sandbox_id: str) -> Platform: ...
 
+    @deadline(WORK, always=True)
     async def stop(self, sandbox_id: str, *, timeout_s: float) -> None:
         """End the sandbox; what has not ended after `timeout_s` is killed."""
         ...
 
+    @unlimited("the end of a sandbox is waited for as long as it lives", always=True)
     async def wait(self, sandbox_id: str) -> Exit:
         """Wait for its end, without limit."""
         ...
 
+    @deadline(QUICK, always=True)
     async def status(self, sandbox_id: str, *, verbose: bool = False) -> SandboxStatus: ...
 
+    @deadline(WORK, always=True)
     async def shutdown(self, sandbox_id: str) -> None: ...
 
+    @deadline(WORK, always=True)
     async def metrics(self, sandbox_id: str) -> Any: ...
 
+    @deadline(WORK)
     async def update(self, sandbox: Sandbox, fields: Sequence[str] = ()) -> None: ...

@@ -16,7 +16,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from aiocontainerd.interfaces.rules import unguarded
 
+
+@unguarded("no plugin calls it: the daemon does, when it starts and when it ends")
 class Server(Protocol):
     """A socket that is served."""
 

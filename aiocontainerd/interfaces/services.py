@@ -26,6 +26,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from aiocontainerd.interfaces.metadata import ImageStore, LeaseStore
+from aiocontainerd.interfaces.rules import TASK, WORK, deadline, unlimited
 from aiocontainerd.interfaces.runtime import IO, ExecOptions, Exit, ProcessInfo, ProcessState, Task
 from aiocontainerd.interfaces.snapshotter import Snapshotter
 from aiocontainerd.interfaces.warning import Deprecation, DeprecationLog
@@ -52,6 +53,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 class ImageService(ImageStore, Protocol):
     """Image records whose deletion can wait for what they held to be gone."""
 
+    @deadline(WORK, always=True)
     async def delete(self, name: str, *, target: Descriptor | None = None, sync: bool = False) -> None:
         """As ImageStore; `sync` returns only after a whole garbage collection. Its failure is Unknown."""
         ...
@@ -60,6 +62,7 @@ class ImageService(ImageStore, Protocol):
 class LeaseManager(LeaseStore, Protocol):
     """Leases whose deletion can wait for what they held to be gone."""
 
+    @deadline(WORK, always=True)
     async def delete(self, lease_id: str, *, sync: bool = False) -> None:
         """As LeaseStore; `sync` returns only after a whole garbage collection."""
         ...
@@ -97,42 +100,59 @@ class TaskMetrics(msgspec.Struct, frozen=True):
 class TaskService(Protocol):
     """Tasks and execs of the current namespace by id. `exec_id` "" is the container's init."""
 
+    @deadline(WORK)
     async def create(self, request: CreateTask) -> Task:
         """Raises NotFound without a container record, AlreadyExists where it has a task."""
         ...
 
+    @deadline(WORK)
     async def start(self, container_id: str, exec_id: str = "") -> int:
         """The process id."""
         ...
 
+    @deadline(WORK, always=True)
     async def delete(self, container_id: str) -> Exit: ...
 
+    @deadline(WORK, always=True)
     async def delete_process(self, container_id: str, exec_id: str) -> Exit: ...
 
+    @deadline(WORK, always=True)
     async def get(self, container_id: str, exec_id: str = "") -> ProcessState: ...
 
+    @deadline(WORK, always=True)
     async def list(self) -> list[ProcessState]: ...
 
+    @deadline(WORK, always=True)
     async def kill(self, container_id: str, exec_id: str, signal: int, *, all_processes: bool) -> None: ...
 
+    @deadline(WORK)
     async def exec(self, container_id: str, exec_id: str, options: ExecOptions) -> None: ...
 
+    @deadline(WORK)
     async def resize_pty(self, container_id: str, exec_id: str, width: int, height: int) -> None: ...
 
+    @deadline(WORK, always=True)
     async def close_io(self, container_id: str, exec_id: str, *, stdin: bool) -> None: ...
 
+    @deadline(WORK)
     async def pause(self, container_id: str) -> None: ...
 
+    @deadline(WORK)
     async def resume(self, container_id: str) -> None: ...
 
+    @deadline(WORK, always=True)
     async def pids(self, container_id: str) -> Sequence[ProcessInfo]: ...
 
+    @deadline(WORK)
     async def update(self, container_id: str, resources: Any | None, annotations: Mapping[str, str]) -> None: ...
 
+    @unlimited("the exit of a process is waited for as long as it runs", always=True)
     async def wait(self, container_id: str, exec_id: str = "") -> Exit: ...
 
+    @deadline(WORK, always=True)
     async def metrics(self, filters: Sequence[str] = ()) -> Sequence[TaskMetrics]: ...
 
+    @deadline(WORK)
     async def checkpoint(self, container_id: str, options: Any | None) -> Sequence[Descriptor]: ...
 
 
@@ -165,8 +185,10 @@ class IntrospectionService(Protocol):
         """Every plugin that was to start, those that failed or skipped included. Raises InvalidArgument (filters)."""
         ...
 
+    @deadline(WORK, always=True)
     async def server(self) -> ServerStatus: ...
 
+    @deadline(WORK, always=True)
     async def plugin_info(self, kind: str, plugin_id: str, options: Any | None) -> tuple[PluginStatus, Any | None]:
         """A plugin and, where `options` ask for it, what its instance says of itself.
 
@@ -180,6 +202,7 @@ class IntrospectionService(Protocol):
 class PluginInfoProvider(Protocol):
     """An instance that tells more of itself than every plugin does."""
 
+    @deadline(TASK, always=True)
     async def plugin_info(self, options: Any) -> Any:
         """The answer to `options`, both typed values that the API defines for this kind of plugin."""
         ...

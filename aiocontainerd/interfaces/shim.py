@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import TASK, WORK, deadline, guarded
+
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -31,6 +33,7 @@ class ShimCommand(msgspec.Struct, frozen=True, kw_only=True):
     env: Mapping[str, str] = _NONE
 
 
+@guarded(name="launcher", late_counts=False)
 class ShimLauncher(Protocol):
     """Starts and cleans up shims of some runtime names."""
 
@@ -49,18 +52,22 @@ class ShimLauncher(Protocol):
         """True where a shim that answered Delete and Shutdown leaves nothing that a `delete` action would remove."""
         ...
 
+    @deadline(TASK)
     async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
         """What `start` prints: a BootstrapResult. The shim listens when this returns."""
         ...
 
+    @deadline(TASK, always=True)
     async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
         """What `delete` prints: a task DeleteResponse. The container is gone when this returns."""
         ...
 
 
+@guarded(late_counts=False)
 class ShimManager(Protocol):
     """Single shims, for the task runtime (kind `io.containerd.shim.v1`, id `manager`). Bundles are its own."""
 
+    @deadline(WORK)
     async def launcher(self, runtime: str) -> ShimLauncher:
         """How to start shims of a runtime name or absolute path. Raises what resolving it raises."""
         ...
@@ -69,18 +76,22 @@ class ShimManager(Protocol):
         """How to clean up after shims whose bundle names this program."""
         ...
 
+    @deadline(TASK)
     async def start(self, bundle: Any, launcher: ShimLauncher, options: Any | None) -> Any:
         """The shim of a bundle, started and connected to."""
         ...
 
+    @deadline(TASK, always=True)
     async def connect(self, bundle: Any, endpoint: Any, launcher: ShimLauncher, *, joined: bool = False) -> Any:
         """A shim that listens. Raises Unavailable where it does not."""
         ...
 
+    @deadline(TASK, always=True)
     async def clean_up(self, bundle: Any, launcher: ShimLauncher) -> Any:
         """What became of the container of a lost shim, once the `delete` action has run; never fails."""
         ...
 
+    @deadline(TASK, always=True)
     async def info(self, runtime: str, options: bytes) -> bytes:
         """The RuntimeInfo that the program of a runtime prints about itself."""
         ...

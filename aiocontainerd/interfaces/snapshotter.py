@@ -30,6 +30,7 @@ from typing import Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import LONG, QUICK, WORK, deadline, items
 from aiocontainerd.sys.mount import Mount
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -65,30 +66,40 @@ class Usage(msgspec.Struct, frozen=True):
 class Snapshotter(Protocol):
     """Snapshots of one backend or of one namespace."""
 
+    @deadline(QUICK)
     async def stat(self, key: str) -> Info: ...
 
+    @deadline(WORK)
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels: all of them, or those that `paths` name (`labels`, `labels.<key>`)."""
         ...
 
+    @deadline(WORK)
     async def usage(self, key: str) -> Usage: ...
 
+    @deadline(QUICK)
     async def mounts(self, key: str) -> list[Mount]: ...
 
+    @deadline(WORK)
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]: ...
 
+    @deadline(WORK)
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]: ...
 
+    @deadline(WORK)
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """See the life cycle. `parent` gives an active snapshot that has none a parent (capability `rebase`)."""
         ...
 
+    @deadline(WORK, always=True)
     async def remove(self, key: str) -> None: ...
 
+    @items(WORK)
     def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
         """Every snapshot that a filter matches, sorted by key."""
         ...
 
+    @deadline(LONG, always=True)
     async def cleanup(self) -> None:
         """Delete what removed snapshots left behind."""
         ...

@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from aiocontainerd.interfaces.rules import LONG, items
 from aiocontainerd.typeurl import Any
 
 __all__ = ["Any", "StreamProcessor"]
@@ -49,6 +50,7 @@ class StreamProcessor(Protocol):
         """Media type of the output."""
         ...
 
+    @items(LONG)
     def process(self, media_type: str, stream: AsyncIterator[bytes], payload: Any | None) -> AsyncIterator[bytes]:
         """The output for an input of `media_type`: an asynchronous generator."""
         ...

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from aiocontainerd.interfaces.rules import WORK, deadline
 from aiocontainerd.interfaces.runtime import Task
 
 __all__ = ["Task", "TaskMonitor"]
@@ -25,10 +26,12 @@ __all__ = ["Task", "TaskMonitor"]
 class TaskMonitor(Protocol):
     """Told of tasks as they come and go."""
 
+    @deadline(WORK)
     async def monitor(self, task: Task, labels: Mapping[str, str]) -> None:
         """Begin to watch a task."""
         ...
 
+    @deadline(WORK, always=True)
     async def stop(self, task: Task) -> None:
         """The task is about to be deleted."""
         ...

@@ -22,6 +22,7 @@ from typing import Protocol
 import msgspec
 
 from aiocontainerd.interfaces.content import ContentStore
+from aiocontainerd.interfaces.rules import WORK, deadline
 from aiocontainerd.oci.descriptor import Descriptor
 
 
@@ -35,6 +36,7 @@ class Verdict(msgspec.Struct, frozen=True):
 class ImageVerifier(Protocol):
     """Says whether images may be used."""
 
+    @deadline(WORK)
     async def verify(self, name: str, target: Descriptor, content: ContentStore) -> Verdict:
         """Judge the image `name`, which is `target`. Raise where no judgement is possible: that blocks, as an error."""
         ...

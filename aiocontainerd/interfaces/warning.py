@@ -15,6 +15,8 @@ from typing import Protocol
 
 import msgspec
 
+from aiocontainerd.interfaces.rules import unguarded
+
 
 class Deprecation(msgspec.Struct, frozen=True, kw_only=True):
     """Use of something that a later release drops; `id` is the part after `io.containerd.deprecation/`."""
@@ -24,6 +26,7 @@ class Deprecation(msgspec.Struct, frozen=True, kw_only=True):
     last_occurrence_ns: int
 
 
+@unguarded("none of its methods is awaited")
 class DeprecationLog(Protocol):
     """What deprecated things were used since the daemon started."""
 
