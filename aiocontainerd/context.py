@@ -1,4 +1,4 @@
-"""Namespace and lease of the current call, in a context variable that follows the call's tasks (facts/core 1, 9)."""
+"""Namespace and lease of the current call, in a context variable that the call's tasks inherit (facts/core 1, 9)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GRPC_LEASE_HEADER = "containerd-lease"
 
 
 class CallContext(msgspec.Struct, frozen=True):
-    """What the headers of a call said. Empty strings where they said nothing."""
+    """The namespace and the lease in the headers of a call. An empty string stands for a missing header."""
 
     namespace: str = ""
     lease: str = ""
@@ -28,14 +28,14 @@ _current: ContextVar[CallContext] = ContextVar("aiocontainerd-call", default=_NO
 
 
 def current() -> CallContext:
-    """The context of the current call; empty outside of one."""
+    """Return the context of the current call. Outside of a call it is empty."""
     return _current.get()
 
 
 def namespace() -> str:
-    """The namespace of the current call.
+    """Return the namespace of the current call.
 
-    Raises FailedPrecondition where the call named none, InvalidArgument where its name is no identifier.
+    Raises FailedPrecondition when the call named no namespace, InvalidArgument when the name is no identifier.
     """
     name = _current.get().namespace
     if not name:
@@ -48,18 +48,18 @@ def namespace() -> str:
 
 
 def lease() -> str:
-    """The lease of the current call, or an empty string."""
+    """Return the lease of the current call, or an empty string."""
     return _current.get().lease
 
 
 def enter(call: CallContext) -> None:
-    """Make `call` the context of the current task from here on; what a front end does for each request's task."""
+    """Make `call` the context of the current task. A front end does so in the task of each request."""
     _current.set(call)
 
 
 @contextmanager
 def use(*, namespace: str | None = None, lease: str | None = None) -> Iterator[CallContext]:
-    """Run a block under another namespace or lease; what is not given stays as it is."""
+    """Run a block under another namespace or lease. An argument left out keeps the current value."""
     before = _current.get()
     call = CallContext(
         before.namespace if namespace is None else namespace,

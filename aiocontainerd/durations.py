@@ -1,4 +1,4 @@
-"""Go durations, as config files and labels write them: `1m30s`, `500ms`, `-1.5h`, `0`."""
+"""Go durations, as config files and labels hold them: `1m30s`, `500ms`, `-1.5h`, `0`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MINUTE_S, _HOUR_S = 60, 3600
 
 
 def parse(text: str) -> float:
-    """Seconds of a Go duration. Raises ValueError naming the text."""
+    """Return a Go duration in seconds. Raises ValueError naming the text."""
     sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
     if rest == "0":
         return 0.0
@@ -27,7 +27,7 @@ def parse(text: str) -> float:
 
 
 def render(seconds: float) -> str:
-    """The duration as Go prints it: `1m0s`, `2s`, `100ms`, `0s`."""
+    """Return the duration as Go prints it: `1m0s`, `2s`, `100ms`, `0s`."""
     if seconds < 0:
         return "-" + render(-seconds)
     if seconds < 1:

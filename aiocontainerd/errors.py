@@ -1,7 +1,7 @@
-"""Errors with a class: one exception per errdefs kind, and the one table of their wire codes (facts/core 15).
+"""Errors that travel to clients: one exception for each class of containerd's, with its wire code (facts/core 15).
 
-The message of an error travels as `<context>: <class text>`. Clients strip the class text and raise their own
-error of that class, so it stays last; `status_message` appends it where the context does not end in it already.
+The message of an error travels as `<context>: <class text>`. Clients strip the class text and raise their own error of
+that class, so the class text must come last. `to_status` appends it unless the context ends in it already.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import ClassVar
 
 
 class ContainerdError(Exception):
-    """An error that travels to clients with a status code. Raised as one of its subclasses."""
+    """An error that travels to clients with a status code. Only subclasses are raised."""
 
     code: ClassVar[int] = 2
     text: ClassVar[str] = ""
 
     @property
     def message(self) -> str:
-        """The context, without the class text unless the context itself ends in it."""
+        """The context, as it was given to the exception; without a context, the class text."""
         return str(self.args[0]) if self.args else self.text
 
 
 class Unknown(ContainerdError):
-    """A failure of no class. The message travels as it is."""
+    """A failure that fits no other class. The message travels as it is."""
 
 
 class Cancelled(ContainerdError):
@@ -51,7 +51,7 @@ class NotFound(ContainerdError):
 
 
 class AlreadyExists(ContainerdError):
-    """An object of that name exists."""
+    """An object of that name exists already."""
 
     code, text = 6, "already exists"
 
@@ -69,7 +69,7 @@ class ResourceExhausted(ContainerdError):
 
 
 class FailedPrecondition(ContainerdError):
-    """The state of the object does not allow this now."""
+    """The state of the object does not allow the operation now."""
 
     code, text = 9, "failed precondition"
 
@@ -87,19 +87,19 @@ class NotModified(FailedPrecondition):
 
 
 class Aborted(ContainerdError):
-    """The operation was given up by the daemon and may be tried again."""
+    """The daemon gave up the operation. The caller may try it again."""
 
     code, text = 10, "aborted"
 
 
 class OutOfRange(ContainerdError):
-    """An offset past the end of its object."""
+    """The offset is past the end of the object."""
 
     code, text = 11, "out of range"
 
 
 class Unimplemented(ContainerdError):
-    """The daemon or the plugin concerned has no such function (status UNIMPLEMENTED)."""
+    """The daemon or the plugin lacks this function (status UNIMPLEMENTED)."""
 
     code, text = 12, "not implemented"
 
@@ -111,7 +111,7 @@ class Internal(ContainerdError):
 
 
 class Unavailable(ContainerdError):
-    """Not now; the same request may work later."""
+    """The request cannot be served now and may work later."""
 
     code, text = 14, "unavailable"
 
@@ -123,7 +123,7 @@ class DataLoss(ContainerdError):
 
 
 class Unauthenticated(ContainerdError):
-    """No valid credentials."""
+    """The caller has no valid credentials."""
 
     code, text = 16, "unauthorized"
 
@@ -139,7 +139,7 @@ _BY_CODE: dict[int, type[ContainerdError]] = {
 
 
 def from_status(code: int, message: str) -> ContainerdError:
-    """The error a peer answered with; its message loses the trailing class text, as containerd's clients do."""
+    """Return the error of a peer's status. The message loses its class text, as in containerd's clients."""
     kind = _BY_CODE.get(code, Unknown)
     if kind is FailedPrecondition:
         for special in (Conflict, NotModified):
@@ -151,13 +151,13 @@ def from_status(code: int, message: str) -> ContainerdError:
 
 
 def to_status(error: BaseException) -> tuple[int, str]:
-    """Code and message that `error` travels with. An exception of no class is UNKNOWN with its own text."""
+    """Return the code and message with which `error` travels. A foreign exception is UNKNOWN with its own text."""
     code, message = _status(error)
     return code, sendable(message)
 
 
 def sendable(text: str) -> str:
-    """`text` with a question mark for what UTF-8 cannot have, such as bytes of a file's name that are no UTF-8."""
+    """Return `text` with a question mark for each character that UTF-8 cannot encode, such as stray bytes of a path."""
     return text.encode(errors="replace").decode()
 
 

@@ -1,10 +1,11 @@
-"""Filters of list and subscribe requests: grammar, errors and matching (facts/core 2).
+"""Filters in list and subscribe requests: grammar, errors and matching (facts/core 2).
 
     filter   = selector *("," selector)
     selector = field *("." field) [("==" / "!=" / "~=") value]
 
-A request's filters are alternatives: an object is chosen where any of them matches, and always where there are none.
-What has fields is seen through an adaptor, a function from a field path to its value, None where it is absent.
+The filters of a request are alternatives: an object is chosen when one of them matches, or when there are no filters.
+A filter reads an object through an adaptor: a function from a field path to the field's value, or None when the object
+lacks the field.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Adaptor = Callable[[FieldPath], str | None]
 
 
 class Operator(StrEnum):
-    """What a selector asks of its field."""
+    """The condition of a selector."""
 
     PRESENT = ""
     EQUAL = "=="
@@ -39,7 +40,7 @@ class Selector(msgspec.Struct, frozen=True):
     value: str = ""
 
     def matches(self, adaptor: Adaptor) -> bool:
-        """Whether the condition holds."""
+        """Return True when the condition holds."""
         found = adaptor(self.path)
         if self.operator is Operator.PRESENT:
             return found is not None
@@ -52,35 +53,35 @@ class Selector(msgspec.Struct, frozen=True):
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """Alternatives of selectors that must all hold. An alternative without selectors matches everything."""
+    """Alternatives, each a list of selectors that must all match. One without selectors matches everything."""
 
     alternatives: tuple[tuple[Selector, ...], ...]
 
     def matches(self, adaptor: Adaptor) -> bool:
-        """Whether an object is chosen."""
+        """Return True when an alternative matches the object."""
         return any(all(selector.matches(adaptor) for selector in every) for every in self.alternatives)
 
     @property
     def matches_all(self) -> bool:
-        """Whether no object can be left out."""
+        """True for a filter that matches every object."""
         return () in self.alternatives
 
 
 def compile_filters(filters: Sequence[str]) -> Filter:
-    """The filter of a request. Raises InvalidArgument in containerd's words, showing where the text is wrong."""
+    """Compile the filters of a request. Raises InvalidArgument in containerd's words, with the place of the mistake."""
     if not filters:
         return Filter(((),))
     return Filter(tuple(_Parser(text).selectors() if text else () for text in filters))
 
 
 def field(mapping: Mapping[str, str], path: FieldPath) -> str | None:
-    """The value of a map's key that the grammar cut at its dots: `labels.a.b` and `labels."a.b"` are one."""
+    """Return the value of a key that the grammar cut at its dots: `labels.a.b` and `labels."a.b"` mean the same."""
     return mapping.get(".".join(path))
 
 
 @lru_cache(maxsize=256)
 def _regex(pattern: str) -> Any:
-    """The compiled RE2 expression, None where it is none; the library takes a while to load, so only when used."""
+    """Compile an RE2 expression; return None for a malformed one. The library loads slowly, so it is imported here."""
     import re2
 
     options = re2.Options()
@@ -114,7 +115,7 @@ _UNTERMINATED = "quoted literal not terminated"
 
 
 class _Scanner:
-    """Cuts a filter into tokens. After an operator the next word is a value, whose characters are freer."""
+    """Cuts a filter into tokens. The word after an operator is a value, which may have more kinds of characters."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -123,11 +124,11 @@ class _Scanner:
         self._after_operator = False
 
     def peek(self) -> str:
-        """The next character as it stands, empty at the end."""
+        """Return the next character without consuming it; "" at the end."""
         return self.text[self.position : self.position + 1]
 
     def scan(self) -> tuple[int, _Token, str]:
-        """Position, kind and text of the next token, spaces before it skipped."""
+        """Skip spaces and return position, kind and text of the next token."""
         while self.peek().isspace():
             self.position += 1
         start = self.position
@@ -283,7 +284,7 @@ class _Parser:
 
 
 def _unquote(text: str) -> str:
-    """Resolve Go's escapes, already checked for form. Raises ValueError for a number no character has."""
+    """Resolve Go's escapes, whose form was checked before. Raises ValueError for a number that is no character."""
     out = bytearray()
     position = 0
     while position < len(text):

@@ -12,7 +12,7 @@ _IDENTIFIER = re.compile(PATTERN[:-1] + r"\Z")
 
 
 def validate(identifier: str) -> None:
-    """Raise InvalidArgument, in containerd's words, unless `identifier` is one."""
+    """Raise InvalidArgument in containerd's words for a malformed identifier."""
     if not identifier:
         raise InvalidArgument("identifier must not be empty")
     if len(identifier.encode()) > MAX_LENGTH:

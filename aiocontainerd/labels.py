@@ -1,4 +1,4 @@
-"""Label names the daemon itself reads, and the rules all labels obey (facts/core 1, 10)."""
+"""Names of the labels that the daemon itself reads, and the rules for all labels (facts/core 1, 10)."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def validate(labels: Mapping[str, str], where: str) -> None:
 
 
 def without_empty(labels: Mapping[str, str]) -> dict[str, str]:
-    """The labels that have a value: an empty value deletes a label on update and is dropped on create."""
+    """Return the labels that have a value. An empty value deletes a label on update and is dropped on create."""
     return {key: value for key, value in labels.items() if value}
 
 
 def update(current: Mapping[str, str], given: Mapping[str, str], paths: list[str]) -> dict[str, str]:
-    """`current` after an update whose mask names `labels` (replace all) or `labels.<key>` (set or delete one)."""
+    """Return `current` after an update. A mask path `labels` replaces all, `labels.<key>` sets or deletes one."""
     result = dict(current)
     for path in paths:
         if path == "labels":

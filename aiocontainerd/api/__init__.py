@@ -1,7 +1,12 @@
-"""The protocol buffer API, each package imported when it is first used.
+"""The protocol buffer API: `from aiocontainerd import api`, then `api.images.Image`.
 
-`from aiocontainerd import api`, then `api.images.Image`: the name on the left is an alias of a generated
-package. Importing all of them takes longer than starting the daemon, so nothing imports one at module level.
+`images` is an alias of a generated package, which is imported when the alias is first used. Importing all packages
+takes longer than starting the daemon, so no module uses an alias while it is imported itself. The room imports
+`errors` only; `timestamps`, `typeurl`, `wire`, `rpc`, `serve`, `client` and the plugins import it.
+
+- `proto/`, `gen/`: the `.proto` files and the modules generated from them (`make proto`, `generate`)
+- `services`: every service with its methods, as a table of names
+- `names`: full names of messages and their classes
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Generate `api/gen` and `api/services.py` from `api/proto` (`make proto`; `--check` only compares).
 
-Three things differ from what the betterproto2 compiler writes by itself:
+The output differs from that of the betterproto2 compiler in three points:
 
-- `google.protobuf.Timestamp` fields stay messages of seconds and nanoseconds. Unwrapped to `datetime`
-  they would lose nanoseconds, and an event or record must leave the daemon as exact as it came in.
-- Services become one table of names (`api/services.py`) instead of classes, so that a front end can be
-  bound without importing a single message module.
-- Imports that cost more than the module itself are gone or wait for their use.
+- `google.protobuf.Timestamp` fields stay messages of seconds and nanoseconds. A `datetime` would lose nanoseconds, and
+  an event or record must leave the daemon as exact as it came in.
+- Services become one table of names (`api/services.py`) instead of classes. So a front end can be bound without
+  importing any message module.
+- Imports that cost more than the module itself are removed or deferred.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _run_protoc(*arguments: str) -> None:
 
 
 def keep_nanoseconds(module: Path) -> None:
-    """Rewrite `datetime` fields of one generated module to the Timestamp message."""
+    """Replace the `datetime` fields of a generated module with the Timestamp message."""
     text = module.read_text()
     rewritten = _UNWRAPPED_TIMESTAMP.sub(
         r'"\2.Timestamp | None" = betterproto2.field(\1, betterproto2.TYPE_MESSAGE, optional=True)', text
@@ -72,15 +72,15 @@ def keep_nanoseconds(module: Path) -> None:
 
 
 def drop_foreign_comments(module: Path) -> None:
-    """Remove the docstrings that the well-known types bring along: they are not ours to repeat."""
+    """Remove the docstrings of Google's well-known types, which are another project's text."""
     module.write_text(re.sub(r'^ +"""\n.*?^ +"""\n', "", module.read_text(), flags=re.DOTALL | re.MULTILINE))
 
 
 def defer_imports(module: Path) -> None:
-    """Drop the import that a generated module does not need, and move the one it needs in one place only.
+    """Remove the import that a generated module does not need, and move another one to the place of its use.
 
-    The compiler takes a message named Descriptor for the class of another runtime, which it imports and never uses;
-    a parser of dates serves nothing but JSON.
+    The compiler mistakes a message named Descriptor for a class of another runtime, imports that class and never uses
+    it. The parser of dates is needed for JSON only.
     """
     text = module.read_text().replace(_UNUSED, "")
     if _DATES in text:
@@ -90,7 +90,7 @@ def defer_imports(module: Path) -> None:
 
 
 def services_table(descriptor_set: Path) -> str:
-    """The text of `api/services.py`: every service, its methods, their types and streaming."""
+    """Return the text of `api/services.py`: every service, its methods, their types and streaming."""
     from google.protobuf import descriptor_pb2
 
     table: dict[str, dict[str, tuple[str, str, bool, bool]]] = {}
@@ -119,7 +119,7 @@ def _tuple(spec: tuple[str, str, bool, bool]) -> str:
 
 
 def generate(target: Path) -> None:
-    """Write `target/gen` and `target/services.py`, replacing what is there."""
+    """Write `target/gen` and `target/services.py` anew."""
     with tempfile.TemporaryDirectory() as tmp:
         gen, descriptor_set = Path(tmp) / "gen", Path(tmp) / "set.bin"
         gen.mkdir()
@@ -135,7 +135,7 @@ def generate(target: Path) -> None:
 
 
 def differences(want: Path, have: Path) -> list[str]:
-    """Paths that differ between two trees of generated Python, relative to them."""
+    """Return the relative paths of the files that differ between two trees of generated Python."""
     names = {p.relative_to(root) for root in (want, have) for p in root.rglob("*.py")}
     return sorted(
         str(n) for n in names
@@ -144,7 +144,7 @@ def differences(want: Path, have: Path) -> list[str]:
 
 
 def check() -> list[str]:
-    """Generated files of this checkout that no longer match the `.proto` files."""
+    """Return the generated files of this checkout that no longer match the `.proto` files."""
     with tempfile.TemporaryDirectory() as tmp:
         generate(Path(tmp))
         stale = [f"gen/{n}" for n in differences(Path(tmp) / "gen", API / "gen")]

@@ -1,4 +1,4 @@
-"""Generated classes and the full names of their messages."""
+"""Full names of messages and their generated classes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _POOL_PREFIX = "type.googleapis.com/"
 
 
 def class_name(cls: type[betterproto2.Message]) -> str:
-    """The full protocol buffer name of a generated class, of the API or of one that a plugin brings.
+    """Return the full protocol buffer name of a generated class, which may be one of a plugin.
 
-    A generated module has the pool in which its classes are registered.
+    A generated module holds the pool in which its classes are registered.
     """
     pool: betterproto2.MessagePool = sys.modules[cls.__module__].__dict__["default_message_pool"]
     return pool.type_to_url[cls].removeprefix(_POOL_PREFIX)
 
 
 def message_class(full_name: str) -> type[betterproto2.Message]:
-    """The generated class of a message by its full name, importing its package. Raises NotFound."""
+    """Import the package of a message and return the generated class by its full name. Raises NotFound."""
     from aiocontainerd.api.gen.message_pool import default_message_pool
 
     url = _POOL_PREFIX + full_name

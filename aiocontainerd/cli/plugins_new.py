@@ -1,4 +1,4 @@
-"""`actr plugins new`, and the same of `aiocontainerd-plugin`."""
+"""The command `new` of `actr plugins` and of `aiocontainerd-plugin`: write the package of a new plugin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 @click.command("new")
 @click.argument("kind")
 @click.argument("name")
-@click.option("--directory", type=click.Path(path_type=Path), help="Where to write it [default: ./NAME].")
+@click.option("--directory", type=click.Path(path_type=Path), help="Directory of the package [default: ./NAME].")
 def new(kind: str, name: str, directory: Path | None) -> None:
     """Write a small package for a plugin of KIND, with a test that passes.
 
@@ -26,4 +26,4 @@ def new(kind: str, name: str, directory: Path | None) -> None:
         raise click.ClickException(str(error)) from error
     for path in written:
         click.echo(path)
-    click.echo(f"\nNext: pip install -e {target} && pytest {target}; README.md says the rest.")
+    click.echo(f"\nNext: pip install -e {target} && pytest {target}; README.md has the further steps.")

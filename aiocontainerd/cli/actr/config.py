@@ -1,4 +1,4 @@
-"""`actr config`: the config file of a daemon on this host."""
+"""`actr config`: explain the config file of a daemon on this host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiocontainerd.config.records import DEFAULT_PATH
 
 @click.group()
 def config() -> None:
-    """The config of a daemon on this host."""
+    """Explain the config of a daemon on this host."""
 
 
 @config.command()

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from aiocontainerd.client.client import Client
     from aiocontainerd.interfaces.metadata import Container
 
-HINT = "actr containers ls shows which there are"
+HINT = "actr containers ls lists all of them"
 
 
 @click.group()
 def containers() -> None:
-    """Container records."""
+    """List, show and remove container records."""
 
 
 @containers.command("ls")
@@ -57,7 +57,7 @@ def info(ctx: click.Context, container_id: str, only_spec: bool) -> None:
 
 
 def described(container: Container) -> dict[str, object]:
-    """A container in the names that ctr uses."""
+    """Return a container with the field names that ctr uses."""
     return {
         "ID": container.id,
         "Labels": dict(container.labels),
@@ -84,8 +84,8 @@ def _json(value: typeurl.Any | None) -> object:
 
 @containers.command("rm")
 @click.argument("container_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--keep-snapshot", is_flag=True, help="Leave the snapshot.")
-@click.option("-f", "--force", is_flag=True, help="Kill what runs.")
+@click.option("--keep-snapshot", is_flag=True, help="Keep the snapshot.")
+@click.option("-f", "--force", is_flag=True, help="Kill running tasks.")
 @click.pass_context
 def remove(ctx: click.Context, container_ids: tuple[str, ...], keep_snapshot: bool, force: bool) -> None:
     """Remove containers that have stopped, with their snapshots."""

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 _SKIPPED = "skip plugin"
 _NOT_READY = ("absent", "connecting", "failed")
-"""States of a plugin beside the daemon in which it is loaded and cannot be used."""
+"""States in which a plugin beside the daemon is loaded but cannot be used."""
 
 
 @click.command()
 @click.pass_context
 def version(ctx: click.Context) -> None:
-    """Versions of the client and the daemon."""
+    """Show the versions of the client and the daemon."""
 
     async def work(client: Client) -> None:
         from aiocontainerd import __version__
@@ -41,7 +41,7 @@ def version(ctx: click.Context) -> None:
 
 @click.group()
 def plugins() -> None:
-    """What the daemon is made of."""
+    """Show the plugins of the daemon, explain them, write new ones."""
 
 
 for _command in (explain, health, new):
@@ -54,7 +54,7 @@ for _command in (explain, health, new):
 @click.option("-q", "--quiet", is_flag=True, help="Print kind and id only.")
 @click.pass_context
 def list_plugins(ctx: click.Context, filters: tuple[str, ...], detailed: bool, quiet: bool) -> None:
-    """List plugins, those that were skipped or failed included."""
+    """List plugins, also those that were skipped or failed."""
 
     async def work(client: Client) -> None:
         found = await client.introspection.plugins(filters)
@@ -70,7 +70,7 @@ def list_plugins(ctx: click.Context, filters: tuple[str, ...], detailed: bool, q
 
 
 def state(plugin: PluginStatus) -> str:
-    """`ok`, `skip` or `error`, as ctr tells them apart; for a plugin beside the daemon that cannot be used now, why."""
+    """Return `ok`, `skip` or `error` as ctr does, or the state of a plugin beside the daemon that is not ready."""
     if not plugin.message and not plugin.code:
         beside = plugin.exports.get("state", "")
         return beside if beside in _NOT_READY else "ok"
@@ -78,7 +78,7 @@ def state(plugin: PluginStatus) -> str:
 
 
 def reason(plugin: PluginStatus) -> str:
-    """Why a plugin did not load, or cannot be used now, on one line."""
+    """Return one line that says why a plugin did not load or cannot be used now."""
     text = plugin.message or (plugin.exports.get("reason", "") if state(plugin) in _NOT_READY else "")
     return " ".join(text.split()) or "-"
 

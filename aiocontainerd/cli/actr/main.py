@@ -1,7 +1,7 @@
 """`actr`: the command line client of containerd daemons, ours and any other.
 
-Every subject's commands live in a module of their own, imported when one of them runs: `actr version` must not wait
-for what it does not use.
+The commands of a subject are in a module of their own, which is imported when one of them runs: `actr version` must
+not wait for modules that it does not use.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from aiocontainerd import __version__
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 COMMANDS = {
     "config": ("config", "config", "Explain the config of a daemon on this host"),
-    "containers": ("containers", "containers", "Container records"),
-    "content": ("storage", "content", "Blobs of the content store"),
+    "containers": ("containers", "containers", "List, show and remove container records"),
+    "content": ("storage", "content", "List the blobs of the content store"),
     "events": ("daemon", "events", "Show events as they come"),
     "images": ("images", "images", "Pull, import, list, tag and remove images"),
     "namespaces": ("namespaces", "namespaces", "Create, list, label and remove namespaces"),
-    "plugins": ("daemon", "plugins", "What the daemon is made of"),
-    "reload": ("health", "reload", "Have the daemon read its config again"),
+    "plugins": ("daemon", "plugins", "Show the plugins of the daemon, explain them, write new ones"),
+    "reload": ("health", "reload", "Tell the daemon to read its config again"),
     "run": ("run", "run", "Run a container"),
-    "snapshots": ("storage", "snapshots", "Snapshots of a snapshotter"),
-    "tasks": ("tasks", "tasks", "Running containers: exec, kill, pause, attach"),
-    "version": ("daemon", "version", "Versions of the client and the daemon"),
+    "snapshots": ("storage", "snapshots", "List the snapshots of a snapshotter"),
+    "tasks": ("tasks", "tasks", "Work with running containers: exec, kill, pause, attach"),
+    "version": ("daemon", "version", "Show the versions of the client and the daemon"),
 }
-"""Name of a command -> module, attribute, one line of help."""
+"""Name of a command -> its module, its attribute there, one line of help."""
 ALIASES = {
     "c": "containers", "container": "containers", "event": "events", "i": "images", "image": "images",
     "namespace": "namespaces", "ns": "namespaces", "plugin": "plugins", "snapshot": "snapshots", "t": "tasks",
@@ -36,14 +36,14 @@ ALIASES = {
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module when it is asked for."""
+    """A group that imports the module of a command when the command is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The names shown in the help."""
+        """Return the names that the help shows."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        """The command of a name or alias."""
+        """Import and return the command of a name or alias."""
         found = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
         if found is None:
             return None
@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """The list of commands, without importing them."""
+        """Write the list of commands without importing their modules."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in sorted(COMMANDS.items())])
 
@@ -74,7 +74,7 @@ def actr(ctx: click.Context, address: str, namespace: str, timeout: float, debug
 
 
 def main() -> None:
-    """Entry point of the program."""
+    """Run the program."""
     actr(prog_name="actr")
 
 

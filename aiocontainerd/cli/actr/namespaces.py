@@ -12,7 +12,7 @@ from aiocontainerd.cli.actr.session import session_of
 if TYPE_CHECKING:
     from aiocontainerd.client.client import Client
 
-HINT = "actr namespaces ls shows which there are"
+HINT = "actr namespaces ls lists all of them"
 
 
 @click.group()
@@ -54,7 +54,7 @@ def list_namespaces(ctx: click.Context, quiet: bool) -> None:
 @click.argument("labels", nargs=-1, required=True)
 @click.pass_context
 def label(ctx: click.Context, name: str, labels: tuple[str, ...]) -> None:
-    """Set LABELS (key=value) of NAME; `key=` deletes one."""
+    """Set LABELS (key=value) of NAME; `key=` deletes a label."""
 
     async def work(client: Client) -> None:
         from aiocontainerd.interfaces.metadata import Namespace

@@ -1,4 +1,4 @@
-"""Tables, sizes and times as `actr` prints them: plain columns for programs, drawn ones on a terminal."""
+"""Print tables, sizes and times: plain columns for programs, drawn tables on a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GAP = 4
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under their headers. Programs get columns of at least four spaces' distance."""
+    """Print rows under their headers. For programs, columns are at least four spaces apart."""
     texts = [[str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _drawn(headers, texts)
@@ -37,7 +37,7 @@ def _drawn(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def size(count: int) -> str:
-    """Bytes in binary units, as `ctr` prints them."""
+    """Return a number of bytes in binary units, as `ctr` prints it."""
     value, unit = float(count), 0
     while value >= _KILO and unit < len(_UNITS) - 1:
         value, unit = value / _KILO, unit + 1
@@ -45,17 +45,17 @@ def size(count: int) -> str:
 
 
 def pairs(labels: Mapping[str, str]) -> str:
-    """Labels as `key=value,key=value`, `-` for none."""
+    """Return labels as `key=value,key=value`, or `-` without labels."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "-"
 
 
 def time(ns: int) -> str:
-    """A point in time, `-` for Go's zero time."""
+    """Return a point in time as text, or `-` for Go's zero time."""
     return "-" if ns <= timestamps.ZERO_NS else timestamps.format_rfc3339(ns)
 
 
 def parse_labels(given: Sequence[str]) -> dict[str, str]:
-    """`key=value` arguments; a bare `key` has an empty value, which deletes the label. Raises ValueError."""
+    """Parse `key=value` arguments. A bare `key` has an empty value, which deletes the label. Raises ValueError."""
     labels: dict[str, str] = {}
     for text in given:
         key, _, value = text.partition("=")

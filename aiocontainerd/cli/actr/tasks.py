@@ -14,12 +14,12 @@ from aiocontainerd.cli.actr.session import session_of
 if TYPE_CHECKING:
     from aiocontainerd.client.client import Client
 
-HINT = "actr tasks ls shows which run"
+HINT = "actr tasks ls lists all of them"
 
 
 @click.group()
 def tasks() -> None:
-    """Running containers."""
+    """Work with running containers and their processes."""
 
 
 @tasks.command("ls")
@@ -56,11 +56,11 @@ def list_pids(ctx: click.Context, container_id: str) -> None:
 @tasks.command("kill")
 @click.argument("container_id", metavar="ID")
 @click.option("-s", "--signal", "signal_name", default="SIGTERM", show_default=True, help="Name or number.")
-@click.option("-a", "--all", "all_processes", is_flag=True, help="Every process of the container.")
-@click.option("--exec-id", default="", help="This exec instead of init.")
+@click.option("-a", "--all", "all_processes", is_flag=True, help="Signal every process of the container.")
+@click.option("--exec-id", default="", help="Signal this exec instead of init.")
 @click.pass_context
 def kill(ctx: click.Context, container_id: str, signal_name: str, all_processes: bool, exec_id: str) -> None:
-    """Send a signal."""
+    """Send a signal to a container."""
 
     async def work(client: Client) -> None:
         await client.tasks.kill(container_id, parse_signal(signal_name), exec_id, all_processes=all_processes)
@@ -69,7 +69,7 @@ def kill(ctx: click.Context, container_id: str, signal_name: str, all_processes:
 
 
 def parse_signal(text: str) -> int:
-    """The number of a signal given as SIGTERM, TERM or 15. Raises ValueError naming the text."""
+    """Return the number of a signal given as SIGTERM, TERM or 15. Raises ValueError naming the text."""
     if text.isdecimal() and 0 < int(text) < signals.NSIG:
         return int(text)
     name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
@@ -81,11 +81,11 @@ def parse_signal(text: str) -> int:
 
 @tasks.command("rm")
 @click.argument("container_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("-f", "--force", is_flag=True, help="Kill what runs.")
-@click.option("--exec-id", default="", help="This exec instead of the task.")
+@click.option("-f", "--force", is_flag=True, help="Kill running tasks.")
+@click.option("--exec-id", default="", help="Remove this exec instead of the task.")
 @click.pass_context
 def remove(ctx: click.Context, container_ids: tuple[str, ...], force: bool, exec_id: str) -> None:
-    """End tasks that have stopped. Exits with the status of a task that ended with one."""
+    """Remove tasks that have stopped. The exit status is that of the first task that failed."""
 
     async def work(client: Client) -> int:
         status = 0
@@ -117,7 +117,7 @@ def resume(ctx: click.Context, container_id: str) -> None:
 @click.argument("container_id", metavar="ID")
 @click.pass_context
 def attach(ctx: click.Context, container_id: str) -> None:
-    """Be the front of a container that runs, through the fifos it was made with."""
+    """Connect to the input and output of a running container."""
 
     async def work(client: Client) -> int:
         from aiocontainerd.client.attach import Attachment
@@ -129,7 +129,7 @@ def attach(ctx: click.Context, container_id: str) -> None:
 
 
 @tasks.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option("--exec-id", default="", help="Id of the process; one is made up otherwise.")
+@click.option("--exec-id", default="", help="Id of the process [default: a random one].")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option("-d", "--detach", is_flag=True, help="Run it in the background; its output is dropped.")
 @click.option("--cwd", default="", help="Working directory.")
