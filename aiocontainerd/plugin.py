@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from aiocontainerd import context as call
 from aiocontainerd import durations, errors, kinds, timestamps, typeurl
 from aiocontainerd.config.secret import Secret
+from aiocontainerd.config.timeouts import Timeout
 from aiocontainerd.host.authoring import register
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.registration import (
@@ -95,9 +96,9 @@ __all__ = [
     "CredentialsProvider", "Descriptor", "Differ", "Envelope", "EventBus", "EventSink", "ImageVerifier", "InitContext",
     "Kind", "Layer", "Method", "Mount", "MountHandler", "Plugin", "PluginConfig", "PluginError", "Registration",
     "SandboxController", "Secret", "Service", "SkipPlugin", "Snapshotter", "SnapshotterBase", "State",
-    "StreamProcessor", "Task", "TaskMonitor", "TaskRuntime", "Usage", "Verdict", "call", "deadline", "durations",
-    "errors", "hookimpl", "items", "kinds", "make_directory", "names_in", "programs", "register", "remove_tree",
-    "timestamps", "typeurl", "unlimited", "usage_of_tree",
+    "StreamProcessor", "Task", "TaskMonitor", "TaskRuntime", "Timeout", "Usage", "Verdict", "call", "deadline",
+    "durations", "errors", "hookimpl", "items", "kinds", "make_directory", "names_in", "programs", "register",
+    "remove_tree", "timestamps", "typeurl", "unlimited", "usage_of_tree",
 ]  # fmt: skip
 
 

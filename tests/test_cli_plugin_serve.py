@@ -181,6 +181,23 @@ def test_a_differ_without_content_says_what_it_needs(directory: Path) -> None:
     assert "it needs the content of a daemon: name its socket with --content" in failing(directory, "acme_program")
 
 
+def test_a_daemon_that_does_not_answer_for_its_content_is_given_up_at_the_limit(directory: Path) -> None:
+    asks = '\n    async def start(self): await self.content.info("sha256:" + "0" * 64)\n'
+    (directory / "acme_program.py").write_text(DIFFER + asks)
+    (directory / "c.toml").write_text(
+        'version = 4\n[timeouts]\n"io.containerd.timeout.plugin.content" = "1ms"\n'
+        f'"io.containerd.timeout.plugin.content.{kinds.DIFFER}.layers" = "50ms"\n'
+    )
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(directory / "silent"))
+        silent.listen()
+        line = failing(
+            directory, "acme_program", "--content", str(directory / "silent"), "--config", str(directory / "c.toml")
+        )
+    words = "is not loaded: grpc call /containerd.services.content.v1.Content/Info"
+    assert f"plugin {kinds.DIFFER}.layers {words}" in line
+
+
 def test_a_mistake_in_the_config_is_one_line(directory: Path) -> None:
     (directory / "c.toml").write_text(f'version = 4\n[plugins."{kinds.SNAPSHOTTER}.one"]\nfials = true\n')
     line = failing(directory, "acme_program:One", "--config", str(directory / "c.toml"))

@@ -200,23 +200,6 @@ def test_a_bad_timeout_names_its_key_and_line(tmp_path: Path) -> None:
         load(path)
 
 
-def test_timeouts_have_defaults_and_unknown_ones_a_second(tmp_path: Path) -> None:
-    text = 'version = 4\n[timeouts]\n"io.containerd.timeout.shim.load" = "1m30s"\n'
-    config = load(write(tmp_path / "c.toml", text))
-    assert config.timeout_s("io.containerd.timeout.shim.load") == 90
-    assert config.timeout_s("io.containerd.timeout.task.state") == 2
-    assert config.timeout_s("io.containerd.timeout.nobody.knows") == 1
-
-
-def test_a_plugin_may_have_deadlines_of_its_own(tmp_path: Path) -> None:
-    work, native = "io.containerd.timeout.plugin.work", "io.containerd.snapshotter.v1.native"
-    text = f'version = 4\n[timeouts]\n"{work}" = "3m"\n"{work}.{native}" = "20m"\n'
-    config = load(write(tmp_path / "c.toml", text))
-    assert config.timeout_s(f"{work}.{native}") == 1200
-    assert config.timeout_s(f"{work}.io.containerd.snapshotter.v1.other") == 180
-    assert config.timeout_s(f"io.containerd.timeout.plugin.quick.{native}") == 10
-
-
 def test_version_2_server_sections_become_plugin_tables(tmp_path: Path) -> None:
     path = write(tmp_path / "c.toml", 'version = 2\n[grpc]\naddress = "/x.sock"\ngid = 5\n[debug]\naddress = ""\n')
     config = load(path)

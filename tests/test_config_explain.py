@@ -60,7 +60,7 @@ def test_every_value_has_its_file_and_line_its_flag_or_default(tmp_path: Path) -
     assert f'root = "/r"  # {tmp_path}/c.toml:2' in lines
     assert 'state = "/s"  # --state' in lines
     assert 'temp = ""  # default' in lines
-    assert 'timeouts."io.containerd.timeout.task.state" = "2s"  # default' in lines
+    assert 'timeouts."io.containerd.timeout.plugin.init" = "30s"  # default; Starting a plugin.' in lines
     assert f'plugins."{URI}".url = ""  # default' in lines
 
 

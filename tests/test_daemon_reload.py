@@ -235,6 +235,7 @@ async def test_without_a_file_there_is_nothing_to_read_again() -> None:
 
 
 WORK = "io.containerd.timeout.plugin.work"
+LOAD = "io.containerd.timeout.shim.load"
 
 
 @pytest.mark.anyio
@@ -244,15 +245,13 @@ async def test_timeouts_are_applied_at_once_and_told_once() -> None:
     reloader = Reloader(Registry(), Config({}, {}), lambda: Config({"timeouts": dict(timeouts)}, {}))
     registry: Any = reloader._registry
     registry.set_deadlines = lambda: asked.append(reloader.timeout_s(WORK))
-    timeouts |= {WORK: "3m", "io.containerd.timeout.acme": "5s", "io.containerd.timeout.plugin.quick": "10s"}
+    timeouts |= {WORK: "3m", LOAD: "6s", "io.containerd.timeout.plugin.quick": "10s"}
     changes = about(await reloader.reload(), "timeouts")
-    assert changes == [Change("timeouts", "applied", f"io.containerd.timeout.acme = 5s, {WORK} = 3m0s")]
+    assert changes == [Change("timeouts", "applied", f"{WORK} = 3m0s, {LOAD} = 6s")]
     assert asked == [180.0]
     assert about(await reloader.reload(), "timeouts") == []
     timeouts.clear()
-    assert [change.detail for change in about(await reloader.reload(), "timeouts")] == [
-        f"io.containerd.timeout.acme = 1s, {WORK} = 2m0s"
-    ]
+    assert [change.detail for change in about(await reloader.reload(), "timeouts")] == [f"{WORK} = 2m0s, {LOAD} = 5s"]
     assert asked == [180.0, 120.0]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ async def init(context):
         context.on_stop(stubborn)
     return object()
 
+class Server:
+    address = "nowhere"
+
+    async def start(self):
+        pass
+
+    async def stop(self, grace_s):
+        with open(os.environ["PROBE"], "a") as out:
+            print("grace", grace_s, file=out)
+
+async def init_server(context):
+    return Server()
+
 async def hang():
     await anyio.sleep_forever()
 
@@ -47,7 +61,10 @@ async def stubborn():
 
 @hookimpl
 def register_plugins():
-    return [Registration(kind="io.containerd.internal.v1", id="probe", init=init)]
+    return [
+        Registration(kind="io.containerd.internal.v1", id="probe", init=init),
+        Registration(kind=kinds.SERVER, id="probe", requires=(kinds.ALL,), init=init_server),
+    ]
 """
 CONFIG = """
 version = 4
@@ -59,6 +76,8 @@ allow = ["nothing-that-is-installed"]
 module = "acme_probe"
 [timeouts]
 "io.containerd.timeout.plugin.stop" = "200ms"
+"io.containerd.timeout.server.stop" = "1250ms"
+"io.containerd.timeout.notify" = "20ms"
 """
 WAIT_S = 20.0
 
@@ -66,7 +85,7 @@ WAIT_S = 20.0
 class Process:
     """A daemon process and the service manager's socket it tells."""
 
-    def __init__(self, directory: Path, *, config: str = CONFIG, hang: str = "") -> None:
+    def __init__(self, directory: Path, *, config: str = CONFIG, hang: str = "", full: bool = False) -> None:
         self.directory = directory
         self.log = directory / "log"
         (directory / "acme_probe.py").write_text(PROBE)
@@ -74,6 +93,12 @@ class Process:
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.settimeout(WAIT_S)
         self.manager.bind(str(directory / "notify"))
+        if full:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
+                sender.setblocking(False)
+                sender.connect(str(directory / "notify"))
+                while sender.send(b"x"):
+                    pass
         environment = {
             **os.environ, "NOTIFY_SOCKET": str(directory / "notify"), "PYTHONPATH": str(directory), "HANG": hang,
             "PROBE": str(directory / "probe"),
@@ -211,6 +236,22 @@ def test_a_service_manager_that_is_gone_does_not_stop_the_daemon(tmp_path: Path)
         assert process.wait() == 0
     finally:
         process.end()
+
+
+def test_a_service_manager_that_takes_no_messages_does_not_keep_the_daemon(tmp_path: Path) -> None:
+    process = Process(tmp_path, full=True)
+    try:
+        process.logged("successfully booted")
+        assert re.search("cannot tell the service manager READY=1: .*takes no messages", process.log.read_text())
+    finally:
+        process.end()
+
+
+def test_calls_have_the_configured_time_to_end_when_a_server_stops(process: Process) -> None:
+    assert process.told() == systemd.READY
+    process.process.terminate()
+    assert process.wait() == 0
+    assert "grace 1.25" in (process.directory / "probe").read_text().splitlines()
 
 
 def test_an_oom_score_out_of_range_is_told(tmp_path: Path) -> None:

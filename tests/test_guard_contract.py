@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from aiocontainerd import kinds
-from aiocontainerd.config.records import TIMEOUTS
+from aiocontainerd.config import timeouts
 from aiocontainerd.errors import DeadlineExceeded, Unavailable
 from aiocontainerd.guard import deadlines
 from aiocontainerd.guard.contract import Contract, Given, contract_of, of_class, of_protocol
@@ -233,7 +233,7 @@ def test_each_service_has_the_contract_of_its_id() -> None:
 
 @pytest.mark.parametrize("key", [QUICK, WORK, LONG, TASK])
 def test_every_class_has_a_default_that_the_operations_page_tells(key: str) -> None:
-    assert f"| `{key}` | {TIMEOUTS[key]} |" in PAGE.read_text()
+    assert f"| `{key}` | {timeouts.declared(())[key].default} |" in PAGE.read_text()
     assert key.startswith(rules.PREFIX)
 
 

@@ -50,7 +50,7 @@ def test_every_timeout_and_first_party_table_is_in_the_example() -> None:
 
 
 def test_every_kind_with_a_contract_has_its_prose_its_members_and_its_scaffold_on_the_page() -> None:
-    page = reference.reference_page()
+    page = reference.reference_page([])
     for kind, path in PROTOCOLS.items():
         assert f"## {kind}\n" in page
         assert f"### {path.partition(':')[2]}\n" in page

@@ -14,7 +14,7 @@ import sys
 from aiocontainerd.cli.daemon import main
 from aiocontainerd.sys import systemd
 
-def tell(state):
+def tell(state, limit_s):
     if state == systemd.READY:
         print(*sys.modules, sep="\\n", flush=True)
         import os, signal

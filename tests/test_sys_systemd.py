@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,21 @@ def test_an_abstract_address_begins_with_an_at_sign(monkeypatch: pytest.MonkeyPa
     with listening(f"\0{name}") as manager:
         assert systemd.notify(systemd.READY)
         assert manager.recv(64) == b"READY=1"
+
+
+def test_a_service_manager_that_takes_no_messages_is_given_up_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = str(tmp_path / "n")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    with listening(address), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        other.connect(address)
+        with suppress(BlockingIOError):
+            while other.send(b"x"):
+                pass
+        with pytest.raises(TimeoutError, match=f"takes no messages.*{address}"):
+            systemd.notify(systemd.READY, 0.02)
 
 
 @pytest.mark.parametrize("value", [None, ""])

@@ -11,14 +11,13 @@ if TYPE_CHECKING:
 
 
 def show(config: Config, key: str) -> None:
-    """Print the values at and below a key with their origins. Raises ClickException for a key that is none."""
+    """Print the values at and below a key with their origins. Raises ClickException for an unknown key."""
     from aiocontainerd.config import ConfigError
     from aiocontainerd.config.explain import explain
     from aiocontainerd.host import discovery
 
     try:
-        registrations = discovery.all_registrations(config.settings.plugin_policy, config.settings.python_plugins)
-        config.check_plugins(registrations)
+        registrations = discovery.checked_registrations(config)
         found = explain(config, registrations, key)
     except ConfigError as error:
         raise click.ClickException(f"containerd: {error}") from error

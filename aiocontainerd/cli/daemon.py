@@ -107,8 +107,7 @@ def _printing(*, defaults_only: bool = False, reveal: bool = False) -> Callable[
 
         try:
             config = Config({}, {}) if defaults_only else flags.load(missing_is_fine=True)
-            registrations = discovery.all_registrations(config.settings.plugin_policy, config.settings.python_plugins)
-            config.check_plugins(registrations)
+            registrations = discovery.checked_registrations(config)
             click.echo(render.dump(config, registrations, reveal=reveal), nl=False)
         except ConfigError as error:
             raise click.ClickException(f"containerd: {error}") from error

@@ -4,6 +4,7 @@ source.py   a TOML file as a tree, with the line of every key
 migrate.py  older versions into the current one
 merge.py    a file and its imports into one tree
 records.py  the top-level records and their defaults
+timeouts.py keys of `[timeouts]`: the daemon's own, and how those of plugins are declared
 load.py     all of it together: `load(path)` -> `Config`
 render.py   a config as TOML, defaults included
 """

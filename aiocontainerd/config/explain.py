@@ -21,22 +21,28 @@ _PART = re.compile(r'"((?:[^"\\]|\\.)*)"|([^."]+)')
 
 
 class Explained(msgspec.Struct, frozen=True):
-    """A value of the config, redacted where it is a secret, and its origin."""
+    """A value of the config, redacted where it is a secret, its origin and, for a timeout, what it limits."""
 
     key: KeyPath
     value: Any
     origin: str
+    doc: str = ""
 
     def __str__(self) -> str:
-        return f"{dotted(self.key)} = {_shown(self.value)}  # {self.origin}"
+        doc = f"; {self.doc}" if self.doc else ""
+        return f"{dotted(self.key)} = {_shown(self.value)}  # {self.origin}{doc}"
 
 
 def explain(config: Config, registrations: Iterable[Registration], key: str = "") -> list[Explained]:
     """The values at and below a key, all of them for "". An unknown key has none."""
+    registrations = list(registrations)
     chosen = matching(key, [registration.uri for registration in registrations])
-    tree = render.tree_of(config, registrations)
+    known = render.declared(registrations).values()
+    docs: dict[KeyPath, str] = {("timeouts", timeout.key): timeout.doc for timeout in known}
     return [
-        Explained(path, value, _origin(config, path)) for path, value in _values(tree) if path[: len(chosen)] == chosen
+        Explained(path, value, _origin(config, path), docs.get(path, ""))
+        for path, value in _values(render.tree_of(config, registrations))
+        if path[: len(chosen)] == chosen
     ]
 
 

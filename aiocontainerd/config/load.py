@@ -13,14 +13,11 @@ import msgspec
 from aiocontainerd import durations
 from aiocontainerd.config import merge as merging
 from aiocontainerd.config import migrate as migration
-from aiocontainerd.config import source
+from aiocontainerd.config import source, timeouts
 from aiocontainerd.config.decode import Problem, decode, origin_of
 from aiocontainerd.config.migrate import Origins
 from aiocontainerd.config.records import (
-    PLUGIN_TIMEOUTS,
     STREAM_PROCESSORS,
-    TIMEOUTS,
-    UNKNOWN_TIMEOUT_S,
     ConfigError,
     Settings,
     StreamProcessor,
@@ -30,6 +27,7 @@ from aiocontainerd.config.source import KeyPath, Origin, Tree
 from aiocontainerd.daemon import logs
 
 if TYPE_CHECKING:
+    from aiocontainerd.config.timeouts import Timeout
     from aiocontainerd.host.registration import PluginConfig, Registration
 
 
@@ -42,6 +40,7 @@ class Config:
         self._warn_only = warn_only
         self._tree = tree
         self._plugins: Tree = tree.get("plugins", {})
+        self._timeouts = timeouts.declared(())
         settings, problems = decode({k: v for k, v in tree.items() if k != "plugins"}, Settings, (), origins)
         self._settle(problems)
         if settings is None:
@@ -79,38 +78,77 @@ class Config:
             raise ConfigError(f"the config of plugin {uri} could not be decoded")
         return record
 
-    def check_plugins(self, registrations: Iterable[Registration]) -> None:
+    def declare(self, registrations: Iterable[Registration]) -> None:
+        """Learn the keys of `[timeouts]` that plugins declare, and their defaults."""
+        self._timeouts = timeouts.declared(timeout for one in registrations for timeout in one.timeouts)
+
+    def check_plugins(self, registrations: Iterable[Registration], *, complete: bool = True) -> None:
         """Decode the table of every plugin once, so that a mistake stops the start and not one plugin.
 
+        Check the keys of `[timeouts]` against those that the plugins declare. Where the registrations are not
+        `complete`, because a module could not be loaded, an unknown key is only a warning: that module may declare it.
         Tables and lists that name plugins which are not installed here get one warning.
         """
         known = {registration.uri: registration for registration in registrations}
+        self.declare(known.values())
+        self._settle(self._timeout_problems(known, complete))
         for uri in self._plugins:
             if uri in known:
                 self.plugin_config(known[uri])
         absent = sorted(uri for uri in self._plugins if uri not in known)
-        absent += [uri for uri in self.settings.disabled_plugins if uri not in known and uri not in absent]
+        named = [timeouts.split_plugin_key(key)[1] for key in self.settings.timeouts]
+        named += self.settings.disabled_plugins
+        absent += [uri for uri in dict.fromkeys(named) if uri and uri not in known and uri not in absent]
         if absent:
             self.warnings.append(f"config names plugins that are not installed here; ignored: {', '.join(absent)}")
 
     @property
     def stream_processors(self) -> Mapping[str, StreamProcessor]:
-        """The tables of `[stream_processors]` by id, over those that are there without being written."""
+        """The tables of `[stream_processors]` by id, and the default ones."""
         return {**STREAM_PROCESSORS, **self.settings.stream_processors}
 
     def timeout_s(self, key: str) -> float:
         """The deadline of a key of `[timeouts]` in seconds; 0 means none.
 
-        A key `io.containerd.timeout.plugin.<class>.<URI>` is about one plugin, and is else that of the class.
+        A key `<class>.<URI of a plugin>` that is not written has the value of its class.
         """
-        text = self.settings.timeouts.get(key, TIMEOUTS.get(key))
-        if text is None and key.startswith(PLUGIN_TIMEOUTS):
-            key = PLUGIN_TIMEOUTS + key.removeprefix(PLUGIN_TIMEOUTS).partition(".")[0]
-            text = self.settings.timeouts.get(key, TIMEOUTS.get(key))
-        return UNKNOWN_TIMEOUT_S if text is None else durations.parse(text)
+        written = self.settings.timeouts
+        name, _ = timeouts.split_plugin_key(key)
+        for candidate in (key, name):
+            if candidate in written:
+                return durations.parse(written[candidate])
+        known = self._timeouts.get(name)
+        return timeouts.UNDECLARED_S if known is None else durations.parse(known.default)
+
+    @property
+    def timeouts(self) -> Mapping[str, Timeout]:
+        """The declared keys of `[timeouts]`."""
+        return self._timeouts
+
+    def timeouts_of(self, registration: Registration) -> dict[str, float]:
+        """Return the seconds of each key that a plugin may read: the daemon's, as they hold for it, and its own."""
+        return timeouts.seconds_for(registration.uri, registration.timeouts, self.timeout_s)
+
+    def _timeout_problems(self, known: Mapping[str, Registration], complete: bool) -> list[Problem]:
+        """Return what is wrong with the keys of `[timeouts]`; keep a warning for those that have no effect here."""
+        unknown = [key for key in self.settings.timeouts if not timeouts.is_declared(key, self._timeouts)]
+        idle = [key for key in unknown if key in timeouts.STOCK_KEYS]
+        if idle:
+            self.warnings.append(f"[timeouts]: {', '.join(idle)}: has no effect here")
+        problems = []
+        for key in unknown:
+            if key not in timeouts.STOCK_KEYS:
+                near = timeouts.nearest(key, self._timeouts, known)
+                hint = f'; did you mean "{near}"?' if near else ""
+                text = f'{self.origin("timeouts", key)}: unknown key timeouts."{key}"{hint}'
+                problems.append(Problem(text, True))
+        if complete:
+            return problems
+        self.warnings += [problem.text for problem in problems]
+        return []
 
     def _settle(self, problems: list[Problem]) -> None:
-        """Raise for problems, or keep unknown keys as warnings where the file is shared with containerd."""
+        """Raise for problems; with `warn_only`, keep unknown keys as warnings."""
         fatal = [p.text for p in problems if not (self._warn_only and p.unknown_key)]
         if fatal:
             raise ConfigError("\n".join(fatal))

@@ -17,34 +17,8 @@ DEFAULT_STATE = "/run/containerd"
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 MESSAGE_SIZE = 16 << 20
 
-TIMEOUTS: Mapping[str, str] = MappingProxyType(
-    {
-        "io.containerd.timeout.bolt.open": "0s",
-        "io.containerd.timeout.cri.defercleanup": "1m0s",
-        "io.containerd.timeout.metrics.shimstats": "2s",
-        "io.containerd.timeout.plugin.init": "30s",
-        "io.containerd.timeout.plugin.long": "1h0m0s",
-        "io.containerd.timeout.plugin.quick": "10s",
-        "io.containerd.timeout.plugin.stop": "10s",
-        "io.containerd.timeout.plugin.task": "5m0s",
-        "io.containerd.timeout.plugin.work": "2m0s",
-        "io.containerd.timeout.shim.cleanup": "5s",
-        "io.containerd.timeout.shim.create": "2m0s",
-        "io.containerd.timeout.shim.load": "5s",
-        "io.containerd.timeout.shim.shutdown": "3s",
-        "io.containerd.timeout.shim.start": "30s",
-        "io.containerd.timeout.task.state": "2s",
-    }
-)
-"""Deadlines of what may hang. Those of `plugin`, `shim.create` and `shim.start` are ours: containerd waits for ever."""
-
 IsolationMode = Literal["none", "process"]
 """Where a plugin lives: in the daemon, or in a process of its own that the daemon keeps."""
-
-PLUGIN_TIMEOUTS = "io.containerd.timeout.plugin."
-"""Keys of the deadline classes of plugins; a plugin's URI behind one makes it that plugin's own."""
-UNKNOWN_TIMEOUT_S = 1.0
-"""A deadline that nobody named has one second, as in containerd (facts/runtime 9)."""
 
 
 class ConfigError(Exception):

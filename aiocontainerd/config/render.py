@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import tomli_w
 
+from aiocontainerd.config import timeouts
 from aiocontainerd.config.encode import encode
 from aiocontainerd.config.load import Config
-from aiocontainerd.config.records import DEFAULT_IMPORTS, TIMEOUTS, Settings, StreamProcessor
+from aiocontainerd.config.records import DEFAULT_IMPORTS, Settings, StreamProcessor
 from aiocontainerd.config.secret import REDACTED
 
 if TYPE_CHECKING:
+    from aiocontainerd.config.timeouts import Timeout
     from aiocontainerd.host.registration import Registration
 
 _SECRET_NAME = re.compile(r"secret|token|password|passwd|credential", re.IGNORECASE)
@@ -32,7 +34,9 @@ def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bo
     Secrets are redacted unless `reveal`. Raises ConfigError naming plugin and key of a value that TOML cannot have.
     """
     tree: dict[str, Any] = msgspec.to_builtins(config.settings)
-    tree["timeouts"] = {**TIMEOUTS, **config.settings.timeouts}
+    registrations = list(registrations)
+    known = declared(registrations)
+    tree["timeouts"] = {**{key: timeout.default for key, timeout in known.items()}, **config.settings.timeouts}
     tree["stream_processors"] = msgspec.to_builtins(config.stream_processors)
     plugins: dict[str, Any] = dict(config.plugin_tables) if reveal else _guessed(config.plugin_tables)
     for registration in registrations:
@@ -46,9 +50,12 @@ def dump(config: Config, registrations: Iterable[Registration], *, reveal: bool 
 
     Secrets are redacted unless `reveal`.
     """
-    tree = tree_of(config, registrations, reveal=reveal)
+    registrations = list(registrations)
+    tree = _without_none(tree_of(config, registrations, reveal=reveal))
     tree["imports"] = list(dict.fromkeys([DEFAULT_IMPORTS, *config.settings.imports]))
-    return tomli_w.dumps(_without_none(tree))
+    limits, plugins = tree.pop("timeouts"), tree.pop("plugins")
+    parts = [tomli_w.dumps(tree), _timeouts(limits, declared(registrations)), tomli_w.dumps({"plugins": plugins})]
+    return "\n".join(parts)
 
 
 def example(registrations: Iterable[Registration]) -> str:
@@ -60,7 +67,7 @@ def example(registrations: Iterable[Registration]) -> str:
     parts += [
         _table((name,), tree[name], type(getattr(defaults, name))) for name in ("debug", "cgroup", "plugin_policy")
     ]
-    parts.append(_table(("timeouts",), tree["timeouts"], None))
+    parts.append(_timeouts(tree["timeouts"], declared(registrations)))
     for number, (name, values) in enumerate(sorted(tree["stream_processors"].items())):
         parts.append(_table(("stream_processors", name), values, None if number else StreamProcessor))
     for registration in registrations:
@@ -68,6 +75,20 @@ def example(registrations: Iterable[Registration]) -> str:
         if values:
             parts.append(_plugin_table(registration, values))
     return "\n".join(parts)
+
+
+def declared(registrations: Iterable[Registration]) -> dict[str, Timeout]:
+    """Return the keys of `[timeouts]` that the daemon and these plugins declare, sorted by name."""
+    return timeouts.declared(timeout for registration in registrations for timeout in registration.timeouts)
+
+
+def _timeouts(values: Mapping[str, str], known: Mapping[str, Timeout]) -> str:
+    """The table `[timeouts]`, each key under what it limits."""
+    lines = ["[timeouts]\n"]
+    for key, value in values.items():
+        timeout = known.get(key)
+        lines.append(f"{_wrapped(timeout.doc) if timeout else ''}{tomli_w.dumps({key: value})}")
+    return "".join(lines)
 
 
 def _plugin_table(registration: Registration, values: Mapping[str, Any]) -> str:
@@ -89,7 +110,11 @@ def _scalars(values: Mapping[str, Any]) -> str:
 
 
 def _comment(record: type[msgspec.Struct] | None) -> str:
-    words = " ".join((inspect.getdoc(record) or "").split()) if record is not None else ""
+    return _wrapped(inspect.getdoc(record) or "") if record is not None else ""
+
+
+def _wrapped(text: str) -> str:
+    words = " ".join(text.split())
     return textwrap.fill(words, 118, initial_indent="# ", subsequent_indent="# ") + "\n" if words else ""
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from aiocontainerd import durations
 from aiocontainerd.config import Config, ConfigError
-from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS, Isolation
+from aiocontainerd.config.records import Isolation
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.host import discovery
 from aiocontainerd.host.beside import Beside
@@ -66,7 +66,7 @@ def wanted_by(config: Config) -> dict[str, Wanted]:
     beside = Beside(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
     importlib.invalidate_caches()  # of directories in which packages were installed since
     discovery.discover(registry, settings.python_plugins, settings.plugin_policy, beside)
-    config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
+    discovery.check_config(registry, config)
     return plan_of(registry, beside, config)
 
 
@@ -76,7 +76,7 @@ def plan_of(registry: Registry, beside: Beside, config: Config) -> dict[str, Wan
         plugin.uri: Wanted(
             registration=plugin.registration,
             distribution=plugin.distribution,
-            beside=_with_deadlines(beside.outside(plugin.registration), plugin.uri, config),
+            beside=_with_deadlines(beside.outside(plugin.registration), plugin.registration, config),
             table=config.plugin_tables.get(plugin.uri),
             failure=plugin.reason,
         )
@@ -85,16 +85,15 @@ def plan_of(registry: Registry, beside: Beside, config: Config) -> dict[str, Wan
     }
 
 
-def _with_deadlines(outside: object, uri: str, config: Config) -> object:
+def _with_deadlines(outside: object, registration: Registration, config: Config) -> object:
     if not isinstance(outside, Isolation):
         return outside
-    classes = [key for key in TIMEOUTS if key.startswith(PLUGIN_TIMEOUTS)]
-    return Apart(outside, {key: config.timeout_s(f"{key}.{uri}") for key in classes})
+    return Apart(outside, config.timeouts_of(registration))
 
 
 def changed_timeouts(before: Config, after: Config) -> list[str]:
     """`key = value` of every deadline that differs. Pure."""
-    keys = sorted({*TIMEOUTS, *before.settings.timeouts, *after.settings.timeouts})
+    keys = sorted({*after.timeouts, *before.settings.timeouts, *after.settings.timeouts})
     changed = [key for key in keys if before.timeout_s(key) != after.timeout_s(key)]
     return [f"{key} = {durations.render(after.timeout_s(key))}" for key in changed]
 

@@ -7,6 +7,7 @@ Stop, on SIGTERM or SIGINT: `STOPPING=1`, servers, plugins in reverse order. Con
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -21,6 +22,7 @@ from anyio.abc import TaskGroup
 
 from aiocontainerd import api, durations, kinds
 from aiocontainerd.config import Config, ConfigError
+from aiocontainerd.config.timeouts import NOTIFY, SERVER_STOP
 from aiocontainerd.daemon import dump, lock
 from aiocontainerd.daemon.reload import Reloader, plan_of
 from aiocontainerd.errors import ContainerdError
@@ -39,7 +41,6 @@ log = logging.getLogger(__name__)
 GRPC_SERVER = f"{kinds.SERVER}.grpc"
 TTRPC_SERVER = f"{kinds.SERVER}.ttrpc"
 _ROOT_MODE, _STATE_MODE, _TEMP_MODE = 0o700, 0o711, 0o700
-_SERVER_GRACE_S = 5.0
 _SERVICE_MANAGERS_OWN = ("systemd", "unified")
 """Hierarchies of a version 1 host in which systemd keeps track of the daemon: it stays where it was started."""
 
@@ -66,7 +67,7 @@ def run(
     settings = config.settings
     beside = Beside(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
     discovery.discover(registry, settings.python_plugins, settings.plugin_policy, beside)
-    config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
+    discovery.check_config(registry, config)
     for warning in config.warnings[shown:]:
         log.warning("%s", warning)
     started_by = plan_of(registry, beside, config)
@@ -126,15 +127,15 @@ async def _serve(
         ):
             log_table(registry)
             await _start_servers(registry)
-            _tell_service_manager(systemd.READY)
+            await _tell_service_manager(systemd.READY, daemon.timeout_s(NOTIFY.key))
             log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
             await anyio.to_thread.run_sync(_load_messages)
             serving()
             async with _watchdog(registry, config):
                 with attribution_memory.measuring(config.settings.debug.plugin_memory):
                     await stop.wait()
-            _tell_service_manager(systemd.STOPPING)
-            await _stop_servers(registry)
+            await _tell_service_manager(systemd.STOPPING, daemon.timeout_s(NOTIFY.key))
+            await _stop_servers(registry, daemon.timeout_s(SERVER_STOP.key) or math.inf)
         signals.cancel_scope.cancel()
 
 
@@ -189,10 +190,10 @@ async def _start_servers(registry: Registry) -> None:
         log.info("serving %s on %s", plugin.id, plugin.instance.address)
 
 
-async def _stop_servers(registry: Registry) -> None:
+async def _stop_servers(registry: Registry, grace_s: float) -> None:
     async with anyio.create_task_group() as stopping:
         for plugin in _servers(registry):
-            stopping.start_soon(plugin.instance.stop, _SERVER_GRACE_S, name=f"stop {plugin.id}")
+            stopping.start_soon(plugin.instance.stop, grace_s, name=f"stop {plugin.id}")
 
 
 def _servers(registry: Registry) -> list[Plugin]:
@@ -233,10 +234,10 @@ async def _dump(registry: Registry) -> None:
         log.warning("stacks are in this log only: %s", error)
 
 
-def _tell_service_manager(state: str) -> None:
-    """A service manager that cannot be told is no reason not to serve, or not to stop."""
+async def _tell_service_manager(state: str, limit_s: float) -> None:
+    """Tell the service manager; one that cannot be told is no reason not to serve, or not to stop."""
     try:
-        systemd.notify(state)
+        await anyio.to_thread.run_sync(systemd.notify, state, limit_s)
     except OSError as error:
         log.warning("cannot tell the service manager %s: %s", state, error)
 

@@ -16,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from aiocontainerd import durations
 from aiocontainerd.config.fields import BadField, bad_field, undefined_field
+from aiocontainerd.config.timeouts import Timeout
 from aiocontainerd.host.registration import InitContext, PluginConfig, PluginError, Registration
 
 CARRIER = "__plugin_registrations__"
@@ -32,11 +34,12 @@ def register(
     requires: Iterable[str] = (),
     wants: Iterable[str] = (),
     config: type[PluginConfig] = PluginConfig,
+    timeouts: Iterable[Timeout] = (),
 ) -> Callable[[PluginT], PluginT]:
     """Make the class or the coroutine function below a plugin. It is returned as it is, and may be registered again.
 
     `requires` names kinds that start before it and without which it does not start, `wants` kinds that it uses where
-    there are any.
+    there are any. `timeouts` are the keys of `[timeouts]` that it reads by `context.timeout_s`.
 
     A coroutine function is the plugin's `init`: it is given the context and returns the instance.
 
@@ -57,6 +60,7 @@ def register(
             requires=tuple(requires),
             wants=tuple(wants),
             config=config,
+            timeouts=tuple(timeouts),
             init=_init_of(target, plugin_id),
         )
         setattr(target, CARRIER, (*carried(target), made))
@@ -70,7 +74,15 @@ def register(
 
 
 def check_config(registration: Registration) -> None:
-    """Raise PluginError naming plugin, field and type where no value can be decoded into a field of the config."""
+    """Raise PluginError naming plugin, field and type where no value can be decoded into a field of the config.
+
+    Raise it, too, for a timeout whose default is no duration.
+    """
+    for timeout in registration.timeouts:
+        try:
+            durations.parse(timeout.default)
+        except ValueError as error:
+            raise PluginError(f"plugin {registration.uri} declares timeout {timeout.key}: {error}") from error
     config = registration.config
     try:
         bad = bad_field(config)

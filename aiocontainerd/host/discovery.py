@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from aiocontainerd.config import Config
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
 from aiocontainerd.guard.health import PluginHealth
 from aiocontainerd.guard.owners import changed_globals
@@ -110,6 +111,24 @@ def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") 
         log.debug("loading %s failed", candidate.module, exc_info=error)
         row = f"{candidate.name}:{uri}" if uri else candidate.name
         registry.add_failed(DECLARED_KIND, row, reason, candidate.distribution)
+
+
+def check_config(registry: Registry, config: Config) -> None:
+    """Check the config against what was found. Raises ConfigError naming file, line and key.
+
+    Unknown keys of `[timeouts]` are only warnings where a module could not be loaded, which may be the one to read it.
+    """
+    broken = any(plugin.kind == DECLARED_KIND and plugin.state == State.FAILED for plugin in registry.plugins)
+    found = [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]
+    config.check_plugins(found, complete=not broken)
+
+
+def checked_registrations(config: Config) -> list[Registration]:
+    """Find the plugins of a config and check it against them. Raises ConfigError."""
+    registry = Registry(config.settings.plugin_policy.replace)
+    discover(registry, config.settings.python_plugins, config.settings.plugin_policy)
+    check_config(registry, config)
+    return [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]
 
 
 def all_registrations(

@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from aiocontainerd import durations
+from aiocontainerd.config.timeouts import PLUGIN_INIT, PLUGIN_STOP
 from aiocontainerd.guard.clock import Clock, running
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INIT_TIMEOUT = "io.containerd.timeout.plugin.init"
-STOP_TIMEOUT = "io.containerd.timeout.plugin.stop"
+INIT_TIMEOUT = PLUGIN_INIT.key
+STOP_TIMEOUT = PLUGIN_STOP.key
 FAILURES = (Exception, SystemExit, KeyboardInterrupt)
 """What a plugin may raise and the daemon outlives: also what would end a program, which is not the plugin's to end."""
 _UNWIND_S = 1.0
@@ -42,9 +43,9 @@ class Limits(msgspec.Struct, frozen=True):
     stop_s: float
 
     @classmethod
-    def of(cls, timeout_s: Callable[[str], float]) -> Limits:
-        """The limits of `[timeouts]`."""
-        return cls(timeout_s(INIT_TIMEOUT), timeout_s(STOP_TIMEOUT))
+    def of(cls, timeout_s: Callable[[str], float], uri: str) -> Limits:
+        """Return the limits that `[timeouts]` sets for the plugin `uri`."""
+        return cls(timeout_s(f"{INIT_TIMEOUT}.{uri}"), timeout_s(f"{STOP_TIMEOUT}.{uri}"))
 
 
 class PluginTasks:

@@ -27,10 +27,11 @@ FIRST_PARTY = PluginPolicy(
 
 def documents() -> dict[Path, str]:
     """Every generated document and its text."""
+    registrations = discovery.all_registrations(FIRST_PARTY)
     return {
-        REPOSITORY / "config.example.toml": render.example(discovery.all_registrations(FIRST_PARTY)),
+        REPOSITORY / "config.example.toml": render.example(registrations),
         REPOSITORY / "docs" / "hooks.md": hooks_page(),
-        REPOSITORY / "docs" / "plugins" / "reference.md": reference_page(),
+        REPOSITORY / "docs" / "plugins" / "reference.md": reference_page(registrations),
     }
 
 

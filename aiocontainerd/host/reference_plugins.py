@@ -6,14 +6,15 @@ import ast
 import importlib
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from aiocontainerd import kinds, scaffold
-from aiocontainerd.config.records import TIMEOUTS
+from aiocontainerd.config.timeouts import CORE, Timeout
 from aiocontainerd.host import hookspecs
+from aiocontainerd.host.registration import Registration
 from aiocontainerd.interfaces import PROTOCOLS, SERVICES, rules
 
 HOOK_TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_host_hookspecs.py"
@@ -34,17 +35,17 @@ _REFERENCE_HEAD = """\
 Generated from `aiocontainerd/interfaces/` and the packages of `actr plugins new`; `make docs` writes it anew.
 Hooks are on [a page of their own](../hooks.md).
 
-A plugin is a class, or a coroutine function `init`, under `@register(kind, id, requires=..., config=...)`.
-Everything on this page can be imported from `aiocontainerd.plugin` or the module that is named. A deadline class is a
-key of `[timeouts]` in the config; *never refused* is a method that an open circuit breaker lets through
-([operations](operations.md)):
+A plugin is a class, or a coroutine function `init`, under
+`@register(kind, id, requires=..., config=..., timeouts=...)`.
+Everything on this page can be imported from `aiocontainerd.plugin` or the module that is named.
+
+## Keys of `[timeouts]`
+
+A plugin declares the keys that it reads: `timeouts=(Timeout(key, default, sentence), ...)` in its registration, and
+`context.timeout_s(timeout)` where it needs the seconds. A key that nobody declares is an error in a config file. The
+deadline class of a method is the last word of a `plugin` key. With a plugin's URI behind it, such a key is about that
+plugin alone. *Never refused* is a method that an open circuit breaker lets through ([operations](operations.md)).
 """
-_CLASSES = {
-    rules.QUICK: "what answers from memory or an index",
-    rules.WORK: "what touches disks or other processes",
-    rules.LONG: "what moves whole layers",
-    rules.TASK: "what asks a shim; never less than the `shim.*` deadlines together",
-}
 
 
 def hook_functions() -> Iterator[Callable[..., object]]:
@@ -59,11 +60,23 @@ def hooks_page() -> str:
     return "\n".join([_HOOKS_HEAD, *(_hook(function) for function in hook_functions())])
 
 
-def reference_page() -> str:
+def reference_page(registrations: Iterable[Registration]) -> str:
     """The text of `docs/plugins/reference.md`."""
-    classes = [f"| `{key}` | {TIMEOUTS[key]} | {text} |" for key, text in _CLASSES.items()]
-    table = ["| class | default | for |", "|---|---|---|", *classes, ""]
-    return "\n".join([_REFERENCE_HEAD, *table, _contents(), *(_kind(kind) for kind in PROTOCOLS), _services()])
+    parts = (_REFERENCE_HEAD, _timeouts(registrations), _contents(), *(_kind(kind) for kind in PROTOCOLS), _services())
+    return "\n".join(parts)
+
+
+def _timeouts(registrations: Iterable[Registration]) -> str:
+    """The table of declared keys: the daemon's own first, then those of first-party plugins."""
+    rows = ["| key | default | read by | limits |", "|---|---|---|---|"]
+    rows += [_timeout(timeout, "the daemon") for timeout in CORE]
+    for one in sorted(registrations, key=lambda one: one.uri):
+        rows += [_timeout(timeout, f"`{one.uri}`") for timeout in one.timeouts]
+    return "\n".join(rows) + "\n\n## Kinds\n"
+
+
+def _timeout(timeout: Timeout, reader: str) -> str:
+    return f"| `{timeout.key}` | {timeout.default} | {reader} | {timeout.doc} |"
 
 
 def _hook(function: Callable[..., object]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
+from aiocontainerd.config.timeouts import Timeout, seconds_for
 from aiocontainerd.errors import ContainerdError, NotFound, Unknown
 from aiocontainerd.guard.health import PluginHealth
 from aiocontainerd.guard.owners import Owners, package_of
@@ -56,10 +57,12 @@ class State(StrEnum):
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plugin's hook returns. `requires` names kinds; `kinds.ALL` means everything that is not a server.
+    """A plugin as its hook returns it.
 
-    `wants` names kinds that start before it and that it can do without, even where all of them fail. An `early`
-    plugin starts, with what it requires, before those that are not.
+    `requires` names kinds that start before it; `kinds.ALL` means everything that is not a server. `wants` names kinds
+    that start before it and that it can do without, even where all of them fail. An `early` plugin starts, with what it
+    requires, before those that are not. `timeouts` are the keys of `[timeouts]` that it reads by
+    `InitContext.timeout_s`.
     """
 
     kind: str
@@ -69,6 +72,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     config: type[PluginConfig] = PluginConfig
     wants: tuple[str, ...] = ()
     early: bool = False
+    timeouts: tuple[Timeout, ...] = ()
 
     @property
     def uri(self) -> str:
@@ -228,8 +232,21 @@ class InitContext(Generic[ConfigT]):
         self._watchers.append(watcher)
         self._stack.callback(self._watchers.remove, watcher)
 
+    def timeout_s(self, timeout: Timeout) -> float:
+        """Return the seconds of a key of `[timeouts]` that this plugin declares; 0 means no limit.
+
+        Raises PluginError for a key that its registration does not declare.
+        """
+        if timeout not in self._plugin.registration.timeouts:
+            raise PluginError(f"{self.uri} reads {timeout.key}, but its registration does not declare it in timeouts")
+        return self.daemon.timeout_s(timeout.key)
+
+    def timeouts(self) -> dict[str, float]:
+        """Return the seconds of each key that this plugin may read, the daemon's own among them."""
+        return seconds_for(self.uri, self._plugin.registration.timeouts, self.daemon.timeout_s)
+
     def watch_timeouts(self, changed: Callable[[], object]) -> None:
-        """Call `changed` when a reload brought other `[timeouts]`: for what keeps seconds of `Daemon.timeout_s`."""
+        """Call `changed` when a reload changed `[timeouts]`: for a plugin that keeps what `timeout_s` returned."""
         self.watch(TIMEOUTS, lambda _id, _instance: changed())
 
     def reject(self, uri: str, reason: str) -> None:

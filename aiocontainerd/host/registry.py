@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from aiocontainerd.config.timeouts import CORE
 from aiocontainerd.errors import NotFound, Unknown
 from aiocontainerd.guard.health import PluginHealth
 from aiocontainerd.guard.owners import Owners, marking_tasks
@@ -45,7 +46,7 @@ class Registry:
         return counts
 
     def add(self, registration: Registration, distribution: str = "") -> Plugin:
-        """Take a registration. Raises PluginError where its URI is taken.
+        """Take a registration. Raises PluginError where its URI is taken, or a timeout is declared in another way.
 
         Of a plugin of the daemon's own and another one, the other one has the URI where `replaceable` names it.
         """
@@ -56,9 +57,20 @@ class Registry:
                 raise PluginError(_twice(registration.uri, present.distribution, distribution, ours[0] != ours[1]))
             if ours[1]:
                 return present
+        self._check_timeouts(registration)
         plugin = Plugin(registration, distribution)
         self._plugins[registration.uri] = plugin
         return plugin
+
+    def _check_timeouts(self, registration: Registration) -> None:
+        """Raise PluginError where a key of `[timeouts]` is declared by another plugin with other words or default."""
+        taken = [("the daemon", timeout) for timeout in CORE]
+        for plugin in self._plugins.values():
+            taken += [(plugin.uri, timeout) for timeout in plugin.registration.timeouts]
+        for timeout in registration.timeouts:
+            others = [by for by, other in taken if other.key == timeout.key and other != timeout]
+            for by in others[:1]:
+                raise PluginError(f"plugin {registration.uri} declares {timeout.key} in another way than {by} does")
 
     def add_failed(
         self, kind: str, plugin_id: str, reason: str, distribution: str = "", *, state: State = State.FAILED

@@ -79,7 +79,7 @@ class Running:
             return
         started = time.perf_counter()
         life = self.lives[plugin.uri] = PluginLife(
-            plugin.uri, partial(self._init, plugin), Limits.of(self.daemon.timeout_s)
+            plugin.uri, partial(self._init, plugin), Limits.of(self.daemon.timeout_s, plugin.uri)
         )
         before = clock.running.set(clock.Clock(""))  # its life is nobody's task, whoever asked for it
         self._group.start_soon(life.run, name=f"plugin {plugin.uri}")
@@ -132,7 +132,7 @@ class Running:
         """Take the deadlines of `[timeouts]` as they are now, and tell who keeps some."""
         self._dispatcher.set_deadlines()
         for life in self.lives.values():
-            life.limits = Limits.of(self.daemon.timeout_s)
+            life.limits = Limits.of(self.daemon.timeout_s, life.uri)
         for watcher in [watcher for watcher in self.watchers if watcher.kind == TIMEOUTS]:
             try:
                 watcher.changed("", None)

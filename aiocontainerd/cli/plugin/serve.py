@@ -8,6 +8,7 @@ the programs of `[stream_processors]`.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -21,6 +22,7 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.cli.plugin import target
 from aiocontainerd.config import Config, load
+from aiocontainerd.config.timeouts import NOTIFY, PLUGIN_CONTENT, SERVER_STOP
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import loading
@@ -37,10 +39,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_ROOT = "/var/lib/aiocontainerd-plugin"
 DEFAULT_STATE = "/run/aiocontainerd-plugin"
-GRACE_S = 5.0
-"""What calls in flight have to end once the program is told to stop."""
-CONTENT_TIMEOUT_S = 60.0
-"""One call to the daemon's content store."""
+_UNLIMITED_S = 99_999_999.0
+"""The longest timeout that a gRPC call can carry."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +69,8 @@ async def run(options: Options) -> None:
         log.warning("%s", warning)
     registry = Registry()
     chosen = [registry.add(registration) for registration in target.registrations(options.target, options.plugin_id)]
-    for stand_in in _stand_ins(options, {plugin.kind for plugin in chosen}):
+    config.declare(plugin.registration for plugin in chosen)
+    for stand_in in _stand_ins(options, config, chosen):
         registry.add(stand_in)
     for program in _programs(loading.load(options.target), config, chosen):
         registry.add(program)
@@ -79,12 +80,14 @@ async def run(options: Options) -> None:
         try:
             with lock.hold(_made(options.root / chosen[0].uri)):
                 async with registry.run(_daemon(options, registry, config), config.plugin_config):
-                    await _serve(options, registry, chosen, stop)
+                    await _serve(options, config, registry, chosen, stop)
         finally:
             signals.cancel_scope.cancel()
 
 
-async def _serve(options: Options, registry: Registry, chosen: Sequence[Plugin], stop: anyio.Event) -> None:
+async def _serve(
+    options: Options, config: Config, registry: Registry, chosen: Sequence[Plugin], stop: anyio.Event
+) -> None:
     from aiocontainerd.rpc.grpc import GrpcFrontEnd
     from aiocontainerd.rpc.sockets import bind_unix
 
@@ -97,12 +100,13 @@ async def _serve(options: Options, registry: Registry, chosen: Sequence[Plugin],
     try:
         await front.start(bound.sock)
         log.info("serving %s on %s", ", ".join(plugin.uri for plugin in chosen), bound.path)
-        _tell_ready(options.ready_fd)
+        await _notify(systemd.READY, config)
+        _write_line(options.ready_fd)
         await stop.wait()
-        _notify(systemd.STOPPING)
+        await _notify(systemd.STOPPING, config)
     finally:
         with anyio.CancelScope(shield=True):
-            await front.stop(GRACE_S)
+            await front.stop(config.timeout_s(SERVER_STOP.key) or math.inf)
         bound.remove()
 
 
@@ -160,8 +164,9 @@ class ContentOfDaemon(msgspec.Struct, frozen=True):
     content: Any
 
 
-def _stand_ins(options: Options, served: Iterable[str]) -> list[Registration]:
-    """What plugins require of a daemon: the event exchange, and the content behind `content`."""
+def _stand_ins(options: Options, config: Config, chosen: Sequence[Plugin]) -> list[Registration]:
+    """Return what plugins require of a daemon: the event exchange, and the content behind `content`."""
+    limit_s = config.timeout_s(f"{PLUGIN_CONTENT.key}.{chosen[0].uri}") or _UNLIMITED_S
 
     async def content_of_daemon(context: InitContext[PluginConfig]) -> object:
         if not options.content:
@@ -176,7 +181,7 @@ def _stand_ins(options: Options, served: Iterable[str]) -> list[Registration]:
             client.close()
 
         context.on_stop(close)
-        store = RemoteContentStore(CallerConnection(client, namespace=options.namespace, timeout_s=CONTENT_TIMEOUT_S))
+        store = RemoteContentStore(CallerConnection(client, namespace=options.namespace, timeout_s=limit_s))
         return ContentOfDaemon(store) if context.uri.startswith(kinds.METADATA) else store
 
     from aiocontainerd.daemon.servers import init_exchange
@@ -185,7 +190,7 @@ def _stand_ins(options: Options, served: Iterable[str]) -> list[Registration]:
         Registration(kind=kinds.EVENT, id="exchange", init=init_exchange),
         Registration(kind=kinds.METADATA, id="bolt", init=content_of_daemon),
     ]
-    if kinds.CONTENT not in served:
+    if all(plugin.kind != kinds.CONTENT for plugin in chosen):
         found.append(Registration(kind=kinds.CONTENT, id="content", init=content_of_daemon))
     return found
 
@@ -219,16 +224,16 @@ async def _handle_signals(stop: anyio.Event) -> None:
             stop.set()
 
 
-def _tell_ready(descriptor: int) -> None:
-    _notify(systemd.READY)
+def _write_line(descriptor: int) -> None:
+    """Write a line to a descriptor and close it, which says that the socket serves."""
     if descriptor >= 0:
         os.write(descriptor, b"\n")
         os.close(descriptor)
 
 
-def _notify(state: str) -> None:
+async def _notify(state: str, config: Config) -> None:
     try:
-        systemd.notify(state)
+        await anyio.to_thread.run_sync(systemd.notify, state, config.timeout_s(NOTIFY.key))
     except OSError as error:
         log.warning("cannot tell the service manager %s: %s", state, error)
 

@@ -15,7 +15,6 @@ import tomli_w
 
 from aiocontainerd import durations
 from aiocontainerd.config.encode import encode
-from aiocontainerd.config.records import PLUGIN_TIMEOUTS, TIMEOUTS
 from aiocontainerd.daemon.logs import LEVELS
 
 if TYPE_CHECKING:
@@ -103,12 +102,6 @@ def prepare(child: Child, config: msgspec.Struct, timeouts: Mapping[str, float])
         file.write(text)
     if child.uid is not None or child.gid is not None:
         _give_away(child, own)
-
-
-def timeouts_of(context: InitContext[Any]) -> dict[str, float]:
-    """The daemon's deadlines, in seconds, which are the process's too; of plugins, those of this one."""
-    own = {key: f"{key}.{context.uri}" if key.startswith(PLUGIN_TIMEOUTS) else key for key in TIMEOUTS}
-    return {key: context.daemon.timeout_s(asked) for key, asked in own.items()}
 
 
 def _give_away(child: Child, directories: tuple[Path, ...]) -> None:

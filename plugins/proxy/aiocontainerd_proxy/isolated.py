@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 async def open_isolated(context: InitContext[Any], isolation: Isolation) -> object:
     """The instance of an isolated plugin. Its process starts by itself; the first calls wait for that."""
     described = child.child_of(context, isolation)
-    await anyio.to_thread.run_sync(child.prepare, described, context.config, child.timeouts_of(context))
+    await anyio.to_thread.run_sync(child.prepare, described, context.config, context.timeouts())
     shown = Shown(context)
     kept = Kept(context.exports, shown)
     supervisor = Supervisor(described, context.log, kept.wake)

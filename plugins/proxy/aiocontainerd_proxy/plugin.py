@@ -46,4 +46,10 @@ def isolate_plugin(registration: Registration, isolation: Isolation) -> Registra
 
         return await open_isolated(context, isolation)
 
-    return Registration(kind=registration.kind, id=registration.id, config=registration.config, init=init)
+    return Registration(
+        kind=registration.kind,
+        id=registration.id,
+        config=registration.config,
+        timeouts=registration.timeouts,
+        init=init,
+    )

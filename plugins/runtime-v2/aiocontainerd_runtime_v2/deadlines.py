@@ -1,4 +1,4 @@
-"""How long anything here may take: the `[timeouts]` entries that concern shims (facts/runtime 9)."""
+"""The limits of calls to shims: keys of `[timeouts]` (facts/runtime 9)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Self
 
 import msgspec
 
-PREFIX = "io.containerd.timeout."
+from aiocontainerd.plugin import Timeout
+
+_PREFIX = "io.containerd.timeout."
+
+SHIM_START = Timeout(f"{_PREFIX}shim.start", "30s", "Running the `start` of a shim's program.")
+SHIM_CREATE = Timeout(f"{_PREFIX}shim.create", "2m0s", "A call to a shim that changes a task, such as create or kill.")
+SHIM_LOAD = Timeout(f"{_PREFIX}shim.load", "5s", "Finding the shim of one container again after a restart.")
+SHIM_CLEANUP = Timeout(f"{_PREFIX}shim.cleanup", "5s", "A shim's `delete`, and each step of undoing a failed create.")
+SHIM_SHUTDOWN = Timeout(f"{_PREFIX}shim.shutdown", "3s", "Shutting a shim down after its task is deleted.")
+SHIM_STATS = Timeout(f"{_PREFIX}metrics.shimstats", "2s", "Asking a shim for the metrics of a task.")
+TASK_STATE = Timeout(f"{_PREFIX}task.state", "2s", "Asking a shim for the state of a task.")
+
+TIMEOUTS = (SHIM_START, SHIM_CREATE, SHIM_LOAD, SHIM_CLEANUP, SHIM_SHUTDOWN, SHIM_STATS, TASK_STATE)
 
 
 class Deadlines(msgspec.Struct, kw_only=True):
@@ -28,22 +40,22 @@ class Deadlines(msgspec.Struct, kw_only=True):
     shutdown_s: float = 3.0
 
     @classmethod
-    def from_timeouts(cls, timeout_s: Callable[[str], float]) -> Self:
-        """The limits that `[timeouts]` says; `timeout_s` gives the seconds of a full key."""
+    def from_timeouts(cls, timeout_s: Callable[[Timeout], float]) -> Self:
+        """Return the limits that `[timeouts]` sets; `timeout_s` is that of the plugin's context."""
         made = cls()
         made.take(timeout_s)
         return made
 
-    def take(self, timeout_s: Callable[[str], float]) -> None:
+    def take(self, timeout_s: Callable[[Timeout], float]) -> None:
         """Use other limits from the next call on."""
 
-        def limit(name: str) -> float:
-            return timeout_s(PREFIX + name) or math.inf
+        def limit(timeout: Timeout) -> float:
+            return timeout_s(timeout) or math.inf
 
-        self.start_s = limit("shim.start")
-        self.call_s = limit("shim.create")
-        self.state_s = limit("task.state")
-        self.stats_s = limit("metrics.shimstats")
-        self.load_s = limit("shim.load")
-        self.cleanup_s = limit("shim.cleanup")
-        self.shutdown_s = limit("shim.shutdown")
+        self.start_s = limit(SHIM_START)
+        self.call_s = limit(SHIM_CREATE)
+        self.state_s = limit(TASK_STATE)
+        self.stats_s = limit(SHIM_STATS)
+        self.load_s = limit(SHIM_LOAD)
+        self.cleanup_s = limit(SHIM_CLEANUP)
+        self.shutdown_s = limit(SHIM_SHUTDOWN)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import anyio
 
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+from aiocontainerd_runtime_v2.deadlines import TIMEOUTS, Deadlines
 
 _LONGEST_SOCKET_DIR = 42
 
@@ -31,7 +32,6 @@ class TaskConfig(PluginConfig, frozen=True):
 
 
 async def init_manager(context: InitContext[ShimConfig]) -> object:
-    from aiocontainerd_runtime_v2.deadlines import Deadlines
     from aiocontainerd_runtime_v2.manager import ShimManager, Surroundings
 
     surroundings = Surroundings(
@@ -43,8 +43,8 @@ async def init_manager(context: InitContext[ShimConfig]) -> object:
         socket_dir=checked_socket_dir(context.config.socket_dir),
     )
     launchers = list(context.get_all(kinds.SHIM_LAUNCHER).values())
-    deadlines = Deadlines.from_timeouts(context.daemon.timeout_s)
-    context.watch_timeouts(lambda: deadlines.take(context.daemon.timeout_s))
+    deadlines = Deadlines.from_timeouts(context.timeout_s)
+    context.watch_timeouts(lambda: deadlines.take(context.timeout_s))
     return ShimManager(surroundings, deadlines, launchers)
 
 
@@ -106,6 +106,7 @@ def register_plugins() -> list[Registration]:
             id="manager",
             config=ShimConfig,
             init=init_manager,
+            timeouts=TIMEOUTS,
             requires=(kinds.EVENT, kinds.METADATA, kinds.SHIM_LAUNCHER),
         ),
         Registration(
