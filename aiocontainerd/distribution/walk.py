@@ -16,7 +16,7 @@ from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
 from aiocontainerd.groups import Job, run_all
 from aiocontainerd.oci import image as oci
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.oci.image import ChildDescriptor, Config, Index, Manifest
+from aiocontainerd.oci.image import ChildDescriptor, ImageConfig, Index, Manifest
 
 if TYPE_CHECKING:
     from aiocontainerd.client.content import Content
@@ -36,7 +36,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
     target: Descriptor
     manifest: Manifest
-    config: Config
+    config: ImageConfig
 
 
 class Walker:

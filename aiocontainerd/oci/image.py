@@ -95,7 +95,7 @@ class ContainerConfig(msgspec.Struct, frozen=True, rename="pascal"):
     stop_signal: str = ""
 
 
-class Config(msgspec.Struct, frozen=True):
+class ImageConfig(msgspec.Struct, frozen=True):
     """An image configuration (OCI image specification, config.md)."""
 
     architecture: str = ""
@@ -128,9 +128,9 @@ def decode_manifest(data: bytes, media_type: str) -> Manifest:
     return manifest
 
 
-def decode_config(data: bytes) -> Config:
+def decode_config(data: bytes) -> ImageConfig:
     """Decode an image config. Raises InvalidArgument."""
-    return _convert(load_json(data, "image config"), Config, "image config")
+    return _convert(load_json(data, "image config"), ImageConfig, "image config")
 
 
 def _decode(data: bytes, media_type: str, kind: type[DocumentT], limit: int) -> DocumentT:

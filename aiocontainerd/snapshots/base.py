@@ -35,7 +35,7 @@ from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
 from aiocontainerd.snapshots.claims import Claims
 from aiocontainerd.snapshots.layer import Layer, fields_of
 from aiocontainerd.snapshots.store import Store
-from aiocontainerd.snapshots.tree import Tree, with_info
+from aiocontainerd.snapshots.tree import KeyTree, with_info
 from aiocontainerd.sys.mount import Mount
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class SnapshotterBase:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
         self.layers = self.root / "snapshots"
-        self._tree = Tree()
+        self._tree = KeyTree()
         self._store = Store(self.root / "metadata.db")
         self._claims = Claims()
         self._in_flight: set[str] = set()
@@ -104,7 +104,7 @@ class SnapshotterBase:
         """Make the root (0700) and read the records. Raises FailedPrecondition when they cannot be used."""
         for directory in (self.root, self.layers):
             await anyio.to_thread.run_sync(partial(directory.mkdir, mode=0o700, parents=True, exist_ok=True))
-        self._tree = Tree(*await self._store.load())
+        self._tree = KeyTree(*await self._store.load())
         try:
             self._tree.skip_ids(await self.stored())
         except BaseException:

@@ -16,7 +16,7 @@ from aiocontainerd.interfaces.snapshotter import Kind
 from aiocontainerd.snapshots.layer import Layer
 
 
-class Tree:
+class KeyTree:
     """Layers by key and by id."""
 
     def __init__(self, layers: Iterable[Layer] = (), last_id: int = 0) -> None:
@@ -28,7 +28,7 @@ class Tree:
             self.put(layer)
 
     def __repr__(self) -> str:
-        return f"<Tree {len(self._by_key)} snapshots, last id {self._last_id}>"
+        return f"<KeyTree {len(self._by_key)} snapshots, last id {self._last_id}>"
 
     def __len__(self) -> int:
         return len(self._by_key)

@@ -16,15 +16,32 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 from aiocontainerd.sys.mount_calls import MNT_DETACH, syncfs
-from aiocontainerd.sys.mount_plan import Mount, Step, plan, read_only, target_of, without_volatile
+from aiocontainerd.sys.mount_plan import Mount, MountStep, plan, read_only, target_of, without_volatile
 from aiocontainerd.sys.mounter import FakeMounter, KernelMounter, Mounter
 from aiocontainerd.sys.mountinfo import MountInfo
 
 __all__ = [
-    "KERNEL", "MNT_DETACH", "FakeMounter", "KernelMounter", "Mount", "MountInfo", "Mounter", "Step",
-    "in_thread", "mount_all",
-    "mounted", "mounts_under", "plan", "read_only", "syncfs", "target_of", "temp_mount", "unmount",
-    "unmount_all", "unmount_recursive", "without_volatile",
+    "KERNEL",
+    "MNT_DETACH",
+    "FakeMounter",
+    "KernelMounter",
+    "Mount",
+    "MountInfo",
+    "MountStep",
+    "Mounter",
+    "in_thread",
+    "mount_all",
+    "mounted",
+    "mounts_under",
+    "plan",
+    "read_only",
+    "syncfs",
+    "target_of",
+    "temp_mount",
+    "unmount",
+    "unmount_all",
+    "unmount_recursive",
+    "without_volatile",
 ]  # fmt: skip
 
 KERNEL: Mounter = KernelMounter()

@@ -69,7 +69,7 @@ VOLATILE = frozenset({"volatile", "fsync=volatile"})
 _UNUSED = "X-containerd."
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class MountOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Parsed mount options. `data` goes to the file system, in order. A map is a list of `container:host:length`."""
 
     flags: int = 0
@@ -89,7 +89,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.uid_map or self.gid_map)
 
 
-def parse(options: Sequence[str]) -> Options:
+def parse(options: Sequence[str]) -> MountOptions:
     """Parse `options`. Raises InvalidArgument for `X-containerd.*`, which only a mount manager understands."""
     flags, propagation, data = 0, [], []
     named: dict[str, str] = {}
@@ -106,7 +106,7 @@ def parse(options: Sequence[str]) -> Options:
             raise InvalidArgument(f"mount option {option!r} was handled by no mount manager")
         elif option:
             data.append(option)
-    return Options(
+    return MountOptions(
         flags=flags,
         propagation=tuple(propagation),
         data=tuple(data),

@@ -26,7 +26,7 @@ class Mount(msgspec.Struct, frozen=True):
     options: tuple[str, ...] = ()
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+class MountStep(msgspec.Struct, frozen=True, kw_only=True):
     """The system calls of one mount: mount(2) with these arguments, then changes of propagation and a bind remount.
 
     Relative paths in `data` start at `directory`. A `helper` is a program that is run in place of mount(2).
@@ -35,7 +35,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     source: str
     target: str
-    options: opts.Options
+    options: opts.MountOptions
     data: str = ""
     directory: str = ""
     helper: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         return flags | calls.MS_REMOUNT if self.options.is_bind and per_mount else 0
 
 
-def plan(mounts: Sequence[Mount], target: str) -> list[Step]:
+def plan(mounts: Sequence[Mount], target: str) -> list[MountStep]:
     """Return the steps that mount `mounts` in order on `target`.
 
     Raises InvalidArgument for an option that nobody handled, for data that is too long even when shortened, and for a
@@ -57,7 +57,7 @@ def plan(mounts: Sequence[Mount], target: str) -> list[Step]:
     return [_step(mount, target_of(mount, target)) for mount in mounts]
 
 
-def _step(mount: Mount, target: str) -> Step:
+def _step(mount: Mount, target: str) -> MountStep:
     options = opts.parse(mount.options)
     prefix, dot, subtype = mount.type.partition(".")
     helper: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ def _step(mount: Mount, target: str) -> Step:
     if not helper and len(data) >= PAGE_SIZE_BYTES - _DATA_HEADROOM:
         data, directory = _shortened(mount, options)
     fs_type = "" if options.is_bind else mount.type
-    return Step(
+    return MountStep(
         type=fs_type,
         source=mount.source,
         target=target,
@@ -97,7 +97,7 @@ def _fuse_command(program: str, subtype: str, mount: Mount, target: str) -> tupl
     return (program, mount.source, target, *options, "-t", subtype)
 
 
-def _shortened(mount: Mount, options: opts.Options) -> tuple[str, str]:
+def _shortened(mount: Mount, options: opts.MountOptions) -> tuple[str, str]:
     """Return overlay's data with lower layers relative to the directory that they share, and that directory."""
     lower = opts.value_of(options.data, "lowerdir")
     data, directory = ",".join(options.data), ""

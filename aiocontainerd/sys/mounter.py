@@ -13,7 +13,7 @@ from typing import Protocol
 from aiocontainerd.sys import idmap, loop, mountinfo
 from aiocontainerd.sys import mount_calls as calls
 from aiocontainerd.sys import mount_options as opts
-from aiocontainerd.sys.mount_plan import Step
+from aiocontainerd.sys.mount_plan import MountStep
 from aiocontainerd.sys.mountinfo import MountInfo
 
 _HELPER_TIMEOUT_S = 60.0
@@ -29,7 +29,7 @@ _ATTRIBUTES = {
 class Mounter(Protocol):
     """The door to the kernel's mounts. The methods block, and raise OSError naming the path."""
 
-    def mount(self, step: Step) -> None:
+    def mount(self, step: MountStep) -> None:
         """Carry out one step. When a part of it fails, nothing of the step stays mounted."""
         ...
 
@@ -45,7 +45,7 @@ class Mounter(Protocol):
 class KernelMounter:
     """The mounter that calls the kernel."""
 
-    def mount(self, step: Step) -> None:
+    def mount(self, step: MountStep) -> None:
         if step.helper:
             _run_helper(step.helper)
             return
@@ -64,7 +64,7 @@ class KernelMounter:
         return mountinfo.mounts_under(root)
 
 
-def _mount_first(step: Step) -> None:
+def _mount_first(step: MountStep) -> None:
     if not step.options.id_mapped:
         _mount_plain(step)
         return
@@ -84,7 +84,7 @@ def _attributes(flags: int) -> int:
     return sum(attribute for flag, attribute in _ATTRIBUTES.items() if flags & flag)
 
 
-def _mount_plain(step: Step) -> None:
+def _mount_plain(step: MountStep) -> None:
     if not step.options.loop:
         _call(step, step.source)
         return
@@ -93,7 +93,7 @@ def _mount_plain(step: Step) -> None:
         _call(step, device)
 
 
-def _call(step: Step, source: str) -> None:
+def _call(step: MountStep, source: str) -> None:
     def mount() -> None:
         calls.mount(source, step.target, step.type, step.options.flags, step.data)
 
@@ -122,7 +122,7 @@ def _in_directory(directory: str, action: Callable[[], None]) -> None:
         raise failures[0]
 
 
-def _mount_mapped_overlay(step: Step, namespace: int) -> None:
+def _mount_mapped_overlay(step: MountStep, namespace: int) -> None:
     """Mount an overlay over id-mapped copies of its lower layers, since overlay itself cannot be id-mapped."""
     lower = opts.value_of(step.options.data, "lowerdir") or ""
     relative = opts.value_of(step.data.split(","), "lowerdir") or ""
@@ -143,7 +143,7 @@ def _plain_path(layer: str) -> str:
     return layer.replace("\\:", ":").replace("\\\\", "\\")
 
 
-def _replace_mapped(step: Step, namespace: int) -> None:
+def _replace_mapped(step: MountStep, namespace: int) -> None:
     """Replace the mount that was just made with an id-mapped copy of it."""
     tree = calls.open_tree(step.target, calls.OPEN_TREE_CLONE)
     try:
@@ -154,7 +154,7 @@ def _replace_mapped(step: Step, namespace: int) -> None:
         os.close(tree)
 
 
-def _finish(step: Step) -> None:
+def _finish(step: MountStep) -> None:
     for propagation in step.options.propagation:
         calls.mount("", step.target, "", propagation)
     if step.remount_flags:
@@ -177,7 +177,7 @@ class FakeMounter:
     """A mounter that only keeps a list of mounts. `fail` maps a target to the errno with which its next mount fails."""
 
     def __init__(self) -> None:
-        self.mounted: list[Step] = []
+        self.mounted: list[MountStep] = []
         self.log: list[str] = []
         self.fail: dict[str, int] = {}
         self.busy: set[str] = set()
@@ -185,7 +185,7 @@ class FakeMounter:
     def __repr__(self) -> str:
         return f"<FakeMounter {len(self.mounted)} mounted, {len(self.log)} calls>"
 
-    def mount(self, step: Step) -> None:
+    def mount(self, step: MountStep) -> None:
         self.log.append(f"mount {step.target}")
         number = self.fail.pop(step.target, None)
         if number is not None:

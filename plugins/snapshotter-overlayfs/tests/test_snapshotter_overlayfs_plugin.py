@@ -16,7 +16,7 @@ from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
 from aiocontainerd.host.registration import Daemon, State
 from aiocontainerd.host.registry import Registry
-from aiocontainerd.sys.mount import FakeMounter, Step, mounts_under
+from aiocontainerd.sys.mount import FakeMounter, MountStep, mounts_under
 
 
 class _Refusing(FakeMounter):
@@ -26,7 +26,7 @@ class _Refusing(FakeMounter):
         super().__init__()
         self.refused = refused
 
-    def mount(self, step: Step) -> None:
+    def mount(self, step: MountStep) -> None:
         if self.refused in step.data or (self.refused == "idmap" and step.options.id_mapped):
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), step.target)
         super().mount(step)
