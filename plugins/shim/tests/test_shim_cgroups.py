@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim.task.cgroups import Cgroup, find
+from aiocontainerd_shim.cgroups.cgroup import Cgroup, find
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.errors import NotFound

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim.task import criu
+from aiocontainerd_shim.oci import criu
 
 from aiocontainerd.errors import InvalidArgument
 

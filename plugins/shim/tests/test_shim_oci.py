@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim.task import oci_choice
-from aiocontainerd_shim.task.init import kill_error
-from aiocontainerd_shim.task.oci import (
+from aiocontainerd_shim.children.reaper import Reaper
+from aiocontainerd_shim.oci import choice
+from aiocontainerd_shim.oci.runtime import (
     CheckpointFlags,
     CreateFlags,
     OciError,
@@ -19,7 +19,7 @@ from aiocontainerd_shim.task.oci import (
     last_error,
     runtime_root,
 )
-from aiocontainerd_shim.task.reaper import Reaper
+from aiocontainerd_shim.task.init import kill_error
 
 from aiocontainerd.errors import FailedPrecondition, NotFound, Unknown
 
@@ -146,18 +146,18 @@ def test_the_runtime_keeps_its_state_by_namespace() -> None:
 
 def test_no_runtime_installed_says_what_was_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(oci_choice, "_found", [])
+    monkeypatch.setattr(choice, "_found", [])
     with pytest.raises(FailedPrecondition, match=r"neither crun or runc is in PATH .*install one"):
-        oci_choice.find()
+        choice.find()
 
 
 def test_options_and_config_come_before_the_probe() -> None:
-    assert oci_choice.choose("mine", {oci_choice.CONFIGURED_ENV: "theirs"}) == "mine"
-    assert oci_choice.choose("", {oci_choice.CONFIGURED_ENV: "theirs"}) == "theirs"
+    assert choice.choose("mine", {choice.CONFIGURED_ENV: "theirs"}) == "mine"
+    assert choice.choose("", {choice.CONFIGURED_ENV: "theirs"}) == "theirs"
 
 
 @pytest.mark.root
 def test_a_probe_leaves_no_cgroup_behind() -> None:
     before = set(Path("/sys/fs/cgroup").glob("*/aiocontainerd-probe-*"))
-    assert isinstance(oci_choice.probe("runc"), str)
+    assert isinstance(choice.probe("runc"), str)
     assert set(Path("/sys/fs/cgroup").glob("*/aiocontainerd-probe-*")) == before

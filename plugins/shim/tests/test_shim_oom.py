@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim.task.cgroups import Cgroup
-from aiocontainerd_shim.task.oom import OomWatch
+from aiocontainerd_shim.cgroups.cgroup import Cgroup
+from aiocontainerd_shim.cgroups.oom import OomWatch
 
 from aiocontainerd.sys.cgroup import CgroupPaths, add_process, enable_controllers, write_text
 

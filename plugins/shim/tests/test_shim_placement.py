@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aiocontainerd_shim.program import placement
+from aiocontainerd_shim.cgroups import placement
 
 from aiocontainerd.sys import mountinfo
 

@@ -8,7 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
-from aiocontainerd_shim.task.reaper import Exit, Reaper, spawn
+from aiocontainerd_shim.children.reaper import Exit, Reaper, spawn
 
 
 @pytest.fixture

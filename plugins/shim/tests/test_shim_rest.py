@@ -14,12 +14,13 @@ from typing import Any
 
 import anyio
 import pytest
+from aiocontainerd_shim.children.reaper import Exit
 from aiocontainerd_shim.fork.launcher import AioLauncher
-from aiocontainerd_shim.rest import memory, resident
+from aiocontainerd_shim.rest import channel as resident_channel
+from aiocontainerd_shim.rest import resident
+from aiocontainerd_shim.rest.channel import pack_exit, unpack_exit
 from aiocontainerd_shim.rest.descriptors import Descriptors
-from aiocontainerd_shim.rest.memory import pack_exit, unpack_exit
 from aiocontainerd_shim.task import records
-from aiocontainerd_shim.task.reaper import Exit
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.interfaces.shim import ShimCommand
@@ -278,7 +279,7 @@ def test_a_hand_over_is_taken_although_its_worker_has_not_read_every_exit() -> N
         channel.send(pack_exit(Exit(pid=7, status=0, exited_at_ns=1)))
         socket.send_fds(its_end, [b"record"], [its_end.fileno()])
         its_end.close()
-        packet, fds = memory.take_hand_over(channel)
+        packet, fds = resident_channel.take_hand_over(channel)
     assert (packet, len(fds)) == (b"record", 1)
     os.close(fds[0])
 
@@ -288,11 +289,11 @@ def test_a_worker_that_leaves_nothing_hands_nothing_over() -> None:
     with channel:
         channel.send(pack_exit(Exit(pid=7, status=0, exited_at_ns=1)))
         its_end.close()
-        assert memory.take_hand_over(channel) == (b"", [])
+        assert resident_channel.take_hand_over(channel) == (b"", [])
 
 
 def test_a_worker_that_was_missed_is_followed_by_one_that_lingers_longer() -> None:
-    assert memory.next_linger_s(0.3, 0.6) == 0.6
-    assert memory.next_linger_s(0.6, 1.7) == 1.2
-    assert memory.next_linger_s(3.0, 1.0) == memory.LONGEST_LINGER_S
-    assert memory.next_linger_s(1.2, 9.0) == memory.LINGER_S
+    assert resident.next_linger_s(0.3, 0.6) == 0.6
+    assert resident.next_linger_s(0.6, 1.7) == 1.2
+    assert resident.next_linger_s(3.0, 1.0) == resident.LONGEST_LINGER_S
+    assert resident.next_linger_s(1.2, 9.0) == resident.LINGER_S

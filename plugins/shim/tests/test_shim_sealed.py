@@ -10,8 +10,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from aiocontainerd_shim.fork import sealed
-from aiocontainerd_shim.task.reaper import Reaper
+from aiocontainerd_shim.children import sealed
+from aiocontainerd_shim.children.reaper import Reaper
 
 TRUE = "/bin/true"
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiocontainerd_shim.program.bootstrap import Identity
+from aiocontainerd_shim.children.reaper import Reaper
 from aiocontainerd_shim.task import records, service
-from aiocontainerd_shim.task.container import Surroundings
-from aiocontainerd_shim.task.reaper import Reaper
+from aiocontainerd_shim.task.exits import Surroundings
 from aiocontainerd_shim.task.service import TaskService
 
 from aiocontainerd import api, typeurl
@@ -61,10 +60,9 @@ class Shim:
         self.ended = asyncio.Event()
         self.env = {**os.environ, "FAKE_DIR": str(bundle), "FAKE_PROGRAM": "exec sleep 60"}
         around = Surroundings(reaper, lambda topic, event: self.events.append((topic, event)), tasks.create_task)
-        identity = Identity(namespace="ns", id="c", bundle=bundle, env=self.env)
         program = str(bundle / "fake")
         self.service = TaskService(
-            identity, around, choose_runtime=lambda _name, _env: program, shut_down=self.ended.set
+            "ns", self.env, around, choose_runtime=lambda _name, _env: program, shut_down=self.ended.set
         )
 
     @property
@@ -243,11 +241,11 @@ async def test_a_container_whose_creator_has_gone_is_created_to_the_end_and_dele
     creating.cancel()
     with pytest.raises(asyncio.CancelledError):
         await creating
-    assert not shim.service.can_rest
+    assert not shim.service.idle
     (shim.bundle / "hold").unlink()
     await shim.service.settled(10)
     assert shim.topics == ["/tasks/create", "/tasks/exit", "/tasks/delete"]
-    assert shim.service.can_rest
+    assert shim.service.idle
     with pytest.raises(NotFound, match=r"^container not created$"):
         await shim.state()
 
@@ -303,7 +301,7 @@ async def test_an_exec_that_waited_for_its_turn_does_not_start_after_the_init(sh
         starting = asyncio.ensure_future(shim.start("e1"))
         await asyncio.sleep(0)
         await shim.start()
-        while not container._init_over:  # noqa: ASYNC110 - the child of a real SIGCHLD sets no event
+        while not container._exits.init_over:  # noqa: ASYNC110 - the child of a real SIGCHLD sets no event
             await asyncio.sleep(0.005)
     with pytest.raises(FailedPrecondition, match=r"^container c init process is not running$"):
         await starting

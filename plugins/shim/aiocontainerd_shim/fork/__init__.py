@@ -1,1 +1,8 @@
-"""The fork server, which forks ready shims, and the daemon's side of it."""
+"""The fork server, which forks a ready shim within milliseconds. Imports every room; only `plugin.py` imports it.
+
+launcher    the daemon's side: starts the server, asks it, does without it
+protocol    requests and replies between the two
+server      the server's process
+child       a child of the server: a shim, or the clean-up after one
+warm_up     work done once before the server serves, so that no shim does it again
+"""

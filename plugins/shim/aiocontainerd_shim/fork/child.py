@@ -1,4 +1,4 @@
-"""What a child of the fork server does: lives on as a shim, or cleans up after one and answers."""
+"""A child of the fork server: it lives on as a shim, or cleans up after a dead one and answers."""
 
 from __future__ import annotations
 
@@ -6,33 +6,25 @@ import os
 import socket
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from aiocontainerd_shim.fork import protocol
 from aiocontainerd_shim.fork.protocol import Reply, Request
 from aiocontainerd_shim.program import cleanup, serve
 from aiocontainerd_shim.program.bootstrap import Identity
-
-if TYPE_CHECKING:
-    from aiocontainerd_shim.rest.memory import Duty
+from aiocontainerd_shim.program.serve import Place
 
 
 def start(request: Request, listener: socket.socket) -> NoReturn:
     """Become the shim that serves `listener`."""
-    serve.end(lambda: _rest(request, listener))
-
-
-def _rest(request: Request, listener: socket.socket) -> int:
-    serve.settle(request.bundle, request.shim_cgroup, request.oom_score_adj)
-    return serve.rest(listener, request.bundle, partial(_work, request), debug=request.debug)
-
-
-def _work(request: Request, duty: Duty) -> None:
-    serve.work(identity_of(request), duty)
+    place = Place(
+        bundle=request.bundle, cgroup=request.shim_cgroup, oom_score_adj=request.oom_score_adj, debug=request.debug
+    )
+    serve.become_resting_shim(listener, partial(identity_of, request), place)
 
 
 def delete(request: Request, connection: socket.socket) -> NoReturn:
-    """Remove what a dead shim left, and answer."""
+    """Remove what a dead shim left behind, answer, and end."""
     try:
         try:
             reply = Reply(result=bytes(cleanup.clean_up(identity_of(request))))
@@ -44,7 +36,7 @@ def delete(request: Request, connection: socket.socket) -> NoReturn:
 
 
 def identity_of(request: Request) -> Identity:
-    """Who the shim of a request is."""
+    """Return who the shim of a request is."""
     return Identity(
         namespace=request.namespace,
         id=request.id,

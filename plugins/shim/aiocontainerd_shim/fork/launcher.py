@@ -25,8 +25,8 @@ from aiocontainerd.sys import programs
 from aiocontainerd.sys.cgroup import remove_empty
 from aiocontainerd_shim.fork import protocol
 from aiocontainerd_shim.fork.protocol import Request, Verb, request_of
+from aiocontainerd_shim.oci.choice import CONFIGURED_ENV
 from aiocontainerd_shim.program import bootstrap
-from aiocontainerd_shim.task.oci_choice import CONFIGURED_ENV
 
 log = logging.getLogger(__name__)
 

@@ -33,10 +33,13 @@ import msgspec
 from aiocontainerd.errors import ContainerdError, InvalidArgument
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
-from aiocontainerd_shim.fork import child, protocol, sealed, warm_up
+from aiocontainerd_shim.cgroups import placement
+from aiocontainerd_shim.children import sealed
+from aiocontainerd_shim.fork import child, protocol, warm_up
 from aiocontainerd_shim.fork.protocol import Reply, Request, Verb
-from aiocontainerd_shim.program import bootstrap, placement, serve
-from aiocontainerd_shim.task import oci_choice, records
+from aiocontainerd_shim.oci import choice
+from aiocontainerd_shim.program import bootstrap, serve
+from aiocontainerd_shim.task import records
 
 CLIENT_TIMEOUT_S = 2.0
 COMMAND_NAME = "aio-fork-server"
@@ -298,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
     """Prepare, listen, tell the waiting parent, serve. What goes wrong before that is on the starter's stderr."""
     _unwind_on_term()
-    oci_choice.probe_in(Path(path).parent)
+    choice.probe_in(Path(path).parent)
     try:
         os.chdir("/")
         prctl.set_name(COMMAND_NAME)
@@ -342,10 +345,10 @@ def _prepare() -> None:
         traceback.print_exc()
     _unwind_on_term()  # again: a loop that ends gives signals back to the kernel
     try:
-        oci_choice.find()
+        choice.find()
     except ContainerdError:
         pass  # said again to whoever creates a container without naming an OCI runtime
-    sealed.keep(oci_choice.CANDIDATES)
+    sealed.keep(choice.CANDIDATES)
     serve.prepare_log()
     gc.collect()
     gc.freeze()

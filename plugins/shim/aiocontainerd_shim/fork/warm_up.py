@@ -20,9 +20,10 @@ from aiocontainerd.api.services import SERVICES
 from aiocontainerd.errors import NotFound
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 from aiocontainerd.wire import codec
+from aiocontainerd_shim.cgroups import cgroup
+from aiocontainerd_shim.oci.choice import CONFIGURED_ENV
 from aiocontainerd_shim.program import bootstrap, serve
-from aiocontainerd_shim.task import cgroups
-from aiocontainerd_shim.task.oci_choice import CONFIGURED_ENV
+from aiocontainerd_shim.rest.awake import AlwaysAwake
 
 if TYPE_CHECKING:
     import betterproto2
@@ -68,7 +69,7 @@ def _messages() -> Iterator[betterproto2.Message]:
 def _measure() -> None:
     """Measure the own cgroup: what that imports depends on the host's version of cgroups."""
     with suppress(OSError, NotFound):
-        cgroups.find(os.getpid()).stats()
+        cgroup.find(os.getpid()).stats()
 
 
 def _event_types() -> Iterable[type[betterproto2.Message]]:
@@ -109,7 +110,7 @@ async def _live_once(identity: bootstrap.Identity, path: str) -> None:
     listener = bootstrap.listen(path)
     assert listener is not None
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve.serve(listener, identity))
+        tasks.create_task(serve.serve(AlwaysAwake(listener), identity))
         async with await TtrpcClient.connect(path, timeout_s=_CALL_TIMEOUT_S) as client:
             for method, request in _life(identity):
                 await client.call(_TASK, method, request, timeout_s=_CALL_TIMEOUT_S)

@@ -1,1 +1,7 @@
-"""Streams of processes: pipes and files handed to the container, terminals pumped, logger programs."""
+"""Streams of processes. Imports the core only; `task` and `rest` import it.
+
+stdio       streams without a terminal: the container gets the client's pipe, the file or the logger's pipe itself
+console     terminals: the pty's master, and the pump between pty and pipes
+fifos       the ends of named pipes that the shim holds
+logger      logger programs
+"""

@@ -89,8 +89,8 @@ class OutputFifo:
         return self._hold
 
     @property
-    def can_rest(self) -> bool:
-        """Whether only the hang-up is waited for."""
+    def idle(self) -> bool:
+        """Whether there is nothing to do until the last writer hangs up."""
         return self._epoll is not None and self._kick is None
 
     def open_writer(self, *, nonblocking: bool = False) -> int:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
 
 import msgspec
 
 from aiocontainerd.errors import Unknown
 from aiocontainerd_shim.io.fifos import InputFifo, OutputFifo, is_fifo, open_path
 from aiocontainerd_shim.io.logger import Logger, start_logger
-from aiocontainerd_shim.rest.descriptors import HANG_UP, Descriptors
 
 
 class Stdio(msgspec.Struct, frozen=True):
@@ -48,8 +46,11 @@ class Stdio(msgspec.Struct, frozen=True):
         return _uri_path(self.stderr)
 
 
-class RestedStreams(msgspec.Struct, frozen=True):
-    """Streams of a process while the shim rests: descriptors by place, the logger's with its pid."""
+class HeldFds(msgspec.Struct, frozen=True):
+    """Descriptors that the shim holds for a running process: stdin, outputs with their paths, a logger's pid and pidfd.
+
+    -1 and None mean that there is none.
+    """
 
     stdin: int = -1
     outputs: list[tuple[str, int]] = []
@@ -87,31 +88,32 @@ class ProcessIO:
         return f"<ProcessIO {started} outputs={len(self._outputs)} logger={self._logger}>"
 
     @property
-    def can_rest(self) -> bool:
-        """Whether there is nothing to do for these streams until their writers have gone."""
-        return self._child == [-1, -1, -1] and all(output.can_rest for output in self._outputs)
+    def idle(self) -> bool:
+        """Whether there is nothing to do until the writers have gone."""
+        return self._child == [-1, -1, -1] and all(output.idle for output in self._outputs)
 
-    def rested(self, held: Descriptors) -> RestedStreams:
-        """What `resumed` needs."""
-        stdin = held.put(self._stdin.held) if self._stdin is not None and self._stdin.held >= 0 else -1
-        outputs = [(output.path, held.put(output.held, HANG_UP)) for output in self._outputs]
+    @property
+    def held(self) -> HeldFds:
+        """The descriptors that are held while the process runs."""
+        stdin = self._stdin.held if self._stdin is not None else -1
+        outputs = [(output.path, output.held) for output in self._outputs]
         logger = self._logger
         running = logger is not None and logger.pidfd >= 0
-        return RestedStreams(stdin, outputs, (logger.pid, held.put(logger.pidfd)) if logger and running else None)
+        return HeldFds(stdin, outputs, (logger.pid, logger.pidfd) if logger and running else None)
 
     @classmethod
-    def resumed(cls, rested: RestedStreams, fds: Sequence[int]) -> ProcessIO:
-        """The streams of a process that runs already, with descriptors kept meanwhile."""
+    def holding(cls, held: HeldFds) -> ProcessIO:
+        """Return the streams of a process that runs already, from the descriptors held for it."""
         streams = cls()
-        if rested.stdin >= 0:
-            streams._stdin = InputFifo("", fds[rested.stdin])
-        for path, place in rested.outputs:
-            output = OutputFifo(path, fds[place])
+        if held.stdin >= 0:
+            streams._stdin = InputFifo("", held.stdin)
+        for path, fd in held.outputs:
+            output = OutputFifo(path, fd)
             streams._outputs.append(output)
             output.watch()
-        if rested.logger is not None:
-            pid, place = rested.logger
-            streams._logger = Logger(pid, fds[place], -1, -1)
+        if held.logger is not None:
+            pid, pidfd = held.logger
+            streams._logger = Logger(pid, pidfd, -1, -1)
         return streams
 
     def child_fds(self) -> tuple[int, int, int]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from aiocontainerd import api, timestamps
 from aiocontainerd.sys.mount import unmount_recursive
+from aiocontainerd_shim.children.reaper import Reaper
+from aiocontainerd_shim.oci import choice
+from aiocontainerd_shim.oci.runtime import OciRuntime, runtime_root
 from aiocontainerd_shim.program import bootstrap
-from aiocontainerd_shim.task import oci_choice, records
-from aiocontainerd_shim.task.oci import OciRuntime, runtime_root
-from aiocontainerd_shim.task.reaper import Reaper
+from aiocontainerd_shim.task import records
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.program.bootstrap import Identity
@@ -45,7 +46,7 @@ async def _delete(identity: Identity) -> None:
         return
     reaper = Reaper()
     reaper.start()
-    binary = shim.binary if shim else oci_choice.choose(options.binary_name, identity.env)
+    binary = shim.binary if shim else choice.choose(options.binary_name, identity.env)
     runtime = OciRuntime(binary, root, reaper, env=identity.env, log=identity.bundle / "log.json")
     try:
         await runtime.delete(identity.id, force=True)

@@ -107,8 +107,8 @@ def identity_of(flags: Flags) -> Identity:
 
 
 def _start(identity: Identity) -> int:
+    from aiocontainerd_shim.oci import choice
     from aiocontainerd_shim.program import serve
-    from aiocontainerd_shim.task import oci_choice
 
     planned = bootstrap.plan(sys.stdin.buffer.read(bootstrap.STDIN_LIMIT_BYTES), identity)
     listener = bootstrap.open_listener(planned, identity.bundle)
@@ -116,8 +116,9 @@ def _start(identity: Identity) -> int:
         score = bootstrap.oom_score_adj_for_child_of(os.getppid())
         if os.fork() == 0:
             os.setpgid(0, 0)
-            oci_choice.probe_in(identity.bundle)
-            serve.become_shim(listener, identity, planned.shim_cgroup, score)
+            choice.probe_in(identity.bundle)
+            place = serve.Place(bundle=str(identity.bundle), cgroup=planned.shim_cgroup, oom_score_adj=score)
+            serve.become_shim(listener, identity, place)
     sys.stdout.buffer.write(planned.result())
     sys.stdout.flush()
     return 0
@@ -131,10 +132,10 @@ def _serve(identity: Identity) -> int:
 
 
 def _delete(identity: Identity) -> int:
+    from aiocontainerd_shim.oci import choice
     from aiocontainerd_shim.program.cleanup import clean_up
-    from aiocontainerd_shim.task import oci_choice
 
-    oci_choice.probe_in(identity.bundle)
+    choice.probe_in(identity.bundle)
     sys.stdout.buffer.write(bytes(clean_up(identity)))
     return 0
 

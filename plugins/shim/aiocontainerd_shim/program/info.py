@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 from aiocontainerd import __version__, api, typeurl
-from aiocontainerd_shim.task import oci_choice
+from aiocontainerd_shim.oci import choice
 from aiocontainerd_shim.task.records import OPTIONS_URL, options_from_wire
 
 _FEATURES_TIMEOUT_S = 5.0
@@ -15,7 +15,7 @@ def runtime_info(name: str, stdin: bytes) -> bytes:
     """A RuntimeInfo message. `stdin` is an Any of runtime options and may be empty."""
     value = api.protobuf.Any.parse(stdin)
     options = options_from_wire(value) if value.type_url.rpartition("/")[2] == OPTIONS_URL else None
-    binary = (options.binary_name if options else "") or oci_choice.find()
+    binary = (options.binary_name if options else "") or choice.find()
     features = _features(binary)
     return bytes(
         api.types.RuntimeInfo(

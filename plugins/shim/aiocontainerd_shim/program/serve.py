@@ -1,4 +1,8 @@
-"""The shim's own life: from a listening socket to the end of its last container."""
+"""The shim's own life: from a listening socket to the end of its last container.
+
+There are two lives: `become_shim` serves in one process, `become_resting_shim` rests between its work. Which one a
+shim has, `serve` does not know: it talks to a `Rest`.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +12,26 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import TYPE_CHECKING, NoReturn, ParamSpec
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
 
 from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.sys import prctl
-from aiocontainerd_shim.program import placement
+from aiocontainerd_shim.cgroups import placement
+from aiocontainerd_shim.children.reaper import Reaper
 from aiocontainerd_shim.program.bootstrap import set_oom_score_adj
+from aiocontainerd_shim.rest.awake import AlwaysAwake
+from aiocontainerd_shim.rest.interface import Parts, Rest
 from aiocontainerd_shim.rest.resident import Resident
-from aiocontainerd_shim.rest.worker import Spawned, Worker
-from aiocontainerd_shim.task.container import Surroundings
+from aiocontainerd_shim.task.background import Background
+from aiocontainerd_shim.task.exits import Surroundings
 from aiocontainerd_shim.task.publisher import Forwarder, Publisher
-from aiocontainerd_shim.task.reaper import Reaper
 from aiocontainerd_shim.task.service import TaskService, TaskServiceV2
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.program.bootstrap import Identity
-    from aiocontainerd_shim.rest.memory import Duty
-
-P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +40,44 @@ SHUTDOWN_TIMEOUT_S = 5.0
 _SERVER_GRACE_S = 1.0
 
 
-def become_shim(listener: socket.socket, identity: Identity, shim_cgroup: str, oom_score_adj: int | None) -> NoReturn:
-    """Go on as the shim in a freshly forked child; never returns."""
-    end(lambda: _settle_and_run(listener, identity, shim_cgroup, oom_score_adj))
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a forked shim settles. An empty cgroup and no OOM score leave what it has inherited."""
+
+    bundle: str
+    cgroup: str = ""
+    oom_score_adj: int | None = None
+    debug: bool = False
 
 
-def _settle_and_run(listener: socket.socket, identity: Identity, shim_cgroup: str, oom_score_adj: int | None) -> int:
-    settle(str(identity.bundle), shim_cgroup, oom_score_adj)
-    return run(listener, identity)
+def become_shim(listener: socket.socket, identity: Identity, place: Place) -> NoReturn:
+    """Go on as the shim of `identity` in a freshly forked child."""
+
+    def life() -> int:
+        settle(place)
+        return run(listener, identity)
+
+    end(life)
+
+
+def become_resting_shim(listener: socket.socket, identity_of: Callable[[], Identity], place: Place) -> NoReturn:
+    """Go on as a shim that rests, in a freshly forked child.
+
+    That pays where everything a worker needs was loaded before the fork. Only workers call `identity_of`: whatever the
+    resting process executes costs memory as long as the shim lives.
+    """
+
+    def rest() -> int:
+        return Resident(listener, lambda worker: _work(worker, identity_of())).run()
+
+    def life() -> int:
+        settle(place)
+        return _listening(listener, place.bundle, rest, debug=place.debug)
+
+    end(life)
 
 
 def end(life: Callable[[], int]) -> NoReturn:
-    """End this process with the status that `life` gives, with 1 and a line in the log where it fails."""
+    """End this process with the status that `life` returns; if it raises, with 1 and a line in the log."""
     status = 1
     try:
         status = life()
@@ -57,30 +87,22 @@ def end(life: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
 
-def settle(bundle: str, shim_cgroup: str, oom_score_adj: int | None) -> None:
-    """Leave the place of whoever forked this process.
+def settle(place: Place) -> None:
+    """Leave the place of the process that forked this one.
 
-    The starter may read the standard streams until nobody can write there, so they go first.
+    The standard streams go first: the starter may read them until nobody can write there.
     """
-    os.chdir(bundle)
+    os.chdir(place.bundle)
     detach_stdio()
-    set_oom_score_adj(oom_score_adj)
-    if shim_cgroup:
-        placement.join(shim_cgroup, os.getpid())
+    set_oom_score_adj(place.oom_score_adj)
+    if place.cgroup:
+        placement.join(place.cgroup, os.getpid())
 
 
 def run(listener: socket.socket, identity: Identity) -> int:
-    """Be the shim of `identity` until it is shut down, in this process alone; returns the exit status."""
-    life = partial(_run_loop, serve, listener, identity)
+    """Be the shim of `identity` in this process until it is shut down; return the exit status."""
+    life = lambda: _run_loop(AlwaysAwake(listener), identity)  # noqa: E731
     return _listening(listener, str(identity.bundle), life, debug=identity.debug)
-
-
-def rest(listener: socket.socket, bundle: str, do: Callable[[Duty], None], *, debug: bool) -> int:
-    """Be a shim that leaves its work to workers, of which `do` is the life; returns the exit status.
-
-    That pays where everything a worker needs was loaded before the fork.
-    """
-    return _listening(listener, bundle, lambda: Resident(listener, do).run(), debug=debug)
 
 
 def _listening(listener: socket.socket, bundle: str, life: Callable[[], int], *, debug: bool) -> int:
@@ -94,23 +116,22 @@ def _listening(listener: socket.socket, bundle: str, life: Callable[[], int], *,
         _remove_socket(path)
 
 
-def work(identity: Identity, duty: Duty) -> None:
-    """Be a worker of the shim of `identity`; returns where the shim is to end, and not at all after a hand-over."""
+def _work(rest: Rest, identity: Identity) -> None:
     try:
-        _run_loop(serve, socket.socket(fileno=duty.fds[0]), identity, duty)
+        _run_loop(rest, identity)
     except Exception:  # the edge of the process
         log.exception("the shim failed")
         raise
 
 
-def _run_loop(life: Callable[P, Coroutine[object, object, None]], *args: P.args, **kwargs: P.kwargs) -> int:
+def _run_loop(rest: Rest, identity: Identity) -> int:
     """Drive a loop by hand: `asyncio.run` does more than a process needs that ends with its loop."""
-    asyncio.new_event_loop().run_until_complete(life(*args, **kwargs))
+    asyncio.new_event_loop().run_until_complete(serve(rest, identity))
     return 0
 
 
 def prepare_log() -> None:
-    """What a fork server can do ahead for the logs of its shims: they all go to stderr, wherever that leads then."""
+    """Set up logging to stderr. A fork server does it once for all its shims, which point stderr elsewhere."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     logging.raiseExceptions = False
     logging.basicConfig(level=logging.INFO)
@@ -118,7 +139,7 @@ def prepare_log() -> None:
 
 
 def open_log(bundle: str, *, debug: bool) -> None:
-    """Write the log into the daemon's fifo, and nothing anywhere else; a daemon that does not read loses it."""
+    """Log into the daemon's fifo and nowhere else. While the daemon does not read, lines are lost."""
     if not logging.root.handlers:
         prepare_log()
     if debug:
@@ -126,8 +147,8 @@ def open_log(bundle: str, *, debug: bool) -> None:
     _redirect_stderr(f"{bundle}/log")
 
 
-async def serve(listener: socket.socket, identity: Identity, duty: Duty | None = None) -> None:
-    """Serve the task API on `listener` until Shutdown, SIGTERM or SIGINT; with a duty, until there is none."""
+async def serve(rest: Rest, identity: Identity) -> None:
+    """Serve the task API until Shutdown, SIGTERM or SIGINT, or until `rest` hands over and ends the process."""
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -137,21 +158,17 @@ async def serve(listener: socket.socket, identity: Identity, duty: Duty | None =
     reaper = Reaper()
     reaper.start()
     async with asyncio.TaskGroup() as tasks:
-        helpers = [tasks.create_task(publisher.run())]
-        spawned = Spawned(tasks)
-        around = Surroundings(reaper, publisher.publish, spawned.start)
-        service = TaskService(identity, around, shut_down=ending.set, shim_pid=duty.shim_pid if duty else 0)
+        background = Background(tasks)
+        around = Surroundings(reaper, publisher.publish, background.start)
+        service = TaskService(identity.namespace, identity.env, around, shut_down=ending.set, shim_pid=rest.shim_pid)
         server = TtrpcServer([service, TaskServiceV2(service)])
-        if duty is not None:
-            worker = Worker(duty, server, service, publisher, reaper, spawned)
-            await worker.take_over()
-            helpers.append(tasks.create_task(worker.hand_over_when_quiet()))
-            worker.accept(listener)
-            await ending.wait()
-            worker.refuse(listener)
-        else:
-            await server.start(listener)
-            await ending.wait()
+        helpers = [tasks.create_task(publisher.run())]
+        await rest.begin(
+            Parts(server=server, service=service, publisher=publisher, reaper=reaper, background=background)
+        )
+        helpers.append(tasks.create_task(rest.hand_over_when_idle()))
+        await ending.wait()
+        rest.refuse_connections()
         await server.aclose(_SERVER_GRACE_S)
         await service.settled(SHUTDOWN_TIMEOUT_S)
         await publisher.drained(SHUTDOWN_TIMEOUT_S - _SERVER_GRACE_S)

@@ -1,7 +1,7 @@
-"""The descriptors that a shim keeps while it rests.
+"""The descriptors that a shim keeps while it rests, and what wakes it.
 
-Records name them by their place in the list. Each comes with the poll mask that wakes the shim: `NEVER` for one that is
-only held, `HANG_UP` for one of which only the hang-up counts.
+Each descriptor has a poll mask: `NEVER` if it is only held, `HANG_UP` if only the hang-up wakes the shim, `READABLE` if
+bytes do.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ READABLE = select.POLLIN
 
 
 class Descriptors:
-    """The descriptors of a hand-over, in the order of their places."""
+    """The descriptors of a hand-over. Records name them by their places in `fds`."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []
         self.masks: list[int] = []
 
     def put(self, fd: int, mask: int = NEVER) -> int:
-        """Add one; returns its place."""
+        """Add a descriptor and return its place."""
         self.fds.append(fd)
         self.masks.append(mask)
         return len(self.fds) - 1

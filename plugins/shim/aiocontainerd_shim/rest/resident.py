@@ -1,13 +1,13 @@
 """The process that is a shim for as long as its containers live, and does nothing but wait.
 
-Whatever a Python process executes, it pays for with memory of its own, since every reference count it touches copies
-a page it shared with the fork server. So the resident only waits: for a connection, a request, a hang-up, an exit.
-Then it forks a worker, gives it every descriptor, and waits for it. The worker is the whole shim until nothing has
-happened for a moment; then it hands back descriptors and a record of what it knows, and ends, and its memory with it.
+A Python process pays for whatever it executes: each reference count that it touches copies a page it shared with the
+fork server. So the resident only waits: for a connection, a request, a hang-up, an exit. Then it forks a worker, gives
+it every descriptor, and waits for the worker. The worker is the whole shim until nothing has happened for a while. Then
+it hands back descriptors and records, and ends, and its memory is free again.
 
-The resident is the subreaper, so that it, which stays, becomes the parent of what the OCI runtime leaves behind. It
-tells a worker of exits as they come; those the worker has not taken when it ends are for the next one. A worker that
-ends without a hand-over ends the shim: well after Shutdown, as a crash otherwise.
+The resident is the subreaper: it stays, so it becomes the parent of what the OCI runtime leaves behind. It tells the
+worker of exits as they come. Exits that the worker has not taken are for the next worker. A worker that ends without a
+hand-over ends the shim: after Shutdown that is its normal end, otherwise a crash.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ from contextlib import suppress
 
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
+from aiocontainerd_shim.children.reaper import Exit
+from aiocontainerd_shim.rest.channel import Duty, pack_exit, take_hand_over, unpack_hand_over
 from aiocontainerd_shim.rest.descriptors import NEVER, READABLE
-from aiocontainerd_shim.rest.memory import LINGER_S, Duty, next_linger_s, pack_exit, take_hand_over, unpack_hand_over
-from aiocontainerd_shim.task.reaper import Exit
+from aiocontainerd_shim.rest.interface import Rest
+from aiocontainerd_shim.rest.worker import Worker
 
 log = logging.getLogger(__name__)
 
+LINGER_S = 0.3
+"""How long the shim must be idle before the first worker hands over."""
+LONGEST_LINGER_S = 4.0
+_MISSED_WITHIN = 3
 _FORK_AGAIN_S = 0.1
 _DEFAULT_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 
@@ -36,8 +42,8 @@ _DEFAULT_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 class Resident:
     """A shim at rest, with a worker now and then."""
 
-    def __init__(self, listener: socket.socket, work: Callable[[Duty], None]) -> None:
-        """`work` is the worker's life, in its own process; it raises where it fails."""
+    def __init__(self, listener: socket.socket, work: Callable[[Rest], object]) -> None:
+        """`work` serves in a worker's process until the shim ends. An exception from it ends the shim too."""
         self._work = work
         self._fds = [listener.detach()]
         self._masks = [READABLE]
@@ -54,7 +60,7 @@ class Resident:
         return f"<Resident {f'worker={self._worker}' if self._worker else 'resting'} watched={self._watched}>"
 
     def run(self) -> int:
-        """Be the shim; returns the exit status. The first worker is there before the first request."""
+        """Be the shim; return the exit status. The first worker comes before the first request."""
         self._take_signals()
         while self._let_work():
             began_s = time.monotonic()
@@ -77,7 +83,7 @@ class Resident:
             os.kill(self._worker, signal.SIGTERM)
 
     def _rest(self) -> bool:
-        """Wait until there is work; False when told to end."""
+        """Wait for work; return False if told to end."""
         poll = select.poll()
         poll.register(self._wake_in, select.POLLIN)
         for fd, mask in zip(self._fds, self._masks, strict=True):
@@ -90,7 +96,7 @@ class Resident:
         return not self._ending
 
     def _let_work(self) -> bool:
-        """Have a worker until it hands over; False where it ends without."""
+        """Fork a worker and wait until it hands over; return False if it ends without."""
         channel, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._worker = fork_as_soon_as_possible()
         if not self._worker:
@@ -115,13 +121,13 @@ class Resident:
                 signal.signal(number, signal.SIG_DFL)
             self._wake_in.close()
             self._wake_out.close()
-            self._work(Duty(os.getppid(), self._shim, self._fds, self._exits, channel, self._linger_s))
+            self._work(Worker(Duty(os.getppid(), self._shim, self._fds, self._exits, channel, self._linger_s)))
             status = 0
         finally:
             os._exit(status)
 
     def _attend(self, channel: socket.socket) -> bool:
-        """Tell the worker of exits until it hands over or ends."""
+        """Tell the worker of exits until it hands over or ends; return whether it handed over."""
         poll = select.poll()
         poll.register(self._wake_in, select.POLLIN)
         poll.register(channel, select.POLLIN)
@@ -129,7 +135,7 @@ class Resident:
             ready = [fd for fd, _ in poll.poll()]
             for exited in self._reap():
                 self._exits.append(exited)
-                with suppress(OSError):  # a worker that has ended has left it to the next one
+                with suppress(OSError):  # the worker has ended: the exit is for the next one
                     channel.send(pack_exit(exited))
             if channel.fileno() in ready:
                 return self._take_over(channel)
@@ -144,7 +150,7 @@ class Resident:
         return True
 
     def _reap(self) -> list[Exit]:
-        """Every exit there is, but the worker's."""
+        """Take every exit; return all but the worker's."""
         with suppress(BlockingIOError):
             self._wake_in.recv(4096)
         exits = []
@@ -161,14 +167,20 @@ class Resident:
         return exits
 
 
+def next_linger_s(linger_s: float, rested_s: float) -> float:
+    """Return how long the next worker lingers: twice as long if there was work again soon after the last one left."""
+    missed = rested_s < linger_s * _MISSED_WITHIN
+    return min(linger_s * 2, LONGEST_LINGER_S) if missed else LINGER_S
+
+
 def fork_as_soon_as_possible() -> int:
-    """Fork, again and again while there are too many processes or no memory: no container is to end for that."""
+    """Fork. Try again while the host has too many processes or no memory: no container may end for that."""
     told = False
     while True:
         try:
             return os.fork()
         except OSError as refusal:
             if not told:
-                log.warning("the shim waits for a process: %s", refusal)
+                log.warning("the shim cannot fork a worker and tries again: %s", refusal)
             told = True
             time.sleep(_FORK_AGAIN_S)

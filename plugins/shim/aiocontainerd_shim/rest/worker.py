@@ -1,5 +1,7 @@
-"""The worker of a resident shim: goes on from what the last one left, and hands over once nothing has happened for a
-moment (`resident.py`)."""
+"""The worker of a resident shim: goes on from what the last worker left, and hands over once the shim is idle.
+
+See `resident.py` for why.
+"""
 
 from __future__ import annotations
 
@@ -7,132 +9,93 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 
-import msgspec
-
-from aiocontainerd.rpc.ttrpc.server import RestedConnection, TtrpcServer
+from aiocontainerd.rpc.ttrpc.server import RestedConnection
+from aiocontainerd_shim.rest import snapshot
+from aiocontainerd_shim.rest.channel import EXIT, Duty, HandOver, send_hand_over, unpack_exit
 from aiocontainerd_shim.rest.descriptors import READABLE, Descriptors
-from aiocontainerd_shim.rest.memory import EXIT, FDS_LIMIT, RECORD_LIMIT_BYTES, Duty, HandOver, RestedShim, unpack_exit
-from aiocontainerd_shim.task.publisher import Publisher
-from aiocontainerd_shim.task.reaper import Reaper
-from aiocontainerd_shim.task.service import TaskService
+from aiocontainerd_shim.rest.interface import Parts
+from aiocontainerd_shim.rest.records import RestedShim, pack_shim, unpack_shim
 
 log = logging.getLogger(__name__)
 
 ACCEPT_AGAIN_S = 1.0
-LOOK_AGAIN_MAX_S = 5.0
+LONGEST_DELAY_S = 5.0
 LASTING_CALLS = frozenset({"Wait"})
-"""Calls that may be in flight while the shim rests; they are carried out anew by the next worker."""
-
-
-class Spawned:
-    """Work beside the calls, as long as it runs."""
-
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
-        self._tasks = tasks
-        self._running: set[asyncio.Task[None]] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._running)
-
-    def start(self, work: Coroutine[object, object, None]) -> None:
-        """Start it."""
-        task = self._tasks.create_task(_guarded(work))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-
-async def _guarded(work: Coroutine[object, object, None]) -> None:
-    try:
-        await work
-    except Exception:  # the edge of a task: one container's failure must not end the others
-        log.exception("a task of the shim failed")
+"""Calls that may be in flight while the shim rests. The next worker carries them out anew."""
 
 
 class Worker:
-    """The parts of a shim that know whether anything is going on in it."""
+    """One worker, in a process of its own; implements `Rest`."""
 
-    def __init__(
-        self,
-        duty: Duty,
-        server: TtrpcServer,
-        service: TaskService,
-        publisher: Publisher,
-        reaper: Reaper,
-        spawned: Spawned,
-        leave: Callable[[int], object] = os._exit,
-    ) -> None:
-        """`spawned` has what runs beside the calls; `leave` ends the process."""
+    def __init__(self, duty: Duty, leave: Callable[[int], object] = os._exit) -> None:
+        """`leave` ends the process."""
+        self.shim_pid = duty.shim_pid
         self._duty = duty
-        self._server = server
-        self._service = service
-        self._publisher = publisher
-        self._reaper = reaper
-        self._spawned = spawned
         self._leave = leave
+        self._listener = socket.socket(fileno=duty.fds[0])
+        self._parts: Parts
         self._exits_taken = 0
 
     def __repr__(self) -> str:
-        return f"<Worker of {self._duty.shim_pid} {self._server!r} exits={self._exits_taken}>"
+        return f"<Worker of {self.shim_pid} exits={self._exits_taken}>"
 
-    async def take_over(self) -> None:
-        """Go on from the hand-over, then with the exits since."""
-        rested, fds = self._duty.rested(), self._duty.fds
+    async def begin(self, parts: Parts) -> None:
+        """Go on from the last hand-over, then with the exits since, then accept connections."""
+        self._parts = parts
+        rested, fds = unpack_shim(self._duty.shim), self._duty.fds
         for container in rested.containers:
-            self._service.adopt(container, fds)
+            snapshot.restore(parts.service, container, fds)
         for place, connection in rested.connections:
-            await self._server.resume(socket.socket(fileno=fds[place]), connection)
+            await parts.server.resume(socket.socket(fileno=fds[place]), connection)
         for exited in self._duty.exits:
             self._exits_taken += 1
-            self._reaper.exited(exited)
+            parts.reaper.exited(exited)
         self._duty.channel.setblocking(False)
         asyncio.get_running_loop().add_reader(self._duty.channel.fileno(), self._on_channel)
+        self._accept()
 
-    def accept(self, listener: socket.socket) -> None:
-        """Take connections from now on. The server does not, for one that is half accepted must not be left behind."""
-        if listener.fileno() >= 0:
-            listener.setblocking(False)
-            asyncio.get_running_loop().add_reader(listener.fileno(), self._on_connection, listener)
-
-    def refuse(self, listener: socket.socket) -> None:
-        """Take no more connections."""
-        asyncio.get_running_loop().remove_reader(listener.fileno())
-        listener.close()
-
-    async def hand_over_when_quiet(self) -> None:
-        """Look now and then whether nothing has been asked lately and nothing is going on, and leave then."""
+    async def hand_over_when_idle(self) -> None:
+        """Poll for idleness: no request since the last look, and no part busy. Then hand over and leave."""
         linger_s = self._duty.linger_s
         requests, delay_s = -1, linger_s
         while True:
             await asyncio.sleep(delay_s)
-            if requests != self._server.requests:
-                requests, delay_s = self._server.requests, linger_s
+            if requests != self._parts.server.requests:
+                requests, delay_s = self._parts.server.requests, linger_s
                 continue
-            if self.can_rest:
+            if self._can_hand_over():
                 self._hand_over()
-            delay_s = min(delay_s * 2, LOOK_AGAIN_MAX_S)
+            delay_s = min(delay_s * 2, LONGEST_DELAY_S)
 
-    @property
-    def can_rest(self) -> bool:
-        """Whether another process could go on from here."""
-        if self._spawned or self._reaper.claimed or not self._publisher.idle:
-            return False
-        return self._service.can_rest and self._server.can_rest(LASTING_CALLS)
+    def refuse_connections(self) -> None:
+        """Close the listener."""
+        asyncio.get_running_loop().remove_reader(self._listener.fileno())
+        self._listener.close()
 
-    def _on_connection(self, listener: socket.socket) -> None:
+    def _can_hand_over(self) -> bool:
+        return self._parts.idle and self._parts.server.can_rest(LASTING_CALLS)
+
+    def _accept(self) -> None:
+        """Accept connections here and not in the server: no half accepted connection may be left behind."""
+        if self._listener.fileno() >= 0:
+            self._listener.setblocking(False)
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._on_connection)
+
+    def _on_connection(self) -> None:
         try:
-            connection, _ = listener.accept()
+            connection, _ = self._listener.accept()
         except BlockingIOError:
             return
         except OSError as failure:
-            log.warning("no connection taken for %g s: %s", ACCEPT_AGAIN_S, failure)
+            log.warning("the shim accepts no connection for %g s: %s", ACCEPT_AGAIN_S, failure)
             loop = asyncio.get_running_loop()
-            loop.remove_reader(listener.fileno())
-            loop.call_later(ACCEPT_AGAIN_S, self.accept, listener)
+            loop.remove_reader(self._listener.fileno())
+            loop.call_later(ACCEPT_AGAIN_S, self._accept)
             return
         connection.setblocking(False)
-        self._spawned.start(self._server.resume(connection, RestedConnection(0, [])))
+        self._parts.background.start(self._parts.server.resume(connection, RestedConnection(0, [])))
 
     def _on_channel(self) -> None:
         try:
@@ -140,21 +103,17 @@ class Worker:
         except BlockingIOError:
             return
         if not packet:
-            self._leave(1)  # the resident is dead, and with it the shim
+            self._leave(1)  # the resident is dead, and the shim with it
             return
         self._exits_taken += 1
-        self._reaper.exited(unpack_exit(packet))
+        self._parts.reaper.exited(unpack_exit(packet))
 
     def _hand_over(self) -> None:
-        """Leave descriptors and record behind; what does not fit into one packet keeps the worker."""
+        """Leave descriptors and records behind, and end. If they do not fit into one packet, stay."""
         held = Descriptors()
         held.put(self._duty.fds[0], READABLE)
-        connections = [(held.put(fd, READABLE), rested) for fd, rested in self._server.rested()]
-        shim = RestedShim(self._service.rested(held), connections)
-        left = HandOver(self._exits_taken, sorted(self._reaper.watched), held.masks, msgspec.msgpack.encode(shim))
-        record = msgspec.msgpack.encode(left)
-        if len(record) > RECORD_LIMIT_BYTES or len(held.fds) > FDS_LIMIT:
-            return
-        self._duty.channel.setblocking(True)
-        socket.send_fds(self._duty.channel, [record], held.fds)
-        self._leave(0)
+        connections = [(held.put(fd, READABLE), rested) for fd, rested in self._parts.server.rested()]
+        shim = RestedShim(snapshot.take(self._parts.service, held), connections)
+        left = HandOver(self._exits_taken, sorted(self._parts.reaper.watched), held.masks, pack_shim(shim))
+        if send_hand_over(self._duty.channel, left, held.fds):
+            self._leave(0)

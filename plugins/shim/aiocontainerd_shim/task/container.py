@@ -1,49 +1,32 @@
-"""A container in a shim: its init and execs, and the order of their ends (facts/runtime 4.4).
-
-The init's exit is the last of the container. Where the container has no pid namespace of its own, what is left in it is
-killed first; then the execs' exits come, then the init's.
-"""
+"""A container in a shim: its init and execs, and the verbs of the task API on them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from aiocontainerd import api, timestamps
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
+from aiocontainerd_shim.cgroups.cgroup import Cgroup
+from aiocontainerd_shim.cgroups.cgroup import find as find_cgroup
+from aiocontainerd_shim.cgroups.oom import OomPosition, OomWatch
 from aiocontainerd_shim.io.stdio import Stdio
-from aiocontainerd_shim.rest.memory import RestedContainer
-from aiocontainerd_shim.task import cgroups
+from aiocontainerd_shim.task.exits import Exits, Surroundings
 from aiocontainerd_shim.task.init import InitProcess
-from aiocontainerd_shim.task.oom import OomWatch
 from aiocontainerd_shim.task.process import ExecProcess, Process, Site
 from aiocontainerd_shim.task.states import Action, State
 
 if TYPE_CHECKING:
     import betterproto2
 
-    from aiocontainerd_shim.rest.descriptors import Descriptors
-    from aiocontainerd_shim.rest.memory import RestedProcess
-    from aiocontainerd_shim.task.reaper import Exit, Reaper
+    from aiocontainerd_shim.children.reaper import Exit
 
 log = logging.getLogger(__name__)
 
 EXIT_TIMEOUT_S = 5.0
 _KILLED = 128 + signal.SIGKILL
-
-
-class Surroundings(msgspec.Struct, frozen=True):
-    """What a container needs of its shim: children's exits, events out, tasks that live as long as the shim."""
-
-    reaper: Reaper
-    publish: Callable[[str, betterproto2.Message], None]
-    spawn: Callable[[Coroutine[object, object, None]], object]
 
 
 class Container:
@@ -53,46 +36,39 @@ class Container:
         self.site = site
         self.init = init
         self.execs: dict[str, ExecProcess] = {}
-        self.cgroup: cgroups.Cgroup | None = None
+        self.cgroup: Cgroup | None = None
         self._around = around
         self._oom: OomWatch | None = None
-        self._init_over = False
+        self._exits = Exits(init, self.execs, around, self._look_for_oom)
 
     def __repr__(self) -> str:
         return f"<Container {self.site.id} {self.init.state} execs={len(self.execs)}>"
 
     @property
-    def can_rest(self) -> bool:
-        """Whether nothing is going on in it."""
-        return all(process.can_rest for process in (self.init, *self.execs.values()))
+    def idle(self) -> bool:
+        """Whether nothing goes on in it."""
+        return all(process.idle for process in self.processes)
 
-    def rested(self, held: Descriptors) -> RestedContainer:
-        """What `adopt` needs."""
-        return RestedContainer(
-            id=self.site.id,
-            bundle=str(self.site.bundle),
-            binary=self.site.runtime.binary,
-            root=self.site.runtime.root,
-            options=self.site.options,
-            init=self.init.rested(held),
-            execs=[process.rested(held) for process in self.execs.values()],
-            cgroup=self.cgroup.paths if self.cgroup else None,
-            oom=self._oom.rested(held) if self._oom else None,
-        )
+    @property
+    def processes(self) -> list[Process]:
+        """The init and the execs."""
+        return [self.init, *self.execs.values()]
 
-    def adopt(self, rested: RestedContainer, fds: Sequence[int]) -> None:
-        """Go on as the container another worker has left."""
-        self._adopt_process(self.init, rested.init, fds)
-        self._init_over = self.init.exited.is_set()
-        for record in rested.execs:
-            process = ExecProcess(self.site, record.exec_id, record.stdio, record.spec)
-            self._adopt_process(process, record, fds)
-            self.execs[record.exec_id] = process
-        if rested.cgroup is not None:
-            self.cgroup = cgroups.Cgroup(rested.cgroup)
-        if rested.oom is not None and self.cgroup is not None:
-            self._oom = OomWatch(self.site.id, self.cgroup, self._on_oom)
-            self._oom.adopt(rested.oom, fds)
+    @property
+    def oom(self) -> OomPosition | None:
+        """How far the watch for OOM kills has come; None where there is no watch."""
+        return self._oom.position if self._oom else None
+
+    def watch_again(self, cgroup: Cgroup | None, oom: OomPosition | None) -> None:
+        """Watch the processes and the cgroup of a container that was created before this process."""
+        self._exits.init_over = self.init.exited.is_set()
+        for process in self.processes:
+            if process.pid and not process.exited.is_set():
+                self._exits.watch(process)
+        self.cgroup = cgroup
+        if cgroup is not None and oom is not None:
+            self._oom = OomWatch(self.site.id, cgroup, self._on_oom)
+            self._oom.resume(oom)
 
     def process(self, exec_id: str) -> Process:
         """The init, or an exec by id. Raises NotFound."""
@@ -110,7 +86,7 @@ class Container:
         with self._around.reaper.claiming():
             await self.init.create()
             if self.init.pid:
-                self._watch(self.init)
+                self._exits.watch(self.init)
                 self._watch_cgroup()
 
     async def start(self) -> None:
@@ -120,7 +96,7 @@ class Container:
             with self._around.reaper.claiming():
                 await self.init.start()
                 if restored:
-                    self._watch(self.init)
+                    self._exits.watch(self.init)
                     self._watch_cgroup()
             self._publish("/tasks/start", api.event_types.TaskStart(container_id=self.site.id, pid=self.init.pid))
 
@@ -143,7 +119,7 @@ class Container:
             self._check_init_runs()
             with self._around.reaper.claiming():
                 await self._start_or_end(process)
-                self._watch(process)
+                self._exits.watch(process)
             event = api.event_types.TaskExecStarted(container_id=self.site.id, exec_id=exec_id, pid=process.pid)
             self._publish("/tasks/exec-started", event)
         return process
@@ -184,13 +160,8 @@ class Container:
             await self.init.resume()
         self._publish("/tasks/resumed", api.event_types.TaskResumed(container_id=self.site.id))
 
-    def _adopt_process(self, process: Process, rested: RestedProcess, fds: Sequence[int]) -> None:
-        process.adopt(rested, fds)
-        if process.pid and not process.exited.is_set():
-            self._watch(process)
-
     def _check_init_runs(self) -> None:
-        if self._init_over:
+        if self._exits.init_over:
             raise FailedPrecondition(f"container {self.site.id} init process is not running")
 
     async def _start_or_end(self, process: ExecProcess) -> None:
@@ -211,45 +182,13 @@ class Container:
         except TimeoutError:
             log.warning("container %s: deleted, but its init has not exited", self.site.id)
 
-    def _watch(self, process: Process) -> None:
-        self._around.reaper.watch(process.pid, lambda exited: self._on_exit(process, exited))
-
-    def _on_exit(self, process: Process, exited: Exit) -> None:
+    def _look_for_oom(self, exited: Exit) -> None:
         if self._oom is not None:
             self._oom.look(killed=exited.status == _KILLED)
-        if process is self.init:
-            self._init_over = True
-            self._around.spawn(self._init_exited(exited))
-        else:
-            self._around.spawn(self._process_exited(process, exited))
-
-    async def _process_exited(self, process: Process, exited: Exit) -> None:
-        async with process.lock:
-            process.finished(exited)
-        event = api.event_types.TaskExit(
-            container_id=self.site.id,
-            id=process.exec_id or self.site.id,
-            pid=process.pid,
-            exit_status=exited.status,
-            exited_at=timestamps.to_wire(exited.exited_at_ns),
-        )
-        self._publish("/tasks/exit", event)
-
-    async def _init_exited(self, exited: Exit) -> None:
-        if not has_private_pid_namespace(self.site.bundle):
-            await self.init.kill_all()
-        if self.init.state == State.PAUSED:
-            await self.init.thaw()
-        for process in list(self.execs.values()):
-            async with process.lock:  # one that is starting now runs, or has failed, once its lock is free
-                running = process.state == State.RUNNING
-            if running:
-                await process.exited.wait()
-        await self._process_exited(self.init, exited)
 
     def _watch_cgroup(self) -> None:
         try:
-            self.cgroup = cgroups.find(self.init.pid)
+            self.cgroup = find_cgroup(self.init.pid)
             refused = self.cgroup.enable_controllers()
             watch = OomWatch(self.site.id, self.cgroup, self._on_oom)
             watch.start()
@@ -270,26 +209,3 @@ class Container:
 
     def _publish(self, topic: str, event: betterproto2.Message) -> None:
         self._around.publish(topic, event)
-
-
-class _Namespace(msgspec.Struct):
-    type: str = ""
-    path: str = ""
-
-
-class _Linux(msgspec.Struct):
-    namespaces: list[_Namespace] = []
-
-
-class _Spec(msgspec.Struct):
-    linux: _Linux | None = None
-
-
-def has_private_pid_namespace(bundle: Path) -> bool:
-    """Whether the spec asks for a pid namespace of the container's own; a spec that cannot be read does not."""
-    try:
-        spec = msgspec.json.decode((bundle / "config.json").read_bytes(), type=_Spec)
-    except (OSError, msgspec.MsgspecError):
-        return False
-    namespaces = spec.linux.namespaces if spec.linux else []
-    return any(namespace.type == "pid" and not namespace.path for namespace in namespaces)

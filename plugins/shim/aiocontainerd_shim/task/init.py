@@ -16,7 +16,7 @@ import msgspec
 from aiocontainerd.errors import NotFound, Unknown
 from aiocontainerd.sys.mount import Mount, mount_all, unmount_recursive
 from aiocontainerd_shim.io.stdio import Stdio
-from aiocontainerd_shim.task.oci import CheckpointFlags, CreateFlags, OciError
+from aiocontainerd_shim.oci.runtime import CheckpointFlags, CreateFlags, OciError
 from aiocontainerd_shim.task.process import Process, Site, StdioFds
 from aiocontainerd_shim.task.states import Action, State
 
@@ -117,7 +117,7 @@ class InitProcess(Process):
 
     async def checkpoint(self, flags: CheckpointFlags) -> None:
         """Write a checkpoint. CRIU's log stays in the bundle where that fails."""
-        from aiocontainerd_shim.task import criu
+        from aiocontainerd_shim.oci import criu
 
         self.check(Action.CHECKPOINT)
         work = Path(flags.work_path or self.site.bundle / "work" / "criu-work")
@@ -163,7 +163,7 @@ class InitProcess(Process):
         )
 
     async def _restore(self, console_socket: str, stdio: StdioFds | None) -> int:
-        from aiocontainerd_shim.task import criu
+        from aiocontainerd_shim.oci import criu
 
         site = self.site
         work = Path(site.options.criu_work_path or site.bundle / "work" / "criu-work")
@@ -186,7 +186,7 @@ class InitProcess(Process):
     @contextmanager
     def _criu_config(self, text: str) -> Iterator[dict[str, str]]:
         """What a command's environment has so that CRIU reads `text` besides its own configuration."""
-        from aiocontainerd_shim.task import criu
+        from aiocontainerd_shim.oci import criu
 
         if not text:
             yield {}
@@ -200,7 +200,7 @@ class InitProcess(Process):
 
     def _failed(self, failure: OciError, log: Path) -> str:
         """The first line of a failure (facts/runtime 4.7), and what CRIU's log says was the cause."""
-        from aiocontainerd_shim.task import criu
+        from aiocontainerd_shim.oci import criu
 
         text = str(failure).partition("\n")[0]
         reason = criu.reason(log, f"{failure} {failure.output}")

@@ -1,7 +1,7 @@
-"""A process of a container: its state, streams and end. What an init and an exec have in common, and the exec.
+"""A process of a container: its state, streams and end. `Process` is the base class, `ExecProcess` the exec.
 
-`lock` serialises the verbs that change a process. An exit waits for it too, so that the event of a start always comes
-before the event of the exit, however quickly the process dies. The exit is on disk before anybody is told.
+`lock` serialises the verbs that change a process. An exit waits for the lock too: the event of a start always comes
+before the event of the exit, however quickly the process dies.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +17,14 @@ import msgspec
 
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unknown
 from aiocontainerd.timestamps import ZERO_NS
+from aiocontainerd_shim.children.reaper import Exit
 from aiocontainerd_shim.io.console import Console, ConsoleSocket
 from aiocontainerd_shim.io.stdio import ProcessIO, Stdio, open_io
-from aiocontainerd_shim.rest.memory import RestedProcess
+from aiocontainerd_shim.oci.runtime import OciError, OciRuntime, read_pid
 from aiocontainerd_shim.task import records, states
-from aiocontainerd_shim.task.oci import OciError, OciRuntime, read_pid
-from aiocontainerd_shim.task.reaper import Exit
 from aiocontainerd_shim.task.states import Action, State
 
 if TYPE_CHECKING:
-    from aiocontainerd_shim.rest.descriptors import Descriptors
     from aiocontainerd_shim.task.records import RuncOptions
 
 log = logging.getLogger(__name__)
@@ -63,7 +61,8 @@ class Process:
         self.exited_at_ns = ZERO_NS
         self.exited = asyncio.Event()
         self.lock = asyncio.Lock()
-        self._io: ProcessIO | None = None
+        self.streams: ProcessIO | None = None
+        """Of a started process without a terminal, until `close_streams`."""
         self._console: Console | None = None
 
     def __repr__(self) -> str:
@@ -74,7 +73,7 @@ class Process:
         states.check(self.state, action, init=self.is_init)
 
     def finished(self, exited: Exit) -> None:
-        """Take the end of the process, put it on disk and release its waiters."""
+        """Put the exit on disk, then release the waiters. Only `exits.py` calls this, and publishes the event after."""
         self.exit_status = exited.status
         self.exited_at_ns = exited.exited_at_ns
         if self.state != State.DELETED:
@@ -82,7 +81,7 @@ class Process:
         try:
             self.save()
         except OSError as failure:
-            log.warning("%r: exit not recorded: %s", self, failure)
+            log.warning("%r: its exit could not be written to the bundle: %s", self, failure)
         finally:
             self.exited.set()
 
@@ -104,34 +103,11 @@ class Process:
         records.write_process(self.site.bundle, record)
 
     @property
-    def can_rest(self) -> bool:
-        """Whether nothing is going on with it; a terminal's bytes pass through the shim, so it never rests."""
+    def idle(self) -> bool:
+        """Whether nothing goes on with it. A terminal's bytes pass through the shim, so a terminal is never idle."""
         if self.lock.locked() or self._console is not None or self.state == State.RESTORING:
             return False
-        return self._io is None or self._io.can_rest
-
-    def rested(self, held: Descriptors) -> RestedProcess:
-        """What `adopt` needs."""
-        return RestedProcess(
-            exec_id=self.exec_id,
-            stdio=self.stdio,
-            state=self.state,
-            pid=self.pid,
-            exit_status=self.exit_status,
-            exited_at_ns=None if self.exited_at_ns == ZERO_NS else self.exited_at_ns,
-            exited=self.exited.is_set(),
-            streams=self._io.rested(held) if self._io is not None else None,
-        )
-
-    def adopt(self, rested: RestedProcess, fds: Sequence[int]) -> None:
-        """Go on as the process another worker has left."""
-        self.state, self.pid = rested.state, rested.pid
-        self.exit_status = rested.exit_status
-        self.exited_at_ns = ZERO_NS if rested.exited_at_ns is None else rested.exited_at_ns
-        if rested.exited:
-            self.exited.set()
-        if rested.streams is not None:
-            self._io = ProcessIO.resumed(rested.streams, fds)
+        return self.streams is None or self.streams.idle
 
     async def resize(self, width: int, height: int) -> None:
         """Set the size of the terminal in characters; without one, nothing happens."""
@@ -141,9 +117,9 @@ class Process:
 
     async def close_stdin(self) -> None:
         """Let stdin end once the client has closed it too."""
-        streams = self._console or self._io
-        if streams is not None:
-            await streams.close_stdin()
+        ends = self._console or self.streams
+        if ends is not None:
+            await ends.close_stdin()
 
     async def launch(self, command: Launch) -> int:
         """Run an OCI runtime command that makes this process, with its streams. Nothing is left open on failure."""
@@ -157,16 +133,16 @@ class Process:
 
     async def drained(self) -> None:
         """Wait until all output has been taken, at most 10 s."""
-        streams = self._console or self._io
-        if streams is not None:
-            await streams.drained(DRAIN_TIMEOUT_S)
+        ends = self._console or self.streams
+        if ends is not None:
+            await ends.drained(DRAIN_TIMEOUT_S)
 
     async def close_streams(self) -> None:
         """Close the shim's ends of the streams."""
-        streams = self._console or self._io
-        self._console = self._io = None
-        if streams is not None:
-            await streams.aclose()
+        ends = self._console or self.streams
+        self._console = self.streams = None
+        if ends is not None:
+            await ends.aclose()
 
     async def _launch_on_terminal(self, command: Launch) -> int:
         socket = ConsoleSocket()
@@ -181,7 +157,7 @@ class Process:
 
     async def _launch_on_files(self, command: Launch) -> int:
         options = self.site.options
-        self._io = await open_io(
+        self.streams = await open_io(
             self.stdio,
             namespace=self.site.namespace,
             container_id=self.site.id,
@@ -189,9 +165,9 @@ class Process:
             io_gid=options.io_gid,
         )
         try:
-            return await command("", self._io.child_fds())
+            return await command("", self.streams.child_fds())
         finally:
-            self._io.child_started()
+            self.streams.child_started()
 
 
 class ExecProcess(Process):
@@ -199,7 +175,7 @@ class ExecProcess(Process):
 
     def __init__(self, site: Site, exec_id: str, stdio: Stdio, spec: bytes) -> None:
         super().__init__(site, exec_id, stdio)
-        self._spec = spec
+        self.spec = spec
         self._pid_file = records.exec_pid_file(site.bundle, exec_id)
 
     async def start(self) -> None:
@@ -214,10 +190,6 @@ class ExecProcess(Process):
             raise
         self.state = State.RUNNING
         self.save()
-
-    def rested(self, held: Descriptors) -> RestedProcess:
-        """What `adopt` needs."""
-        return msgspec.structs.replace(super().rested(held), spec=self._spec)
 
     def leftover_pid(self) -> int:
         """The process a failed start has made after all; 0 where there is none."""
@@ -253,7 +225,7 @@ class ExecProcess(Process):
         spec_file = site.bundle / f"{self.exec_id}.process"
         try:
             _forget_file(self._pid_file)  # of a start that failed: somebody else may have that pid by now
-            records.replace_file(spec_file, self._spec)
+            records.replace_file(spec_file, self.spec)
             return await site.runtime.exec(site.id, spec_file, self._pid_file, console_socket, stdio)
         finally:
             _forget_file(spec_file)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 import msgspec
 
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
-from aiocontainerd_shim.fork import sealed
+from aiocontainerd_shim.children import sealed
 
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals Python ignores; a container must not inherit that."""

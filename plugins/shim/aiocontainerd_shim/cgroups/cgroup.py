@@ -33,10 +33,10 @@ class Cgroup:
         if not self.exists():
             raise NotFound(_GONE)
         if self.is_unified:
-            from aiocontainerd_shim.task.metrics_v2 import metrics as metrics_v2
+            from aiocontainerd_shim.cgroups.metrics_v2 import metrics as metrics_v2
 
             return typeurl.marshal(metrics_v2(self.paths.unified))
-        from aiocontainerd_shim.task.metrics_v1 import metrics as metrics_v1
+        from aiocontainerd_shim.cgroups.metrics_v1 import metrics as metrics_v1
 
         return typeurl.marshal(metrics_v1(self.paths.controllers, f"{self._proc}/partitions"))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from aiocontainerd_shim.task.reaper import Reaper
+from aiocontainerd_shim.children.reaper import Reaper
 
 DEFAULT_ROOT = "/run/containerd/runc"
 NO_IO = b""

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import takewhile
+
+import msgspec
 
 from aiocontainerd.sys import inotify
 from aiocontainerd.sys.cgroup import read_flat, write_text
-from aiocontainerd_shim.io.fifos import close_fd
-from aiocontainerd_shim.rest.descriptors import READABLE, Descriptors
-from aiocontainerd_shim.rest.memory import RestedOom
-from aiocontainerd_shim.task.cgroups import Cgroup
+from aiocontainerd_shim.cgroups.cgroup import Cgroup
 
 _READ_BYTES = 4096
 _UNKNOWN = -1
+
+
+class OomPosition(msgspec.Struct, frozen=True):
+    """How far a watch has come: its descriptor, kills seen in its cgroup and in those above, the nearest first."""
+
+    fd: int
+    kills: int
+    above: list[int] = []
 
 
 class OomWatch:
@@ -56,13 +63,14 @@ class OomWatch:
         if self._unified and not self._closed and self._has_killed(by_above=killed):
             self._on_oom(self.container_id)
 
-    def rested(self, held: Descriptors) -> RestedOom | None:
-        """What `adopt` needs; None where nothing is watched."""
-        return RestedOom(held.put(self._fd, READABLE), self._kills, self._above) if self._fd >= 0 else None
+    @property
+    def position(self) -> OomPosition | None:
+        """What `resume` needs; None where nothing is watched."""
+        return OomPosition(self._fd, self._kills, self._above) if self._fd >= 0 else None
 
-    def adopt(self, rested: RestedOom, fds: Sequence[int]) -> None:
-        """Watch on with a descriptor kept meanwhile."""
-        self._fd, self._kills, self._above = fds[rested.fd], rested.kills, rested.above
+    def resume(self, position: OomPosition) -> None:
+        """Watch on from where another watch has stopped."""
+        self._fd, self._kills, self._above = position.fd, position.kills, position.above
         if self._unified and _count(self._dir) == self._kills:
             self._above = self._count_above()
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
@@ -75,7 +83,8 @@ class OomWatch:
     def _stop_reading(self) -> None:
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
-            self._fd = close_fd(self._fd)
+            os.close(self._fd)
+            self._fd = -1
 
     def _open_version_1(self) -> int:
         control = os.open(f"{self._dir}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
