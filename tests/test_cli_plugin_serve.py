@@ -41,6 +41,10 @@ class One(FakeSnapshotter):
         context.capabilities.append("rebase")
         context.exports["directories"] = f"{context.root} {context.state}"
         print("printed", flush=True)
+        context.tasks.start_soon(self.wait, context)
+
+    async def wait(self, context):
+        print(f"ready {await context.ready()}", flush=True)
 
     async def aclose(self):
         print("closed", flush=True)
@@ -136,7 +140,9 @@ async def test_a_plugin_is_served_with_its_capabilities_and_health(directory: Pa
             "grpc.health.v1.Health", "Check", api.health.HealthCheckRequest(), api.health.HealthCheckResponse
         )
         assert health.status == api.health.HealthCheckResponseServingStatus.SERVING
-    assert "closed" in (directory / "log").read_text()
+    log = (directory / "log").read_text()
+    assert "closed" in log
+    assert "ready True" in log
 
 
 async def test_several_plugins_are_told_apart_by_name(directory: Path) -> None:

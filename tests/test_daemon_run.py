@@ -22,7 +22,7 @@ from aiocontainerd.plugin import Registration, SkipPlugin, kinds
 from aiocontainerd.sys import systemd
 
 PROBE = """
-import asyncio, os, signal, sys, tempfile
+import asyncio, os, signal, socket, sys, tempfile
 import anyio
 from aiocontainerd.plugin import Registration, hookimpl, kinds
 
@@ -33,11 +33,19 @@ async def init(context):
         print("tmpdir", os.environ.get("TMPDIR"), tempfile.gettempdir(), file=out)
         print("oom", open("/proc/self/oom_score_adj").read().strip(), file=out)
         print("generated", *generated, file=out)
+    context.tasks.start_soon(wait, context)
     if os.environ.get("HANG") == "stop":
         context.on_stop(hang)
     if os.environ.get("HANG") == "stubborn":
         context.on_stop(stubborn)
     return object()
+
+async def wait(context):
+    if await context.ready():
+        with socket.socket(socket.AF_UNIX) as client:
+            refused = client.connect_ex(context.daemon.grpc_address)
+        with open(os.environ["PROBE"], "a") as out:
+            print("ready", refused, file=out)
 
 class Server:
     address = "nowhere"
@@ -245,6 +253,13 @@ def test_a_service_manager_that_takes_no_messages_does_not_keep_the_daemon(tmp_p
         assert re.search("cannot tell the service manager READY=1: .*takes no messages", process.log.read_text())
     finally:
         process.end()
+
+
+def test_plugins_are_told_when_the_sockets_accept(process: Process) -> None:
+    assert process.told() == systemd.READY
+    process.process.terminate()
+    assert process.wait() == 0
+    assert "ready 0" in (process.directory / "probe").read_text().splitlines()
 
 
 def test_calls_have_the_configured_time_to_end_when_a_server_stops(process: Process) -> None:

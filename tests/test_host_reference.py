@@ -59,6 +59,12 @@ def test_every_kind_with_a_contract_has_its_prose_its_members_and_its_scaffold_o
     assert "| `async deliver(envelope: Envelope) -> None` | `work` |" in page
 
 
+def test_the_page_has_what_the_context_gives() -> None:
+    page = reference.reference_page([])
+    assert "| `async ready() -> bool` | Wait until the daemon serves." in page
+    assert "| `root: Path` | " in page
+
+
 def test_every_hook_has_an_example_that_a_test_runs() -> None:
     examples = reference.hooks_page().count("An example, from `tests/test_host_hookspecs.py`")
     assert examples == len([*reference.hook_functions()])

@@ -127,6 +127,7 @@ async def _serve(
         ):
             log_table(registry)
             await _start_servers(registry)
+            registry.serves()
             await _tell_service_manager(systemd.READY, daemon.timeout_s(NOTIFY.key))
             log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
             await anyio.to_thread.run_sync(_load_messages)

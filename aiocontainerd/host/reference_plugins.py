@@ -14,7 +14,7 @@ import msgspec
 from aiocontainerd import kinds, scaffold
 from aiocontainerd.config.timeouts import CORE, Timeout
 from aiocontainerd.host import hookspecs
-from aiocontainerd.host.registration import Registration
+from aiocontainerd.host.registration import InitContext, Registration
 from aiocontainerd.interfaces import PROTOCOLS, SERVICES, rules
 
 HOOK_TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_host_hookspecs.py"
@@ -62,8 +62,8 @@ def hooks_page() -> str:
 
 def reference_page(registrations: Iterable[Registration]) -> str:
     """The text of `docs/plugins/reference.md`."""
-    parts = (_REFERENCE_HEAD, _timeouts(registrations), _contents(), *(_kind(kind) for kind in PROTOCOLS), _services())
-    return "\n".join(parts)
+    head = (_REFERENCE_HEAD, _timeouts(registrations), _context(), _contents())
+    return "\n".join([*head, *(_kind(kind) for kind in PROTOCOLS), _services()])
 
 
 def _timeouts(registrations: Iterable[Registration]) -> str:
@@ -72,7 +72,16 @@ def _timeouts(registrations: Iterable[Registration]) -> str:
     rows += [_timeout(timeout, "the daemon") for timeout in CORE]
     for one in sorted(registrations, key=lambda one: one.uri):
         rows += [_timeout(timeout, f"`{one.uri}`") for timeout in one.timeouts]
-    return "\n".join(rows) + "\n\n## Kinds\n"
+    return "\n".join(rows) + "\n"
+
+
+def _context() -> str:
+    """What `InitContext` gives: its words, and a row for each property and method."""
+    rows = ["## The context of an init\n", f"{inspect.getdoc(InitContext)}\n", "| member | |", "|---|---|"]
+    for name, value in vars(InitContext).items():
+        if not name.startswith("_"):
+            rows.append(f"| `{_member(name, value)}` | {' '.join((inspect.getdoc(value) or '').split())} |")
+    return "\n".join(rows) + "\n"
 
 
 def _timeout(timeout: Timeout, reader: str) -> str:
@@ -99,7 +108,7 @@ def _example(hook: str) -> str:
 
 
 def _contents() -> str:
-    rows = ["| kind | instance | `actr plugins new` |", "|---|---|---|"]
+    rows = ["## Kinds\n", "| kind | instance | `actr plugins new` |", "|---|---|---|"]
     scaffolds = {form.kind: name for name, form in scaffold.FORMS.items()}
     for kind, path in PROTOCOLS.items():
         anchor = kind.replace(".", "")

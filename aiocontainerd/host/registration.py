@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import anyio
 import msgspec
 
 from aiocontainerd.config.timeouts import Timeout, seconds_for
@@ -24,6 +25,7 @@ from aiocontainerd.host import diagnosis
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
     from aiocontainerd.host.life import PluginTasks
+    from aiocontainerd.host.readiness import Readiness
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +162,7 @@ class InitContext(Generic[ConfigT]):
         stack: AsyncExitStack,
         registered: Callable[[str], Plugin | None],
         watchers: list[Watcher],
+        readiness: Readiness,
     ) -> None:
         self.config = config
         self.daemon = daemon
@@ -174,6 +177,8 @@ class InitContext(Generic[ConfigT]):
         self._stack = stack
         self._registered = registered
         self._watchers = watchers
+        self._readiness = readiness
+        self._home = anyio.get_current_task().id
         self.health = plugin.health
         """What the daemon notes of this plugin; one that runs elsewhere tells its memory there."""
 
@@ -231,6 +236,16 @@ class InitContext(Generic[ConfigT]):
         watcher = Watcher(self.uri, kind, changed)
         self._watchers.append(watcher)
         self._stack.callback(self._watchers.remove, watcher)
+
+    async def ready(self) -> bool:
+        """Wait until the daemon serves. Return True then, and False where it stops before it ever did.
+
+        For tasks of the plugin (`context.tasks`): the daemon serves only when every init has ended. Raises PluginError
+        in an init that would wait for itself. A plugin that is added while the daemon runs does not wait.
+        """
+        if not self._readiness.decided and anyio.get_current_task().id == self._home:
+            raise PluginError(f"init of {self.uri} waits for itself; await context.ready() in a task of context.tasks")
+        return await self._readiness.wait()
 
     def timeout_s(self, timeout: Timeout) -> float:
         """Return the seconds of a key of `[timeouts]` that this plugin declares; 0 means no limit.

@@ -170,6 +170,10 @@ class Registry:
         if failure is not None:
             raise failure
 
+    def serves(self) -> None:
+        """Tell the plugins that the sockets accept: `InitContext.ready` returns."""
+        self._required_running().readiness.serves()
+
     async def add_running(self, registration: Registration, distribution: str = "") -> Plugin:
         """Register and start a plugin while the daemon runs, and tell who watches its kind.
 
@@ -229,6 +233,7 @@ class Registry:
             stack=stack,
             registered=self.get,
             watchers=running.watchers,
+            readiness=running.readiness,
         )
 
     def _check_required(self, required: Sequence[str]) -> None:

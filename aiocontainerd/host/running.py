@@ -22,6 +22,7 @@ from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.guard.health import PluginHealth
 from aiocontainerd.guard.owners import Owners, changed_globals
 from aiocontainerd.host.life import Limits, PluginLife, PluginTasks
+from aiocontainerd.host.readiness import Readiness
 from aiocontainerd.host.registration import TIMEOUTS, Plugin, PluginError, State, Watcher
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Running:
         self.loaded: dict[str, dict[str, Plugin]] = {}
         self.watchers: list[Watcher] = []
         self.lives: dict[str, PluginLife] = {}
+        self.readiness = Readiness()
         self._removed: list[PluginLife] = []
         self._stopping = False
         self._group = group
@@ -106,6 +108,7 @@ class Running:
     async def stop_all(self) -> None:
         """Stop in reverse order; all at once when the daemon itself is cancelled."""
         self._stopping = True
+        self.readiness.stops()
         lives = [*self.lives.values()]
         try:
             for life in reversed(lives):

@@ -39,7 +39,8 @@ async def running(
 ) -> AsyncIterator[Host]:
     """Run what `target` was decorated with, or a Registration, until the block ends.
 
-    Every deadline is `timeout_s`. Raises ValueError for a target that registers nothing, or several plugins.
+    Every deadline is `timeout_s`. `context.ready()` returns True before the block begins.
+    Raises ValueError for a target that registers nothing, or several plugins.
     """
     registration = _registration(target)
     registry = Registry()
@@ -60,6 +61,7 @@ async def running(
         started = [one for one in registry.plugins if one.kind == kinds.SERVER and one.state == State.LOADED]
         for server in started:
             await server.instance.start()
+        registry.serves()
         try:
             yield Host(plugin, bus, address)
         finally:

@@ -99,6 +99,7 @@ async def _serve(
     bound = bind_unix(options.address.removeprefix("unix://"), options.uid, options.gid)
     try:
         await front.start(bound.sock)
+        registry.serves()
         log.info("serving %s on %s", ", ".join(plugin.uri for plugin in chosen), bound.path)
         await _notify(systemd.READY, config)
         _write_line(options.ready_fd)
