@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from aiocontainerd import context, typeurl
+from aiocontainerd.client.client import Client
 from aiocontainerd.client.connection import CallerConnection
 from aiocontainerd.client.stores import NOTHING, RemoteContentStore, RemoteDiffer
 from aiocontainerd.errors import FailedPrecondition, Unavailable, Unimplemented
@@ -120,3 +121,20 @@ async def test_a_comparison_travels_whole_and_its_error_comes_back(peer: Peer, c
     with pytest.raises(Unimplemented, match="unsupported diff media type: x"):
         await RemoteDiffer(connection).compare([], MOUNTS, options)
     assert peer.differ.asked == [([], MOUNTS, options)]
+
+
+async def test_a_client_in_a_daemon_lets_neither_namespace_nor_lease_of_the_call_through(
+    peer: Peer, connection: CallerConnection
+) -> None:
+    client = Client(connection.address, namespace="theirs")
+    with context.use(namespace="ours", lease="ours"):
+        await RemoteDiffer(client.connection).apply(LAYER, MOUNTS, ApplyOptions())
+        with client.stores() as stores:
+            await stores.differ.apply(LAYER, MOUNTS, ApplyOptions())
+            with context.use(lease="held"):
+                await stores.differ.apply(LAYER, MOUNTS, ApplyOptions())
+        with client.under(lease="own").stores() as stores:
+            await stores.differ.apply(LAYER, MOUNTS, ApplyOptions())
+        assert context.current() == context.CallContext("ours", "ours")
+    client.close()
+    assert peer.differ.called == [("theirs", ""), ("theirs", ""), ("theirs", "held"), ("theirs", "own")]

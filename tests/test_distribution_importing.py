@@ -1,114 +1,133 @@
-"""Reading image archives and naming what is in them (facts/core 13, 14; facts/security 2.4)."""
+"""Importing archives over a connection and inside a daemon, honest and hostile ones (facts/core 13, 14)."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import tarfile
-from collections.abc import Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
-import zstandard
 
-from aiocontainerd.distribution.import_names import Naming, names_of
-from aiocontainerd.distribution.tar_stream import Entry, TarStream, clean
-from aiocontainerd.errors import InvalidArgument
-from aiocontainerd.oci.image import NAME_ANNOTATION, REF_ANNOTATION
-from aiocontainerd.testing.images import entry, tar_of
+from aiocontainerd.distribution import Stores
+from aiocontainerd.distribution.import_names import Naming
+from aiocontainerd.distribution.importing import ImportOptions, import_archive
+from aiocontainerd.distribution.leases import held
+from aiocontainerd.distribution.unpack import unpack_image
+from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
+from aiocontainerd.interfaces.metadata import Image
+from aiocontainerd.oci import image as oci
+from aiocontainerd.oci import platform
+from aiocontainerd.testing import images
 
-DIGEST = "sha256:" + "a" * 64
+pytestmark = pytest.mark.anyio
+pytest_plugins = ["aiocontainerd.testing.image_stores"]
+
+StoresOf = Callable[[], AbstractContextManager[Stores]]
+NAME = "docker.io/library/t:1"
+LAYER = images.Layer(images.tar_of([images.entry("a", b"data" * 50_000)]))
+HOST = platform.default()
+IMAGE = images.Image(layers=[LAYER], architecture=HOST.architecture, os=HOST.os, variant=HOST.variant)
+MANIFEST, BLOBS = IMAGE.blobs()
+OPTIONS = ImportOptions(naming=Naming(prefix="import", allow_overwrite=True))
 
 
-def read_all(data: bytes) -> dict[str, tuple[Entry, bytes]]:
-    stream, found = TarStream(io.BytesIO(data)), {}
-    while (item := stream.next()) is not None:
-        body = b""
-        while part := stream.read():
-            body += part
-        found[item.name] = (item, body)
+def layout(blobs: Sequence[images.Blob] = BLOBS, renamed: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """An OCI layout that names one image; `renamed` has other digests for the names of blobs."""
+    named = MANIFEST.descriptor(oci.OCI_MANIFEST, annotations={images.IMAGE_NAME: NAME})
+    index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [named]}
+    entries = [
+        images.entry("oci-layout", b'{"imageLayoutVersion":"1.0.0"}'),
+        images.entry("index.json", json.dumps(index).encode()),
+    ]
+    entries += [
+        images.entry(f"blobs/sha256/{renamed.get(blob.digest, blob.digest).removeprefix('sha256:')}", blob.data)
+        for blob in blobs
+    ]
+    return images.tar_of(entries)
+
+
+def saved(layer: bytes, layer_path: str = "l/layer.tar") -> bytes:
+    """What `docker save` writes of an image."""
+    item = {"Config": "c.json", "Layers": [layer_path], "RepoTags": ["t:1"]}
+    entries = [images.entry("l/layer.tar", layer), images.entry("c.json", IMAGE.config().data)]
+    return images.tar_of([*entries, images.entry("manifest.json", json.dumps([item]).encode())])
+
+
+async def imported(stores: Stores, archive: bytes, options: ImportOptions = OPTIONS) -> list[Image]:
+    async with held(stores.leases):
+        found = await import_archive(stores, io.BytesIO(archive), options)
+        for image in found:
+            await unpack_image(stores, image.target, options.rank, "native")
     return found
 
 
-SAMPLE = tar_of(
-    [entry("a", b"x" * 700), entry("d/" + "n" * 150, b"y"), entry("l", kind=tarfile.SYMTYPE, link="../d/z")][:2]
+@pytest.mark.parametrize(
+    ("archive", "target"),
+    [
+        (layout(), oci.OCI_MANIFEST),
+        (gzip.compress(layout()), oci.OCI_MANIFEST),
+        (saved(LAYER.tar), oci.DOCKER_MANIFEST),
+        (saved(LAYER.blob().data), oci.DOCKER_MANIFEST),
+    ],
+    ids=["layout", "compressed layout", "docker save", "docker save with a compressed layer"],
 )
+async def test_an_archive_is_imported_named_and_unpacked(stores_of: StoresOf, archive: bytes, target: str) -> None:
+    with stores_of() as stores:
+        (image,) = await imported(stores, archive)
+        assert (image.name, image.target.media_type) == (NAME, target)
+        assert await stores.images.list() == [image]
+        (snapshot,) = [info async for info in stores.snapshotter("native").walk()]
+        assert snapshot.name == LAYER.diff_id
+        assert (await stores.leases.list(), await stores.content.statuses()) == ([], [])
 
 
-@pytest.mark.parametrize("pack", [lambda d: d, gzip.compress, zstandard.ZstdCompressor().compress])
-def test_an_archive_is_read_whatever_its_compression(pack: Callable[[bytes], bytes]) -> None:
-    found = read_all(pack(SAMPLE))
-    assert {name: body for name, (_, body) in found.items()} == {"a": b"x" * 700, "d/" + "n" * 150: b"y"}
+async def test_a_second_import_changes_nothing(stores_of: StoresOf, collect: Callable[[], Awaitable[object]]) -> None:
+    with stores_of() as stores:
+        for _ in range(2):
+            await imported(stores, layout())
+            await collect()
+            assert {info.digest async for info in stores.content.walk()} == {blob.digest for blob in BLOBS}
+            assert [image.name for image in await stores.images.list()] == [NAME]
 
 
-def test_long_names_of_gnu_tar_are_read() -> None:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        info = tarfile.TarInfo("g/" * 80 + "end")
-        info.size = 3
-        archive.addfile(info, io.BytesIO(b"abc"))
-    assert read_all(out.getvalue())["g/" * 80 + "end"][1] == b"abc"
+async def test_the_index_is_named_as_well(stores_of: StoresOf) -> None:
+    options = ImportOptions(naming=Naming(), index_name="i:1", labels={"k": "v"})
+    with stores_of() as stores:
+        async with held(stores.leases):
+            found = await import_archive(stores, io.BytesIO(layout()), options)
+        assert {image.name: image.target.media_type for image in found}["i:1"] == oci.OCI_INDEX
+        assert found[-1].labels == {"k": "v"}
 
 
-def test_a_skipped_entry_is_passed_over() -> None:
-    stream = TarStream(io.BytesIO(SAMPLE))
-    first, second = stream.next(), stream.next()
-    assert first is not None
-    assert second is not None
-    assert (first.name, second.name, stream.next()) == ("a", "d/" + "n" * 150, None)
+_OTHER = images.Blob(b"other")
+HOSTILE: Mapping[str, tuple[bytes, type[ContainerdError], str]] = {
+    "no archive": (b"no tar" * 200, InvalidArgument, "unrecognized image format"),
+    "no image": (images.tar_of([images.entry("x", b"y")]), InvalidArgument, "unrecognized image format"),
+    "a blob under another digest": (layout(renamed={MANIFEST.digest: _OTHER.digest}), InvalidArgument, "is damaged"),
+    "a blob less": (layout([b for b in BLOBS if b != LAYER.blob()]), NotFound, "image might be filtered out"),
+    "the end missing": (saved(LAYER.tar)[:100_000], InvalidArgument, "ends in the middle"),
+    "a name that leaves it": (saved(LAYER.tar, "../../x"), InvalidArgument, "which is not in it"),
+    "a layer of another image": (saved(b"z" * 600), ContainerdError, "failed to extract layer"),
+}  # fmt: skip
 
 
-def test_links_point_within_the_archive() -> None:
-    link = read_all(tar_of([entry("x/l", kind=tarfile.SYMTYPE, link="../y/layer.tar")]))["x/l"][0]
-    assert (link.kind, link.link) == ("link", "y/layer.tar")
+@pytest.mark.parametrize("case", HOSTILE)
+async def test_a_hostile_archive_leaves_neither_ingest_nor_lease_nor_snapshot(stores_of: StoresOf, case: str) -> None:
+    archive, kind, text = HOSTILE[case]
+    with stores_of() as stores:
+        with pytest.raises(kind, match=text):
+            await imported(stores, archive)
+        assert (await stores.leases.list(), await stores.content.statuses()) == ([], [])
+        assert [info async for info in stores.snapshotter("native").walk()] == []
 
 
-@pytest.mark.parametrize("name", ["../a", "a/../../b", ".."])
-def test_names_that_leave_the_archive_are_refused(name: str) -> None:
-    with pytest.raises(InvalidArgument, match="leaves the archive"):
-        clean(name)
-
-
-@pytest.mark.parametrize(("name", "cleaned"), [("./a", "a"), ("/a/b", "a/b"), ("a//b/", "a/b"), ("/../a", "a")])
-def test_names_are_cleaned(name: str, cleaned: str) -> None:
-    assert clean(name) == cleaned
-
-
-@pytest.mark.parametrize("data", [b"no tar" * 200, SAMPLE[:600], SAMPLE[:100], b"\x1f\x8b" + b"x" * 30])
-def test_damaged_archives_are_refused(data: bytes) -> None:
-    with pytest.raises((InvalidArgument, OSError, EOFError)):
-        read_all(data)
-
-
-def test_an_extended_header_cannot_be_huge() -> None:
-    info = tarfile.TarInfo("x")
-    info.type, info.size = tarfile.XHDTYPE, 1 << 40
-    with pytest.raises(InvalidArgument, match="extended header"):
-        read_all(info.tobuf(tarfile.GNU_FORMAT))
-
-
-def names(naming: Naming, **annotations: str) -> list[str]:
-    keys = {"name": NAME_ANNOTATION, "ref": REF_ANNOTATION}
-    return names_of({keys[key]: value for key, value in annotations.items()}, DIGEST, naming)
-
-
-def test_a_tag_gets_the_prefix() -> None:
-    assert names(Naming(prefix="r.io/a"), ref="1") == ["r.io/a:1"]
-    assert names(Naming(), ref="1") == []
-
-
-def test_a_whole_name_must_continue_the_prefix_unless_any_may() -> None:
-    assert names(Naming(prefix="r.io/a"), ref="r.io/a:2") == ["r.io/a:2"]
-    assert names(Naming(prefix="r.io/a"), ref="r.io/ab:2") == []
-    assert names(Naming(prefix="x", allow_overwrite=True), ref="r.io/ab:2") == ["r.io/ab:2"]
-
-
-def test_the_image_name_comes_first_and_alone() -> None:
-    overwrite = Naming(prefix="import", allow_overwrite=True)
-    assert names(overwrite, name="docker.io/library/a:1", ref="1") == ["docker.io/library/a:1"]
-    assert names(Naming(prefix="r.io/a"), name="docker.io/library/a:1", ref="1") == []
-
-
-def test_digests_name_as_well() -> None:
-    assert names(Naming(prefix="p", add_digest=True), ref="1") == ["p:1", f"p@{DIGEST}"]
-    assert names(Naming(prefix="p", add_digest=True, skip_named_digest=True), ref="1") == ["p:1"]
-    assert names(Naming(prefix="p", add_digest=True, skip_named_digest=True)) == [f"p@{DIGEST}"]
+async def test_an_archive_in_a_file_is_read_beside_the_loop(stores_of: StoresOf, tmp_path: Path) -> None:
+    path = tmp_path / "image.tar"
+    images.write_archive(path, NAME, [IMAGE])
+    with stores_of() as stores, path.open("rb") as source:
+        async with held(stores.leases):
+            assert len(await import_archive(stores, source, OPTIONS)) == 1

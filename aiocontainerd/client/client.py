@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
-from aiocontainerd.client.connection import TIMEOUT_S, Connection
+from aiocontainerd import context
+from aiocontainerd.client.connection import TIMEOUT_S, CallerConnection, Connection
 from aiocontainerd.rpc.grpc_client import GrpcClient
 
 if TYPE_CHECKING:
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from aiocontainerd.client.records import Containers, Images, Leases, Namespaces
     from aiocontainerd.client.snapshots import Diff, Snapshots
     from aiocontainerd.client.tasks import Tasks
+    from aiocontainerd.distribution.hosts import RegistryOptions
+    from aiocontainerd.distribution.pull import Progress, PullOptions
+    from aiocontainerd.distribution.stores import Stores
+    from aiocontainerd.interfaces.metadata import Image
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 
@@ -61,6 +68,42 @@ class Client:
     def namespace(self) -> str:
         """The namespace of every call."""
         return self.connection.namespace
+
+    @contextmanager
+    def stores(self) -> Iterator[Stores]:
+        """Give the functions of `distribution` this daemon's stores, for the length of a block.
+
+        The block runs in the namespace and under the lease of this client, whatever those of the current call are:
+        neither reaches another daemon. Within it, the stores follow `aiocontainerd.context`, as `leases.held` needs.
+        """
+        from aiocontainerd.client.records import Images, Leases, Namespaces
+        from aiocontainerd.client.snapshots import Snapshots
+        from aiocontainerd.client.stores import RemoteContentStore, RemoteDiffer
+        from aiocontainerd.distribution.stores import Stores
+
+        connection = CallerConnection.of(self.connection)
+        with context.use(namespace=self.connection.namespace, lease=self.connection.lease):
+            yield Stores(
+                content=RemoteContentStore(connection),
+                images=Images(connection),
+                leases=Leases(connection),
+                namespaces=Namespaces(connection),
+                snapshotter=lambda name: Snapshots(connection, name),
+                differ=RemoteDiffer(connection),
+            )
+
+    async def pull(
+        self,
+        name: str,
+        registry: RegistryOptions | None = None,
+        options: PullOptions | None = None,
+        told: Progress | None = None,
+    ) -> Image:
+        """Pull the image that a reference names and unpack it. Raises as `distribution.pull.pull`."""
+        from aiocontainerd.distribution.pull import pull, silent
+
+        with self.stores() as stores:
+            return await pull(stores, name, registry, options, told or silent)
 
     async def version(self) -> tuple[str, str]:
         """The daemon's version and revision."""

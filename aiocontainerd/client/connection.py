@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 from aiocontainerd import context
 
@@ -90,6 +90,11 @@ class CallerConnection(Connection):
 
     Where that names no namespace it is the connection's own.
     """
+
+    @classmethod
+    def of(cls, connection: Connection) -> Self:
+        """Return a connection on the transport of another."""
+        return cls(connection._transport, namespace=connection.namespace, timeout_s=connection.timeout_s)
 
     def _of_caller(self) -> Connection:
         called = context.current()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from aiocontainerd import api, labels, timestamps
+from aiocontainerd import api, timestamps
 from aiocontainerd.client.connection import Connection
-from aiocontainerd.errors import Internal, NotFound
+from aiocontainerd.errors import Internal
 from aiocontainerd.interfaces.metadata import Container, Image, Lease, Namespace, Resource
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.wire import convert
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-CLEANUP_S = 10.0
-LEASE_S = 24 * 3600
-"""How long a lease outlives a client that died (facts/core 9)."""
 
 
 class Namespaces:
@@ -98,13 +94,6 @@ class Images:
         )
         answer = await self._connection.call(self.SERVICE, "Update", request, i.UpdateImageResponse)
         return _image(answer.image)
-
-    async def put(self, image: Image) -> Image:
-        """Create the image, or replace the one of its name."""
-        try:
-            return await self.update(image, ("labels", "target"))
-        except NotFound:
-            return await self.create(image)
 
     async def delete(self, name: str, *, target: Descriptor | None = None, sync: bool = False) -> None:
         """`sync` waits for the garbage collection. Raises NotFound."""
@@ -207,22 +196,6 @@ class Leases:
             self.SERVICE, "ListResources", le.ListResourcesRequest(id=lease_id), le.ListResourcesResponse
         )
         return [Resource(message.id, message.type) for message in answer.resources]
-
-    @asynccontextmanager
-    async def held(self, *, expire_s: float = LEASE_S) -> AsyncIterator[Lease]:
-        """A lease for the length of a block, deleted whatever happens; it expires should this client die."""
-        import anyio
-
-        until = timestamps.format_rfc3339(timestamps.now_ns() + int(expire_s) * timestamps.NANOSECONDS)
-        lease = await self.create("", {labels.GC_EXPIRE: until})
-        try:
-            yield lease
-        finally:
-            with anyio.move_on_after(CLEANUP_S, shield=True):
-                try:
-                    await self.delete(lease.id)
-                except NotFound:
-                    pass
 
 
 def _namespace(message: api.namespaces.Namespace | None) -> Namespace:

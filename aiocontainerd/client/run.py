@@ -13,6 +13,7 @@ import msgspec
 
 from aiocontainerd import labels, typeurl
 from aiocontainerd.client.attach import Attachment
+from aiocontainerd.distribution.leases import held
 from aiocontainerd.distribution.unpack import default_snapshotter, unpack
 from aiocontainerd.distribution.walk import choose
 from aiocontainerd.errors import NotFound
@@ -56,20 +57,20 @@ async def create_container(client: Client, options: RunOptions, rank: Ranking) -
     A failure leaves no snapshot. Raises NotFound for the image, AlreadyExists for the id.
     """
     image = await client.images.get(options.image)
-    snapshotter = options.snapshotter or await default_snapshotter(client)
-    async with client.leases.held() as lease:
-        held = client.under(lease=lease.id)
-        chosen = await choose(held.content, image.target, rank)
-        parent = await unpack(held, chosen, snapshotter)
-        config = chosen.config.config or ContainerConfig()
-        mounts = await held.snapshots(snapshotter).prepare(options.id, parent)
-        try:
-            user = await _user(options.user or config.user, mounts)
-            spec = specs.make(client.namespace, options.id, config, user, options.wishes)
-            return await held.containers.create(await _record(held, options, snapshotter, config, spec))
-        except BaseException:
-            await _remove_snapshot(client, snapshotter, options.id)
-            raise
+    with client.stores() as stores:
+        snapshotter = options.snapshotter or await default_snapshotter(stores)
+        async with held(stores.leases):
+            chosen = await choose(stores.content, image.target, rank)
+            parent = await unpack(stores, chosen, snapshotter)
+            config = chosen.config.config or ContainerConfig()
+            mounts = await stores.snapshotter(snapshotter).prepare(options.id, parent)
+            try:
+                user = await _user(options.user or config.user, mounts)
+                spec = specs.make(client.namespace, options.id, config, user, options.wishes)
+                return await client.containers.create(await _record(client, options, snapshotter, config, spec))
+            except BaseException:
+                await _remove_snapshot(client, snapshotter, options.id)
+                raise
 
 
 async def _record(

@@ -1,7 +1,7 @@
 """Importing image archives, OCI layouts and what `docker save` writes (facts/core 14).
 
 An archive is read once from start to end: its files go to the content store as they come, and only then the index says
-what they are. JSON is read up to 20 MiB. Nothing but the daemon's content store is written.
+what they are. JSON is read up to 20 MiB. Nothing but the content store is written, whatever the archive's names are.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd import labels
+from aiocontainerd.distribution import blobs, images
 from aiocontainerd.distribution.import_names import Naming, names_of
 from aiocontainerd.distribution.tar_stream import Entry, TarStream
 from aiocontainerd.distribution.walk import Handler, Walker
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.oci import image as oci
-from aiocontainerd.oci import reference
+from aiocontainerd.oci import platform, reference
 from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.oci.platform import Ranking
 
 if TYPE_CHECKING:
-    from aiocontainerd.client.client import Client
+    from aiocontainerd.distribution.stores import Stores
+    from aiocontainerd.interfaces.content import ContentStore
     from aiocontainerd.oci.image import ChildDescriptor
-    from aiocontainerd.oci.platform import Ranking
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 MAX_JSON_BYTES = 20 << 20
@@ -62,7 +64,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     links: Mapping[str, str]
 
     def find(self, path: str) -> Stored:
-        """The file behind a path, through links. Raises InvalidArgument naming what is missing."""
+        """Return the file behind a path, through links. Raises InvalidArgument naming the missing path."""
         at = path
         for _ in range(_MAX_LINKS):
             if at in self.files:
@@ -73,52 +75,57 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
         raise InvalidArgument(f'archive: manifest.json names "{path}", which is not in it')
 
 
-async def import_archive(
-    client: Client,
-    source: IO[bytes],
-    rank: Ranking,
-    *,
-    naming: Naming,
-    index_name: str = "",
-    image_labels: Mapping[str, str] = _NONE,
-    all_platforms: bool = False,
-) -> list[Image]:
-    """Import every image that the archive names, under a lease the caller holds.
+class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to import and how to name it. `rank` is this host's platform unless given, `index_name` "" no name."""
+
+    naming: Naming
+    rank: Ranking = msgspec.field(default_factory=lambda: platform.ranking([platform.default()]))
+    all_platforms: bool = False
+    index_name: str = ""
+    labels: Mapping[str, str] = _NONE
+
+
+async def import_archive(stores: Stores, source: IO[bytes], options: ImportOptions) -> list[Image]:
+    """Import every image that the archive names, under a lease the caller holds (`leases.held`).
 
     Raises InvalidArgument `unrecognized image format` for another kind of file, NotFound `image might be filtered out`
     where no image of it suits.
     """
-    contents = await _Reader(client, await anyio.to_thread.run_sync(TarStream, source)).read()
-    index = await _index_of(client, contents)
-    walker = Walker(client.content, _must_exist(client, contents), rank, all_platforms=all_platforms, label_all=False)
-    images: list[Image] = []
+    content = stores.content
+    contents = await _Reader(content, await anyio.to_thread.run_sync(TarStream, source)).read()
+    index = await _index_of(content, contents)
+    walker = Walker(
+        content, _must_exist(content, contents), options.rank, all_platforms=options.all_platforms, label_all=False
+    )
+    found: list[Image] = []
     failure: NotFound | None = None
     for child in index.manifests:
-        named = _named(child, naming, image_labels)
+        named = _named(child, options)
         try:
             await walker.walk(child.plain())
         except NotFound as error:
             failure = error
             continue
-        images += named
-    if not images and not index_name:
+        found += named
+    if not found and not options.index_name:
         raise NotFound(f"image might be filtered out ({failure.message if failure else 'nothing in it has a name'})")
-    if index_name:
-        images.append(Image(name=index_name, target=await _store_index(client, index), labels=image_labels))
-    return [await client.images.put(image) for image in images]
+    if options.index_name:
+        target = await _store_index(content, index)
+        found.append(Image(name=options.index_name, target=target, labels=options.labels))
+    return [await images.put(stores.images, image) for image in found]
 
 
-def _named(child: ChildDescriptor, naming: Naming, image_labels: Mapping[str, str]) -> list[Image]:
+def _named(child: ChildDescriptor, options: ImportOptions) -> list[Image]:
     target = Descriptor(child.media_type, child.digest, child.size)
-    names = names_of(child.annotations, child.digest, naming)
-    return [Image(name=name, target=target, labels=image_labels) for name in names]
+    names = names_of(child.annotations, child.digest, options.naming)
+    return [Image(name=name, target=target, labels=options.labels) for name in names]
 
 
-def _must_exist(client: Client, contents: Contents) -> Handler:
+def _must_exist(content: ContentStore, contents: Contents) -> Handler:
     here = {stored.digest for stored in contents.files.values()}
 
     async def check(item: ChildDescriptor) -> None:
-        if item.digest not in here and not await client.content.exists(item.digest):
+        if item.digest not in here and not await blobs.exists(content, item.digest):
             raise NotFound(f"archive: blob {item.digest} is neither in it nor in the content store")
 
     return check
@@ -127,8 +134,8 @@ def _must_exist(client: Client, contents: Contents) -> Handler:
 class _Reader:
     """Reads an archive to its end and stores its files."""
 
-    def __init__(self, client: Client, stream: TarStream) -> None:
-        self._client = client
+    def __init__(self, content: ContentStore, stream: TarStream) -> None:
+        self._content = content
         self._stream = stream
 
     async def read(self) -> Contents:
@@ -154,10 +161,9 @@ class _Reader:
 
     async def _store(self, entry: Entry) -> Stored:
         ref, hashed, start = f"tar-{entry.name}", hashlib.sha256(), b""
-        content = self._client.content
         try:
-            async with content.writer(ref, total=entry.size) as writer:
-                await writer.restart()
+            async with await blobs.writer(self._content, ref, total=entry.size) as writer:
+                await writer.truncate()
                 while data := await anyio.to_thread.run_sync(self._stream.read):
                     start = start or data[:8]
                     await anyio.to_thread.run_sync(hashed.update, data)
@@ -168,18 +174,18 @@ class _Reader:
         except AlreadyExists:
             pass
         except BaseException:
-            await content.discard(ref)
+            await blobs.discard(self._content, ref)
             raise
         return Stored(f"sha256:{hashed.hexdigest()}", entry.size, start)
 
 
 def _check_named(entry: Entry, digest: str) -> None:
-    """Raises InvalidArgument where a blob's name is another sha256 digest than that of its bytes."""
+    """Raise InvalidArgument where the name of a blob is a digest that its bytes do not have."""
     if entry.name.startswith("blobs/sha256/") and entry.name != digest.replace(":", "/").replace("sha", "blobs/sha", 1):
         raise InvalidArgument(f"archive: {entry.name} has digest {digest}; the archive is damaged")
 
 
-async def _index_of(client: Client, contents: Contents) -> oci.Index:
+async def _index_of(content: ContentStore, contents: Contents) -> oci.Index:
     documents = contents.documents
     if "oci-layout" in documents and "index.json" in documents:
         layout = oci.load_json(documents["oci-layout"], "oci-layout")
@@ -188,25 +194,25 @@ async def _index_of(client: Client, contents: Contents) -> oci.Index:
             raise InvalidArgument(f"archive: image layout version {version!r} is not supported, only {LAYOUT_VERSION}")
         return oci.decode_index(documents["index.json"], oci.OCI_INDEX, limit=MAX_JSON_BYTES)
     if "manifest.json" in documents:
-        return await _docker_index(client, contents)
+        return await _docker_index(content, contents)
     raise InvalidArgument("unrecognized image format: neither an OCI layout nor a docker archive")
 
 
-async def _docker_index(client: Client, contents: Contents) -> oci.Index:
+async def _docker_index(content: ContentStore, contents: Contents) -> oci.Index:
     try:
         saved = msgspec.json.decode(contents.documents["manifest.json"], type=list[_Saved])
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidArgument(f"archive: manifest.json: {error}") from error
     children: list[ChildDescriptor] = []
     for item in saved:
-        children += await _docker_manifest(client, contents, item)
+        children += await _docker_manifest(content, contents, item)
     return oci.Index(tuple(children), media_type=oci.OCI_INDEX)
 
 
-async def _docker_manifest(client: Client, contents: Contents, saved: _Saved) -> list[ChildDescriptor]:
+async def _docker_manifest(content: ContentStore, contents: Contents, saved: _Saved) -> list[ChildDescriptor]:
     config = contents.find(saved.config)
-    parsed = oci.decode_config(await client.content.read_all(config.digest, limit=oci.MAX_DOCUMENT_BYTES))
-    layers = [await _docker_layer(client, contents.find(path)) for path in saved.layers]
+    parsed = oci.decode_config(await blobs.read_all(content, config.digest, limit=oci.MAX_DOCUMENT_BYTES))
+    layers = [await _docker_layer(content, contents.find(path)) for path in saved.layers]
     manifest = _document(
         {
             "schemaVersion": 2,
@@ -216,7 +222,7 @@ async def _docker_manifest(client: Client, contents: Contents, saved: _Saved) ->
         }
     )
     target = Descriptor(oci.DOCKER_MANIFEST, _digest(manifest), len(manifest))
-    await client.content.put(f"manifest-{target.digest}", manifest, target)
+    await blobs.put(content, f"manifest-{target.digest}", manifest, target)
     child = oci.ChildDescriptor(target.digest, target.size, target.media_type, platform=parsed.platform)
     return [msgspec.structs.replace(child, annotations=a) for a in _tag_annotations(saved.repo_tags or ())] or [child]
 
@@ -226,22 +232,22 @@ def _tag_annotations(tags: Sequence[str]) -> list[dict[str, str]]:
     return [{oci.NAME_ANNOTATION: name, oci.REF_ANNOTATION: reference.parse(name).tag} for name in full]
 
 
-async def _docker_layer(client: Client, stored: Stored) -> ChildDescriptor:
-    """The descriptor of a layer; an uncompressed one is replaced by the compressed blob made of it, if there is one."""
+async def _docker_layer(content: ContentStore, stored: Stored) -> ChildDescriptor:
+    """Return the descriptor of a layer. An uncompressed layer gives way to a compressed blob of the same layer."""
     if stored.start.startswith(b"\x1f\x8b"):
         return oci.ChildDescriptor(stored.digest, stored.size, oci.DOCKER_LAYER_GZIP)
     if stored.start.startswith(b"\x28\xb5\x2f\xfd"):
         return oci.ChildDescriptor(stored.digest, stored.size, f"{oci.DOCKER_LAYER}.zstd")
-    async for info in client.content.walk([f'labels."{labels.UNCOMPRESSED}"=={stored.digest}']):
+    async for info in content.walk([f'labels."{labels.UNCOMPRESSED}"=={stored.digest}']):
         if info.digest != stored.digest:
             return oci.ChildDescriptor(info.digest, info.size, oci.DOCKER_LAYER_GZIP)
     return oci.ChildDescriptor(stored.digest, stored.size, oci.DOCKER_LAYER)
 
 
-async def _store_index(client: Client, index: oci.Index) -> Descriptor:
+async def _store_index(content: ContentStore, index: oci.Index) -> Descriptor:
     data = _document({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [_json(c) for c in index.manifests]})
     target = Descriptor(oci.OCI_INDEX, _digest(data), len(data))
-    await client.content.put(f"index-{target.digest}", data, target, oci.child_labels(index.manifests))
+    await blobs.put(content, f"index-{target.digest}", data, target, oci.child_labels(index.manifests))
     return target
 
 

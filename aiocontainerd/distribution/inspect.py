@@ -1,21 +1,22 @@
-"""What an image weighs and runs on, from the blobs that are here; missing ones count as nothing."""
+"""Size and platforms of an image, from the blobs that the content store has; missing ones count as nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aiocontainerd.distribution import blobs
 from aiocontainerd.distribution.walk import MAX_DEPTH, read_document
 from aiocontainerd.errors import ContainerdError, NotFound
 from aiocontainerd.oci import image as oci
 from aiocontainerd.oci.image import Manifest
 
 if TYPE_CHECKING:
-    from aiocontainerd.client.content import Content
+    from aiocontainerd.interfaces.content import ContentStore
     from aiocontainerd.oci.descriptor import Descriptor
 
 
-async def summary(content: Content, target: Descriptor, depth: int = 0) -> tuple[int, list[str]]:
-    """Bytes of the blobs that are in the content store, and the platforms whose manifests are."""
+async def summary(content: ContentStore, target: Descriptor, depth: int = 0) -> tuple[int, list[str]]:
+    """Return the bytes of the blobs that the content store has, and the platforms whose manifests it has."""
     try:
         document = await read_document(content, target)
     except ContainerdError:
@@ -25,7 +26,7 @@ async def summary(content: Content, target: Descriptor, depth: int = 0) -> tuple
         return total, []
     if isinstance(document, Manifest):
         for child in (document.config, *document.layers):
-            total += child.size if await content.exists(child.digest) else 0
+            total += child.size if await blobs.exists(content, child.digest) else 0
         return total, await _platform(content, document)
     for entry in document.manifests:
         size, found = await summary(content, entry.plain(), depth + 1)
@@ -34,11 +35,11 @@ async def summary(content: Content, target: Descriptor, depth: int = 0) -> tuple
     return total, list(dict.fromkeys(platforms))
 
 
-async def _platform(content: Content, manifest: Manifest) -> list[str]:
+async def _platform(content: ContentStore, manifest: Manifest) -> list[str]:
     if manifest.config.media_type not in oci.CONFIG_TYPES:
         return []
     try:
-        config = oci.decode_config(await content.read_all(manifest.config.digest, limit=oci.MAX_DOCUMENT_BYTES))
+        config = oci.decode_config(await blobs.read_all(content, manifest.config.digest, limit=oci.MAX_DOCUMENT_BYTES))
     except NotFound:
         return []
     return [str(config.platform)] if config.os else []

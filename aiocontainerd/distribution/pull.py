@@ -14,32 +14,37 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from aiocontainerd import labels
-from aiocontainerd.distribution.unpack import default_snapshotter, unpack
-from aiocontainerd.distribution.walk import CONCURRENCY, Walker, choose
+from aiocontainerd.distribution import blobs, images
+from aiocontainerd.distribution.fetch import fetch
+from aiocontainerd.distribution.leases import held
+from aiocontainerd.distribution.requests import RegistryClient
+from aiocontainerd.distribution.resolve import resolve
+from aiocontainerd.distribution.unpack import unpack_image
+from aiocontainerd.distribution.walk import CONCURRENCY, Walker
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.oci import image as oci
+from aiocontainerd.oci import platform
 from aiocontainerd.oci import reference as references
+from aiocontainerd.oci.platform import Ranking
 
 if TYPE_CHECKING:
-    from aiocontainerd.client.client import Client
-    from aiocontainerd.client.content import Writer
     from aiocontainerd.distribution.hosts import RegistryOptions
-    from aiocontainerd.distribution.requests import RegistryClient
+    from aiocontainerd.distribution.stores import Stores
+    from aiocontainerd.interfaces.content import ContentStore, Writer
     from aiocontainerd.oci.descriptor import Descriptor
     from aiocontainerd.oci.image import ChildDescriptor
-    from aiocontainerd.oci.platform import Ranking
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 Progress = Callable[[str, str, int, int], None]
-"""Told of every object: its name, its status, bytes done, bytes in all."""
+"""Called for every object: its name, its status, bytes done, bytes in all."""
 
 
 class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to pull. `snapshotter` "" is the namespace's default."""
+    """What to pull. `rank` is this host's platform unless given, `snapshotter` "" the namespace's default."""
 
-    rank: Ranking
+    rank: Ranking = msgspec.field(default_factory=lambda: platform.ranking([platform.default()]))
     all_platforms: bool = False
     unpack: bool = True
     snapshotter: str = ""
@@ -48,58 +53,60 @@ class PullOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def silent(_name: str, _status: str, _done: int, _total: int) -> None:
-    """Progress that nobody looks at."""
+    """Show no progress."""
 
 
 async def pull(
-    client: Client, name: str, registry: RegistryOptions, options: PullOptions, told: Progress = silent
+    stores: Stores,
+    name: str,
+    registry: RegistryOptions | None = None,
+    options: PullOptions | None = None,
+    told: Progress = silent,
 ) -> Image:
-    """Pull the image that a reference names.
+    """Pull the image that a reference names, into the namespace of the context.
 
     Raises InvalidArgument for the reference or a malformed image, NotFound where the registry or the image has nothing
     that suits, PermissionDenied, FailedPrecondition for bytes that are not what their digest says, Unavailable.
     """
-    from aiocontainerd.distribution.requests import RegistryClient
-    from aiocontainerd.distribution.resolve import resolve
-
-    reference = references.parse(name)
+    reference, options = references.parse(name), options or PullOptions()
     reference.require_object()
-    async with client.leases.held() as lease, RegistryClient(reference, registry) as remote:
-        held = client.under(lease=lease.id)
+    async with held(stores.leases), RegistryClient(reference, registry) as remote:
         told(name, "resolving", 0, 0)
         target = await resolve(remote)
         if target.media_type not in oci.INDEX_TYPES and target.media_type not in oci.MANIFEST_TYPES:
             raise InvalidArgument(f'{name} is of type "{target.media_type}", which is no image')
         told(name, "resolved", 0, 0)
-        fetcher = Fetcher(held, remote, told)
-        walker = Walker(
-            held.content,
-            fetcher.fetch,
-            options.rank,
-            all_platforms=options.all_platforms,
-            concurrency=options.concurrency,
-        )
-        await walker.walk(target)
-        await _unpack(held, target, options, told)
-        return await held.images.put(Image(name=name, target=target, labels=options.labels))
+        await _fetch_all(stores.content, remote, target, options, told)
+        if options.unpack:
+            await _unpack(stores, target, options, told)
+        return await images.put(stores.images, Image(name=name, target=target, labels=options.labels))
 
 
-async def _unpack(client: Client, target: Descriptor, options: PullOptions, told: Progress) -> None:
-    if not options.unpack:
-        return
+async def _fetch_all(
+    content: ContentStore, remote: RegistryClient, target: Descriptor, options: PullOptions, told: Progress
+) -> None:
+    walker = Walker(
+        content,
+        Fetcher(content, remote, told).fetch,
+        options.rank,
+        all_platforms=options.all_platforms,
+        concurrency=options.concurrency,
+    )
+    await walker.walk(target)
 
+
+async def _unpack(stores: Stores, target: Descriptor, options: PullOptions, told: Progress) -> None:
     def layered(layer: Descriptor, new: bool) -> None:
         told(oci.ingest_key(layer), "extracted" if new else "exists", layer.size, layer.size)
 
-    chosen = await choose(client.content, target, options.rank)
-    await unpack(client, chosen, options.snapshotter or await default_snapshotter(client), layered=layered)
+    await unpack_image(stores, target, options.rank, options.snapshotter, layered=layered)
 
 
 class Fetcher:
-    """Brings single blobs from a registry to the content store, with the label of where they came from."""
+    """Brings single blobs from a registry to a content store, with the label of where they came from."""
 
-    def __init__(self, client: Client, remote: RegistryClient, told: Progress = silent) -> None:
-        self._content = client.content
+    def __init__(self, content: ContentStore, remote: RegistryClient, told: Progress = silent) -> None:
+        self._content = content
         self._remote = remote
         self._told = told
         self._source = f"{labels.DISTRIBUTION_SOURCE}.{remote.reference.hostname}"
@@ -111,7 +118,7 @@ class Fetcher:
         """Store a blob unless it is there. A failure leaves no ingest."""
         key = oci.ingest_key(item.plain())
         try:
-            if not await self._content.exists(item.digest):
+            if not await blobs.exists(self._content, item.digest):
                 await self._store(item, key)
                 return
         except AlreadyExists:
@@ -121,13 +128,13 @@ class Fetcher:
 
     async def _store(self, item: ChildDescriptor, key: str) -> None:
         try:
-            async with self._content.writer(key, total=item.size, expected=item.digest) as writer:
+            async with await blobs.writer(self._content, key, total=item.size, expected=item.digest) as writer:
                 await self._copy(item, key, writer)
                 await writer.commit(item.size, item.digest, {self._source: self._remote.reference.path})
         except AlreadyExists:
             raise
         except BaseException as error:
-            await self._content.discard(key)
+            await blobs.discard(self._content, key)
             if isinstance(error, FailedPrecondition):
                 raise FailedPrecondition(
                     f"blob {item.digest} of {self._remote.reference}: the registry sent something else: {error.message}"
@@ -137,9 +144,7 @@ class Fetcher:
 
     async def _copy(self, item: ChildDescriptor, key: str, writer: Writer) -> None:
         if writer.offset > item.size:
-            await writer.restart()
-        from aiocontainerd.distribution.fetch import fetch
-
+            await writer.truncate()
         async with aclosing(fetch(self._remote, item, writer.offset)) as body:
             async for data in body:
                 await writer.write(data)
@@ -154,4 +159,4 @@ class Fetcher:
         repositories = {*before.split(","), self._remote.reference.path} - {""}
         joined = ",".join(sorted(repositories))
         if joined != before:
-            await self._content.add_labels(digest, {self._source: joined})
+            await blobs.add_labels(self._content, digest, {self._source: joined})

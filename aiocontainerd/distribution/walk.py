@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
+from aiocontainerd.distribution import blobs
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
 from aiocontainerd.groups import Job, run_all
 from aiocontainerd.oci import image as oci
@@ -19,7 +20,7 @@ from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.oci.image import ChildDescriptor, ImageConfig, Index, Manifest
 
 if TYPE_CHECKING:
-    from aiocontainerd.client.content import Content
+    from aiocontainerd.interfaces.content import ContentStore
     from aiocontainerd.oci.platform import Ranking
 
 MAX_DEPTH = 8
@@ -44,7 +45,7 @@ class Walker:
 
     def __init__(
         self,
-        content: Content,
+        content: ContentStore,
         fetch: Handler,
         rank: Ranking,
         *,
@@ -104,17 +105,17 @@ class Walker:
             there = document.manifests
         children = there if isinstance(document, Manifest) or self._all else select(document, item.digest, self._rank)
         labels = oci.child_labels(there if self._label_all else children)
-        await self._content.add_labels(item.digest, labels)
+        await blobs.add_labels(self._content, item.digest, labels)
         return children
 
 
-async def read_document(content: Content, target: Descriptor) -> Index | Manifest | None:
+async def read_document(content: ContentStore, target: Descriptor) -> Index | Manifest | None:
     """The index or manifest behind a descriptor; None for any other blob. Raises InvalidArgument, NotFound."""
     if target.media_type in oci.INDEX_TYPES:
-        data = await content.read_all(target.digest, limit=oci.MAX_DOCUMENT_BYTES)
+        data = await blobs.read_all(content, target.digest, limit=oci.MAX_DOCUMENT_BYTES)
         return oci.decode_index(data, target.media_type)
     if target.media_type in oci.MANIFEST_TYPES:
-        data = await content.read_all(target.digest, limit=oci.MAX_DOCUMENT_BYTES)
+        data = await blobs.read_all(content, target.digest, limit=oci.MAX_DOCUMENT_BYTES)
         return oci.decode_manifest(data, target.media_type)
     return None
 
@@ -132,7 +133,7 @@ def select(index: Index, digest: str, rank: Ranking) -> Sequence[ChildDescriptor
     raise NotFound(f"no match for platform in manifest {digest} (it has {there}; choose one with --platform)")
 
 
-async def choose(content: Content, target: Descriptor, rank: Ranking) -> Chosen:
+async def choose(content: ContentStore, target: Descriptor, rank: Ranking) -> Chosen:
     """The manifest and configuration that suit best. Raises NotFound where none does or a blob is missing."""
     document = await read_document(content, target)
     if document is None:
@@ -148,10 +149,10 @@ async def choose(content: Content, target: Descriptor, rank: Ranking) -> Chosen:
     raise failure
 
 
-async def _chosen(content: Content, target: Descriptor, manifest: Manifest, rank: Ranking) -> Chosen:
+async def _chosen(content: ContentStore, target: Descriptor, manifest: Manifest, rank: Ranking) -> Chosen:
     if manifest.config.media_type not in oci.CONFIG_TYPES:
         raise InvalidArgument(f'manifest {target.digest}: config of type "{manifest.config.media_type}" is no image\'s')
-    config = oci.decode_config(await content.read_all(manifest.config.digest, limit=oci.MAX_DOCUMENT_BYTES))
+    config = oci.decode_config(await blobs.read_all(content, manifest.config.digest, limit=oci.MAX_DOCUMENT_BYTES))
     if config.os and rank(config.platform) is None:
         raise NotFound(
             f"image {target.digest} is for {config.platform}, which this host does not run "

@@ -13,6 +13,7 @@ import anyio
 from aiocontainerd import kinds
 from aiocontainerd.client.client import Client
 from aiocontainerd.client.stores import RemoteContentStore, RemoteDiffer
+from aiocontainerd.distribution.leases import held
 from aiocontainerd.errors import ContainerdError, FailedPrecondition, NotFound
 from aiocontainerd.testing.target import Bench, Target, TargetError
 
@@ -64,13 +65,13 @@ async def socket_bench(target: Target) -> AsyncIterator[Bench]:
     async with Client(target.path, namespace=name, timeout_s=CALL_TIMEOUT_S) as client:
         await _claim(client, target.name)
         try:
-            async with client.leases.held() as lease:
-                held = client.under(lease=lease.id)
+            async with held(client.leases) as lease:
+                view = client.under(lease=lease.id)
                 try:
-                    yield SocketBench(target, held)
+                    yield SocketBench(target, view)
                 finally:
                     with anyio.move_on_after(CLEANUP_S, shield=True):
-                        await _remove_all(held, target.name)
+                        await _remove_all(view, target.name)
         finally:
             with anyio.move_on_after(CLEANUP_S, shield=True):
                 await _remove_namespace(client)

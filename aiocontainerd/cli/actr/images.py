@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aiocontainerd.client.client import Client
+    from aiocontainerd.distribution import Stores
     from aiocontainerd.distribution.hosts import Credentials
     from aiocontainerd.interfaces.metadata import Image
     from aiocontainerd.oci.platform import Ranking
@@ -54,7 +55,8 @@ def list_images(ctx: click.Context, filters: tuple[str, ...], quiet: bool) -> No
 async def _row(client: Client, image: Image) -> tuple[str, ...]:
     from aiocontainerd.distribution.inspect import summary
 
-    total, platforms = await summary(client.content, image.target)
+    with client.stores() as stores:
+        total, platforms = await summary(stores.content, image.target)
     target = image.target
     shown = ",".join(platforms) or "-"
     return image.name, target.media_type, target.digest, output.size(total), shown, output.pairs(image.labels)
@@ -86,10 +88,12 @@ def tag(ctx: click.Context, source: str, targets: tuple[str, ...], force: bool) 
     async def work(client: Client) -> None:
         import msgspec
 
+        from aiocontainerd.distribution.images import put
+
         image = await client.images.get(source)
         for name in targets:
             named = msgspec.structs.replace(image, name=name)
-            await (client.images.put(named) if force else client.images.create(named))
+            await (put(client.images, named) if force else client.images.create(named))
             print(name)
 
     session_of(ctx).run(work, hint=HINT)
@@ -124,7 +128,8 @@ def import_images(
 
     async def work(client: Client) -> None:
         from aiocontainerd.distribution.import_names import Naming
-        from aiocontainerd.distribution.importing import import_archive
+        from aiocontainerd.distribution.importing import ImportOptions, import_archive
+        from aiocontainerd.distribution.leases import held
 
         naming = Naming(
             prefix=base_name or _today(),
@@ -132,36 +137,32 @@ def import_images(
             add_digest=digests,
             skip_named_digest=skip_digest_for_named,
         )
-        rank = ranking_of(platforms)
-        async with client.leases.held() as lease:
-            held = client.under(lease=lease.id)
-            with _opened(archive) as source:
-                found = await import_archive(
-                    held,
-                    source,
-                    rank,
-                    naming=naming,
-                    index_name=index_name,
-                    image_labels=output.parse_labels(labels),
-                    all_platforms=all_platforms,
-                )
-            for image in found:
-                await _unpacked(held, image, rank, snapshotter, skip=no_unpack)
+        options = ImportOptions(
+            naming=naming,
+            rank=ranking_of(platforms),
+            all_platforms=all_platforms,
+            index_name=index_name,
+            labels=output.parse_labels(labels),
+        )
+        with client.stores() as stores:
+            async with held(stores.leases):
+                with _opened(archive) as source:
+                    found = await import_archive(stores, source, options)
+                for image in found:
+                    await _unpacked(stores, image, options.rank, snapshotter, skip=no_unpack)
 
     session_of(ctx).run(work)
 
 
-async def _unpacked(client: Client, image: Image, rank: Ranking, snapshotter: str, *, skip: bool) -> None:
+async def _unpacked(stores: Stores, image: Image, rank: Ranking, snapshotter: str, *, skip: bool) -> None:
     if skip:
         print(f"saved {image.name} ({image.target.digest})", flush=True)
         return
-    from aiocontainerd.distribution.unpack import default_snapshotter, unpack
-    from aiocontainerd.distribution.walk import choose
+    from aiocontainerd.distribution.unpack import unpack_image
 
     print(f"unpacking {image.name} ({image.target.digest})...", end="", flush=True)
     try:
-        chosen = await choose(client.content, image.target, rank)
-        await unpack(client, chosen, snapshotter or await default_snapshotter(client))
+        await unpack_image(stores, image.target, rank, snapshotter)
     except BaseException:
         print(flush=True)
         raise
@@ -208,7 +209,7 @@ def pull(
     async def work(client: Client) -> None:
         from aiocontainerd.cli.actr.progress import progress
         from aiocontainerd.distribution.hosts import RegistryOptions
-        from aiocontainerd.distribution.pull import PullOptions, pull
+        from aiocontainerd.distribution.pull import PullOptions
 
         options = PullOptions(
             rank=ranking_of(platforms),
@@ -220,7 +221,7 @@ def pull(
         )
         registry = RegistryOptions(plain_http=plain_http, skip_verify=skip_verify, credentials=_credentials(user))
         with progress(sys.stdout) as told:
-            image = await pull(client, reference, registry, options, told)
+            image = await client.pull(reference, registry, options, told)
         print(f"{image.name} {image.target.digest}")
 
     session_of(ctx).run(work)

@@ -28,7 +28,8 @@ def list_snapshots(ctx: click.Context, filters: tuple[str, ...], snapshotter: st
     async def work(client: Client) -> None:
         from aiocontainerd.distribution.unpack import default_snapshotter
 
-        backend = client.snapshots(snapshotter or await default_snapshotter(client))
+        with client.stores() as stores:
+            backend = client.snapshots(snapshotter or await default_snapshotter(stores))
         rows = [(s.name, s.parent or "-", s.kind.name.capitalize()) async for s in backend.walk(filters)]
         output.table(("KEY", "PARENT", "KIND"), rows)
 

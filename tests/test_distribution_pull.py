@@ -1,0 +1,233 @@
+"""Pulling over a connection and inside a daemon: what is there afterwards, and what a hostile registry leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import anyio
+import pytest
+from aiohttp import web
+
+from aiocontainerd import context, labels
+from aiocontainerd.distribution import Stores
+from aiocontainerd.distribution.hosts import RegistryOptions
+from aiocontainerd.distribution.pull import PullOptions, pull
+from aiocontainerd.errors import (
+    ContainerdError,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
+from aiocontainerd.interfaces.metadata import Image, Namespace
+from aiocontainerd.interfaces.snapshotter import Kind
+from aiocontainerd.oci import image as oci
+from aiocontainerd.oci import platform
+from aiocontainerd.testing import images
+from aiocontainerd.testing.registry import Handler, ScriptedRegistry, scripted_registry
+
+pytestmark = pytest.mark.anyio
+pytest_plugins = ["aiocontainerd.testing.image_stores"]
+
+StoresOf = Callable[[], AbstractContextManager[Stores]]
+LOWER = images.Layer(images.tar_of([images.entry("a", b"lower" * 100_000), images.entry("b", b"b")]))
+UPPER = images.Layer(images.tar_of([images.entry("a", b"upper"), images.entry("../../c", b"c")]), "tar")
+HOST = platform.default()
+IMAGE = images.Image(layers=[LOWER, UPPER], architecture=HOST.architecture, os=HOST.os, variant=HOST.variant)
+MANIFEST, BLOBS = IMAGE.blobs()
+OPTIONS = PullOptions(snapshotter="native", labels={"k": "v"})
+
+
+def registry(
+    blobs: Sequence[images.Blob] = BLOBS, target: images.Blob = MANIFEST, sent: Mapping[str, bytes] | None = None
+) -> Handler:
+    """A registry that has an image under every tag. `sent` replaces the bytes of blobs."""
+    there = {blob.digest: blob.data for blob in blobs} | dict(sent or {})
+
+    async def handler(request: web.Request) -> web.Response:
+        kind, _, name = request.path.removeprefix("/v2/a/b/").partition("/")
+        digest = name if name.startswith("sha256:") else target.digest
+        if digest not in there:
+            return web.Response(status=404)
+        headers = {"Content-Type": oci.OCI_MANIFEST, "Docker-Content-Digest": digest} if kind == "manifests" else {}
+        return web.Response(body=there[digest], headers=headers)
+
+    return handler
+
+
+async def pulled(stores: Stores, script: ScriptedRegistry, options: PullOptions = OPTIONS) -> Image:
+    limits = RegistryOptions(plain_http=True, retry_pause_s=0.0)
+    return await pull(stores, f"{script.url}/a/b:1", limits, options)
+
+
+async def left(stores: Stores) -> list[object]:
+    """Images, leases, ingests and snapshots that are no layers."""
+    snapshots = [info async for info in stores.snapshotter("native").walk() if info.kind != Kind.COMMITTED]
+    return [
+        *await stores.images.list(), *await stores.leases.list(), *await stores.content.statuses(), *snapshots,
+    ]  # fmt: skip
+
+
+async def test_an_image_is_there_whole_labelled_and_named(stores_of: StoresOf) -> None:
+    async with scripted_registry(registry()) as script:
+        with stores_of() as stores:
+            image = await pulled(stores, script)
+            assert (image.name, image.target.digest, image.labels) == (
+                f"{script.url}/a/b:1",
+                MANIFEST.digest,
+                {"k": "v"},
+            )
+            infos = {info.digest: info async for info in stores.content.walk()}
+            assert infos.keys() == {blob.digest for blob in BLOBS}
+            assert {info.labels[f"{labels.DISTRIBUTION_SOURCE}.127.0.0.1"] for info in infos.values()} == {"a/b"}
+            assert infos[UPPER.blob().digest].labels[labels.UNCOMPRESSED] == UPPER.diff_id
+            top = oci.chain_ids([LOWER.diff_id, UPPER.diff_id])[-1]
+            assert infos[IMAGE.config().digest].labels[f"{labels.GC_REF_SNAPSHOT}.native"] == top
+            (mount,) = await stores.snapshotter("native").view("look", top)
+            tree = {path.name: path.stat().st_size for path in Path(mount.source).iterdir()}
+            await stores.snapshotter("native").remove("look")
+            assert tree == {"a": 5, "b": 1, "c": 1}
+            assert await left(stores) == [image]
+
+
+async def test_what_is_there_is_not_fetched_again(stores_of: StoresOf) -> None:
+    async with scripted_registry(registry()) as script:
+        with stores_of() as stores:
+            await pulled(stores, script)
+            before = len(script.requests)
+            told: list[tuple[str, str]] = []
+            limits = RegistryOptions(plain_http=True)
+            await pull(
+                stores, f"{script.url}/a/b:2", limits, OPTIONS, lambda name, status, *_: told.append((name, status))
+            )
+    assert script.asked[before:] == ["HEAD /v2/a/b/manifests/2"]
+    assert [status for name, status in told if name.startswith("layer-")] == ["exists"] * 4
+
+
+async def test_the_snapshotter_is_that_of_the_namespace(stores_of: StoresOf) -> None:
+    async with scripted_registry(registry()) as script:
+        with stores_of() as stores:
+            await stores.namespaces.update(Namespace("t", {labels.DEFAULT_SNAPSHOTTER: "native"}))
+            await pulled(stores, script, PullOptions())
+            assert len([info async for info in stores.snapshotter("native").walk()]) == 2
+
+
+async def test_a_collection_meanwhile_takes_nothing(
+    stores_of: StoresOf, collect: Callable[[], Awaitable[object]]
+) -> None:
+    honest, collected = registry(), []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        collected.append(await collect())
+        return await honest(request)
+
+    async with scripted_registry(handler) as script:
+        with stores_of() as stores:
+            image = await pulled(stores, script, PullOptions(snapshotter="native", concurrency=1))
+            await collect()
+            assert len([info async for info in stores.content.walk()]) == len(BLOBS)
+            assert len([info async for info in stores.snapshotter("native").walk()]) == 2
+            assert await left(stores) == [image]
+    assert len(collected) == 1 + len(BLOBS)
+
+
+def _config(**changes: object) -> tuple[images.Blob, list[images.Blob]]:
+    """The manifest and blobs of the image with another configuration."""
+    config = images.Blob(json.dumps(json.loads(IMAGE.config().data) | changes).encode())
+    manifest = json.loads(MANIFEST.data)
+    manifest["config"] = config.descriptor(oci.OCI_CONFIG)
+    target = images.Blob(json.dumps(manifest).encode())
+    return target, [LOWER.blob(), UPPER.blob(), config, target]
+
+
+_SWAPPED = _config(rootfs={"type": "layers", "diff_ids": [UPPER.diff_id, LOWER.diff_id]})
+_SHORT = _config(rootfs={"type": "layers", "diff_ids": [LOWER.diff_id]})
+_STRANGE = _config(rootfs={"type": "other", "diff_ids": [LOWER.diff_id, UPPER.diff_id]})
+_FOREIGN = _config(os="plan9")
+_LAYER = LOWER.blob()
+_NO_GZIP = images.Blob(b"\x1f\x8b" + bytes(100))
+_BROKEN = json.loads(MANIFEST.data)
+_BROKEN["layers"][0] = _NO_GZIP.descriptor(LOWER.media_type)
+_BROKEN_MANIFEST = images.Blob(json.dumps(_BROKEN).encode())
+HOSTILE: Mapping[str, tuple[Handler, type[ContainerdError], str]] = {
+    "other bytes": (registry(sent={_LAYER.digest: bytes(len(_LAYER.data))}), FailedPrecondition, "sent something else"),
+    "too many bytes": (registry(sent={_LAYER.digest: _LAYER.data + b"x"}), FailedPrecondition, "is larger than"),
+    "too few bytes": (registry(sent={_LAYER.digest: _LAYER.data[:100]}), DataLoss, "breaks off after 100 of"),
+    "no layer": (registry(blobs=[b for b in BLOBS if b != _LAYER]), NotFound, "unexpected status from GET"),
+    "another manifest": (registry(sent={MANIFEST.digest: b"x" * len(MANIFEST.data)}), FailedPrecondition, "something"),
+    "other layers than the configuration says": (registry(_SWAPPED[1], _SWAPPED[0]), InvalidArgument, "wrong diff id"),
+    "more layers than the configuration says": (registry(_SHORT[1], _SHORT[0]), InvalidArgument, "mismatched image"),
+    "a strange root": (registry(_STRANGE[1], _STRANGE[0]), InvalidArgument, 'rootfs type "other"'),
+    "another system": (registry(_FOREIGN[1], _FOREIGN[0]), NotFound, "does not run"),
+    "a layer that is no archive": (
+        registry([*BLOBS, _NO_GZIP, _BROKEN_MANIFEST], _BROKEN_MANIFEST), ContainerdError, "failed to extract layer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+async def test_a_hostile_registry_leaves_neither_name_nor_ingest_nor_lease(stores_of: StoresOf, case: str) -> None:
+    handler, kind, text = HOSTILE[case]
+    async with scripted_registry(handler) as script:
+        with stores_of() as stores:
+            with pytest.raises(kind, match=text):
+                await pulled(stores, script)
+            assert await left(stores) == []
+
+
+async def test_a_blob_of_another_digest_never_gets_into_the_store(stores_of: StoresOf) -> None:
+    forged = bytes(len(_LAYER.data))
+    async with scripted_registry(registry(sent={_LAYER.digest: forged})) as script:
+        with stores_of() as stores:
+            with pytest.raises(FailedPrecondition):
+                await pulled(stores, script)
+            digests = {info.digest async for info in stores.content.walk()}
+    assert digests.isdisjoint({_LAYER.digest, f"sha256:{hashlib.sha256(forged).hexdigest()}"})
+
+
+async def test_a_pull_that_is_cancelled_leaves_nothing(stores_of: StoresOf) -> None:
+    asked, honest = anyio.Event(), registry()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if not request.path.endswith(_LAYER.digest):
+            return await honest(request)
+        response = web.StreamResponse(headers={"Content-Length": str(len(_LAYER.data))})
+        await response.prepare(request)
+        await response.write(_LAYER.data[:1000])
+        asked.set()
+        await anyio.sleep_forever()
+        return response
+
+    async with scripted_registry(handler) as script:
+        with stores_of() as stores:
+            async with anyio.create_task_group() as group:
+                group.start_soon(pulled, stores, script)
+                await asked.wait()
+                group.cancel_scope.cancel()
+            assert await left(stores) == []
+
+
+async def test_a_registry_that_is_gone_leaves_no_lease(stores_of: StoresOf) -> None:
+    async with scripted_registry(registry()) as script:
+        pass
+    with stores_of() as stores:
+        with pytest.raises(Unavailable):
+            await pulled(stores, script)
+        assert await left(stores) == []
+
+
+async def test_the_lease_is_that_of_the_block_alone(stores_of: StoresOf) -> None:
+    seen: list[str] = []
+    async with scripted_registry(registry()) as script:
+        with stores_of() as stores:
+            before = context.current()
+            limits = RegistryOptions(plain_http=True)
+            await pull(stores, f"{script.url}/a/b:1", limits, OPTIONS, lambda *_: seen.append(context.lease()))
+            assert context.current() == before
+    assert len(set(seen)) == 1
+    assert "" not in seen

@@ -1,0 +1,82 @@
+"""Reading the tar of an image archive (facts/core 14; facts/security 2.4)."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Callable
+
+import pytest
+import zstandard
+
+from aiocontainerd.distribution.tar_stream import Entry, TarStream, clean
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.testing.images import entry, tar_of
+
+
+def read_all(data: bytes) -> dict[str, tuple[Entry, bytes]]:
+    stream, found = TarStream(io.BytesIO(data)), {}
+    while (item := stream.next()) is not None:
+        body = b""
+        while part := stream.read():
+            body += part
+        found[item.name] = (item, body)
+    return found
+
+
+SAMPLE = tar_of(
+    [entry("a", b"x" * 700), entry("d/" + "n" * 150, b"y"), entry("l", kind=tarfile.SYMTYPE, link="../d/z")][:2]
+)
+
+
+@pytest.mark.parametrize("pack", [lambda d: d, gzip.compress, zstandard.ZstdCompressor().compress])
+def test_an_archive_is_read_whatever_its_compression(pack: Callable[[bytes], bytes]) -> None:
+    found = read_all(pack(SAMPLE))
+    assert {name: body for name, (_, body) in found.items()} == {"a": b"x" * 700, "d/" + "n" * 150: b"y"}
+
+
+def test_long_names_of_gnu_tar_are_read() -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        info = tarfile.TarInfo("g/" * 80 + "end")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"abc"))
+    assert read_all(out.getvalue())["g/" * 80 + "end"][1] == b"abc"
+
+
+def test_a_skipped_entry_is_passed_over() -> None:
+    stream = TarStream(io.BytesIO(SAMPLE))
+    first, second = stream.next(), stream.next()
+    assert first is not None
+    assert second is not None
+    assert (first.name, second.name, stream.next()) == ("a", "d/" + "n" * 150, None)
+
+
+def test_links_point_within_the_archive() -> None:
+    link = read_all(tar_of([entry("x/l", kind=tarfile.SYMTYPE, link="../y/layer.tar")]))["x/l"][0]
+    assert (link.kind, link.link) == ("link", "y/layer.tar")
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", ".."])
+def test_names_that_leave_the_archive_are_refused(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="leaves the archive"):
+        clean(name)
+
+
+@pytest.mark.parametrize(("name", "cleaned"), [("./a", "a"), ("/a/b", "a/b"), ("a//b/", "a/b"), ("/../a", "a")])
+def test_names_are_cleaned(name: str, cleaned: str) -> None:
+    assert clean(name) == cleaned
+
+
+@pytest.mark.parametrize("data", [b"no tar" * 200, SAMPLE[:600], SAMPLE[:100], b"\x1f\x8b" + b"x" * 30])
+def test_damaged_archives_are_refused(data: bytes) -> None:
+    with pytest.raises((InvalidArgument, OSError, EOFError)):
+        read_all(data)
+
+
+def test_an_extended_header_cannot_be_huge() -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 40
+    with pytest.raises(InvalidArgument, match="extended header"):
+        read_all(info.tobuf(tarfile.GNU_FORMAT))
