@@ -9,14 +9,14 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-FOLDERS = [REPOSITORY, REPOSITORY / "aiocontainerd"]
+FOLDERS = [REPOSITORY, REPOSITORY / "aiocontainerd", *REPOSITORY.glob("plugins/*/aiocontainerd_*")]
 FILE = re.compile(r"`((?:[a-z0-9_.-]+/)+(?:[A-Za-z0-9_.-]+\.(?:py|md|toml|proto|service))?)`")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 QUESTION = re.compile(r"(?m)^\| (.+?) \| `([^`]+\.py)` \| `(\w+)` \|$")
 
 
 def named(document: Path) -> list[str]:
-    """Return the paths of a document that begin with a folder of the repository or of the core."""
+    """Return the paths of a document that begin with a folder of the repository, of the core or of a plugin."""
     paths = FILE.findall(document.read_text())
     return [path for path in paths if any((folder / path.split("/")[0]).is_dir() for folder in FOLDERS)]
 
