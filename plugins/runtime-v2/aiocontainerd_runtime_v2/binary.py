@@ -1,4 +1,4 @@
-"""Shim actions by executing the shim's program (facts/runtime 3.1): the launcher that serves every runtime."""
+"""Runs shim actions by executing the shim's program (facts/runtime 3.1). This launcher serves every runtime."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class BinaryLauncher:
         return f"<BinaryLauncher {self.binary}>"
 
     async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
-        """What `start` printed. Raises Unknown with that where it failed, DeadlineExceeded after `timeout_s`.
+        """Return what `start` printed.
 
-        Shims of containerd 1.7 and older take the runtime options on stdin and stumble over BootstrapParams; that is
-        noticed at the first start and remembered.
+        Raises Unknown with that text if it failed, DeadlineExceeded after `timeout_s`. Shims of containerd 1.7
+        and older take the runtime options on stdin and fail on BootstrapParams. The first start notices that
+        and remembers it.
         """
         output = await self._start_once(command, timeout_s)
         if output.status != 0 and not self._wants_options and f"type with url {command.id}: " in output.text():
@@ -53,7 +54,7 @@ class BinaryLauncher:
         return await self._run(arguments, command, stdin, timeout_s)
 
     async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
-        """What `delete` printed. Raises as `start` does."""
+        """Return what `delete` printed. Raises as `start` does."""
         arguments = [*_flags(command), "-bundle", str(command.bundle), *_debug(command), "delete"]
         output = await self._run(arguments, command, b"", timeout_s)
         if output.stderr.strip():
@@ -63,7 +64,7 @@ class BinaryLauncher:
         return output.stdout
 
     async def info(self, options: bytes, *, timeout_s: float) -> bytes:
-        """The RuntimeInfo message that `-info` printed for a marshalled Any of options."""
+        """Return the RuntimeInfo message that `-info` printed for a marshalled Any of options."""
         output = await programs.run([str(self.binary), "-info"], stdin=options, timeout_s=timeout_s)
         if output.status != 0:
             raise Unknown(f"failed to run [{self.binary} -info]: {output.ending} (stderr: {output.text()})")
@@ -76,7 +77,7 @@ class BinaryLauncher:
 
 
 def environment(command: ShimCommand) -> dict[str, str]:
-    """What a shim action's environment has besides the daemon's own."""
+    """Return what the environment of a shim action has besides the daemon's own."""
     return {
         "GOMAXPROCS": "2",
         "MAX_SHIM_VERSION": "2",

@@ -1,4 +1,4 @@
-"""What a shim is told when it starts and what it answers (facts/runtime 3.2). Pure functions."""
+"""What a shim is told when it starts, and what it answers (facts/runtime 3.2). Pure functions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def parameters(
     options: Any | None = None,
     socket_dir: str = "",
 ) -> bytes:
-    """The BootstrapParams message that `start` reads from stdin. `options` are the runtime's own."""
+    """Return the BootstrapParams message for the stdin of `start`. `options` are the runtime's own."""
     boot = api.bootstrap
     extensions = [] if options is None else [boot.Extension(value=typeurl.to_wire(options))]
     message = boot.BootstrapParams(
@@ -60,16 +60,17 @@ def parameters(
 
 
 def options_of(params: bytes) -> bytes:
-    """The runtime options within BootstrapParams, as older shims want them on stdin: a marshalled Any, or nothing."""
+    """Return the runtime options within BootstrapParams as older shims want them on stdin: an Any, or nothing."""
     message = codec.decode(api.bootstrap.BootstrapParams, params)
     values = [codec.encode(extension.value) for extension in message.extensions if extension.value is not None]
     return values[0] if values else b""
 
 
 def parse(data: bytes) -> Endpoint:
-    """What `start` printed or `bootstrap.json` holds: a BootstrapResult, JSON, or only an address (version 2).
+    """Return the endpoint that `start` printed or `bootstrap.json` holds.
 
-    Raises InvalidArgument for something else, Unimplemented for a version newer than 3.
+    The bytes are a BootstrapResult, JSON, or only an address (version 2). Raises InvalidArgument for anything else,
+    Unimplemented for a version newer than 3.
     """
     found = _from_message(data) or _from_json(data) or _from_text(data)
     if found.version > NEWEST_VERSION:
@@ -78,13 +79,13 @@ def parse(data: bytes) -> Endpoint:
 
 
 def from_api_address(address: str, version: int) -> Endpoint:
-    """The endpoint of a sandbox: `<protocol>+<address>`, or an address that is spoken to by ttrpc."""
+    """Return the endpoint of a sandbox from `<protocol>+<address>`; a bare address means ttrpc."""
     protocol, plus, rest = address.partition("+")
     return Endpoint(version, rest, protocol) if plus else Endpoint(version, address)
 
 
 def to_json(endpoint: Endpoint) -> bytes:
-    """The content of `bootstrap.json`."""
+    """Return the content of `bootstrap.json`."""
     return msgspec.json.encode(endpoint)
 
 

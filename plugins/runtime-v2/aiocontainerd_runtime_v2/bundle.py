@@ -1,8 +1,8 @@
 """Bundles: the directories by which a shim and its container are found again (facts/runtime 2.2).
 
-Everything here is blocking file work; call it off the event loop. What is in a bundle is complete at every moment of
-the daemon's life: files that are read after a restart are renamed into place. Nothing waits for the disk: a bundle is
-of no use after the machine has gone down, since its container has gone with it.
+Everything here is blocking file work; call it off the event loop. A bundle is complete at every moment of the daemon's
+life: files that are read after a restart are renamed into place. Nothing is flushed to disk: when the machine goes
+down, the container is gone, and its bundle is of no use.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Layout(msgspec.Struct, frozen=True):
     unmount: Unmount = mount.unmount_recursive
 
     def bundle(self, namespace: str, task_id: str) -> Bundle:
-        """The bundle of a task, whether or not it exists."""
+        """Return the bundle of a task, whether or not it exists."""
         return Bundle(namespace, task_id, self.state / namespace / task_id, self.root / namespace / task_id)
 
     def prepare(self) -> None:
@@ -74,7 +74,7 @@ class Layout(msgspec.Struct, frozen=True):
     def create(self, namespace: str, task_id: str, spec: bytes | None) -> Bundle:
         """Make a bundle around a container's `config.json`.
 
-        Raises InvalidArgument for a bad id, AlreadyExists where the directory exists; leaves nothing on failure.
+        Raises InvalidArgument for a bad id, AlreadyExists if the directory exists. On failure nothing is left.
         """
         validate(task_id)
         bundle = self.bundle(namespace, task_id)
@@ -102,9 +102,9 @@ class Layout(msgspec.Struct, frozen=True):
             (bundle.path / "config.json").write_bytes(spec)
 
     def remove(self, bundle: Bundle) -> None:
-        """Unmount the root and delete both directories. One that is gone is no error.
+        """Unmount the root and delete both directories. A missing directory is no error.
 
-        Raises OSError where a mount can't be detached; then nothing below it is deleted.
+        Raises OSError if a mount cannot be detached; then nothing below it is deleted.
         """
         self._remove_tree(bundle.path, bundle.rootfs)
         self._remove_tree(bundle.work)
@@ -121,16 +121,19 @@ class Layout(msgspec.Struct, frozen=True):
         shutil.rmtree(hidden)
 
     def present(self) -> list[Bundle]:
-        """Every bundle on disk, sorted. What is no directory of an identifier's name is somebody else's."""
+        """Return every bundle on disk, sorted.
+
+        Any entry that is no directory with an identifier as its name is left out.
+        """
         return [self.bundle(space.name, entry.name) for space in _entries(self.state) for entry in _entries(space)]
 
     def has_bundles(self, namespace: str) -> bool:
-        """Whether anything is left of a task of a namespace, also one that is half removed."""
+        """Return whether anything is left of a task of this namespace, even half removed."""
         bases = (self.state / namespace, self.root / namespace)
         return any(entry.is_dir() for base in bases if base.is_dir() for entry in base.iterdir())
 
     def strays(self, known: set[Bundle]) -> list[Bundle]:
-        """Bundles of which only the work directory is left: those on disk that are not in `known`."""
+        """Return bundles of which only the work directory is left: they are on disk and not in `known`."""
         work = [self.bundle(space.name, entry.name) for space in _entries(self.root) for entry in _entries(space)]
         return [bundle for bundle in work if bundle not in known]
 
@@ -144,7 +147,7 @@ def validate(task_id: str) -> None:
 
 
 def is_empty(bundle: Bundle) -> bool:
-    """Whether a bundle holds nothing, or can't be read."""
+    """Return whether a bundle holds nothing or cannot be read."""
     try:
         return not os.listdir(bundle.path)
     except OSError:
@@ -152,23 +155,23 @@ def is_empty(bundle: Bundle) -> bool:
 
 
 def write_shim_path(bundle: Bundle, binary: Path) -> None:
-    """Remember which program the bundle's shim is."""
+    """Write which program the bundle's shim is."""
     _write_atomically(bundle.path / _SHIM_PATH, os.fsencode(binary), _PRIVATE_FILE)
 
 
 def read_shim_path(bundle: Bundle) -> Path | None:
-    """The program the bundle's shim is; None where the bundle joined another shim or is half made."""
+    """Return the program of the bundle's shim; None if the bundle joined another shim or is half made."""
     text = _read(bundle.path / _SHIM_PATH)
     return Path(os.fsdecode(text).strip()) if text and text.strip() else None
 
 
 def write_endpoint(bundle: Bundle, endpoint: Endpoint) -> None:
-    """Remember where the bundle's shim listens."""
+    """Write where the bundle's shim listens."""
     _write_atomically(bundle.path / _BOOTSTRAP, bootstrap.to_json(endpoint), 0o644)
 
 
 def read_endpoint(bundle: Bundle) -> Endpoint | None:
-    """Where the bundle's shim listens; None where that was never written or makes no sense."""
+    """Return where the bundle's shim listens; None if that was never written or is malformed."""
     for name in (_BOOTSTRAP, _LEGACY_ADDRESS):
         data = _read(bundle.path / name)
         if data:
@@ -180,12 +183,12 @@ def read_endpoint(bundle: Bundle) -> Endpoint | None:
 
 
 def write_sandbox(bundle: Bundle, sandbox_id: str) -> None:
-    """Remember whose shim the bundle joined."""
+    """Write whose shim the bundle joined."""
     _write_atomically(bundle.path / "sandbox", sandbox_id.encode(), _PRIVATE_FILE)
 
 
 def write_own(directory: Path, name: str, data: bytes) -> None:
-    """Write a file of the runtime's own into a directory that is made where it is missing."""
+    """Write a file of the runtime's own into a directory; make the directory if it is missing."""
     directory.mkdir(mode=_PRIVATE, exist_ok=True)
     _write_atomically(directory / name, data, _PRIVATE_FILE)
 
@@ -199,7 +202,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def is_identifier(name: str) -> bool:
-    """Whether `name` may name a directory here."""
+    """Return whether `name` may name a directory here."""
     try:
         identifiers.validate(name)
     except InvalidArgument:
@@ -248,7 +251,7 @@ class _SpecPart(msgspec.Struct):
 
 
 def root_gid(spec: bytes) -> int | None:
-    """The host's group of the container's group 0, where the spec maps groups. Raises InvalidArgument."""
+    """Return the host's group for the container's group 0, if the spec maps groups. Raises InvalidArgument."""
     try:
         linux = msgspec.json.decode(spec, type=_SpecPart).linux
     except msgspec.MsgspecError as error:

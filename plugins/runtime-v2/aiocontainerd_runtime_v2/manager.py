@@ -1,4 +1,4 @@
-"""Starting, connecting and cleaning up single shims; which shims there are is not known here (facts/runtime 3)."""
+"""Starts, connects to and cleans up single shims. Which shims there are is not known here (facts/runtime 3)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class ShimManager:
         return f"<ShimManager launchers {list(self._launchers)} programs {sorted(map(str, self._binaries))}>"
 
     async def launcher(self, runtime: str) -> ShimLauncher:
-        """How to start shims of a runtime name or absolute path. Raises `failed to resolve runtime path: ...`."""
+        """Return how to start shims of a runtime name or absolute path. Raises `failed to resolve runtime path: ...`.
+        """
         for launcher in self._launchers:
             if runtime in launcher.runtimes:
                 return launcher
@@ -77,7 +78,7 @@ class ShimManager:
             raise prefixed("failed to resolve runtime path", error) from error
 
     def launcher_of(self, binary: Path) -> ShimLauncher:
-        """How to clean up after shims whose bundle names this program."""
+        """Return how to clean up after shims whose bundle names this program."""
         for launcher in self._launchers:
             if launcher.binary == binary:
                 return launcher
@@ -87,10 +88,10 @@ class ShimManager:
         return self._binaries.setdefault(path, BinaryLauncher(path))
 
     async def start(self, bundle: Bundle, launcher: ShimLauncher, options: Any | None) -> Shim:
-        """Start the shim of a bundle, or join the one that its program says is there, and connect to it.
+        """Start the shim of a bundle, or join the shim that its program names, and connect to it.
 
-        Goes on to its end when the caller is cancelled, so that no shim is started of which nothing is known.
-        Raises `failed to start shim: start failed: ...`.
+        This goes on to its end when the caller is cancelled: otherwise a shim could run of which nothing is
+        known. Raises `failed to start shim: start failed: ...`.
         """
         await to_thread(bundles.write_shim_path, bundle, launcher.binary)
         with anyio.CancelScope(shield=True):
@@ -111,12 +112,12 @@ class ShimManager:
     async def connect(
         self, bundle: Bundle, endpoint: Endpoint, launcher: ShimLauncher, *, joined: bool = False
     ) -> Shim:
-        """Connect to a shim that listens. Raises Unavailable where it does not."""
+        """Connect to a shim. Raises Unavailable if it does not listen."""
         client = await open_client(bundle.id, endpoint, timeout_s=self.deadlines.load_s)
         return Shim(bundle, endpoint, client, launcher, joined=joined)
 
     async def clean_up(self, bundle: Bundle, launcher: ShimLauncher) -> Exit:
-        """Run the `delete` action for what a lost shim left behind; never fails, an unknown exit is status 255."""
+        """Run the `delete` action for a lost shim. Never fails: an unknown exit has status 255."""
         if not await to_thread(bundle.path.is_dir):
             return lost_exit()
         try:
@@ -129,7 +130,7 @@ class ShimManager:
             await to_thread(_unlink_dead_socket, bundle, self._surroundings.grpc_address)
 
     async def info(self, runtime: str, options: bytes) -> bytes:
-        """The RuntimeInfo that the program of a runtime prints about itself."""
+        """Return the RuntimeInfo that the program of a runtime prints about itself."""
         program = BinaryLauncher((await self.launcher(runtime)).binary)
         return await program.info(options, timeout_s=self.deadlines.start_s)
 
@@ -159,7 +160,7 @@ class ShimManager:
 
 
 def _socket_of(bundle: Bundle, grpc_address: str) -> str:
-    """Where the bundle's shim listens, or would have; "" where that is no unix socket (facts/runtime 3.4)."""
+    """Return where the bundle's shim listens, or would listen; "" if it is no unix socket (facts/runtime 3.4)."""
     endpoint = bundles.read_endpoint(bundle)
     if endpoint is None:
         named = os.path.join(grpc_address, bundle.namespace, bundle.id)
@@ -182,10 +183,10 @@ def _unlink_dead_socket(bundle: Bundle, grpc_address: str) -> None:
 
 
 def prefixed(text: str, error: ContainerdError) -> ContainerdError:
-    """`error` with a word about what failed in front of its message; its class stays."""
+    """Return an error of the same class, with `text` in front of its message."""
     return type(error)(f"{text}: {error.message}")
 
 
 async def to_thread(function: Callable[..., T], *args: object) -> T:
-    """Run blocking file work beside the event loop; a cancelled caller waits for its end."""
+    """Run blocking file work beside the event loop. A cancelled caller waits for its end."""
     return await anyio.to_thread.run_sync(function, *args)

@@ -1,9 +1,10 @@
-"""The kernel's lock for moving processes between cgroups, made ready before an OCI runtime needs it.
+"""Makes the kernel's lock for moving processes between cgroups ready before an OCI runtime needs it.
 
-Whoever takes that lock first after a pause waits for a grace period of RCU, 8 to 16 ms on an idle two-core machine;
-whoever comes within the next grace period does not (kernel/locking/percpu-rwsem.c, kernel/rcu/sync.c). Every container
-and every exec begins with such a move. The daemon takes the lock when it learns that one is to come, so that the
-kernel waits while the shim and the OCI runtime start. It does so by moving itself to the cgroup where it is.
+The first process that takes this lock after a pause waits for a grace period of RCU: 8 to 16 ms on an idle two-core
+machine. A process that takes it within the next grace period does not wait (kernel/locking/percpu-rwsem.c,
+kernel/rcu/sync.c). Every container and every exec begins with such a move. So the daemon takes the lock as soon as it
+learns that a move will come, and the kernel waits while the shim and the OCI runtime start. To take the lock, the
+daemon moves itself to the cgroup where it is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Moves:
-    """Takes the lock in a thread of its own, which waits for that and does nothing else."""
+    """Takes the lock in a thread that does nothing else."""
 
     def __init__(self, spawn: Spawn) -> None:
         self._wanted: SimpleQueue[bool] = SimpleQueue()
@@ -32,7 +33,7 @@ class Moves:
         return f"<Moves {self._own!r}>"
 
     def expect(self) -> None:
-        """A process is about to be moved; returns at once."""
+        """Announce that a process is about to be moved. Returns at once."""
         self._wanted.put(True)
 
     async def _run(self) -> None:
@@ -42,7 +43,7 @@ class Moves:
             self._wanted.put(False)
 
     def _serve(self) -> None:
-        """One move for whatever has been expected up to then; none after the kernel has refused one."""
+        """Make one move for all announcements so far. After the kernel has refused a move, make no more."""
         refused = False
         while self._wanted.get():
             if refused or not self._wanted.empty():
@@ -55,7 +56,7 @@ class Moves:
 
 
 class OwnCgroup:
-    """The cgroup of this process, looked up anew when it is another one than last time."""
+    """The cgroup of this process. It is looked up anew whenever it has changed."""
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
@@ -66,7 +67,7 @@ class OwnCgroup:
         return f"<OwnCgroup {self._procs}>"
 
     def stay(self) -> None:
-        """Move this process to the cgroup where it is. Raises OSError where that is refused."""
+        """Move this process to the cgroup where it is. Raises OSError if that is refused."""
         membership = _read(f"{self._proc}/self/cgroup")
         if membership != self._membership:
             own = cgroup.locate(os.getpid())

@@ -76,7 +76,7 @@ async def init_task(context: InitContext[TaskConfig]) -> object:
 
 
 def environment(entries: Sequence[str]) -> Mapping[str, str]:
-    """The `env` key as a mapping. Raises ValueError naming an entry that is no `NAME=value`."""
+    """Return the `env` key as a mapping. Raises ValueError with an entry that is not `NAME=value`."""
     for entry in entries:
         if entry.find("=") < 1:
             raise ValueError(f'env: "{entry}" is not NAME=value')
@@ -84,7 +84,7 @@ def environment(entries: Sequence[str]) -> Mapping[str, str]:
 
 
 def checked_socket_dir(directory: str) -> str:
-    """The `socket_dir` key. Raises ValueError unless it is absolute and short enough for a socket's path."""
+    """Return the `socket_dir` key. Raises ValueError unless it is absolute and short enough for a socket's path."""
     if directory and not os.path.isabs(directory):
         raise ValueError(f'socket_dir: "{directory}" is not absolute')
     if len(directory) > _LONGEST_SOCKET_DIR:
@@ -93,7 +93,7 @@ def checked_socket_dir(directory: str) -> str:
 
 
 def platforms(names: Sequence[str]) -> list[str]:
-    """The `platforms` key with `host` replaced."""
+    """Return the `platforms` key with `host` replaced."""
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
     return [f"linux/{machine}" if name == "host" else name for name in names]
 

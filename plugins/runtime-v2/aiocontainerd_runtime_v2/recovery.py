@@ -1,8 +1,8 @@
-"""After a restart: which of the bundles on disk have a living shim, and what to do about the others (facts/runtime 9).
+"""Recovery after a restart: finds the shims that still live, and cleans up after the others (facts/runtime 9).
 
-Every bundle is looked at by itself, all at once and within `io.containerd.timeout.shim.load`; calls that concern
-one wait for it, all other calls don't. A shim that listens but does not answer, or answers with an error that says
-nothing of its container, is kept: that may well be running.
+All bundles are looked at at the same time, each by itself and within `io.containerd.timeout.shim.load`. A call that
+concerns a bundle waits until it has been looked at; no other call does. A shim may listen but not answer, or answer
+with an error that says nothing about its container. Such a shim is kept: its container may well be running.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ RuntimeName = Callable[[str], Awaitable[str]]
 
 
 class OnDisk(msgspec.Struct, frozen=True):
-    """What a dead daemon left: bundles, and work directories without one."""
+    """What the last daemon left: bundles, and work directories without a bundle."""
 
     bundles: list[Bundle]
     strays: list[Bundle]
 
 
 class Recovery:
-    """Finds the tasks of the daemon that was before."""
+    """Finds the tasks of the last daemon."""
 
     def __init__(self, runtime: ShimTaskRuntime, runtime_name: RuntimeName) -> None:
         self._runtime = runtime
@@ -45,13 +45,13 @@ class Recovery:
         self._runtime_name = runtime_name
 
     async def scan(self) -> OnDisk:
-        """What there is to look at."""
+        """Return what there is to look at."""
         layout = self._runtime.layout
         present = await to_thread(layout.present)
         return OnDisk(present, await to_thread(layout.strays, set(present)))
 
     async def run(self, found: OnDisk, ready: anyio.Event) -> None:
-        """Look at everything; `ready` is set as soon as calls know what to wait for."""
+        """Look at everything. `ready` is set as soon as calls know what to wait for."""
         table = self._runtime.table
         with table.loading((bundle.namespace, bundle.id) for bundle in (*found.bundles, *found.strays)):
             ready.set()

@@ -1,4 +1,4 @@
-"""From a runtime's name to the program that is its shim (facts/runtime 2.1)."""
+"""Resolves the name of a runtime to the program of its shim (facts/runtime 2.1)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _PREFIX = "containerd-shim"
 
 
 def binary_name(runtime: str) -> str:
-    """The file name of a dotted runtime name's shim: `io.containerd.runc.v2` is `containerd-shim-runc-v2`.
+    """Return the file name of a runtime's shim: `io.containerd.runc.v2` is `containerd-shim-runc-v2`.
 
-    Raises Unknown, in containerd's words, where the name has no such form.
+    Raises Unknown, in containerd's words, if the name has another form.
     """
     if not runtime:
         raise Unknown("no runtime name")
@@ -29,14 +29,14 @@ def binary_name(runtime: str) -> str:
 
 
 def search_path() -> list[str]:
-    """Where shims are looked for, in order: working directory, PATH, where the daemon's own programs are."""
+    """Return where to look for shims, in order: working directory, PATH, beside the daemon's own programs."""
     listed = [entry for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if entry]
     own = [os.path.join(sys.prefix, "bin"), os.path.dirname(os.path.realpath(sys.executable))]
     return [os.getcwd(), *listed, *own]
 
 
 class Resolver:
-    """Finds shim programs and remembers where those it found are."""
+    """Finds shim programs and remembers where they are."""
 
     def __init__(self, directories: Callable[[], Sequence[str]] = search_path) -> None:
         self._directories = directories
@@ -46,7 +46,7 @@ class Resolver:
         return f"<Resolver {self._found}>"
 
     def resolve(self, runtime: str) -> Path:
-        """The shim of a runtime name or absolute path. Raises Unknown saying what was looked for."""
+        """Return the shim of a runtime name or absolute path. Raises Unknown with what was looked for."""
         if runtime not in self._found:
             self._found[runtime] = self._custom(runtime) if os.path.isabs(runtime) else self._named(runtime)
         return self._found[runtime]

@@ -1,4 +1,4 @@
-"""The task runtime: create, find and end tasks, and see to what dead shims leave behind (facts/runtime 3.7, 4.2)."""
+"""The task runtime: creates, finds and ends tasks, and cleans up after dead shims (facts/runtime 3.7, 4.2)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Publish(Protocol):
 
 
 class ShimTaskRuntime:
-    """Every task of the daemon. `spawn` starts what lives as long as the daemon; shims live longer."""
+    """Every task of the daemon. `spawn` starts work that lives as long as the daemon; shims live longer."""
 
     def __init__(
         self,
@@ -69,15 +69,15 @@ class ShimTaskRuntime:
         return f"<ShimTaskRuntime {self.layout.state} {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Counts of tasks and of ids in transition."""
+        """Return the counts of tasks and of ids in transition."""
         return self.table.statistics()
 
     async def get(self, container_id: str) -> ShimTask:
-        """The task of a container. Raises NotFound `task <id> not found`."""
+        """Return the task of a container. Raises NotFound `task <id> not found`."""
         return await self.table.get((context.namespace(), container_id))
 
     async def list(self, *, all_namespaces: bool = False) -> list[ShimTask]:
-        """The tasks of the current or of every namespace."""
+        """Return the tasks of the current or of every namespace."""
         return await self.table.select(None if all_namespaces else context.namespace())
 
     async def create(self, container_id: str, options: CreateOptions) -> ShimTask:
@@ -129,13 +129,13 @@ class ShimTaskRuntime:
         return await self.manager.connect(bundle, endpoint, launcher, joined=True)
 
     async def _started(self, bundle: Bundle, launcher: ShimLauncher, options: CreateOptions) -> Shim:
-        """A shim of its own, started to the end: a guard leaves behind what goes on after its cancellation."""
+        """Start a shim to the end, even if the caller is cancelled: a guard leaves such work behind."""
         with anyio.CancelScope(shield=True):
             shim = await self.manager.start(bundle, launcher, chosen_options(options))
         return shim  # noqa: RET504 - a scope may end its block early, as far as a type checker knows
 
     def _joinable(self, namespace: str, options: CreateOptions) -> Endpoint | None:
-        """The running shim that a container of a sandbox joins; None where it gets its own."""
+        """Return the running shim that a container of a sandbox joins; None if it gets its own."""
         if options.task_api_address:
             found: Endpoint | None = from_api_address(options.task_api_address, options.task_api_version)
         else:
@@ -158,16 +158,16 @@ class ShimTaskRuntime:
         return task
 
     def watch(self, task: ShimTask) -> None:
-        """See to the death of the task's shim from now on."""
+        """Clean up when the task's shim dies, from now on."""
         self.spawn(self._watch, task, name=f"watch {task.namespace}/{task.id}")
 
     def open_log(self, bundle: Bundle) -> None:
-        """Copy what the bundle's shim logs, until the bundle is discarded."""
+        """Copy the log of the bundle's shim until the bundle is discarded."""
         shim_log = self._logs[bundle] = ShimLog(bundle)
         self.spawn(shim_log.run, name=f"log {bundle.namespace}/{bundle.id}")
 
     async def discard(self, bundle: Bundle) -> None:
-        """Remove a bundle. What can't be unmounted stays and is logged."""
+        """Remove a bundle. If it cannot be unmounted, it stays and the reason is logged."""
         shim_log = self._logs.pop(bundle, None)
         if shim_log is not None:
             shim_log.stop()
@@ -177,7 +177,10 @@ class ShimTaskRuntime:
             log.error("bundle of task %s/%s stays: %s", bundle.namespace, bundle.id, error)
 
     async def undo(self, task: ShimTask) -> None:
-        """Take back a task whose creation failed or whose container is gone. No events; each step has its limit."""
+        """Take back a task whose creation failed or whose container is gone.
+
+        No events are published; each step has its limit.
+        """
         limit_s = self.manager.deadlines.cleanup_s
         if not self.table.begin_removal(task):
             return
@@ -190,7 +193,10 @@ class ShimTaskRuntime:
         await self._finish(task, clean=clean)
 
     async def _delete(self, task: ShimTask) -> Exit:
-        """To the end, whatever becomes of the caller: what is gone in the shim alone, nobody could delete any more."""
+        """Delete a task to the end, whatever becomes of the caller.
+
+        If it were gone in the shim alone, nobody could delete the rest any more.
+        """
         with anyio.CancelScope(shield=True):
             ended = await self._delete_everywhere(task)
         return ended  # noqa: RET504 - as in _started
@@ -215,7 +221,7 @@ class ShimTaskRuntime:
         return ended
 
     async def _finish_later(self, task: ShimTask, deleted: bool) -> None:
-        """End the shim and remove the bundle while the caller goes on; the id stays taken until it is through."""
+        """End the shim and remove the bundle while the caller goes on. The id stays taken until that is done."""
         clean = await task.shim.shut_down(limit_s=self.manager.deadlines.shutdown_s)
         await self._finish(task, clean=clean and deleted)
 
@@ -257,7 +263,7 @@ class ShimTaskRuntime:
         self._publish("/tasks/delete", delete_event, namespace=task.namespace)
 
     async def plugin_info(self, options: Any | None) -> Any:
-        """What a shim program tells of itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
+        """Return what a shim program says about itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
         request = api.types.RuntimeRequest() if options is None else typeurl.unmarshal(options)
         if not isinstance(request, api.types.RuntimeRequest):
             raise InvalidArgument(f"{typeurl.message_name(request)} is no containerd.types.RuntimeRequest")
@@ -266,7 +272,7 @@ class ShimTaskRuntime:
         return typeurl.marshal(codec.decode(api.types.RuntimeInfo, printed))
 
     async def stop(self) -> None:
-        """See deletions through, let go of every shim, and remove what the OCI runtime left of empty namespaces.
+        """Wait for deletions under way, let go of every shim, and remove what the OCI runtime left of empty namespaces.
 
         Shims live on.
         """
@@ -279,5 +285,5 @@ class ShimTaskRuntime:
 
 
 def _needs_action(shim: Shim) -> bool:
-    """Whether a shim that answered Delete and Shutdown may have left something."""
+    """Return whether a shim that answered Delete and Shutdown may have left something behind."""
     return not (shim.joined or shim.launcher.cleans_up)

@@ -1,4 +1,4 @@
-"""One connected shim as one task sees it: calls of the task API within their limits (facts/runtime 3.2, 4.1)."""
+"""A connected shim as one task sees it: calls of the task API within their limits (facts/runtime 3.2, 4.1)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FOREVER_S = 10 * 365 * 86_400.0
 class Shim:
     """The connection to a task's shim, and how the shim ended.
 
-    `launcher` cleans up after it. `joined` says that it was there for another task before, which also owns it.
-    `ended` is set when the task and its bundle are dealt with for good; `exit` is then what became of init.
+    `launcher` cleans up after the shim. `joined` means that the shim was started for another task, which owns it.
+    `ended` is set when the task and its bundle are dealt with for good; `exit` is then the exit of the init.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Shim:
             ) from late
 
     async def call_either(self, method: str, *, limit_s: float, **fields: object) -> Untyped:
-        """As `call`; a shim that does not know version 3 of the API is spoken to in version 2 from here on."""
+        """Call as `call` does. If the shim does not know version 3 of the API, use version 2 from here on."""
         try:
             return await self.call(method, limit_s=limit_s, **fields)
         except Unimplemented:
@@ -77,13 +77,13 @@ class Shim:
             return await self.call(method, limit_s=limit_s, **fields)
 
     async def connect(self, *, limit_s: float) -> int:
-        """The pid of the task's init, 0 where there is none; also settles the version of the API."""
+        """Return the pid of the task's init, 0 if there is none. This also settles the version of the API."""
         response = await self.call_either("Connect", limit_s=limit_s)
         self.pid = response.task_pid
         return self.pid
 
     async def shut_down(self, *, limit_s: float) -> bool:
-        """Ask the shim to end, which it does unless it has other tasks; whether it agreed or is gone."""
+        """Ask the shim to end, which it does unless it has other tasks. Return whether it agreed or is gone."""
         try:
             await self.call("Shutdown", limit_s=limit_s)
         except Unavailable:
@@ -101,23 +101,23 @@ class Shim:
         await self._client.aclose()
 
     def end(self, exit: Exit) -> None:  # noqa: A002 - the field's own term
-        """Record what became of init and let everyone know who waits for it."""
+        """Record the exit of the init, and let everyone know who waits for it."""
         self.exit = self.exit or exit
         self.ended.set()
 
     async def recorded_exit(self) -> Exit:
-        """The exit of a task whose shim is lost, once its clean-up has told it."""
+        """Return the exit of a task whose shim is lost, once the clean-up knows it."""
         await self.ended.wait()
         return self.exit or lost_exit()
 
 
 def lost_exit() -> Exit:
-    """The exit of a process of which nothing is known any more."""
+    """Return the exit of a process of which nothing is known any more."""
     return Exit(status=UNKNOWN_EXIT_STATUS, exited_at_ns=now_ns())
 
 
 async def open_client(task_id: str, endpoint: Endpoint, *, timeout_s: float) -> TtrpcClient:
-    """Connect to a shim. Raises Unimplemented for what we don't speak, Unavailable where nobody listens."""
+    """Connect to a shim. Raises Unimplemented for an unknown protocol or address, Unavailable if nobody listens."""
     if endpoint.protocol != TTRPC:
         raise Unimplemented(f'the shim of task "{task_id}" speaks protocol "{endpoint.protocol}", only ttrpc is known')
     if not endpoint.address.startswith(_UNIX):

@@ -1,4 +1,4 @@
-"""What shims write to the `log` fifo of their bundles, into the daemon's own log."""
+"""Copies what shims write to the `log` fifo of their bundles into the daemon's own log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_LINE = 1 << 20
 
 
 def split(data: bytes) -> tuple[list[str], bytes]:
-    """The complete lines of `data` and the rest. A line longer than 1 MiB is cut."""
+    """Return the complete lines of `data`, and the rest. A line longer than 1 MiB is cut."""
     *lines, rest = data.split(b"\n")
     if len(rest) > _LONGEST_LINE:
         lines, rest = [*lines, rest], b""
@@ -24,7 +24,7 @@ def split(data: bytes) -> tuple[list[str], bytes]:
 
 
 class ShimLog:
-    """The reading end of one bundle's fifo. It is open before the shim is, so that the shim never waits for it."""
+    """The reading end of one bundle's fifo. It is opened before the shim is started, so the shim never waits for it."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._name = f"{bundle.namespace}/{bundle.id}"

@@ -1,6 +1,6 @@
-"""Shims that nothing on disk leads to: what a `start` that was cut short may leave running.
+"""Stray shims: processes that a `start` may leave when it is cut short, and to which nothing on disk leads.
 
-A shim's working directory is its bundle (facts/runtime 3.4), so it is found by that.
+The working directory of a shim is its bundle (facts/runtime 3.4). So a stray is found by its working directory.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def processes_in(bundle: Bundle) -> list[int]:
-    """Pids of the processes whose working directory is the bundle. Blocking."""
+    """Return the pids of processes whose working directory is the bundle. Blocking."""
     wanted = os.path.realpath(bundle.path)
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and _directory_of(name) == wanted]
 
 
 def kill(bundle: Bundle) -> None:
-    """Kill the processes whose working directory is a bundle that has no connected shim. Blocking."""
+    """Kill the processes in a bundle that has no connected shim. Blocking."""
     for pid in processes_in(bundle):
         log.warning("killing stray shim %d of task %s/%s", pid, bundle.namespace, bundle.id)
         try:

@@ -1,4 +1,4 @@
-"""Which tasks there are, and which ids are not free although there is no task."""
+"""The table of tasks: which tasks exist, and which ids are taken although there is no task."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Key = tuple[str, str]
 
 
 def key_of(task: ShimTask) -> Key:
-    """Where a task is in the table."""
+    """Return the key of a task in the table."""
     return task.namespace, task.id
 
 
 class Table:
-    """Tasks by namespace and id. No method waits while it changes anything, so every change is whole."""
+    """Tasks by namespace and id. No method waits in the middle of a change, so every change is whole."""
 
     def __init__(self) -> None:
         self._tasks: dict[Key, ShimTask] = {}
@@ -32,7 +32,7 @@ class Table:
         return f"<Table {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """How many ids are in each state."""
+        """Return how many ids are in each state."""
         return {
             "tasks": len(self._tasks),
             "creating": len(self._creating),
@@ -46,7 +46,7 @@ class Table:
         return list(self._tasks.values())
 
     async def get(self, key: Key) -> ShimTask:
-        """The task, once its bundle was looked at. Raises NotFound."""
+        """Return the task, once its bundle has been looked at. Raises NotFound."""
         await self._loaded(key)
         task = self._tasks.get(key)
         if task is None:
@@ -54,7 +54,7 @@ class Table:
         return task
 
     async def select(self, namespace: str | None) -> list[ShimTask]:
-        """The tasks of one namespace or of all, sorted, once their bundles were looked at."""
+        """Return the tasks of one namespace or of all, sorted, once their bundles have been looked at."""
         for key in [key for key in self._loading if namespace in (None, key[0])]:
             await self._loaded(key)
         return [self._tasks[key] for key in sorted(self._tasks) if namespace in (None, key[0])]
@@ -76,12 +76,12 @@ class Table:
         self._tasks[key_of(task)] = task
 
     def holds(self, task: ShimTask) -> bool:
-        """Whether this very task is known."""
+        """Return whether this very task is known."""
         return self._tasks.get(key_of(task)) is task
 
     @contextmanager
     def loading(self, keys: Iterable[Key]) -> Iterator[None]:
-        """Ids whose bundles are still being looked at when the block ends at the latest; see `loaded`."""
+        """Mark ids whose bundles are still being looked at: each until `loaded`, all until the block ends."""
         mine = {key: anyio.Event() for key in keys}
         self._loading.update(mine)
         try:
@@ -91,13 +91,13 @@ class Table:
                 self.loaded(key)
 
     def loaded(self, key: Key) -> None:
-        """Say that an id's bundle was looked at."""
+        """Mark the bundle of an id as looked at."""
         event = self._loading.pop(key, None)
         if event is not None:
             event.set()
 
     def begin_removal(self, task: ShimTask) -> bool:
-        """Forget a task and keep its id until `end_removal`; False where somebody else did."""
+        """Forget a task, and keep its id until `end_removal`. Return False if somebody else has done so."""
         if not self.holds(task):
             return False
         key = key_of(task)

@@ -1,4 +1,4 @@
-"""Tasks and their processes: interface calls to calls of the task API (facts/runtime 4.1, 4.2)."""
+"""Tasks and their processes: turns calls of the interface into calls of the task API (facts/runtime 4.1, 4.2)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ShimProcess:
         return self._exec_id or self.shim.bundle.id
 
     async def start(self) -> int:
-        """Run it; returns its pid."""
+        """Start it; return its pid."""
         response = await self._call("Start", exec_id=self._exec_id)
         pid: int = response.pid or (await self.state()).pid
         if not self._exec_id:
@@ -45,7 +45,7 @@ class ShimProcess:
         return pid
 
     async def state(self) -> ProcessState:
-        """As the shim sees it. Raises NotFound where the shim is gone."""
+        """Return its state as the shim sees it. Raises NotFound if the shim is gone."""
         try:
             response = await self.shim.call("State", limit_s=self._deadlines.state_s, exec_id=self._exec_id)
         except TtrpcClosed as closed:
@@ -53,7 +53,7 @@ class ShimProcess:
         return _state(self.id, response)
 
     async def kill(self, signal: int, *, all_processes: bool = False) -> None:
-        """Send a signal. Raises NotFound where the shim is gone, since its container is too."""
+        """Send a signal. Raises NotFound if the shim is gone, since the container is gone too."""
         try:
             await self._call("Kill", exec_id=self._exec_id, signal=signal, all=all_processes)
         except TtrpcClosed as closed:
@@ -68,7 +68,7 @@ class ShimProcess:
         await self._call("CloseIO", exec_id=self._exec_id, stdin=True)
 
     async def wait(self) -> Exit:
-        """Wait for the exit; where the shim dies first, for what its clean-up records."""
+        """Wait for the exit. If the shim dies first, wait for what its clean-up records."""
         return await self._waits.wait(self._exec_id)
 
     async def delete(self) -> Exit:
@@ -128,7 +128,7 @@ class ShimTask(ShimProcess):
         self.shim.pid = response.pid
 
     def process(self, exec_id: str) -> ShimProcess:
-        """Init for "", else the exec."""
+        """Return the init for "", or else the exec."""
         if not exec_id:
             return self
         return ShimProcess(self.shim, self._deadlines, self._waits, exec_id)
@@ -161,7 +161,7 @@ class ShimTask(ShimProcess):
         await self._call("Resume")
 
     async def pids(self) -> list[ProcessInfo]:
-        """Every process of the container."""
+        """Return every process of the container."""
         response = await self._call("Pids")
         return [ProcessInfo(process.pid, typeurl.from_wire(process.info)) for process in response.processes]
 
@@ -174,7 +174,7 @@ class ShimTask(ShimProcess):
         await self._call("Update", resources=typeurl.to_wire(resources), annotations=dict(annotations))
 
     async def stats(self) -> Any:
-        """Cgroup metrics. Raises NotFound where the shim has none."""
+        """Return cgroup metrics. Raises NotFound if the shim has none."""
         response = await self.shim.call("Stats", limit_s=self._deadlines.stats_s)
         stats = typeurl.from_wire(response.stats)
         if stats is None:
@@ -201,13 +201,13 @@ class ShimTask(ShimProcess):
 
 
 def chosen_options(options: CreateOptions) -> Any | None:
-    """The runtime options of a create: its own, else the container's."""
+    """Return the runtime options of a create: its own, or else the container's."""
     given = options.options
     return given if given is not None and (given.type_url or given.value) else options.runtime_options
 
 
 def exit_of(response: Untyped) -> Exit:
-    """The exit that a Wait or Delete response tells."""
+    """Return the exit that a Wait or Delete response tells."""
     return Exit(
         status=response.exit_status,
         exited_at_ns=timestamps.from_wire(response.exited_at),

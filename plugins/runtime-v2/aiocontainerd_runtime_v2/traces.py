@@ -1,12 +1,13 @@
-"""What an OCI runtime makes once for a namespace and never removes: a cgroup, and a directory of its own state.
+"""Traces of a namespace: directories that an OCI runtime makes once for a namespace and never removes.
 
-Runtimes make missing parents with the first container: of the cgroup path `/<namespace>/<id>`, which is what clients of
-containerd give containers that no service manager places, and of `/run/containerd/runc/<namespace>/<id>`. No runtime
-removes them, since another container may be on its way to there. A daemon that stops knows better: its servers are
-closed, and where a namespace has no bundle, nobody is on the way for it. Then what is empty goes, and nothing else.
+Runtimes make missing parent directories with the first container. One is the cgroup `/<namespace>`, the parent of
+`/<namespace>/<id>`, where clients of containerd put containers that no service manager places. The other is
+`/run/containerd/runc/<namespace>`. No runtime removes them, since another container may be about to use them. A daemon
+that stops knows better: its servers are closed, so no container can come, and a namespace without a bundle has none.
+Then it removes these directories if they are empty, and nothing else.
 
-What a namespace had is kept on disk, so that the daemon after one that was killed knows it too. Everything
-here is blocking file work; call it off the event loop.
+Each namespace's traces are kept on disk, so that the daemon after a killed one knows them too. Everything here is
+blocking file work; call it off the event loop.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Traces:
         return f"<Traces {self._known}>"
 
     def note(self, namespace: str, spec: bytes | None, options: Any | None) -> None:
-        """Remember what the OCI runtime will make for a container, before it is created. Raises OSError."""
+        """Write down what the OCI runtime will make for a container, before it is created. Raises OSError."""
         directory = os.path.join(self._root(options), namespace)
         with self._lock:
             known = self._known.get(namespace) or self._read(namespace)
@@ -76,7 +77,7 @@ class Traces:
             self._known[namespace] = new
 
     def remove(self) -> None:
-        """Remove what is empty of the namespaces that have no bundle. Call it when nobody can create any more."""
+        """Remove the empty traces of namespaces without bundles. Call it when nobody can create containers any more."""
         for path in self._directory.glob("*"):
             namespace = path.name
             if not self._layout.has_bundles(namespace) and self._removed(namespace):
@@ -84,7 +85,10 @@ class Traces:
                 self._known.pop(namespace, None)
 
     def _removed(self, namespace: str) -> bool:
-        """Whether nothing is left; what is not empty is somebody else's too, and looked at again next time."""
+        """Remove the traces of a namespace if they are empty.
+
+        Return whether none is left; if not, the next stop tries again.
+        """
         trace = self._read(namespace)
         gone = [_remove_directory(directory) for directory in trace.directories]
         if trace.cgroup:
@@ -115,7 +119,7 @@ def _root_in(options: Any) -> str:
 
 
 def _is_below(namespace: str, spec: bytes | None) -> bool:
-    """Whether the cgroup is a child of `/<namespace>`: only then was that made for our containers."""
+    """Return whether the cgroup is a child of `/<namespace>`: only then was that made for our containers."""
     try:
         linux = msgspec.json.decode(spec or b"{}", type=_SpecPart).linux
     except msgspec.MsgspecError:

@@ -1,4 +1,4 @@
-"""Waiting for exits: one call to the shim for each process, whatever number of clients come, wait and go."""
+"""Waits for exits with one call to the shim per process, however many clients wait for it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Wait:
 
 
 class Waits:
-    """Waits for the processes of one task, keyed by exec id ("" for init).
+    """Waits for the processes of one task, keyed by exec id ("" for the init).
 
-    The protocol can't cancel a wait in the shim, so one per process goes on while its callers may give up. A known
-    exit is kept until `forget`.
+    The protocol cannot cancel a wait in the shim. So there is one wait per process, and it goes on when its callers
+    give up. A known exit is kept until `forget`.
     """
 
     def __init__(self, fetch: Callable[[str], Awaitable[Exit]], spawn: Spawn) -> None:
@@ -40,7 +40,7 @@ class Waits:
         return f"<Waits for {len(self._waits)} processes>"
 
     async def wait(self, exec_id: str) -> Exit:
-        """The exit of a process. Raises what the shim answers."""
+        """Return the exit of a process. Raises what the shim answers."""
         wait = self._waits.get(exec_id)
         if wait is None:
             wait = self._waits[exec_id] = _Wait()
@@ -51,7 +51,7 @@ class Waits:
         return wait.exit
 
     def forget(self, exec_id: str) -> None:
-        """Drop what is known of a process whose id may be used again."""
+        """Drop what is known of a process, whose id may be used again."""
         self._waits.pop(exec_id, None)
 
     async def _run(self, exec_id: str, wait: _Wait) -> None:

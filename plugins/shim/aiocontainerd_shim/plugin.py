@@ -48,5 +48,5 @@ async def init(context: InitContext[Config]) -> AioLauncher:
 
 @hookimpl
 def register_plugins() -> list[Registration]:
-    """The launcher for `io.containerd.runc.v2` and `io.containerd.aio.v2`."""
+    """Register the launcher for `io.containerd.runc.v2` and `io.containerd.aio.v2`."""
     return [Registration(kind=kinds.SHIM_LAUNCHER, id="aio", config=Config, init=init)]

@@ -25,11 +25,11 @@ class Cgroup:
         return self.paths.is_unified
 
     def exists(self) -> bool:
-        """Whether it is still there."""
+        """Return whether the cgroup is still there."""
         return self.paths.exists()
 
     def stats(self) -> typeurl.Any:
-        """`io.containerd.cgroups.v1.Metrics` or `v2.Metrics`. Raises NotFound where the cgroup has gone."""
+        """Return `io.containerd.cgroups.v1.Metrics` or `v2.Metrics`. Raises NotFound where the cgroup has gone."""
         if not self.exists():
             raise NotFound(_GONE)
         if self.is_unified:
@@ -41,12 +41,12 @@ class Cgroup:
         return typeurl.marshal(metrics_v1(self.paths.controllers, f"{self._proc}/partitions"))
 
     def enable_controllers(self) -> list[OSError]:
-        """On version 2, enable all controllers down to this cgroup. Gives what the kernel refused, for the log."""
+        """Enable all controllers down to this cgroup on version 2; return what the kernel refused, for the log."""
         return cgroup.enable_controllers(self.paths.unified) if self.is_unified else []
 
 
 def find(pid: int, *, proc: str = "/proc", root: str = cgroup.ROOT) -> Cgroup:
-    """The cgroup of a running process. Raises NotFound where the process or its cgroup has gone."""
+    """Return the cgroup of a running process. Raises NotFound where the process or its cgroup has gone."""
     try:
         paths = cgroup.locate(pid, proc=proc, root=root)
     except (FileNotFoundError, ProcessLookupError) as error:
@@ -57,6 +57,9 @@ def find(pid: int, *, proc: str = "/proc", root: str = cgroup.ROOT) -> Cgroup:
 
 
 def _has_exited(stat_path: str) -> bool:
-    """Whether the process is over. Such a one counts as a member of the root, which is no container's cgroup."""
+    """Return whether the process is over.
+
+    A dead process counts as a member of the root, which is no container's cgroup.
+    """
     text = cgroup.read_text(stat_path)
     return text is None or text.rpartition(")")[2].split()[0] in ("Z", "X")

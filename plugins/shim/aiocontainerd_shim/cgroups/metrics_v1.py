@@ -30,7 +30,7 @@ _BLKIO_FILES = {
 
 
 def metrics(controllers: Mapping[str, str], partitions: str = "/proc/partitions") -> api.cgroups_v1.Metrics:
-    """Measure the cgroup with these directories; `partitions` is the file that names block devices."""
+    """Measure the cgroup with these directories. `partitions` is the file that names block devices."""
     found = {name: path for name, path in controllers.items() if os.path.isdir(path)}
     message = api.cgroups_v1.Metrics()
     if path := found.get("pids"):

@@ -1,8 +1,8 @@
 """Kills for want of memory (facts/runtime 6.4): an eventfd on version 1, inotify on version 2.
 
-Where a service manager has made the cgroup, it removes it as soon as the last process is dead, which may be before
-anybody has read there why. The counts of the cgroups above include it: where the nearest that is left has risen since
-the last look, and a process of ours was killed, it was for want of memory.
+A service manager that has made the cgroup removes it as soon as its last process is dead. Then nobody may have read yet
+why the process died. The counts of the cgroups above include that kill. If the nearest cgroup that is left has risen
+since the last look, and a process of ours was killed, it was killed for want of memory.
 """
 
 from __future__ import annotations
@@ -48,17 +48,18 @@ class OomWatch:
         return f"<OomWatch {self.container_id} {'watching' if self._fd >= 0 else 'closed'}>"
 
     def start(self) -> None:
-        """Watch from now on, in the running loop.
+        """Watch from now on, in the running loop. Earlier kills are not told.
 
-        Raises OSError where the kernel refuses, as without a memory controller. Kills from before aren't told.
+        Raises OSError where the kernel refuses, for instance without a memory controller.
         """
         self._fd = self._open_unified() if self._unified else self._open_version_1()
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
 
     def look(self, *, killed: bool) -> None:
-        """Tell of a kill whose notice is still on its way: version 2 sends it from a work queue, after the kill.
+        """Look for a kill whose notice is still on its way, and tell it.
 
-        `killed` is whether a process has just ended by SIGKILL.
+        Version 2 sends the notice from a work queue, after the kill. `killed` is whether a process has just
+        ended by SIGKILL.
         """
         if self._unified and not self._closed and self._has_killed(by_above=killed):
             self._on_oom(self.container_id)
@@ -121,7 +122,7 @@ class OomWatch:
             self._on_oom(self.container_id)
 
     def _has_killed(self, *, by_above: bool) -> bool:
-        """Whether the kernel has killed since the last look; where the cgroup has gone, those above say so."""
+        """Return whether the kernel has killed since the last look. If the cgroup has gone, the cgroups above tell."""
         kills, above = _count(self._dir), self._count_above()
         if kills == _UNKNOWN:
             left = (now > before for now, before in zip(above, self._above, strict=True) if now != _UNKNOWN)
@@ -143,5 +144,5 @@ def _ancestors(directory: str) -> Iterator[str]:
 
 
 def _count(directory: str) -> int:
-    """Kills in a cgroup and those below it; `_UNKNOWN` where it has gone, or has no memory controller."""
+    """Return the kills in a cgroup and below it; `_UNKNOWN` where it has gone or has no memory controller."""
     return read_flat(f"{directory}/memory.events").get("oom_kill", _UNKNOWN)

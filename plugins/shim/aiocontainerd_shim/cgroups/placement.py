@@ -1,4 +1,4 @@
-"""Where processes of ours live among the cgroups: a shim under `shim_cgroup`, the fork server beside the daemon."""
+"""Puts processes of ours into cgroups: a shim under `shim_cgroup`, the fork server beside the daemon."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ATTEMPTS = 5
 
 
 def join(path: str, pid: int) -> list[OSError]:
-    """Make the cgroup `path`, counted from the top of every hierarchy, and move `pid` there.
+    """Make the cgroup `path` in every hierarchy, counted from the top, and move `pid` there.
 
-    Gives the refusals, for the log: a hierarchy that is not delegated keeps the process where it was, and a new
-    version 1 cpuset has no processors to give.
+    Return the refusals, for the log. A hierarchy that is not delegated keeps the process where it was. A new cpuset
+    of version 1 has no processors to give.
     """
     refused = []
     for mount_point in cgroup.hierarchies():
@@ -42,10 +42,10 @@ def _join(directory: str, pid: int) -> None:
 
 
 def leave(path: str, pid: int) -> None:
-    """Move `pid` from the cgroup `path` to the top of every hierarchy, and remove the cgroup where nobody is in it.
+    """Move `pid` from the cgroup `path` to the top of every hierarchy, and remove the cgroup if nobody is in it.
 
-    The top takes processes even where it hands controllers down. A namespace's top that refuses keeps the process and
-    the cgroup.
+    The top takes processes even where it hands controllers down. If the top of a namespace refuses, process and
+    cgroup stay.
     """
     for mount_point in cgroup.hierarchies():
         directory = _directory(mount_point, path)

@@ -1,11 +1,12 @@
-"""Children: starting programs, and the exits of everything that is or becomes a child of this process.
+"""Children: starts programs, and takes the exits of everything that is or becomes a child of this process.
 
-The shim is a subreaper, so a container's init, orphaned by the OCI runtime, becomes its child. One `waitpid(-1)` loop
-under SIGCHLD takes every exit; nothing else in the process may wait for children. An exit that arrives before anybody
-knows the pid is kept while a claim is open, that is while an OCI runtime command that makes processes runs.
+The shim is a subreaper: when the OCI runtime ends, the init of a container becomes a child of the shim. One
+`waitpid(-1)` loop under SIGCHLD takes every exit. Nothing else in the process may wait for children. An exit may arrive
+before anybody knows its pid. It is kept while a claim is open, that is, while an OCI runtime command runs that makes
+processes.
 
-Programs are started by posix_spawn, which does not copy the page tables. Their output goes to a memory file instead of
-a pipe, so a large output blocks nobody and a leaked descriptor keeps nobody waiting.
+Programs are started by posix_spawn, which does not copy the page tables. Their output goes to a memory file, not to a
+pipe: a large output blocks nobody, and a leaked descriptor keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Reaper:
         return f"<Reaper {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Pids watched, exits kept for a claim, claims open."""
+        """Return counts: pids watched, exits kept for a claim, claims open."""
         return {"watched": len(self._watchers), "early": len(self._early), "claims": self._claims}
 
     @property
@@ -87,7 +88,7 @@ class Reaper:
             self.exited(Exit(pid, wait_status_to_exit_status(status), time.time_ns()))
 
     def exited(self, exited: Exit) -> None:
-        """Take an exit: of a child of this process, or told by the process that the container's fall to."""
+        """Take an exit: of a child of this process, or of a child of the resting shim, which tells it."""
         callback = self._watchers.pop(exited.pid, None)
         if callback is not None:
             callback(exited)
@@ -114,7 +115,10 @@ class Reaper:
                 self._early.clear()
 
     def end(self, pid: int) -> None:
-        """Kill a process that somebody gave up inside a claim, unless it has exited: its pid is another's then."""
+        """Kill a process that was given up inside a claim.
+
+        If it has exited, do nothing: another process may have its pid.
+        """
         if pid in self._early:
             return
         try:
@@ -130,10 +134,10 @@ class Reaper:
         stdin: bytes = b"",
         stdio: tuple[int, int, int] | None = None,
     ) -> Completed:
-        """Run a program to its end. Cancelled, it is killed and its end awaited.
+        """Run a program to its end. If cancelled, kill it and await its end.
 
-        `stdio` are the descriptors it gets as 0, 1 and 2; without, it reads `stdin` and its output is returned.
-        Raises OSError where the program cannot be started.
+        The program gets the descriptors `stdio` as its 0, 1 and 2. Without them it reads `stdin`, and its
+        output is returned. Raises OSError where the program cannot be started.
         """
         if stdio is not None:
             return Completed((await self._finish(argv, env, stdio)).status, b"")
@@ -160,7 +164,7 @@ class Reaper:
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]) -> int:
-    """Start a program found by PATH with three descriptors; everything else is closed on exec. Returns its pid."""
+    """Start a program found by PATH with three descriptors; everything else is closed on exec. Return its pid."""
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(_above_stdio(stdio))]
     return os.posix_spawnp(sealed.executable(argv[0]), list(argv), env, file_actions=actions, setsigdef=_RESTORED)
 

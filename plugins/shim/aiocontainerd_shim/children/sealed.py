@@ -1,10 +1,10 @@
-"""Sealed copies of OCI runtimes in memory, executed in place of the files they are copies of.
+"""Sealed copies of OCI runtimes in memory, executed in place of their files.
 
 crun must not be executed from a file that a container could write to through /proc/self/exe (CVE-2019-5736). Started
-from an ordinary file it makes a read-only copy of it and executes itself anew, on every command; started from a sealed
-memory file it goes on, 1.3 ms earlier. A fork server makes the copies once and its shims inherit them.
+from an ordinary file, crun makes a read-only copy of it and executes itself anew, on every command. Started from a
+sealed memory file, it goes on at once, which saves 1.3 ms. A fork server makes the copies once; its shims inherit them.
 
-A file that has been replaced since, say by an upgrade, is executed itself.
+If a file has been replaced since, for instance by an upgrade, the file itself is executed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Version = tuple[int, int, int, int]
 
 
 class SealedProgram(msgspec.Struct, frozen=True):
-    """A copy: of which file, in which state of it, and the descriptor."""
+    """A copy: the path of its file, the version of the file, and the descriptor of the copy."""
 
     path: str
     version: _Version
@@ -37,7 +37,10 @@ _kept: dict[str, SealedProgram] = {}
 
 
 def keep(names: Iterable[str]) -> None:
-    """Copy the programs of these names that are in PATH, as far as a copy does what the file does."""
+    """Copy the programs of these names that are in PATH.
+
+    A program whose copy would not do what its file does is left out.
+    """
     for name in names:
         path = shutil.which(name)
         program = _copy(path) if path else None
@@ -46,12 +49,12 @@ def keep(names: Iterable[str]) -> None:
 
 
 def descriptors() -> set[int]:
-    """The descriptors of the copies, which a forked process must leave open."""
+    """Return the descriptors of the copies, which a forked process must leave open."""
     return {program.fd for program in _kept.values()}
 
 
 def executable(name: str) -> str:
-    """What to execute for a program's name or path: its copy, else what was given."""
+    """Return what to execute for the name or path of a program: its copy, or else the argument."""
     program = _kept.get(name)
     if program is None or _version(program.path) != program.version:
         return name
@@ -75,7 +78,7 @@ def _copy(path: str) -> SealedProgram | None:
 
 
 def _version(path: str) -> _Version | None:
-    """What changes when the file does; None where there is none."""
+    """Return values that change when the file does; None where there is no file."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,7 +1,7 @@
-"""The daemon's side of the fork server: starts it, finds it again, asks it, and does without it (`interfaces/shim.py`).
+"""The daemon's side of the fork server (`interfaces/shim.py`): starts it, finds it again, asks it, does without it.
 
-A server that runs already is used when it was started from the same code; another one is told to retire, which keeps
-it as the parent of its shims, and a new one takes its place. While there is none, shims are started by executing the
+A running server is used if it was started from the same code and settings. Any other server is told to retire: it stays
+the parent of its shims, and a new server takes its place. While there is no server, shims are started by executing the
 binary.
 """
 
@@ -66,11 +66,11 @@ class AioLauncher:
         return f"<AioLauncher {self.socket_path} {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Actions that went through the fork server, and through the binary."""
+        """Return how many actions went through the fork server, and how many through the binary."""
         return {"forked": self.forked, "executed": self.executed}
 
     async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
-        """Start a shim; returns the BootstrapResult. Raises the shim's error, DeadlineExceeded."""
+        """Start a shim; return the BootstrapResult. Raises the shim's error, DeadlineExceeded."""
         prepared = await anyio.to_thread.run_sync(self._prepare, command)
         if prepared is None:
             await self.ensure_server()
@@ -97,14 +97,15 @@ class AioLauncher:
         return await self._execute(Verb.START, command, timeout_s)
 
     def _prepare(self, command: ShimCommand) -> tuple[bootstrap.Plan, socket.socket | None, int | None] | None:
-        """Where the shim will listen, its listener, and its OOM score adjustment; None while there is no server."""
+        """Return where the shim will listen, its listener and its OOM score adjustment; None while there is no server.
+        """
         if not self.socket_path.exists():
             return None
         planned, listener = _open_listener(command)
         return planned, listener, bootstrap.oom_score_adj_for_child_of("self")
 
     async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
-        """Remove what a dead shim left; returns the DeleteResponse. Raises the shim's error, DeadlineExceeded."""
+        """Remove what a dead shim left behind; return the DeleteResponse. Raises the shim's error, DeadlineExceeded."""
         try:
             result = await self._ask(request_of(Verb.DELETE, command, self._environ(command)), timeout_s)
         except (OSError, Unavailable) as gone:
@@ -114,7 +115,7 @@ class AioLauncher:
         return result
 
     async def ensure_server(self) -> None:
-        """Have a fork server of this code running; a failure is logged, for there is the binary."""
+        """Have a fork server of this code running. A failure is logged only: shims can still be executed."""
         if not self._fork_server:
             return
         async with self._starting:
@@ -133,7 +134,10 @@ class AioLauncher:
                 log.warning("no fork server, shims are executed instead: %s", failure)
 
     async def attend(self) -> None:
-        """Have a server, and hold a connection by whose end it knows that this daemon is gone; until `aclose`."""
+        """Keep a server running, and hold a connection to it until `aclose`.
+
+        If the daemon dies, its end tells the server.
+        """
         if not self._fork_server or self._closed:
             return
         try:
@@ -146,7 +150,7 @@ class AioLauncher:
             self._attended.set()
 
     async def _hold(self) -> None:
-        """Returns when the server ends, or where there is none."""
+        """Hold a connection until the server ends; return at once if there is no server."""
         try:
             async with await anyio.connect_unix(self.socket_path) as stream:
                 await stream.send(protocol.frame(Request(verb=Verb.ATTEND)))
@@ -159,9 +163,9 @@ class AioLauncher:
             self.attends = False
 
     async def aclose(self) -> None:
-        """Have the server end with its last shim, and remove the cgroup where nobody is left in it.
+        """Tell the server to end with its last shim, and remove the cgroup if nobody is left in it.
 
-        A start that is under way is cut short first, so that no server comes after this.
+        A start of a server that is under way is cancelled first, so that no server comes after this.
         """
         self._closed = True
         if self._attending is not None:
@@ -176,7 +180,7 @@ class AioLauncher:
             await anyio.to_thread.run_sync(remove_empty, self._cgroup)
 
     async def retire(self) -> None:
-        """Tell the running server to end once its last shim has. Raises OSError where none runs."""
+        """Tell the running server to end once its last shim has ended. Raises OSError where no server runs."""
         await self._ask(Request(verb=Verb.RETIRE), _HELLO_TIMEOUT_S)
 
     async def _ask(self, request: Request, timeout_s: float, listener: socket.socket | None = None) -> bytes:
@@ -215,7 +219,7 @@ class AioLauncher:
             raise Unknown(f"fork server: {done.text()}: {done.ending}")
 
     def _environ(self, command: ShimCommand) -> dict[str, str]:
-        """What the environment of the binary would be (facts/runtime 3.1)."""
+        """Return the environment that the binary would have (facts/runtime 3.1)."""
         own = {
             "TTRPC_ADDRESS": command.ttrpc_address,
             "GRPC_ADDRESS": command.grpc_address,
@@ -234,7 +238,7 @@ def _open_listener(command: ShimCommand) -> tuple[bootstrap.Plan, socket.socket 
 
 
 def argv_of(binary: Path, verb: Verb, command: ShimCommand) -> list[str]:
-    """The command line of the shim binary for an action (facts/runtime 3.1)."""
+    """Return the command line of the shim binary for an action (facts/runtime 3.1)."""
     argv = [str(binary), "-namespace", command.namespace, "-address", command.grpc_address]
     argv += ["-publish-binary", command.publish_binary, "-id", command.id]
     argv += ["-bundle", str(command.bundle)] if verb == Verb.DELETE else []
@@ -242,7 +246,7 @@ def argv_of(binary: Path, verb: Verb, command: ShimCommand) -> list[str]:
 
 
 def program_path() -> Path:
-    """The shim program: beside the interpreter, where installers put it, else found by PATH."""
+    """Return the shim program: beside the interpreter, where installers put it, else found by PATH."""
     import shutil
 
     beside = Path(sys.executable).parent / PROGRAM
@@ -250,7 +254,7 @@ def program_path() -> Path:
 
 
 def code_fingerprint() -> str:
-    """What tells one state of the shim's code from another: names, sizes and times of the source files, and Python."""
+    """Return a digest of the shim's code: names, sizes and times of the source files, and the version of Python."""
     import aiocontainerd
 
     digest = hashlib.sha256(sys.version.encode())

@@ -1,8 +1,8 @@
 """What the daemon and the fork server say to each other: one request and one reply per connection.
 
-A frame is a four byte big-endian length and that many bytes of MessagePack. The listening socket of a new shim comes
-with the length, by SCM_RIGHTS. Whatever the server would have to work out is in the request already, because what it
-and its shims execute, each shim pays for with pages of its own. No event loop in here.
+A frame is a four byte big-endian length and as many bytes of MessagePack. The listening socket of a new shim comes with
+the length, by SCM_RIGHTS. The daemon works out everything it can before it asks: each shim pays with pages of its own
+for what the server and the shim execute. No event loop in here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ LIMIT_BYTES = 16 << 20
 
 
 class Verb(StrEnum):
-    """What is asked for. `hello` gives the server's fingerprint, `retire` ends it once its shims have ended.
+    """What is asked for.
 
-    `attend` keeps the connection: while there is one, the daemon lives and the server is needed.
+    `hello` is answered with the server's fingerprint. `retire` ends the server once its shims have ended. `attend`
+    keeps the connection: while there is one, a daemon lives and needs the server.
     """
 
     START = "start"
@@ -33,7 +34,7 @@ class Verb(StrEnum):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `env` packs the whole environment that a shim gives to the OCI runtime."""
+    """One request. `env` is the packed environment that a shim gives to the OCI runtime."""
 
     verb: Verb
     namespace: str = ""
@@ -49,14 +50,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """The result, or the code and text of an error."""
+    """The result of a request, or the code and text of an error."""
 
     result: bytes = b""
     code: int = 0
     error: str = ""
 
     def unwrap(self) -> bytes:
-        """The result. Raises the error."""
+        """Return the result. Raises the error."""
         if self.code:
             raise from_status(self.code, self.error)
         return self.result
@@ -69,7 +70,7 @@ _ENV = msgspec.msgpack.Decoder(dict[str, str])
 def request_of(
     verb: Verb, command: ShimCommand, env: dict[str, str], *, shim_cgroup: str = "", oom_score_adj: int | None = None
 ) -> Request:
-    """The request that carries out `command`."""
+    """Return the request that carries out `command`."""
     return Request(
         verb=verb,
         namespace=command.namespace,
@@ -86,30 +87,30 @@ def request_of(
 
 
 def unpack_env(packed: bytes) -> dict[str, str]:
-    """The environment of a request."""
+    """Return the environment of a request."""
     return _ENV.decode(packed) if packed else {}
 
 
 def failed(error: Exception) -> Reply:
-    """The reply that carries an error."""
+    """Return the reply that carries an error."""
     code, text = to_status(error)
     return Reply(code=code, error=text)
 
 
 def frame(message: Request | Reply) -> bytes:
-    """A message as it travels."""
+    """Return a message as it travels."""
     header, body = split_frame(message)
     return header + body
 
 
 def split_frame(message: Request | Reply) -> tuple[bytes, bytes]:
-    """The length and the bytes of a frame, apart."""
+    """Return the length and the bytes of a frame."""
     body = msgspec.msgpack.encode(message)
     return HEADER.pack(len(body)), body
 
 
 def body_length(header: bytes) -> int:
-    """The length a header announces. Raises InvalidArgument for one that is too large."""
+    """Return the length that a header announces. Raises InvalidArgument if it is too large."""
     (length,) = HEADER.unpack(header)
     if length > LIMIT_BYTES:
         raise InvalidArgument(f"frame of {length} bytes, at most {LIMIT_BYTES} are read")
@@ -117,7 +118,7 @@ def body_length(header: bytes) -> int:
 
 
 def parse_request(body: bytes) -> Request:
-    """Raises InvalidArgument for what is no request."""
+    """Return the request of a body. Raises InvalidArgument for any other bytes."""
     try:
         return _REQUEST.decode(body)
     except msgspec.MsgspecError as bad:
@@ -125,7 +126,7 @@ def parse_request(body: bytes) -> Request:
 
 
 def parse_reply(body: bytes) -> Reply:
-    """Raises InvalidArgument for what is no reply."""
+    """Return the reply of a body. Raises InvalidArgument for any other bytes."""
     try:
         return msgspec.msgpack.decode(body, type=Reply)
     except msgspec.MsgspecError as bad:

@@ -1,13 +1,13 @@
-"""The fork server: a small process with the shim's code imported, that forks a shim within milliseconds.
+"""The fork server: a small process with the shim's code imported, which forks a shim within milliseconds.
 
-It has one thread and no event loop, so that a fork is safe and cheap. Its heap is frozen out of the garbage
-collector's sight before it serves, so that the shims' collections do not write to the pages they share with it. It
-lives in a session and, where it can, a cgroup of its own. It is the parent of its shims and a subreaper: the containers
-of a shim that dies fall to it, and it puts their exits into their bundles.
+It has one thread and no event loop, so a fork is safe and cheap. It freezes its heap before it serves: the garbage
+collections of its shims then do not write to the pages they share with it. It lives in a session of its own and, where
+possible, in a cgroup of its own. It is the parent of its shims and a subreaper. When a shim dies, its containers become
+children of the server, which writes their exits to their bundles.
 
-One that is told to retire, as by a daemon that stops, does not listen any more, and ends when its last shim has. A
-daemon that is killed says nothing, but the connection by which it attends ends: for a while, and as long as there are
-shims, the next daemon finds the server and uses it; then it retires by itself.
+A daemon that stops tells the server to retire. A retired server stops listening, and ends when its last shim has ended.
+A daemon that is killed tells nothing, but its `attend` connection ends. Then the server waits a while for the next
+daemon, or as long as it has shims, and retires by itself after that.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ALONE_S = 5.0
 
 
 class ForkServer:
-    """Serves requests on a listening socket, one after the other; only forks take time, and they take little."""
+    """Serves requests on a listening socket, one after the other. Only forks take time, and they take little."""
 
     def __init__(self, listener: socket.socket, path: str, fingerprint: str) -> None:
         self._listener = listener
@@ -71,7 +71,7 @@ class ForkServer:
         return f"<ForkServer {self._path} shims={len(self._bundles)}{' retired' if self._retired else ''}>"
 
     def serve(self) -> None:
-        """Serve until retired and childless."""
+        """Serve until retired and without children."""
         self._take_signals()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._reap)
@@ -85,11 +85,11 @@ class ForkServer:
             self._retire()
 
     def _has_children(self) -> bool:
-        """Whether there is a shim, a clean-up, or a container whose shim is dead: its exit comes here."""
+        """Return whether there is a shim, a clean-up, or a container of a dead shim, whose exit comes here."""
         return bool(self._bundles or self._deletes or (self._orphaned and _is_parent()))
 
     def _patience_s(self) -> float | None:
-        """How long to go on without a daemon; None where there is one, or a child whose end comes first."""
+        """Return how long to go on without a daemon; None if there is a daemon, or a child whose end comes first."""
         if self._retired or self._daemons or self._has_children():
             return None
         return max(0.0, self._alone_since + _ALONE_S - time.monotonic())
@@ -136,7 +136,7 @@ class ForkServer:
                 connection.sendall(protocol.frame(reply))
 
     def _carry_out(self, received: _Received, connection: socket.socket) -> Reply | None:
-        """None where a child answers, or nobody."""
+        """Carry out a request; return None if a child answers, or nobody."""
         request = received.request()
         self._alone_since = time.monotonic()
         if request.verb == Verb.ATTEND:
@@ -162,7 +162,11 @@ class ForkServer:
         self._bundles[pid] = Path(request.bundle)
 
     def _fork(self, kept_fd: int, request: Request) -> int:
-        """Fork; the child has a session of its own, default signals and of the descriptors `kept_fd` and the sealed."""
+        """Fork.
+
+        The child has a session of its own, default signals, and only two kinds of descriptors: `kept_fd`,
+        sealed copies.
+        """
         pid = os.fork()
         if pid:
             return pid
@@ -227,13 +231,13 @@ class _Received:
             os.close(fd)
 
     def request(self) -> Request:
-        """Read it. Raises InvalidArgument for what is none."""
+        """Read the request. Raises InvalidArgument if it is malformed."""
         header, self._fds, _, _ = socket.recv_fds(self._connection, protocol.HEADER.size, 1)
         header += self._exactly(protocol.HEADER.size - len(header))
         return protocol.parse_request(self._exactly(protocol.body_length(header)))
 
     def listener(self) -> socket.socket:
-        """The socket for a new shim. Raises InvalidArgument where none came."""
+        """Return the socket for a new shim. Raises InvalidArgument if none came along."""
         if not self._fds:
             raise InvalidArgument("a start comes with a listening socket")
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._fds.pop())
@@ -250,7 +254,7 @@ class _Received:
 
 
 def _is_parent() -> bool:
-    """Whether this process has any child, its own or one that fell to it."""
+    """Return whether this process has any child, its own or an orphan that fell to it."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -259,7 +263,7 @@ def _is_parent() -> bool:
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:
-    """What tells a socket's file from the one that the next server puts in its place; None where there is none."""
+    """Return what tells the file of this socket from that of the next server; None where there is no file."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -268,7 +272,7 @@ def _identity(path: str) -> tuple[int, int, int] | None:
 
 
 def record_orphan_exit(directory: Path, pid: int, status: int) -> bool:
-    """Put the exit of a process whose shim is dead where its record is, in one of the bundles of `directory`."""
+    """Write the exit of a process whose shim is dead into its record, in one of the bundles of `directory`."""
     if not directory.is_dir():
         return False
     for bundle in directory.iterdir():
@@ -281,7 +285,7 @@ def record_orphan_exit(directory: Path, pid: int, status: int) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start a fork server in the background; ends when it listens."""
+    """Start a fork server in the background; return when it listens."""
     parser = argparse.ArgumentParser(prog="aiocontainerd-fork-server")
     parser.add_argument("--socket", required=True, help="where to listen")
     parser.add_argument("--fingerprint", required=True, help="what to answer to hello")
@@ -299,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
-    """Prepare, listen, tell the waiting parent, serve. What goes wrong before that is on the starter's stderr."""
+    """Prepare, listen, tell the waiting parent, serve. Errors before that go to the starter's stderr."""
     _unwind_on_term()
     choice.probe_in(Path(path).parent)
     try:
@@ -323,12 +327,12 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
 
 
 def _unwind_on_term() -> None:
-    """End on SIGTERM by undoing what is under way, such as a probe."""
+    """Undo what is under way, such as a probe, when SIGTERM ends the process."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
 
 def _announced(path: str, ready: int) -> bool:
-    """Tell the starter; False where it has given up, so that nobody will ever ask this server."""
+    """Tell the starter that the server listens; return False if it has given up, so that nobody will ever ask."""
     try:
         os.write(ready, b"1")
     except BrokenPipeError:
@@ -338,7 +342,7 @@ def _announced(path: str, ready: int) -> bool:
 
 
 def _prepare() -> None:
-    """Do once what every shim would do anew, then take what there is out of the collector's hands."""
+    """Do once what every shim would do anew, then freeze the heap."""
     try:
         warm_up.run()
     except Exception:  # noqa: BLE001 - a server that is not warm serves too, only slower

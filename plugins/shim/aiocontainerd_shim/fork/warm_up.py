@@ -1,8 +1,8 @@
-"""Work a fork server does before it serves, so that no shim does it again in memory of its own.
+"""Work that a fork server does before it serves, so that no shim does it again in memory of its own.
 
-Imports that happen inside functions, the codec's tables of every message a shim meets, and the specialised instructions
-the interpreter writes into code that has run a few times: containers live whole lives here, on an OCI runtime that is a
-shell script.
+That work is: imports inside functions, the codec's tables of every message a shim meets, and the specialised
+instructions that the interpreter writes into code which has run a few times. So containers live whole lives here, on an
+OCI runtime that is a shell script.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SPEC = '{"linux":{"namespaces":[{"type":"pid"}]}}'
 
 
 def run() -> None:
-    """Warm up. The process must be a subreaper; nothing outside it changes for longer than this takes."""
+    """Warm up. The process must be a subreaper. Nothing outside the process changes for longer than this takes."""
     for message in _messages():
         for _ in range(_CODEC_ROUNDS):
             codec.decode(type(message), codec.encode(message))
@@ -67,7 +67,7 @@ def _messages() -> Iterator[betterproto2.Message]:
 
 
 def _measure() -> None:
-    """Measure the own cgroup: what that imports depends on the host's version of cgroups."""
+    """Measure the own cgroup: which code that imports depends on the host's version of cgroups."""
     with suppress(OSError, NotFound):
         cgroup.find(os.getpid()).stats()
 
@@ -78,7 +78,7 @@ def _event_types() -> Iterable[type[betterproto2.Message]]:
 
 
 def _filled(cls: type[betterproto2.Message]) -> betterproto2.Message:
-    """A message with values in its commonest fields, so that more than the empty case is warm."""
+    """Return a message with values in its commonest fields, so that not only the empty case is warm."""
     value = typeurl.to_wire(typeurl.marshal(api.runc.Options(binary_name="x")))
     samples: dict[str, object] = {
         "id": "x",

@@ -1,7 +1,7 @@
-"""Terminals: the socket that the OCI runtime sends a pty's master over, and the pump between pty and fifos.
+"""Terminals: the socket over which the OCI runtime sends the master of a pty, and the pump between pty and pipes.
 
-The pump is two `Flow`s, each with one chunk in hand: nothing more is read before what was read is written, so a
-slow client slows the container down and nobody's memory grows (facts/runtime 5.3).
+The pump is two `Flow`s with one chunk in hand each. A flow reads nothing more before it has written what it read. So a
+slow client slows the container down, and nobody's memory grows (facts/runtime 5.3).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLIENT_CHECK_S = 0.05
 
 
 class ConsoleSocket:
-    """A listening socket `pty*/pty.sock`, whose path goes to the OCI runtime as `--console-socket`."""
+    """A listening socket `pty*/pty.sock`. The OCI runtime gets its path as `--console-socket`."""
 
     def __init__(self) -> None:
         """Make the directory and listen. Raises OSError."""
@@ -46,7 +46,7 @@ class ConsoleSocket:
         return f"<ConsoleSocket {self.path}>"
 
     async def receive(self, timeout_s: float = RECEIVE_TIMEOUT_S) -> int:
-        """The fd of the pty's master, owned by the caller. Raises Unknown where none comes in time."""
+        """Return the fd of the pty's master, which the caller owns. Raises Unknown if none comes in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 connection, _ = await asyncio.get_running_loop().sock_accept(self._socket)
@@ -104,9 +104,9 @@ def _take_fd(connection: socket.socket) -> int:
 
 
 class Flow:
-    """Copies from a non-blocking fd to another until the source ends and all that was read is written.
+    """Copies from one non-blocking fd to another, until the source ends and everything read is written.
 
-    It closes neither fd. Regular files can't be waited for: they are read and written at once.
+    It closes neither fd. Regular files cannot be waited for: they are read and written at once.
     """
 
     def __init__(self, source: int, target: int, on_end: Callable[[], None] | None = None) -> None:
@@ -126,7 +126,7 @@ class Flow:
         return bool(self._pending)
 
     def stop(self) -> None:
-        """Stop where it is. Bytes in hand are lost. May be called again."""
+        """Stop at once; bytes in hand are lost. May be called again."""
         if self.ended.is_set():
             return
         self._leave_source()
@@ -173,7 +173,7 @@ class Flow:
             self._await_source()
 
     def _write(self, data: bytes) -> bytes:
-        """Write what fits; gives the rest. A target that has failed swallows all, so that the source goes on."""
+        """Write what fits; return the rest. If the target has failed, drop all, so that the source goes on."""
         try:
             while data:
                 data = data[os.write(self._target, data) :]
@@ -185,7 +185,7 @@ class Flow:
 
 
 class Console:
-    """The master of a pty, owned by this object, and its pump."""
+    """The master of a pty, which this object owns, and its pump."""
 
     def __init__(self, master: int) -> None:
         """Take the master over; it becomes non-blocking."""
@@ -207,7 +207,7 @@ class Console:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     async def attach(self, stdio: Stdio, *, namespace: str = "", container_id: str = "") -> None:
-        """Open the client's ends and start to pump; output that nobody wants is thrown away.
+        """Open the client's ends and start to pump. Output that nobody wants is thrown away.
 
         Raises Unknown and DeadlineExceeded as `open_io` does; the console must be closed then.
         """
@@ -218,14 +218,14 @@ class Console:
         self._output = Flow(self._master, self._target, self._on_output_end)
 
     async def close_stdin(self) -> None:
-        """CloseIO: input ends once the client has closed its end too."""
+        """Let the input end once the client has closed its end too (CloseIO)."""
         if self._stdin is not None:
             self._stdin.close_writer()
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until all output is in the client's pipe, or can't get there because nobody reads. False on timeout.
+        """Wait until all output is in the client's pipe, or nobody reads the pipe. Return False on timeout.
 
-        A logger is waited for until it has ended.
+        If a logger takes the output, wait until it has ended.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -238,7 +238,7 @@ class Console:
         return True
 
     async def aclose(self) -> None:
-        """Stop the pump, shut everything, end the logger. May be called again."""
+        """Stop the pump, close every descriptor, end the logger. May be called again."""
         for flow in (self._input, self._output):
             if flow is not None:
                 flow.stop()

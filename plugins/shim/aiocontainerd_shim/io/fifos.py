@@ -1,7 +1,7 @@
 """Ends of the named pipes between a client and a container (facts/runtime 5.1).
 
-A client may come, go and come back while the container lives. What keeps the pipe whole meanwhile is an end that
-the shim holds and never uses: a read end of an output, a write end of the input.
+A client may come, go and come back while the container lives. To keep the pipe whole meanwhile, the shim holds an end
+that it never uses: a read end of an output, a write end of the input.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KICK_MAX_S = 1.0
 
 
 def is_fifo(path: str) -> bool:
-    """Whether `path` is a named pipe; a missing path is none."""
+    """Return whether `path` is a named pipe; False if it is missing."""
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -27,7 +27,8 @@ def is_fifo(path: str) -> bool:
 
 
 def open_path(path: str, flags: int, what: str, mode: int = 0o777) -> int:
-    """Open close-on-exec. Raises Unknown with containerd's text about `what` (`file`, `r/o fifo`, `w/o fifo`)."""
+    """Open `path` close-on-exec. Raises Unknown with containerd's text about `what` (`file`, `r/o fifo`, `w/o fifo`).
+    """
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode)
     except OSError as error:
@@ -36,14 +37,17 @@ def open_path(path: str, flags: int, what: str, mode: int = 0o777) -> int:
 
 
 def close_fd(fd: int) -> int:
-    """Close `fd` unless it is -1. Gives -1, so that the owner forgets the number as it closes it."""
+    """Close `fd` unless it is -1. Return -1: with `fd = close_fd(fd)` the owner forgets the number as it closes it."""
     if fd >= 0:
         os.close(fd)
     return -1
 
 
 def probe_writer(path: str) -> int:
-    """A non-blocking write end, or -1 where no process has the pipe open for reading or waits in open(2) to do so."""
+    """Open a non-blocking write end. Return -1 if nobody reads the pipe.
+
+    A process that still waits in open(2) to read it counts as a reader.
+    """
     try:
         return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -53,16 +57,16 @@ def probe_writer(path: str) -> int:
 
 
 def _again(fd: int) -> str:
-    """A path that opens the pipe of `fd` anew, even after the client has removed its name."""
+    """Return a path that opens the pipe of `fd` anew, even after the client has removed its name."""
     return f"/proc/self/fd/{fd}"
 
 
 class OutputFifo:
-    """An output pipe held open for reading by the shim, which never reads it.
+    """An output pipe that the shim holds open for reading and never reads.
 
-    A client that opens the pipe only after the last writer has gone would wait in open(2) for ever, with the
-    container's last words in front of it. So the end of the writers is followed by openings for writing at growing
-    intervals, each of which lets such a client in.
+    A client may open the pipe only after the last writer has gone. It would wait in open(2) for ever, although the
+    container's last words are in the pipe. So after the last writer has gone, the shim opens the pipe for writing
+    again and again, at growing intervals. Each time lets such a client in.
     """
 
     def __init__(self, path: str, hold: int = -1) -> None:
@@ -94,7 +98,7 @@ class OutputFifo:
         return self._epoll is not None and self._kick is None
 
     def open_writer(self, *, nonblocking: bool = False) -> int:
-        """A new write end; never waits, since the shim itself is a reader."""
+        """Return a new write end. This never waits, since the shim itself is a reader."""
         writer = self._first_writer
         self._first_writer = -1
         if writer < 0:
@@ -103,7 +107,7 @@ class OutputFifo:
         return writer
 
     def watch(self) -> None:
-        """Notice from now on when the last writer goes, or has gone."""
+        """Notice from now on when the last writer goes. If it has gone already, notice that too."""
         close_fd(probe_writer(_again(self._hold)))  # the kernel reports no hang-up before a writer was seen
         self._first_writer = close_fd(self._first_writer)
         self._epoll = select.epoll()
@@ -115,9 +119,9 @@ class OutputFifo:
         await self._ended.wait()
 
     def has_client(self) -> bool:
-        """Whether another process reads. Only for when no container process writes any more.
+        """Return whether another process reads. Only for use when no container process writes any more.
 
-        The shim's own end is a reader too, so it is shut for an instant, while a write end keeps the bytes.
+        The shim's own end is a reader too. So it is closed for an instant, while a write end keeps the bytes.
         """
         keeper = open_path(_again(self._hold), os.O_WRONLY | os.O_NONBLOCK, "w/o fifo")
         try:
@@ -130,12 +134,12 @@ class OutputFifo:
         return probe >= 0
 
     def let_clients_in(self) -> None:
-        """Let in a client that waits in open(2), now and until `close`."""
+        """Let in clients that wait in open(2), now and until `close`."""
         if self._kick is None and self._hold >= 0:
             self._let_in(_KICK_FIRST_S)
 
     def close(self) -> None:
-        """Give the shim's ends up. What no client has taken is lost then."""
+        """Close the shim's ends. Bytes that no client has taken are lost then."""
         self._unwatch()
         if self._kick is not None:
             self._kick.cancel()
@@ -161,9 +165,9 @@ class OutputFifo:
 
 
 class InputFifo:
-    """The stdin pipe: one end to read from, and the shim's write end, which keeps it open until CloseIO.
+    """The stdin pipe: an end to read from, and the shim's write end, which keeps the pipe open until CloseIO.
 
-    A path that is no named pipe is read as it is.
+    If the path is no named pipe, it is read as it is, and there is no write end.
     """
 
     def __init__(self, path: str, hold: int = -1) -> None:
@@ -189,11 +193,11 @@ class InputFifo:
         return self._hold
 
     def close_writer(self) -> None:
-        """CloseIO: the reader meets the end once every client has closed too."""
+        """Close the write end (CloseIO): the reader meets the end once every client has closed too."""
         self._hold = close_fd(self._hold)
 
     def close_reader(self) -> None:
-        """Shut the reading end in this process."""
+        """Close the reading end in this process."""
         self.reader = close_fd(self.reader)
 
     def close(self) -> None:

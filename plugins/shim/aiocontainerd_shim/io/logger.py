@@ -1,4 +1,4 @@
-"""Logger processes: programs that take a container's output on fds 3 and 4 (facts/runtime 5.2)."""
+"""Logger programs: they take a container's output on their fds 3 and 4 (facts/runtime 5.2)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NOT_READY = "logging binary did not call ready (it may have crashed or exited p
 
 
 class LoggerCommand(msgspec.Struct, frozen=True):
-    """What a `binary` or `binary-v2` URI asks for."""
+    """The command that a `binary` or `binary-v2` URI asks for."""
 
     argv: tuple[str, ...]
     must_call_ready: bool
 
 
 def parse_uri(uri: str) -> LoggerCommand:
-    """The command of `binary://PATH?KEY=VALUE...`: every key, followed by its first value, is an argument."""
+    """Return the command of `binary://PATH?KEY=VALUE...`. Every key, followed by its first value, is an argument."""
     from urllib.parse import parse_qs, unquote, urlsplit
 
     parts = urlsplit(uri)
@@ -38,7 +38,7 @@ def parse_uri(uri: str) -> LoggerCommand:
 
 
 class Logger:
-    """A running logger. `stdout` and `stderr` are the write ends of its pipes, to be given away and shut."""
+    """A running logger. `stdout` and `stderr` are the write ends of its pipes, to be given away and closed."""
 
     def __init__(self, pid: int, pidfd: int, stdout: int, stderr: int) -> None:
         self.pid = pid
@@ -57,11 +57,11 @@ class Logger:
         return self._pidfd
 
     async def exited(self) -> None:
-        """Wait until the logger has ended, as it does when its pipes have."""
+        """Wait until the logger has ended. It ends when its pipes do."""
         await self._exited.wait()
 
     def close_writers(self) -> None:
-        """Shut the shim's copies of the pipes' write ends, so that the logger meets the end with the container."""
+        """Close the shim's copies of the write ends, so that the logger meets the end with the container."""
         self.stdout = close_fd(self.stdout)
         self.stderr = close_fd(self.stderr)
 
@@ -111,8 +111,8 @@ async def start_logger(
 ) -> Logger:
     """Run the logger of `uri` and wait until it is ready.
 
-    Raises Unknown where it can't be run or, for `binary-v2`, ends without calling ready; DeadlineExceeded where it
-    is not ready within `timeout_s` seconds.
+    Raises Unknown if it cannot be run, or if a `binary-v2` logger ends without calling ready. Raises
+    DeadlineExceeded if it is not ready within `timeout_s` seconds.
     """
     command = parse_uri(uri)
     logger, ready = _spawn(command, {"CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace}, io_uid, io_gid)
@@ -129,7 +129,7 @@ async def start_logger(
 
 
 async def _read_ready(fd: int, program: str, timeout_s: float) -> bool:
-    """Whether a byte came before the end of the ready pipe."""
+    """Return whether a byte came before the end of the ready pipe."""
     os.set_blocking(fd, False)
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -164,7 +164,7 @@ def _spawn(command: LoggerCommand, env: dict[str, str], io_uid: int, io_gid: int
 
 
 def _execute(argv: tuple[str, ...], env: dict[str, str], fds: tuple[int, int, int]) -> tuple[int, int]:
-    """Start the program with null stdio and `fds` as its 3, 4 and 5. Gives its pid and a pidfd."""
+    """Start the program with null stdio and `fds` as its 3, 4 and 5. Return its pid and a pidfd."""
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
@@ -181,7 +181,7 @@ def _execute(argv: tuple[str, ...], env: dict[str, str], fds: tuple[int, int, in
 
 
 def _high_pipe() -> tuple[int, int]:
-    """A pipe whose ends can't be among the numbers that a logger's own fds are put on."""
+    """Return a pipe whose ends have high numbers, so that they are none of the logger's 3, 4 and 5."""
     ends = os.pipe2(os.O_CLOEXEC)
     try:
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD) for fd in ends]

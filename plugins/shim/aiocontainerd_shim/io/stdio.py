@@ -1,7 +1,7 @@
 """Standard streams without a terminal: the container gets the client's pipe, the file or the logger's pipe itself.
 
-No byte passes the shim. It holds the other ends, so that a client may come and go, and lets the container's
-processes be the only writers, so that the client meets the end when they have gone (facts/runtime 5).
+No byte passes through the shim. The shim holds the other ends, so that a client may come and go. The processes of the
+container are the only writers, so the client meets the end when they have gone (facts/runtime 5).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aiocontainerd_shim.io.logger import Logger, start_logger
 
 
 class Stdio(msgspec.Struct, frozen=True):
-    """Where the streams of a process go: paths or URIs, empty when unset."""
+    """Where the streams of a process go: paths or URIs. Empty means that there is no such stream."""
 
     stdin: str = ""
     stdout: str = ""
@@ -66,7 +66,7 @@ def _uri_path(uri: str) -> str:
 
 
 def open_log_file(path: str) -> int:
-    """Open the file of a `file` URI for appending, mode 0644, making its parents, mode 0755."""
+    """Open the file of a `file` URI for appending with mode 0644; make its parents with mode 0755."""
     try:
         os.makedirs(os.path.dirname(path) or "/", mode=0o755, exist_ok=True)
     except OSError as error:
@@ -117,23 +117,24 @@ class ProcessIO:
         return streams
 
     def child_fds(self) -> tuple[int, int, int]:
-        """The fds to give to the OCI runtime as its 0, 1 and 2. They stay this object's own."""
+        """Return the fds for the OCI runtime's 0, 1 and 2. This object still owns them."""
         stdin, stdout, stderr = self._child
         return stdin, stdout, stderr
 
     def child_started(self) -> None:
-        """Shut the child's ends in this process. To be called once the runtime has them, whether it worked or not."""
+        """Close the child's ends in this process. Call it once the runtime has them, whether or not it worked."""
         for fd in {fd for fd in self._child if fd >= 0}:
             os.close(fd)
         self._child = [-1, -1, -1]
 
     async def close_stdin(self) -> None:
-        """CloseIO: stdin ends for the container once the client has closed it too."""
+        """Let stdin end for the container once the client has closed it too (CloseIO)."""
         if self._stdin is not None:
             self._stdin.close_writer()
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until no process writes any more and a logger has taken all. False when `timeout_s` passed first."""
+        """Wait until no process writes any more and a logger has taken all. Return False if `timeout_s` passed first.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 for output in self._outputs:
@@ -145,7 +146,7 @@ class ProcessIO:
         return True
 
     async def aclose(self) -> None:
-        """Shut everything, end the logger. Output that no client has taken is gone then. May be called again."""
+        """Close everything and end the logger. Output that no client has taken is lost then. May be called again."""
         self.child_started()
         if self._stdin is not None:
             self._stdin.close()
@@ -218,10 +219,11 @@ class ProcessIO:
 
 
 async def open_io(stdio: Stdio, *, namespace: str, container_id: str, io_uid: int = 0, io_gid: int = 0) -> ProcessIO:
-    """Open the streams of a process that has no terminal. Waits for a logger to be ready, and for nothing else.
+    """Open the streams of a process that has no terminal. The only wait is for a logger to be ready.
 
-    The client's pipes and a logger's are given to `io_uid` and `io_gid`, unless both are 0. Raises Unknown where
-    a path can't be opened, a logger can't be run or the scheme is none, DeadlineExceeded for a slow logger.
+    The pipes of the client and of a logger are given to `io_uid` and `io_gid`, unless both are 0. Raises Unknown if
+    a path cannot be opened, a logger cannot be run or the scheme is unknown. Raises DeadlineExceeded if a logger is
+    too slow.
     """
     streams = ProcessIO()
     try:

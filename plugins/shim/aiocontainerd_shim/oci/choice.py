@@ -1,9 +1,10 @@
-"""Which OCI runtime to use: the one the options name, else the configured one, else the first that works on this host.
+"""Decides which OCI runtime to use, crun or runc.
 
-Whether one works is found out by having it create a container whose program does not exist: a runtime that gets as
-far as looking for the program has mounted, made cgroups and namespaces. crun for one refuses a host whose cgroups are
-in hybrid mode, which nothing but trying tells. The probe runs once per process; a fork server hands its finding to
-its shims.
+The one that the options name wins, then the configured one, then the first candidate that works on this host. To find
+out whether a candidate works, it has to create a container whose program does not exist. A runtime that gets as far as
+looking for the program has mounted, made cgroups and namespaces. crun, for instance, refuses a host whose cgroups are
+in hybrid mode, and only trying tells that. The probe runs once per process; a fork server hands its finding to its
+shims.
 """
 
 from __future__ import annotations
@@ -32,24 +33,28 @@ _places: list[Path] = []
 
 
 def probe_in(directory: Path) -> None:
-    """Have this process, and those it forks, probe in a directory that is removed as a whole some day.
+    """Let this process, and those it forks, probe in a directory that will be removed as a whole one day.
 
-    Where none is told, that is the one for temporary files. What a killed probe has left there is removed first.
+    Without this call they probe in the directory for temporary files. Leftovers of killed probes are removed there
+    first.
     """
     _places[:] = [directory]
 
 
 def choose(binary_name: str, env: Mapping[str, str]) -> str:
-    """The program to run. Raises FailedPrecondition where none works.
+    """Return the program to run. Raises FailedPrecondition if no candidate works.
 
-    The first call of a process that inherited no finding probes, for some 50 ms in which its loop stands still: a
-    shim has nothing else to do before its first container, and its reaper must not take the probe's exit.
+    If this process has inherited no finding, the first call probes. The loop stands still then, for some 50 ms:
+    before its first container a shim has nothing else to do, and its reaper must not take the exit of the probe.
     """
     return binary_name or env.get(CONFIGURED_ENV) or find()
 
 
 def find() -> str:
-    """The first candidate that works here, remembered. Raises FailedPrecondition naming what was wrong with each."""
+    """Return the first candidate that works here, and remember it.
+
+    Raises FailedPrecondition with what was wrong with each.
+    """
     if not _found:
         _found.append(_first_working())
     return _found[0]
@@ -75,7 +80,7 @@ def _first_working() -> str:
 
 
 def probe(binary: str) -> str:
-    """Why `binary` cannot create containers here; an empty string where it can."""
+    """Return why `binary` cannot create containers here; an empty string if it can."""
     name = f"{_PREFIX}{os.getpid()}"
     place = next((place for place in _places if place.is_dir()), None)
     if place is not None:
@@ -121,7 +126,7 @@ def _probe_spec(name: str) -> dict[str, object]:
 
 
 def _remove_stale(place: Path) -> None:
-    """What probes of processes that are gone have left."""
+    """Remove what the probes of ended processes have left."""
     for directory in place.glob(f"{_PREFIX}*"):
         pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):

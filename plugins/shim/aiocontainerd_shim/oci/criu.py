@@ -1,9 +1,9 @@
 """What CRIU has to be told besides the OCI runtime's flags, and what it says when it fails.
 
-A container's standard streams are pipes with names or files of the host, in which nobody stands between it and the
-client. CRIU finds them in no mount of the container, so they are declared as *external*: the dump notes them by mount
-and inode, the restore is given the new container's streams in their place. Which ones they were is kept beside the
-images. The OCI runtime has no flags for this; CRIU reads the file that `CRIU_CONFIG_FILE` names (criu(8)).
+A container's standard streams are named pipes or files of the host: nobody stands between the container and the client.
+CRIU finds them in no mount of the container, so they are declared as *external*. The dump notes them by mount and
+inode. The restore gets the new container's streams in their place. A file beside the images says which streams they
+were. The OCI runtime has no flags for this; CRIU reads the file that `CRIU_CONFIG_FILE` names (criu(8)).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _HARMLESS = ("rlimit: ",)
 
 
 def streams_of(pid: int) -> list[str]:
-    """For each standard stream of a process, how CRIU calls it, "" for one that it knows how to dump itself."""
+    """Return CRIU's name for each standard stream of a process; "" for a stream that CRIU can dump itself."""
     inside = _mounts_of(pid)
     return [_external(pid, number, inside) for number in _STREAMS]
 
 
 def dump_config(streams: Sequence[str]) -> str:
-    """The config of a dump that leaves these streams out."""
+    """Return the config of a dump that leaves these streams out."""
     return "".join(f"external {key}\n" for key in dict.fromkeys(streams) if key)
 
 
 def restore_config(streams: Sequence[str]) -> str:
-    """The config of a restore that is given its own standard streams in place of these."""
+    """Return the config of a restore that puts its own standard streams in place of these."""
     first = {key: number for number, key in reversed(list(enumerate(streams))) if key}
     return "".join(f"inherit-fd fd[{number}]:{key}\n" for key, number in sorted(first.items(), key=lambda one: one[1]))
 
 
 def keep_streams(images: Path, streams: Sequence[str]) -> None:
-    """Note beside the images which streams are external; where none is they are as any shim's."""
+    """Note beside the images which streams are external; write no file if none is."""
     file = images / STREAMS_FILE
     file.unlink(missing_ok=True)
     if any(streams):
@@ -54,7 +54,8 @@ def keep_streams(images: Path, streams: Sequence[str]) -> None:
 
 
 def kept_streams(images: Path) -> list[str]:
-    """What `keep_streams` noted; nothing for the images of another shim. Raises InvalidArgument for anything else."""
+    """Return what `keep_streams` noted; nothing for images of another shim. Raises InvalidArgument for anything else.
+    """
     try:
         descriptor = os.open(images / STREAMS_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
@@ -69,7 +70,7 @@ def kept_streams(images: Path) -> list[str]:
 
 
 def reason(log: Path, said: str) -> str:
-    """Why CRIU or the OCI runtime failed, from CRIU's log or what was printed; "" where that says all there is."""
+    """Return why CRIU or the OCI runtime failed, from CRIU's log or output; "" if `said` is all there is."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,9 +1,8 @@
 """The OCI runtime's command line: argument lists of every verb, and what its failures say (facts/runtime 6.1, 6.2).
 
-The argument lists are pure functions of their inputs; `OciRuntime` runs them. A failed command raises `OciError`,
-whose text is the last error of the runtime's JSON log. A command is killed with the task that awaits it (a parent
-death signal cannot be combined with posix_spawn, so a command outlives a killed shim; the delete action cleans up
-after it).
+The argument lists are pure functions of their inputs; `OciRuntime` runs them. A failed command raises `OciError` with
+the last error of the runtime's JSON log. A command is killed with the task that awaits it. It outlives a killed shim,
+since a parent death signal cannot be combined with posix_spawn; the delete action cleans up after it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class OciError(Exception):
         self.ending = ending
 
     def says_missing(self, root: str) -> bool:
-        """Whether a runtime whose state is in `root` knows no such container: runc's words, or crun's of its file."""
+        """Return whether a runtime with its state in `root` does not know the container, in runc's or crun's words."""
         text = f"{self} {self.output}"
         return "does not exist" in text or (f"{root}/" in text and "No such file or directory" in text)
 
@@ -45,7 +44,7 @@ class CreateFlags(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def argv(self) -> list[str]:
-        """The flags both verbs share."""
+        """The flags that `create` and `restore` share."""
         console = ["--console-socket", self.console_socket] if self.console_socket else []
         return [*console, *(["--no-pivot"] if self.no_pivot else [])]
 
@@ -99,7 +98,7 @@ class OciRuntime:
         return Path(self.binary).name.startswith("crun")
 
     def argv(self, verb: str, *args: str) -> list[str]:
-        """The full command line of a verb."""
+        """Return the full command line of a verb."""
         systemd = ["--systemd-cgroup"] if self._systemd_cgroup else []
         log = ["--log", str(self._log), "--log-format", "json"]
         return [self.binary, "--root", self.root, *log, *systemd, verb, *args]
@@ -107,7 +106,7 @@ class OciRuntime:
     async def create(
         self, container: str, bundle: Path, pid_file: Path, flags: CreateFlags, stdio: tuple[int, int, int] | None
     ) -> int:
-        """Create a container; returns the pid of its init."""
+        """Create a container; return the pid of its init."""
         keyring = ["--no-new-keyring"] if flags.no_new_keyring else []
         args = ["--bundle", str(bundle), "--pid-file", str(pid_file), *flags.argv, *keyring, container]
         await self._run("create", *args, stdio=stdio)
@@ -123,7 +122,7 @@ class OciRuntime:
         stdio: tuple[int, int, int] | None,
         env: Mapping[str, str] | None = None,
     ) -> int:
-        """Restore a container from a checkpoint; returns the pid of its init. `env` is added to the command's."""
+        """Restore a container from a checkpoint; return the pid of its init. `env` is added to the command's."""
         parent = ["--parent-path", checkpoint.parent_path] if checkpoint.parent_path else []
         paths = ["--image-path", checkpoint.image_path, "--work-path", checkpoint.work_path, *parent]
         orphan = [] if self.is_crun else ["-no-subreaper"]
@@ -143,7 +142,7 @@ class OciRuntime:
         console_socket: str,
         stdio: tuple[int, int, int] | None,
     ) -> int:
-        """Start another process in a container; returns its pid."""
+        """Start another process in a container; return its pid."""
         console = ["--console-socket", console_socket] if console_socket else []
         args = ["--process", str(process_file), *console, "--detach", "--pid-file", str(pid_file), container]
         await self._run("exec", *args, stdio=stdio)
@@ -154,7 +153,7 @@ class OciRuntime:
         await self._run("kill", *(["--all"] if everyone else []), container, str(signum))
 
     async def delete(self, container: str, *, force: bool = False) -> None:
-        """Remove what the runtime keeps of a container; one that is not there is fine."""
+        """Remove what the runtime keeps of a container. A missing container is no error."""
         try:
             await self._run("delete", *(["--force"] if force else []), container)
         except OciError as failure:
@@ -170,7 +169,7 @@ class OciRuntime:
         await self._run("resume", container)
 
     async def pids(self, container: str) -> list[int]:
-        """Every process of a container, as pids of the shim's pid namespace."""
+        """Return every process of a container, as pids of the shim's pid namespace."""
         output = await self._run("ps", "--format", "json", container)
         return msgspec.json.decode(output or b"[]", type=list[int] | None) or []
 
@@ -199,12 +198,12 @@ class OciRuntime:
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the service manager's socket, which a container must not talk to."""
+    """Return the environment without the service manager's socket, which a container must not talk to."""
     return {name: value for name, value in environ.items() if name != "NOTIFY_SOCKET"}
 
 
 def failure(binary: str, status: int, output: bytes, log: bytes) -> OciError:
-    """The error of a command that ended with `status`, from its output and the log it wrote."""
+    """Return the error of a command that ended with `status`, from its output and the log it wrote."""
     text = output.decode(errors="replace").strip()
     ending = f"{Path(binary).name} did not terminate successfully: exit status {status}"
     return OciError(last_error(log) or f"{ending}: {text}", text, ending)
@@ -216,7 +215,7 @@ class _LogLine(msgspec.Struct):
 
 
 def last_error(log: bytes) -> str:
-    """The message of the last error in a runtime's JSON log, or an empty string."""
+    """Return the message of the last error in a runtime's JSON log, or an empty string."""
     found = ""
     for line in log.splitlines():
         try:
@@ -229,7 +228,7 @@ def last_error(log: bytes) -> str:
 
 
 def read_pid(pid_file: Path) -> int:
-    """The pid a runtime wrote. Raises OciError where the file holds none."""
+    """Return the pid that a runtime wrote. Raises OciError if the file has none."""
     try:
         return int(pid_file.read_text())
     except (OSError, ValueError) as bad:
@@ -253,5 +252,5 @@ def _read_from(path: Path, offset: int) -> bytes:
 
 
 def runtime_root(configured: str, namespace: str) -> str:
-    """The state directory of the OCI runtime for a namespace."""
+    """Return the state directory of the OCI runtime for a namespace."""
     return str(Path(configured or DEFAULT_ROOT) / namespace)

@@ -1,7 +1,7 @@
 """Starting a shim: what the daemon says, where the shim listens, what the daemon is told (facts/runtime 3.1-3.4).
 
-Two dialects of one start: a daemon of 2.2 and newer writes BootstrapParams to stdin and reads a BootstrapResult; an
-older one writes the runtime options, or nothing, and takes the bare address, which means protocol version 2.
+There are two dialects of a start. A daemon of 2.2 or newer writes BootstrapParams to stdin and reads a BootstrapResult.
+An older one writes the runtime options or nothing, and reads the bare address, which means protocol version 2.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PATH_LIMIT_BYTES = 106
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Who a shim is: what the flags and environment of the binary say."""
+    """Who a shim is, from the flags and environment of the binary."""
 
     namespace: str
     id: str
@@ -38,7 +38,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True):
-    """What stdin said. `legacy` asks for the bare address."""
+    """The contents of stdin. `legacy` asks for the bare address."""
 
     legacy: bool
     socket_dir: str = ""
@@ -46,7 +46,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a start is to do: listen on `path`, link `socket_dir` into the bundle unless it is empty."""
+    """What a start has to do: listen on `path`; link `socket_dir` into the bundle unless it is empty."""
 
     path: str
     socket_dir: str
@@ -54,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     legacy: bool
 
     def result(self) -> bytes:
-        """What the daemon is told: the shim's address, in the dialect it spoke."""
+        """Return what the daemon is told: the shim's address, in the daemon's dialect."""
         address = f"unix://{self.path}"
         if self.legacy:
             return address.encode()
@@ -66,7 +66,7 @@ class _Spec(msgspec.Struct):
 
 
 def read_params(stdin: bytes, identity: Identity) -> Params:
-    """Understand the stdin of `start`, which in the older dialect may be empty or hold options of any type."""
+    """Return the contents of `start`'s stdin. In the older dialect it may be empty, or options of any type."""
     try:
         params = api.bootstrap.BootstrapParams.parse(stdin)
     except Exception:  # noqa: BLE001 - malformed bytes make the parser raise nearly anything
@@ -82,7 +82,7 @@ def read_params(stdin: bytes, identity: Identity) -> Params:
 
 
 def group_of(identity: Identity) -> str:
-    """What containers that share a shim have in common; a container of no group is its own."""
+    """Return the name that containers of one shim have in common; without a group, the container's id."""
     try:
         spec = msgspec.json.decode((identity.bundle / "config.json").read_bytes(), type=_Spec)
     except (OSError, msgspec.MsgspecError):
@@ -92,7 +92,7 @@ def group_of(identity: Identity) -> str:
 
 
 def socket_path(directory: str, identity: Identity, group: str, *debug: str) -> str:
-    """Where the shim of a group listens. Raises InvalidArgument for a path no socket can have."""
+    """Return where the shim of a group listens. Raises InvalidArgument if the path is too long for a socket."""
     joined = os.path.normpath("/".join((identity.grpc_address, identity.namespace, group, *debug)))
     path = f"{directory}/{hashlib.sha256(joined.encode()).hexdigest()}"
     if len(path) > _PATH_LIMIT_BYTES:
@@ -109,14 +109,14 @@ def plan(stdin: bytes, identity: Identity) -> Plan:
 
 
 def open_listener(planned: Plan, bundle: Path) -> socket.socket | None:
-    """The socket a new shim serves; None where the group's shim serves already."""
+    """Return the socket for a new shim; None if the group's shim serves already."""
     if planned.socket_dir:
         _link_socket_dir(bundle, planned.socket_dir)
     return listen(planned.path)
 
 
 def listen(path: str) -> socket.socket | None:
-    """A socket that listens on `path`, mode 0600; None where another shim answers there already."""
+    """Return a socket that listens on `path`, mode 0600; None if another shim answers there already."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -132,7 +132,7 @@ def listen(path: str) -> socket.socket | None:
 
 
 def remove_stale_socket(identity: Identity) -> None:
-    """Remove the socket of a shim that is gone; one that a shim of the group answers on stays."""
+    """Remove the socket of a dead shim. If another shim of the group answers on it, it stays."""
     link = identity.bundle / "s"
     directory = str(link.readlink()) if link.is_symlink() else default_socket_dir()
     path = Path(socket_path(directory, identity, group_of(identity)))
@@ -141,7 +141,7 @@ def remove_stale_socket(identity: Identity) -> None:
 
 
 def default_socket_dir() -> str:
-    """containerd's directory for shim sockets; without root, the first of the usual places that can be made."""
+    """Return containerd's directory for shim sockets; without root, the first usual place that can be made."""
     if os.geteuid() == 0:
         return SOCKET_DIR
     uid, runtime_dir = os.geteuid(), os.environ.get("XDG_RUNTIME_DIR")
@@ -157,7 +157,7 @@ def default_socket_dir() -> str:
 
 
 def oom_score_adj_for_child_of(pid: int | str) -> int | None:
-    """The OOM score adjustment a shim of daemon `pid` is to have: one above, at most 1000; None where unknown."""
+    """Return the OOM score adjustment for a shim of daemon `pid`: one above, at most 1000; None if unknown."""
     try:
         return min(int(Path(f"/proc/{pid}/oom_score_adj").read_text()) + 1, 1000)
     except (OSError, ValueError):
@@ -165,7 +165,7 @@ def oom_score_adj_for_child_of(pid: int | str) -> int | None:
 
 
 def set_oom_score_adj(score: int | None) -> None:
-    """Set the own OOM score adjustment; not being allowed to lower it is no failure."""
+    """Set the own OOM score adjustment. It is no failure if that is not permitted."""
     if score is None:
         return
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""The delete action: what is left of a container whose shim is gone, removed (facts/runtime 3.5)."""
+"""The delete action: removes what is left of a container whose shim is gone (facts/runtime 3.5)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ NO_PID = 0xFFFFFFFF
 def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
     """Kill and remove the container of `identity.bundle`.
 
-    The answer has the exit that was put on disk, else 137 and now; the pid is -1 where none was ever written.
+    The answer has the exit that is on disk, or else status 137 and the time of now. The pid is -1 if none was ever
+    written.
     """
     bundle = identity.bundle
     asyncio.run(_delete(identity))

@@ -26,7 +26,7 @@ _ACTIONS = ("start", "delete", "serve")
 
 
 class UsageError(Exception):
-    """A command line that says nothing we know."""
+    """Raised for an unknown flag, action or missing argument on the command line."""
 
 
 class Flags(msgspec.Struct, kw_only=True):
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Carry out a command line; returns the exit status."""
+    """Carry out a command line; return the exit status."""
     flags = parse_flags(argv)
     if flags.v or flags.version:
         program = Path(sys.argv[0]).name
@@ -94,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def identity_of(flags: Flags) -> Identity:
-    """Who the shim is. The bundle is the working directory's sibling of the container's id."""
+    """Return who the shim is. Its bundle is a sibling of the working directory, named by the container's id."""
     return Identity(
         namespace=flags.namespace,
         id=flags.id,

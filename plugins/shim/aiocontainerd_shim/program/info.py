@@ -12,7 +12,7 @@ _FEATURES_TIMEOUT_S = 5.0
 
 
 def runtime_info(name: str, stdin: bytes) -> bytes:
-    """A RuntimeInfo message. `stdin` is an Any of runtime options and may be empty."""
+    """Return a RuntimeInfo message. `stdin` is an Any of runtime options and may be empty."""
     value = api.protobuf.Any.parse(stdin)
     options = options_from_wire(value) if value.type_url.rpartition("/")[2] == OPTIONS_URL else None
     binary = (options.binary_name if options else "") or choice.find()
@@ -28,7 +28,7 @@ def runtime_info(name: str, stdin: bytes) -> bytes:
 
 
 def _features(binary: str) -> bytes:
-    """The JSON of `<runtime> features`; empty for a runtime that has no such verb."""
+    """Return the JSON of `<runtime> features`; empty if the runtime has no such verb."""
     try:
         done = subprocess.run([binary, "features"], capture_output=True, timeout=_FEATURES_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -71,18 +71,18 @@ class Container:
             self._oom.resume(oom)
 
     def process(self, exec_id: str) -> Process:
-        """The init, or an exec by id. Raises NotFound."""
+        """Return the init, or an exec by id. Raises NotFound."""
         return self.exec(exec_id) if exec_id else self.init
 
     def exec(self, exec_id: str) -> ExecProcess:
-        """An exec by id. Raises NotFound."""
+        """Return an exec by id. Raises NotFound."""
         try:
             return self.execs[exec_id]
         except KeyError:
             raise NotFound(f"process does not exist {exec_id}") from None
 
     async def create(self) -> None:
-        """Create the container, and learn of its end from here on."""
+        """Create the container, and watch for its end from here on."""
         with self._around.reaper.claiming():
             await self.init.create()
             if self.init.pid:
@@ -90,7 +90,7 @@ class Container:
                 self._watch_cgroup()
 
     async def start(self) -> None:
-        """Start the init; its start event is queued before its exit can be."""
+        """Start the init. Its start event is queued before its exit can be."""
         async with self.init.lock:
             restored = self.init.state == State.RESTORING
             with self._around.reaper.claiming():
@@ -101,7 +101,7 @@ class Container:
             self._publish("/tasks/start", api.event_types.TaskStart(container_id=self.site.id, pid=self.init.pid))
 
     def add_exec(self, exec_id: str, stdio: Stdio, spec: bytes) -> None:
-        """Take another process to start later. Raises AlreadyExists."""
+        """Take another process, to be started later. Raises AlreadyExists."""
         self.init.check(Action.EXEC)
         if exec_id in self.execs:
             raise AlreadyExists(f"id {exec_id}")
@@ -112,7 +112,7 @@ class Container:
         self._publish("/tasks/exec-added", event)
 
     async def start_exec(self, exec_id: str) -> ExecProcess:
-        """Start an exec. Raises FailedPrecondition where the init has exited."""
+        """Start an exec. Raises FailedPrecondition if the init has exited."""
         process = self.exec(exec_id)
         self._check_init_runs()
         async with process.lock:
@@ -173,7 +173,7 @@ class Container:
             raise
 
     async def _exit_told(self) -> None:
-        """Wait for the exit of an init that was deleted before it ran, for its event comes first."""
+        """Wait until the exit of an init that never ran is published: its event comes before the delete event."""
         if not self.init.pid:
             return
         try:

@@ -27,14 +27,14 @@ _FINISHED = ("os: process already finished", "container not running", "is not ru
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """The directories a container is restored from; an empty image path means that it is created anew."""
+    """The directories from which a container is restored. An empty image path means that it is created anew."""
 
     image_path: str = ""
     parent_path: str = ""
 
 
 class InitProcess(Process):
-    """The first process of a container, which stands for the container."""
+    """The first process of a container. It stands for the container."""
 
     is_init = True
 
@@ -50,9 +50,9 @@ class InitProcess(Process):
         return self.site.bundle / "rootfs"
 
     async def create(self) -> None:
-        """Mount the root and create the container; one that comes from a checkpoint waits for `start`.
+        """Mount the root and create the container. With a checkpoint, wait for `start` instead.
 
-        Nothing is left mounted or known to the OCI runtime where this fails or is cancelled.
+        If this fails or is cancelled, nothing stays mounted or known to the OCI runtime.
         """
         try:
             self._mount()
@@ -92,7 +92,7 @@ class InitProcess(Process):
         self.state = State.RUNNING
 
     async def kill(self, signum: int, *, everyone: bool) -> None:
-        """Signal the init, or every process of the container. Raises NotFound where that is over."""
+        """Signal the init, or every process of the container. Raises NotFound if it is over."""
         self.check(Action.KILL)
         if self.state == State.STOPPED and not everyone:
             raise NotFound("process already finished")
@@ -104,7 +104,7 @@ class InitProcess(Process):
             await self.thaw()
 
     async def kill_all(self) -> None:
-        """Kill whatever the container left running. Nothing left to kill is no failure."""
+        """Kill whatever the container left running. It is no failure if nothing is left."""
         try:
             await self.site.runtime.kill(self.site.id, 9, everyone=True)
         except OciError as failure:
@@ -116,7 +116,7 @@ class InitProcess(Process):
         await self._guarded("update", self.site.runtime.update(self.site.id, resources))
 
     async def checkpoint(self, flags: CheckpointFlags) -> None:
-        """Write a checkpoint. CRIU's log stays in the bundle where that fails."""
+        """Write a checkpoint. If that fails, CRIU's log stays in the bundle."""
         from aiocontainerd_shim.oci import criu
 
         self.check(Action.CHECKPOINT)
@@ -137,7 +137,7 @@ class InitProcess(Process):
             self._remove_work(work)
 
     async def delete(self) -> None:
-        """Remove the container: output taken, state of the OCI runtime gone, root unmounted."""
+        """Remove the container: wait for its output, remove its OCI runtime state, unmount its root."""
         self.check(Action.DELETE)
         if self.state == State.STOPPED:  # one that never ran has written nothing, and still holds its pipes
             await self.drained()
@@ -150,7 +150,7 @@ class InitProcess(Process):
         self.state = State.DELETED
 
     async def thaw(self) -> None:
-        """Let what was killed while it was paused run on to its end; runc does so by itself, crun does not."""
+        """Let a process that was killed while paused run on to its end. runc does so by itself, crun does not."""
         try:
             await self.site.runtime.resume(self.site.id)
         except OciError as failure:
@@ -185,7 +185,7 @@ class InitProcess(Process):
 
     @contextmanager
     def _criu_config(self, text: str) -> Iterator[dict[str, str]]:
-        """What a command's environment has so that CRIU reads `text` besides its own configuration."""
+        """Give the environment in which CRIU reads `text` besides its own configuration."""
         from aiocontainerd_shim.oci import criu
 
         if not text:
@@ -199,7 +199,7 @@ class InitProcess(Process):
             path.unlink(missing_ok=True)
 
     def _failed(self, failure: OciError, log: Path) -> str:
-        """The first line of a failure (facts/runtime 4.7), and what CRIU's log says was the cause."""
+        """Return the first line of a failure (facts/runtime 4.7), and the cause from CRIU's log."""
         from aiocontainerd_shim.oci import criu
 
         text = str(failure).partition("\n")[0]
@@ -240,7 +240,7 @@ class InitProcess(Process):
 
 
 def kill_error(failure: OciError, root: str) -> NotFound | Unknown:
-    """What a failed kill means, from the words of the OCI runtime whose state is in `root`."""
+    """Return the error for a failed kill, from the words of the OCI runtime whose state is in `root`."""
     text = f"{failure} {failure.output}".lower()
     if any(phrase in text for phrase in _FINISHED):
         return NotFound("process already finished")

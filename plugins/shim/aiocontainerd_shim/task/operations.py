@@ -32,7 +32,7 @@ class Operations:
         return await asyncio.shield(self._begin(operation))
 
     def is_creating(self, container_id: str) -> bool:
-        """Whether it is not decided yet if there is a container of this id."""
+        """Return whether it is still open if there is a container of this id."""
         return container_id in self._creating
 
     def creates(self, container_id: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:

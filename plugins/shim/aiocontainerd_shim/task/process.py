@@ -69,7 +69,7 @@ class Process:
         return f"<{type(self).__name__} {self.exec_id or self.site.id} {self.state} pid={self.pid}>"
 
     def check(self, action: Action) -> None:
-        """Raise what `action` meets in the present state."""
+        """Raise the error that `action` meets in the present state."""
         states.check(self.state, action, init=self.is_init)
 
     def finished(self, exited: Exit) -> None:
@@ -86,7 +86,7 @@ class Process:
             self.exited.set()
 
     def save(self) -> None:
-        """Put the record of the process on disk."""
+        """Write the record of the process to the bundle."""
         over = self.exited_at_ns != ZERO_NS
         record = records.ProcessRecord(
             exec_id=self.exec_id,
@@ -110,7 +110,7 @@ class Process:
         return self.streams is None or self.streams.idle
 
     async def resize(self, width: int, height: int) -> None:
-        """Set the size of the terminal in characters; without one, nothing happens."""
+        """Set the size of the terminal in characters. Without a terminal, do nothing."""
         self.check(Action.RESIZE)
         if self._console is not None:
             self._console.resize(width, height)
@@ -122,7 +122,7 @@ class Process:
             await ends.close_stdin()
 
     async def launch(self, command: Launch) -> int:
-        """Run an OCI runtime command that makes this process, with its streams. Nothing is left open on failure."""
+        """Run an OCI runtime command that makes this process, with its streams. On failure, leave nothing open."""
         try:
             if self.stdio.terminal:
                 return await self._launch_on_terminal(command)
@@ -179,7 +179,7 @@ class ExecProcess(Process):
         self._pid_file = records.exec_pid_file(site.bundle, exec_id)
 
     async def start(self) -> None:
-        """Start it. A failed start leaves it created and releases its waiters."""
+        """Start it. If that fails, it stays created, and its waiters are released."""
         self.check(Action.START)
         try:
             self.pid = await self.launch(self._execute)
@@ -192,7 +192,7 @@ class ExecProcess(Process):
         self.save()
 
     def leftover_pid(self) -> int:
-        """The process a failed start has made after all; 0 where there is none."""
+        """Return the process that a failed start has made after all; 0 if there is none."""
         try:
             return read_pid(self._pid_file)
         except OciError:

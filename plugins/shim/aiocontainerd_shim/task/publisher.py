@@ -1,9 +1,9 @@
 """Events to the daemon, over its ttrpc socket, in the order they came (facts/runtime 10).
 
-One sender takes the events one by one, so none overtakes another. A connection lost in the middle of a call is made
-anew and the event sent once more; a daemon that stays away is tried again after 1, 2, 3, 4 and 5 s, with all later
-events waiting behind, and the event dropped after that. An event the daemon refuses is dropped at once. Plain
-asyncio: the shim's memory counts, see `service.py`.
+One sender takes the events one by one, so none overtakes another. If a connection is lost in the middle of a call, a
+new one is made and the event sent once more. If the daemon stays away, the sender tries again after 1, 2, 3, 4 and 5 s,
+with all later events waiting behind; then the event is dropped. An event that the daemon refuses is dropped at once.
+This runs on plain asyncio, because the shim's memory counts (see `service.py`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Forwarder:
         self._client: TtrpcClient | None = None
 
     async def send(self, request: api.events_ttrpc.ForwardRequest) -> None:
-        """Forward one event, on a new connection where the old one turns out to be lost."""
+        """Forward one event. If the connection turns out to be lost, use a new one."""
         from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 
         try:
@@ -95,7 +95,7 @@ class Publisher:
         return f"<Publisher {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Events waiting and dropped."""
+        """Return the counts of events waiting and dropped."""
         return {"queued": len(self._queue), "dropped": self.dropped}
 
     @property
@@ -128,7 +128,7 @@ class Publisher:
             self._empty.set()
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until every event queued so far is sent or dropped; False where that takes longer."""
+        """Wait until every event queued so far is sent or dropped; return False if that takes longer."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()

@@ -1,8 +1,8 @@
-"""What a bundle keeps on disk about its container: for the delete action, and for a shim that adopts it.
+"""What a bundle keeps on disk about its container: for the delete action, and for a shim that adopts the container.
 
 `options.json` and `runtime` are containerd's own names (facts/runtime 2.2). `process/` holds one record of the init
 (`init.json`) and one of each exec (`exec-<id>.json`): pid and start time, streams, exit. `shim.json` names the shim
-that serves the bundle. Every file is replaced by renaming, so a reader meets the old record or the new one.
+that serves the bundle. Every file is replaced by renaming: a reader meets the old record or the new one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ShimRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A process of a container. `start_time` (clock ticks since boot) tells it from another one of the same pid."""
+    """A process of a container. `start_time` (clock ticks since boot) tells it from a later process of the same pid."""
 
     exec_id: str = ""
     pid: int = 0
@@ -64,7 +64,7 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 def options_from_wire(value: api.protobuf.Any | None) -> RuncOptions:
-    """The options of a request; none at all are defaults. Raises InvalidArgument for another type."""
+    """Return the options of a request; defaults if there are none. Raises InvalidArgument for another type."""
     if value is None or not value.type_url:
         return RuncOptions()
     if value.type_url.rpartition("/")[2] != OPTIONS_URL:
@@ -74,13 +74,13 @@ def options_from_wire(value: api.protobuf.Any | None) -> RuncOptions:
 
 
 def write_options(bundle: Path, options: RuncOptions) -> None:
-    """Keep the options of a container for the delete action."""
+    """Write the options of a container, for the delete action."""
     replace_file(bundle / "options.json", msgspec.json.encode(options))
     replace_file(bundle / "runtime", options.binary_name.encode())
 
 
 def read_options(bundle: Path) -> RuncOptions:
-    """The options of a container; defaults where the bundle has none."""
+    """Return the options of a container; defaults if the bundle has none."""
     try:
         return msgspec.json.decode((bundle / "options.json").read_bytes(), type=RuncOptions)
     except FileNotFoundError:
@@ -88,12 +88,12 @@ def read_options(bundle: Path) -> RuncOptions:
 
 
 def write_shim(bundle: Path, record: ShimRecord) -> None:
-    """Say which shim serves the bundle."""
+    """Write which shim serves the bundle."""
     replace_file(bundle / "shim.json", msgspec.json.encode(record))
 
 
 def read_shim(bundle: Path) -> ShimRecord | None:
-    """The shim that serves the bundle, as far as its container was created."""
+    """Return the shim that serves the bundle; None if its container was never created."""
     try:
         return msgspec.json.decode((bundle / "shim.json").read_bytes(), type=ShimRecord)
     except (FileNotFoundError, msgspec.DecodeError):
@@ -101,19 +101,19 @@ def read_shim(bundle: Path) -> ShimRecord | None:
 
 
 def write_process(bundle: Path, record: ProcessRecord) -> None:
-    """Keep the record of a process."""
+    """Write the record of a process."""
     path = _process_path(bundle, record.exec_id)
     path.parent.mkdir(mode=0o700, exist_ok=True)
     replace_file(path, msgspec.json.encode(record))
 
 
 def read_process(bundle: Path, exec_id: str = "") -> ProcessRecord | None:
-    """The record of a process, the init's by default."""
+    """Return the record of a process, by default of the init; None if there is none."""
     return _read_record(_process_path(bundle, exec_id))
 
 
 def read_processes(bundle: Path) -> Iterator[ProcessRecord]:
-    """The records of every process of a bundle."""
+    """Yield the records of all processes of a bundle."""
     for path in (bundle / "process").glob("*.json"):
         record = _read_record(path)
         if record is not None:
@@ -121,18 +121,18 @@ def read_processes(bundle: Path) -> Iterator[ProcessRecord]:
 
 
 def remove_process(bundle: Path, exec_id: str) -> None:
-    """Forget an exec, with the pid file the OCI runtime wrote for it."""
+    """Remove the record of an exec, and the pid file that the OCI runtime wrote for it."""
     _process_path(bundle, exec_id).unlink(missing_ok=True)
     exec_pid_file(bundle, exec_id).unlink(missing_ok=True)
 
 
 def exec_pid_file(bundle: Path, exec_id: str) -> Path:
-    """Where the OCI runtime writes the pid of an exec: no exec's is `init.pid`, which is the container's."""
+    """Return where the OCI runtime writes the pid of an exec. It is never `init.pid`, which is the container's."""
     return _process_path(bundle, exec_id).with_suffix(".pid")
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 where it is gone."""
+    """Return when a process started, in clock ticks since boot; 0 if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -88,7 +88,7 @@ class TaskService:
     def adopt(
         self, container_id: str, bundle: Path, *, binary: str, root: str, options: records.RuncOptions, stdio: Stdio
     ) -> Container:
-        """Take a container that was created before this process; its processes have to be set right by the caller."""
+        """Take a container that was created before this process. The caller sets its processes right."""
         runtime = self._runtime(bundle, options, binary, root)
         site = Site(namespace=self._namespace, id=container_id, bundle=bundle, runtime=runtime, options=options)
         container = Container(site, InitProcess(site, stdio, (), Checkpoint()), self._around)
@@ -96,7 +96,7 @@ class TaskService:
         return container
 
     async def create(self, request: api.task_v3.CreateTaskRequest) -> api.task_v3.CreateTaskResponse:
-        """Make a container of a bundle."""
+        """Create a container from a bundle."""
         if request.id in self._containers or self._operations.is_creating(request.id):
             raise AlreadyExists(f"id {request.id}")
         container = self._new_container(request)
@@ -119,7 +119,7 @@ class TaskService:
         return api.task_v3.StartResponse(pid=pid)
 
     async def delete(self, request: api.task_v3.DeleteRequest) -> api.task_v3.DeleteResponse:
-        """Remove an exec, or a container that is not running; one that is being created is waited for."""
+        """Remove an exec, or a container that is not running. If it is still being created, wait for that first."""
         await self._operations.created(request.id)
         container = self._container(request.id)
         if request.exec_id:
@@ -128,7 +128,7 @@ class TaskService:
         return messages.deleted(container.init)
 
     async def state(self, request: api.task_v3.StateRequest) -> api.task_v3.StateResponse:
-        """What a process is doing."""
+        """Return the state of a process."""
         container = self._container(request.id)
         process = container.process(request.exec_id)
         return api.task_v3.StateResponse(
@@ -145,7 +145,7 @@ class TaskService:
         )
 
     async def exec(self, request: api.task_v3.ExecProcessRequest) -> api.protobuf.Empty:
-        """Take another process to start later."""
+        """Take another process, to be started later."""
         container = self._container(request.id)
         if request.spec is None:
             raise InvalidArgument(f"exec {request.exec_id}: no process spec")
@@ -170,7 +170,7 @@ class TaskService:
         )
 
     async def pids(self, request: api.task_v3.PidsRequest) -> api.task_v3.PidsResponse:
-        """Every process of a container, none after its init; execs carry their id."""
+        """Return every process of a container, with the ids of execs; none once the init has exited."""
         container = self._container(request.id)
         if container.init.exited.is_set():
             return api.task_v3.PidsResponse()
@@ -216,19 +216,19 @@ class TaskService:
         return messages.empty()
 
     async def stats(self, request: api.task_v3.StatsRequest) -> api.task_v3.StatsResponse:
-        """The metrics of a container's cgroup."""
+        """Return the metrics of a container's cgroup."""
         container = self._container(request.id)
         if container.cgroup is None:
             container.cgroup = _find_cgroup(container.init.pid)
         return api.task_v3.StatsResponse(stats=typeurl.to_wire(container.cgroup.stats()))
 
     async def connect(self, request: api.task_v3.ConnectRequest) -> api.task_v3.ConnectResponse:
-        """Who serves, and the init's pid; an unknown container has none."""
+        """Return who serves, and the pid of the init; 0 for an unknown container."""
         container = self._containers.get(request.id)
         return api.task_v3.ConnectResponse(shim_pid=self._shim_pid, task_pid=container.init.pid if container else 0)
 
     async def shutdown(self, _request: api.task_v3.ShutdownRequest) -> api.protobuf.Empty:
-        """End the shim, unless containers are left in it; one that is being created is waited for."""
+        """End the shim unless it has containers. If one is being created, wait for that first."""
         await self._operations.to_the_end(self._end_if_empty())
         return messages.empty()
 
@@ -278,7 +278,7 @@ class TaskService:
         self._around.publish("/tasks/create", messages.created_event(request, container.init.pid))
 
     async def _take_back(self, creation: asyncio.Task[None], container: Container) -> None:
-        """Delete a container for which nobody waits any more, once it is created."""
+        """Delete a container whose creator has gone, once it is created."""
         _, late = await asyncio.wait({creation}, timeout=GIVEN_UP_AFTER_S)
         if late:
             creation.cancel()

@@ -81,7 +81,7 @@ _EXEC: dict[State, dict[Action, str]] = {
 
 
 def refusal(state: State, action: Action, *, init: bool) -> ContainerdError | None:
-    """The error `action` meets in `state`, None where it is allowed."""
+    """Return the error that `action` meets in `state`; None if it is allowed."""
     if state == State.DELETED:
         kind = NotFound if action in (Action.DELETE, Action.KILL) else Unknown
         return kind(_DELETED[action])
@@ -90,7 +90,7 @@ def refusal(state: State, action: Action, *, init: bool) -> ContainerdError | No
 
 
 def check(state: State, action: Action, *, init: bool) -> None:
-    """Raise what `action` meets in `state`."""
+    """Raise the error that `action` meets in `state`."""
     error = refusal(state, action, init=init)
     if error is not None:
         raise error
