@@ -67,7 +67,9 @@ class ShimManager:
         return f"<ShimManager launchers {list(self._launchers)} programs {sorted(map(str, self._binaries))}>"
 
     async def launcher(self, runtime: str) -> ShimLauncher:
-        """Return how to start shims of a runtime name or absolute path. Raises `failed to resolve runtime path: ...`.
+        """Return how to start shims of a runtime name or absolute path.
+
+        Raises `failed to resolve runtime path: ...`.
         """
         for launcher in self._launchers:
             if runtime in launcher.runtimes:

@@ -97,8 +97,7 @@ class AioLauncher:
         return await self._execute(Verb.START, command, timeout_s)
 
     def _prepare(self, command: ShimCommand) -> tuple[bootstrap.Plan, socket.socket | None, int | None] | None:
-        """Return where the shim will listen, its listener and its OOM score adjustment; None while there is no server.
-        """
+        """Return where the shim will listen, its listener, its OOM score adjustment; None while there is no server."""
         if not self.socket_path.exists():
             return None
         planned, listener = _open_listener(command)
@@ -136,7 +135,7 @@ class AioLauncher:
     async def attend(self) -> None:
         """Keep a server running, and hold a connection to it until `aclose`.
 
-        If the daemon dies, its end tells the server.
+        If the daemon dies, the connection ends, and the server knows.
         """
         if not self._fork_server or self._closed:
             return

@@ -162,10 +162,9 @@ class ForkServer:
         self._bundles[pid] = Path(request.bundle)
 
     def _fork(self, kept_fd: int, request: Request) -> int:
-        """Fork.
+        """Fork. The child has a session of its own and default signals.
 
-        The child has a session of its own, default signals, and only two kinds of descriptors: `kept_fd`,
-        sealed copies.
+        Of the descriptors it keeps only `kept_fd` and the sealed copies.
         """
         pid = os.fork()
         if pid:
@@ -327,7 +326,7 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
 
 
 def _unwind_on_term() -> None:
-    """Undo what is under way, such as a probe, when SIGTERM ends the process."""
+    """On SIGTERM, undo what is under way, such as a probe, and end."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
 

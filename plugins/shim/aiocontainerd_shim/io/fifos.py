@@ -27,7 +27,9 @@ def is_fifo(path: str) -> bool:
 
 
 def open_path(path: str, flags: int, what: str, mode: int = 0o777) -> int:
-    """Open `path` close-on-exec. Raises Unknown with containerd's text about `what` (`file`, `r/o fifo`, `w/o fifo`).
+    """Open `path` close-on-exec.
+
+    Raises Unknown with containerd's text about `what` (`file`, `r/o fifo`, `w/o fifo`).
     """
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode)

@@ -133,8 +133,7 @@ class ProcessIO:
             self._stdin.close_writer()
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until no process writes any more and a logger has taken all. Return False if `timeout_s` passed first.
-        """
+        """Wait until no process writes and a logger has taken all. Return False if `timeout_s` passed first."""
         try:
             async with asyncio.timeout(timeout_s):
                 for output in self._outputs:

@@ -46,7 +46,7 @@ def restore_config(streams: Sequence[str]) -> str:
 
 
 def keep_streams(images: Path, streams: Sequence[str]) -> None:
-    """Note beside the images which streams are external; write no file if none is."""
+    """Note beside the images which streams are external. If none is, write no file."""
     file = images / STREAMS_FILE
     file.unlink(missing_ok=True)
     if any(streams):
@@ -54,7 +54,9 @@ def keep_streams(images: Path, streams: Sequence[str]) -> None:
 
 
 def kept_streams(images: Path) -> list[str]:
-    """Return what `keep_streams` noted; nothing for images of another shim. Raises InvalidArgument for anything else.
+    """Return what `keep_streams` noted; nothing for the images of another shim.
+
+    Raises InvalidArgument for anything else.
     """
     try:
         descriptor = os.open(images / STREAMS_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
