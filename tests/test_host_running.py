@@ -176,34 +176,6 @@ async def test_a_task_that_outlives_its_plugin_is_told_and_ended(
     assert "leaves 1 tasks running at its end" in caplog.text
 
 
-@pytest.mark.parametrize("where", ["init", "call", "task"])
-async def test_a_librarys_coroutine_left_running_is_the_plugins_that_made_the_task(tmp_path: Path, where: str) -> None:
-    tasks: list[asyncio.Task[None]] = []
-
-    async def leak() -> None:
-        tasks.append(asyncio.get_running_loop().create_task(asyncio.sleep(60), name="nameless"))
-
-    class Leaking:
-        async def stat(self, _key: str) -> None:
-            await leak()
-
-    async def leaking(context: InitContext[Any]) -> object:
-        if where == "init":
-            await leak()
-        elif where == "task":
-            context.tasks.start_soon(leak)
-        return Leaking()
-
-    async with run(tmp_path, registration("a", init=leaking), registration("b")) as registry:
-        plugin = registry[f"{SNAPSHOTTER}.a"]
-        if where == "call":
-            await plugin.instance.stat("k")
-        await asyncio.sleep(0)
-        assert registry.owners().of_task(tasks[0]) == plugin.uri
-    assert plugin.health.leaked == ["nameless"]
-    assert tasks[0].cancelled()
-
-
 async def test_a_task_that_cannot_be_ended_is_the_last_resorts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "LEFT_TASKS_S", 0.05)
     over = anyio.Event()

@@ -41,14 +41,12 @@ class Debug(Record, frozen=True):
     """`level` is trace, debug, info, warn, error, fatal or panic ("" is info); `format` is text or json.
 
     A plugin that keeps the event loop for longer than `block_threshold` is named in the log; "0s" does not look.
-    `plugin_memory` notes what each plugin in the daemon comes to keep of memory; it makes the daemon slower.
     """
 
     level: str = ""
     format: str = ""
     log_trace_id: bool = False
     block_threshold: str = "200ms"
-    plugin_memory: bool = False
 
 
 class Cgroup(Record, frozen=True):

@@ -27,7 +27,6 @@ from aiocontainerd.daemon import dump, lock
 from aiocontainerd.daemon.reload import Reloader, plan_of
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.events import EventBus
-from aiocontainerd.guard import attribution_memory, owners
 from aiocontainerd.guard.health import Block
 from aiocontainerd.guard.watchdog import Watchdog
 from aiocontainerd.host import conformance, discovery
@@ -93,7 +92,6 @@ def run(
             reload=reloader.reload,
         )
         serve = partial(_serve, registry, daemon, reloader, config, started=started, serving=serving)
-        stack.enter_context(owners.noting_unclosed(registry.owners, registry.health))
         try:
             anyio.run(serve, backend_options={"use_uvloop": True})
         except BaseExceptionGroup as group:
@@ -133,8 +131,7 @@ async def _serve(
             await anyio.to_thread.run_sync(_load_messages)
             serving()
             async with _watchdog(registry, config):
-                with attribution_memory.measuring(config.settings.debug.plugin_memory):
-                    await stop.wait()
+                await stop.wait()
             await _tell_service_manager(systemd.STOPPING, daemon.timeout_s(NOTIFY.key))
             await _stop_servers(registry, daemon.timeout_s(SERVER_STOP.key) or math.inf)
         signals.cancel_scope.cancel()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
@@ -274,10 +273,6 @@ class PluginHealth:
         self.blocked = 0
         self.blocked_s = 0.0
         self.last_block: Block | None = None
-        self.changed_globals: list[str] = []
-        """Attributes of widely used modules that its import or init replaced."""
-        self.unclosed: Counter[str] = Counter()
-        """How many resources were dropped without being closed, by `file:line`."""
         self.tasks: set[str] = set()
         """Names of its tasks that run, of those it started through its context."""
         self.leaked: list[str] = []
@@ -294,12 +289,6 @@ class PluginHealth:
         self.blocked += 1
         self.blocked_s += block.seconds
         self.last_block = block
-
-    def note_unclosed(self, where: str, what: str) -> None:
-        """Count a resource that was dropped without being closed; the first one of a place is logged."""
-        self.unclosed[where] += 1
-        if self.unclosed[where] == 1:
-            log.warning("plugin %s drops what it does not close at %s: %s", self.uri, where, what)
 
     def method_health(self) -> list[MethodHealth]:
         """Every method that was called or is under way, the most called first."""

@@ -1,11 +1,11 @@
-"""Notices that the event loop is blocked, and which line of which plugin blocks it.
+"""Notice that the event loop is blocked, and name the line of the plugin that blocks it.
 
-A thread looks at the loop's thread once per threshold. A loop that waits for events is left asleep. Of one that runs
-something it knows since when (`watchdog_pulse`): it asks for a sign of life, and where none has come by the time the
-threshold is over it samples the stack. The innermost frame that belongs to a plugin is named, once a minute for the
-same line. A look falls into every block that lasts for the threshold, so that each of them is noticed; where the
-thread then wakes too late to see more, what that look saw is named. Code that keeps the interpreter's lock hinders
-this thread, too: it is noticed when it lets go of it.
+A timer of the loop gives a sign of life twice per threshold. A thread looks for it: if it is late by the threshold, the
+thread samples the stack of the loop's thread, and logs the innermost frame that belongs to a plugin, once a minute for
+the same line. When the next sign of life comes, the block is counted with the time by which it was late.
+
+So a block of one and a half thresholds is always noticed, one that is shorter than the threshold never. Code that keeps
+the interpreter's lock stops the thread, too: it is noticed when it lets go of the lock.
 """
 
 from __future__ import annotations
@@ -25,50 +25,61 @@ import msgspec
 from aiocontainerd import durations
 from aiocontainerd.guard.health import Block
 from aiocontainerd.guard.owners import Owners
-from aiocontainerd.guard.watchdog_pulse import Pulse, pulse_of
 
 log = logging.getLogger(__name__)
 
-TOLERANCE_S = 0.02
-"""How exactly the threshold is kept: timers, and the millisecond that the pulse is exact to."""
 REPEAT_S = 60.0
 """How long the same line is not named again."""
 _WAITS_IN = frozenset({"asyncio.runners", "asyncio.base_events", "selectors", "anyio._backends._asyncio"})
-"""Modules whose code is innermost where the loop waits for events."""
+"""Modules whose code is innermost while the loop waits for events, or runs a function that is no Python code."""
+_SOONEST_S = 0.001
 _STOP_S = 2.0
 
 
-class Round(msgspec.Struct, frozen=True):
-    """What the loop was seen to run: since when, in which round, whose code, and where."""
+class Place(msgspec.Struct, frozen=True):
+    """What the loop's thread was seen to run: the URI of the plugin, "" for the daemon, and `file:line`."""
 
-    began: float
-    beat: float
     plugin: str
     where: str
 
 
-class Answer:
-    """The sign of life, given by the loop itself. `beat` is that of the round in which it came."""
+class Heartbeat:
+    """Signs of life that a loop gives every `interval_s`. Made, started and stopped in the loop's thread."""
 
-    def __init__(self, pulse: Pulse) -> None:
-        self.beat = 0.0
-        self._pulse = pulse
-        self._arrived = threading.Event()
+    def __init__(self, loop: asyncio.AbstractEventLoop, interval_s: float) -> None:
+        self.due = time.monotonic()
+        """When the next sign of life is to come."""
+        self.late_s = 0.0
+        """By how much the last one was late."""
+        self._loop = loop
+        self._interval_s = interval_s
+        self._came = threading.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
-    def give(self) -> None:
-        """Say that the loop has come round."""
-        self.beat = self._pulse.here()
-        self._arrived.set()
+    def beat(self) -> None:
+        """Give a sign of life, and the next one after the interval."""
+        now = time.monotonic()
+        self.late_s = now - self.due
+        self.due = now + self._interval_s
+        self._came.set()
+        self._timer = self._loop.call_later(self._interval_s, self.beat)
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it comes in time; at once for a time that is over."""
-        return self._arrived.wait(max(0.0, seconds))
+    def stop(self) -> None:
+        """Give no more signs of life."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def comes_within(self, seconds: float) -> bool:
+        """Wait in another thread for the next sign of life; return whether it comes."""
+        self._came.clear()
+        return self._came.wait(seconds)
 
 
 class Watchdog:
     """Watches the running loop of the thread that calls `start`.
 
-    `owners` says whose code is whose; `note` is called, in the watchdog's thread, for every block that a plugin made.
+    `owners` says which code belongs to which plugin. `note` is called, in the watchdog's thread, for every block that a
+    plugin made.
     """
 
     def __init__(self, threshold_s: float, owners: Callable[[], Owners], note: Callable[[Block], object]) -> None:
@@ -77,11 +88,9 @@ class Watchdog:
         self._owners = owners
         self._note = note
         self._named: dict[str, float] = {}
-        self._quiet = -1.0
-        """The beat of the round after which the loop had nothing to do, as far as a look can tell."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def __repr__(self) -> str:
         return f"<Watchdog of {self.threshold_s:g} s, {self.blocks} blocks>"
@@ -91,90 +100,53 @@ class Watchdog:
         if self.threshold_s <= 0:
             return
         loop = asyncio.get_running_loop()
-        self._pulse = pulse_of(loop)
-        watched = (loop, threading.get_ident(), self._pulse)
+        self._heartbeat = Heartbeat(loop, self.threshold_s / 2)
+        self._heartbeat.beat()
+        watched = (loop, threading.get_ident(), self._heartbeat)
         self._thread = threading.Thread(target=self._run, args=watched, name="watchdog", daemon=True)
         await anyio.to_thread.run_sync(self._thread.start)
 
     async def stop(self) -> None:
         """End the thread."""
         self._stop.set()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._thread is not None:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._thread.join, _STOP_S)
-        if self._pulse is not None:
-            self._pulse.close()
 
-    def _run(self, loop: asyncio.AbstractEventLoop, thread: int, pulse: Pulse) -> None:
-        while not self._stop.wait(self.threshold_s):
-            self._look(loop, thread, pulse)
+    def _run(self, loop: asyncio.AbstractEventLoop, thread: int, heartbeat: Heartbeat) -> None:
+        while not self._stop.wait(max(heartbeat.due + self.threshold_s - time.monotonic(), _SOONEST_S)):
+            late_s = time.monotonic() - heartbeat.due
+            if late_s >= self.threshold_s:
+                place = self._place(loop, sys._current_frames().get(thread))
+                self._log(place, late_s)
+                self._count(place, heartbeat)
 
-    def _look(self, loop: asyncio.AbstractEventLoop, thread: int, pulse: Pulse) -> None:
-        """See whether the loop runs something, and if so for how long."""
-        seen = self._seen(loop, thread, pulse)
-        if seen is None:
-            return
-        answer = Answer(pulse)
-        try:
-            loop.call_soon_threadsafe(answer.give)
-        except RuntimeError:  # the loop is closed: the daemon ends
-            self._stop.set()
-            return
-        while seen is not None and not self._ends(answer, seen, pulse, thread, loop):
-            seen = self._seen(loop, thread, pulse)
-        self._quiet = answer.beat
+    def _count(self, place: Place, heartbeat: Heartbeat) -> None:
+        """Wait until the loop runs again, and count the block."""
+        blocked_since = heartbeat.due
+        while not heartbeat.comes_within(self.threshold_s / 4) and heartbeat.due == blocked_since:
+            if self._stop.is_set():
+                return
+        self.blocks += 1
+        if place.plugin:
+            self._note(Block(plugin=place.plugin, where=place.where, seconds=heartbeat.late_s))
 
-    def _seen(self, loop: asyncio.AbstractEventLoop, thread: int, pulse: Pulse) -> Round | None:
-        """What the loop runs; None where it waits, and has done nothing since its last sign of life."""
-        frame = sys._current_frames().get(thread)
-        beat = pulse.beat
-        waits = frame is None or frame.f_globals.get("__name__") in _WAITS_IN
-        if waits and beat == self._quiet:
-            return None
-        # What is no Python code cannot be told from waiting: it is timed from here.
-        began = time.monotonic() if waits else pulse.began(frame)
-        return Round(began, beat, *self._owner(loop, frame))
-
-    def _ends(self, answer: Answer, seen: Round, pulse: Pulse, thread: int, loop: asyncio.AbstractEventLoop) -> bool:
-        """Wait for the end of a round, and tell of it if that takes too long; False where another one has begun."""
-        answered = answer.wait(seen.began + self.threshold_s - time.monotonic())
-        ended = answer.beat if answered else pulse.beat
-        if ended == seen.beat and not answered:
-            now = self._seen(loop, thread, pulse)
-            told = now if now is not None and now.beat == seen.beat else seen
-            self._tell(told, time.monotonic() - seen.began)
-            while not answer.wait(self.threshold_s) and not self._stop.is_set():
-                continue
-            self._count(told, (answer.beat or time.monotonic()) - seen.began)
-            return True
-        if ended - seen.began >= self.threshold_s:
-            self._tell(seen, ended - seen.began, over=True)
-            self._count(seen, ended - seen.began)
-        return answered
-
-    def _owner(self, loop: asyncio.AbstractEventLoop, frame: FrameType | None) -> tuple[str, str]:
-        """The plugin that runs, or "", and the place."""
+    def _place(self, loop: asyncio.AbstractEventLoop, frame: FrameType | None) -> Place:
         task = asyncio.current_task(loop)
         found = self._owners().of_frame(frame, task.get_name() if task is not None else "")
-        return found or ("", _place(frame))
+        if found is not None:
+            return Place(*found)
+        if frame is None or frame.f_globals.get("__name__") in _WAITS_IN:
+            return Place("", "a function that is no Python code")
+        return Place("", f"{frame.f_code.co_filename}:{frame.f_lineno}")
 
-    def _tell(self, seen: Round, seconds: float, *, over: bool = False) -> None:
-        """Log a block, unless its line was named lately."""
+    def _log(self, place: Place, seconds: float) -> None:
+        """Log a block, unless its line was named within the last minute."""
         now = time.monotonic()
-        if now - self._named.get(seen.where, -REPEAT_S) < REPEAT_S:
+        if now - self._named.get(place.where, -REPEAT_S) < REPEAT_S:
             return
-        self._named[seen.where] = now
-        who = f"plugin {seen.plugin}" if seen.plugin else "the daemon itself"
-        took = f"{durations.render(round(seconds, 2))}{'' if over else ' so far'}"
-        log.warning("%s blocks the event loop at %s (%s)", who, seen.where, took)
-
-    def _count(self, seen: Round, seconds: float) -> None:
-        self.blocks += 1
-        if seen.plugin:
-            self._note(Block(plugin=seen.plugin, where=seen.where, seconds=seconds))
-
-
-def _place(frame: FrameType | None) -> str:
-    if frame is None or frame.f_globals.get("__name__") in _WAITS_IN:
-        return "a function that is no Python code"
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        self._named[place.where] = now
+        who = f"plugin {place.plugin}" if place.plugin else "the daemon itself"
+        log.warning("%s blocks the event loop at %s (%s so far)", who, place.where, durations.render(round(seconds, 2)))

@@ -12,8 +12,6 @@ import msgspec
 
 from aiocontainerd.config import Config
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
-from aiocontainerd.guard.health import PluginHealth
-from aiocontainerd.guard.owners import changed_globals
 from aiocontainerd.host import diagnosis, hookspecs, loading
 from aiocontainerd.host.beside import Beside
 from aiocontainerd.host.policy import EVERYTHING, Admission, admit, header
@@ -65,9 +63,8 @@ def discover(
     for candidate in refused:
         _refuse(registry, candidate, candidate.name, candidate.admission.refusal)
     brought: list[tuple[Candidate, Registration]] = []
-    imported = {candidate: PluginHealth(candidate.name) for candidate in found}
     for candidate in found:
-        with _failures_are_rows(registry, candidate), changed_globals(imported[candidate]):
+        with _failures_are_rows(registry, candidate):
             registrations = loading.registrations_of(candidate.module)
             beside.learn(loading.load(candidate.module))
             brought += [(candidate, registration) for registration in registrations]
@@ -79,8 +76,7 @@ def discover(
         with _failures_are_rows(registry, candidate, registration.uri):
             wanted = None if candidate.distribution else declared.get(candidate.name)
             placed = beside.placed(registration, candidate.module, wanted)
-            plugin = registry.add(placed, candidate.distribution or candidate.name)
-            plugin.health.changed_globals += imported[candidate].changed_globals
+            registry.add(placed, candidate.distribution or candidate.name)
     for name in beside.proxies:
         with _failures_are_rows(registry, Candidate(name, f"proxy_plugins.{name}")):
             proxy = beside.proxy(name)

@@ -6,7 +6,6 @@ caused it. At the end plugins are closed in reverse order.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,7 +16,7 @@ import anyio
 from aiocontainerd.config.timeouts import CORE
 from aiocontainerd.errors import NotFound, Unknown
 from aiocontainerd.guard.health import PluginHealth
-from aiocontainerd.guard.owners import Owners, marking_tasks
+from aiocontainerd.guard.owners import Owners
 from aiocontainerd.host.order import CircularNeedError, dependency_order
 from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
 from aiocontainerd.host.running import Running, end_left_tasks, left_threads
@@ -146,9 +145,7 @@ class Registry:
         self._order = self.order()
         failure: Exception | None = None
         threads = threading.enumerate()
-        async with AsyncExitStack() as whole:
-            whole.enter_context(marking_tasks(asyncio.get_running_loop()))
-            group = await whole.enter_async_context(anyio.create_task_group())
+        async with anyio.create_task_group() as group:
             running = Running(daemon, group, config_of=config_of, make_context=self._context, check=check)
             self._running = running
             try:

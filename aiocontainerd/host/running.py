@@ -20,7 +20,7 @@ from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.guard import clock
 from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.guard.health import PluginHealth
-from aiocontainerd.guard.owners import Owners, changed_globals
+from aiocontainerd.guard.owners import Owners
 from aiocontainerd.host.life import Limits, PluginLife, PluginTasks
 from aiocontainerd.host.readiness import Readiness
 from aiocontainerd.host.registration import TIMEOUTS, Plugin, PluginError, State, Watcher
@@ -161,11 +161,10 @@ class Running:
         config = self._config_of(plugin.registration)
         context = self._make_context(plugin, config, self, tasks, stack)
         plugin.health.tasks = tasks.running
-        with changed_globals(plugin.health):
-            initialised: Any = plugin.registration.init(context)
-            if not inspect.isawaitable(initialised):
-                raise PluginError(f"init of {plugin.uri} is not async; write `async def init`")
-            instance: object = await initialised
+        initialised: Any = plugin.registration.init(context)
+        if not inspect.isawaitable(initialised):
+            raise PluginError(f"init of {plugin.uri} is not async; write `async def init`")
+        instance: object = await initialised
         if self._check is not None:
             self._check(plugin.kind, instance)
         return instance

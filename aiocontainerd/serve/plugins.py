@@ -6,11 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-import anyio.to_thread
-
 from aiocontainerd import api, kinds, timestamps
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
-from aiocontainerd.guard import attribution_memory
 from aiocontainerd.guard.health import Latencies, MethodHealth, MethodRecord, PluginHealth
 from aiocontainerd.guard.owners import Owners
 from aiocontainerd.host.registration import Plugin, State
@@ -54,11 +51,8 @@ class PluginsGrpc:
                 api.plugins.AbandonedCall(method=call.record.method, elapsed_ns=_ns(call.elapsed_s))
                 for call in sorted(health.abandoned, key=lambda call: call.started)
             ],
-            unclosed=dict(health.unclosed),
-            changed_globals=health.changed_globals,
             last_block=api.plugins.Block(where=block.where, duration_ns=_ns(block.seconds)) if block else None,
             rss_bytes=health.rss_bytes(),
-            memory_growth=await _growth(plugin, self._owners()),
         )
 
     async def list_health(self, _request: api.plugins.ListHealthRequest) -> api.plugins.ListHealthResponse:
@@ -142,14 +136,6 @@ def _method(method: MethodHealth) -> api.plugins.Method:
         retry_ns=_ns(method.retry_s),
         last_error=method.last_error,
     )
-
-
-async def _growth(plugin: Plugin, owners: Owners) -> api.plugins.MemoryGrowth | None:
-    growth = await anyio.to_thread.run_sync(attribution_memory.growth_of, plugin.uri, owners)
-    if growth is None:
-        return None
-    lines = [api.plugins.Allocation(where=where, bytes=size) for where, size in growth.lines]
-    return api.plugins.MemoryGrowth(bytes=growth.size, lines=lines, shared_with=growth.shared_with)
 
 
 def _ns(seconds: float) -> int:

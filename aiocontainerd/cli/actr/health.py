@@ -24,7 +24,7 @@ _NS = (("s", _SECOND_NS), ("ms", 1_000_000), ("us", 1_000))
 @click.argument("plugin")
 @click.pass_context
 def explain(ctx: click.Context, plugin: str) -> None:
-    """What the daemon noted of PLUGIN: calls, latencies, errors, tasks, blocked loop, what it leaves behind."""
+    """Show what the daemon noted of PLUGIN: calls, latencies, errors, tasks, blocked loop, leaked tasks."""
 
     async def work(client: Client) -> None:
         print("\n".join(_explained(await client.plugins.explain(plugin))))
@@ -100,8 +100,6 @@ def _facts(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
     yield "Init took", span(found.init_ns)
     if found.rss_bytes is not None:
         yield "Memory (RSS)", output.size(found.rss_bytes)
-    else:
-        yield "Memory growth", _growth(found.memory_growth)
     yield "Calls", f"{health.calls}, {health.errors} errors, {health.expired} past their deadline"
     yield "Latency", f"p50 {span(health.p50_ns)}, p99 {span(health.p99_ns)}"
     if health.last_error:
@@ -109,14 +107,6 @@ def _facts(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
 
         when = output.time(timestamps.from_wire(health.last_error_at))
         yield "Last error", f"{' '.join(health.last_error.split())} ({when})"
-
-
-def _growth(growth: api.plugins.MemoryGrowth | None) -> str:
-    if growth is None:
-        return "not measured; [debug] plugin_memory = true measures it"
-    lines = "".join(f"; {output.size(line.bytes)} at {line.where}" for line in growth.lines)
-    others = f", of its package, which also brings {', '.join(growth.shared_with)}" if growth.shared_with else ""
-    return f"{output.size(growth.bytes)} since the daemon serves{others}{lines}"
 
 
 def _traces(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
@@ -128,10 +118,6 @@ def _traces(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
         yield "Abandoned call", f"{call.method}, for {span(call.elapsed_ns)}"
     for task in found.leaked_tasks:
         yield "Leaked task", task
-    for where, count in sorted(found.unclosed.items()):
-        yield "Not closed", f"{count} times at {where}"
-    if found.changed_globals:
-        yield "Changed globals", ", ".join(found.changed_globals)
     if health is not None and found.last_block is not None:
         block = found.last_block
         times = f"{health.blocks} times, {span(health.blocked_ns)} in all"

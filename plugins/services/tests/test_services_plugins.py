@@ -13,8 +13,6 @@ import pytest
 from aiocontainerd import api, kinds
 from aiocontainerd.daemon.reload import ADDED
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
-from aiocontainerd.guard import attribution_memory
-from aiocontainerd.guard.attribution_memory import Growth
 from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.guard.health import Block
 from aiocontainerd.guard.owners import Owners
@@ -103,8 +101,6 @@ async def test_what_runs_and_what_was_left_is_told(plugins: list[Plugin]) -> Non
     acme = plugins[0]
     acme.health.tasks.add(f"{URI}:pump")
     acme.health.leaked.append("forgotten")
-    acme.health.changed_globals.append("os.getcwd")
-    acme.health.unclosed["/srv/a.py:3"] = 2
     acme.health.note_block(Block(plugin=URI, where="/srv/a.py:7", seconds=0.5))
     acme.health.rss_bytes = lambda: 4096
     running = asyncio.get_running_loop().create_task(acme.instance.prepare("k"))
@@ -112,24 +108,10 @@ async def test_what_runs_and_what_was_left_is_told(plugins: list[Plugin]) -> Non
     found = await explained(plugins, URI)
     running.cancel()
     assert (found.tasks, found.leaked_tasks, found.other_tasks) == ([f"{URI}:pump"], ["forgotten"], [])
-    assert (found.changed_globals, found.unclosed, found.rss_bytes) == (["os.getcwd"], {"/srv/a.py:3": 2}, 4096)
+    assert found.rss_bytes == 4096
     assert found.last_block == api.plugins.Block(where="/srv/a.py:7", duration_ns=500_000_000)
     assert found.health is not None
     assert (found.health.in_flight, found.health.blocks, found.health.blocked_ns) == (1, 1, 500_000_000)
-
-
-async def test_memory_growth_is_told_where_it_is_measured(
-    plugins: list[Plugin], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert (await explained(plugins, URI)).memory_growth is None
-    growth = Growth(10 << 20, [("/srv/a.py:3", 9 << 20)], ["io.containerd.differ.v1.acme"])
-    monkeypatch.setattr(attribution_memory, "growth_of", lambda uri, _owners: growth if uri == URI else None)
-    told = (await explained(plugins, URI)).memory_growth
-    assert told == api.plugins.MemoryGrowth(
-        bytes=10 << 20,
-        lines=[api.plugins.Allocation(where="/srv/a.py:3", bytes=9 << 20)],
-        shared_with=["io.containerd.differ.v1.acme"],
-    )
 
 
 async def test_tasks_of_the_plugins_code_are_told_also_without_its_context(plugins: list[Plugin]) -> None:

@@ -5,7 +5,6 @@
 
 __all__ = (
     "AbandonedCall",
-    "Allocation",
     "Block",
     "Change",
     "ExplainRequest",
@@ -13,7 +12,6 @@ __all__ = (
     "Health",
     "ListHealthRequest",
     "ListHealthResponse",
-    "MemoryGrowth",
     "Method",
     "ReloadRequest",
     "ReloadResponse",
@@ -37,19 +35,6 @@ class AbandonedCall(betterproto2.Message):
 
 
 default_message_pool.register_message("aiocontainerd.plugins.v1", "AbandonedCall", AbandonedCall)
-
-
-@dataclass(eq=False, repr=False)
-class Allocation(betterproto2.Message):
-    where: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
-    """
-    `file:line`.
-    """
-
-    bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
-
-
-default_message_pool.register_message("aiocontainerd.plugins.v1", "Allocation", Allocation)
 
 
 @dataclass(eq=False, repr=False)
@@ -125,28 +110,11 @@ class ExplainResponse(betterproto2.Message):
     Calls that ignored their cancellation and still run: method and time since they began.
     """
 
-    unclosed: "dict[str, int]" = betterproto2.field(
-        11, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_UINT64)
-    )
-    """
-    Resources that were dropped unclosed, by `file:line`.
-    """
-
-    changed_globals: "list[str]" = betterproto2.field(12, betterproto2.TYPE_STRING, repeated=True)
-    """
-    Attributes of shared modules that its import or init replaced.
-    """
-
     last_block: "Block | None" = betterproto2.field(13, betterproto2.TYPE_MESSAGE, optional=True)
 
     rss_bytes: "int | None" = betterproto2.field(14, betterproto2.TYPE_UINT64, optional=True)
     """
     Memory of its own process.
-    """
-
-    memory_growth: "MemoryGrowth | None" = betterproto2.field(15, betterproto2.TYPE_MESSAGE, optional=True)
-    """
-    What it keeps of the memory that it allocated since the daemon serves; only with `[debug] plugin_memory`.
     """
 
 
@@ -213,24 +181,6 @@ class ListHealthResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("aiocontainerd.plugins.v1", "ListHealthResponse", ListHealthResponse)
-
-
-@dataclass(eq=False, repr=False)
-class MemoryGrowth(betterproto2.Message):
-    bytes: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
-
-    lines: "list[Allocation]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
-    """
-    The lines that keep most, the largest first.
-    """
-
-    shared_with: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
-    """
-    Other plugins of the same package: the bytes are of all of them.
-    """
-
-
-default_message_pool.register_message("aiocontainerd.plugins.v1", "MemoryGrowth", MemoryGrowth)
 
 
 @dataclass(eq=False, repr=False)
