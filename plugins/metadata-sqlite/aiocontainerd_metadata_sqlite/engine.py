@@ -3,8 +3,8 @@
 Mutations that wait at the same moment join one transaction. Each runs in a savepoint of its own, so a failure undoes
 that mutation only and goes to its caller; one COMMIT, which is one fsync, makes the whole group durable, and then all
 callers are answered. A lone mutation is a group of one and waits for nobody. A read runs in its own transaction on
-another connection: it sees everything acknowledged before it began and nothing half done. A lookup is a read of one
-resource that is answered from memory until a mutation of that resource is answered.
+another connection: it sees everything acknowledged before it began and nothing half done. A lookup reads one resource;
+`cache` answers it again until a mutation of that resource is acknowledged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd.errors import FailedPrecondition, Internal, Unavailable
-from aiocontainerd_metadata_sqlite.records import Name, RecordCache, watch_changes
+from aiocontainerd_metadata_sqlite.cache import Name, RecordCache, watch_changes
 from aiocontainerd_metadata_sqlite.schema import migrate
 
 log = logging.getLogger(__name__)

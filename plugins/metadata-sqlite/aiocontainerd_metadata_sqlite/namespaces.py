@@ -9,7 +9,7 @@ from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
 from aiocontainerd.interfaces.metadata import Namespace
 from aiocontainerd_metadata_sqlite import references, resources
-from aiocontainerd_metadata_sqlite.records import NAMESPACES
+from aiocontainerd_metadata_sqlite.cache import NAMESPACES
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Session
 

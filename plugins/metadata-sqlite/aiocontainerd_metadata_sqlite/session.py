@@ -12,8 +12,8 @@ import msgspec
 from aiocontainerd import context
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd_metadata_sqlite import resources
+from aiocontainerd_metadata_sqlite.cache import Name
 from aiocontainerd_metadata_sqlite.engine import Engine
-from aiocontainerd_metadata_sqlite.records import Name
 from aiocontainerd_metadata_sqlite.references import MAX_NS, MIN_NS
 from aiocontainerd_metadata_sqlite.resources import Connection
 

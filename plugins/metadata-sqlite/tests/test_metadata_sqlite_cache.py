@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from aiocontainerd_metadata_sqlite import resources
+from aiocontainerd_metadata_sqlite.cache import RecordCache
 from aiocontainerd_metadata_sqlite.engine import Engine
-from aiocontainerd_metadata_sqlite.records import RecordCache
 
 NAME = ("ns", "images", "a")
 

@@ -1,4 +1,8 @@
-"""Records of resources kept in memory between reads, and how the writer learns which of them a mutation changed."""
+"""Keep the records that were read last in memory, and forget each one when a mutation changes it.
+
+Listing 30 images with `ctr` takes a third longer without (docs/bench.md). `watch_changes` sets SQL triggers that tell
+the writer which records a mutation changed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ Name = tuple[str, str, str]
 
 NAMESPACES = "namespaces"
 MAX_BYTES = 4 << 20
-"""What the records kept may take, by the estimates of those who read them."""
+"""Limit for all records together, by the estimates of those who read them."""
 
 _NOTE = "SELECT note_change({0}.namespace, {0}.type, {0}.key);"
 _NOTE_LABELS = f"SELECT note_change({{0}}.namespace, '{NAMESPACES}', '');"
@@ -26,7 +30,7 @@ _WATCHED = (
 
 
 class RecordCache:
-    """The records that were read last, those that do not exist included. Used on the event loop only."""
+    """The records that were read last. None stands for a record that does not exist. Use it on the event loop only."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -40,14 +44,14 @@ class RecordCache:
         return len(self._records)
 
     def get(self, name: Name) -> tuple[Any, int] | None:
-        """The record and its size, None where it is not known."""
+        """Return the record and its size, None if the cache does not have it."""
         found = self._records.pop(name, None)
         if found is not None:
             self._records[name] = found
         return found
 
     def put(self, name: Name, record: Any, size_bytes: int) -> None:
-        """Keep a record, and let go of those longest unused."""
+        """Keep a record. Forget the longest unused ones if the cache becomes too large."""
         self.discard(name)
         self._records[name] = (record, size_bytes)
         self._bytes += size_bytes
@@ -55,7 +59,7 @@ class RecordCache:
             self.discard(next(iter(self._records)))
 
     def discard(self, name: Name) -> None:
-        """Forget a record, if it is known."""
+        """Forget a record; do nothing if the cache does not have it."""
         found = self._records.pop(name, None)
         if found is not None:
             self._bytes -= found[1]
@@ -67,9 +71,9 @@ class RecordCache:
 
 
 def watch_changes(connection: sqlite3.Connection, changed: Callable[[str, str, str], None]) -> None:
-    """Have `changed(*name)` called in the writer for every resource that a statement inserts, changes or deletes.
+    """Call `changed(*name)` in the writer for every resource that a statement inserts, changes or deletes.
 
-    Triggers see what no caller names: rows that go with their namespace and those that a collection sweeps.
+    A trigger also sees rows that no caller names: those deleted with their namespace, and those a collection sweeps.
     """
     connection.create_function("note_change", 3, changed)
     for table, event, statements in _WATCHED:
