@@ -1,7 +1,8 @@
 """The event bus: publish, forward, subscribe with filters (facts/core 11).
 
-Publishing never waits: each subscriber has a queue of its own, every subscriber sees the same order, and nothing is
-dropped unless the subscriber set a limit. Subscribing crosses namespaces. All of it belongs to the event loop's thread.
+Publishing never waits: each subscriber has a queue of its own. Every subscriber sees the same order. Nothing is
+dropped unless the subscriber set a limit. A subscriber gets the events of all namespaces. Use a bus only in the thread
+of its event loop. `wire.events` makes the bus that takes generated messages.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import msgspec
 
-from aiocontainerd import context, filters, identifiers, timestamps, typeurl
+from aiocontainerd import context, filters, identifiers, timestamps
 from aiocontainerd.errors import ContainerdError, InvalidArgument
 from aiocontainerd.typeurl import Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """An event as it travels: nanoseconds since 1970, namespace, topic, typed payload."""
+    """An event as the bus carries it. The time is in nanoseconds since 1970."""
 
     timestamp_ns: int
     namespace: str
@@ -32,11 +33,36 @@ class Envelope(msgspec.Struct, frozen=True):
     event: Any
 
 
-class EventBus:
-    """Everything that reacts to change subscribes here; everything that changes publishes here."""
+class Payloads(Protocol):
+    """What a bus must know about the payloads of events."""
 
-    def __init__(self, now_ns: Callable[[], int] = timestamps.now_ns) -> None:
+    def encode(self, event: betterproto2.Message) -> Any:
+        """Return the typed value of an event."""
+        ...
+
+    def fields(self, event: Any) -> filters.Adaptor:
+        """Return the fields of a payload by their paths, for filters. A payload that cannot be decoded has none."""
+        ...
+
+
+class EncodedPayloads:
+    """Payloads of a bus that knows no message: events come encoded, and filters see none of their fields."""
+
+    def encode(self, event: betterproto2.Message) -> Any:
+        """Raise TypeError: who publishes has to wrap the message."""
+        raise TypeError(f"cannot publish a {type(event).__name__} here: wrap it with typeurl.marshal first")
+
+    def fields(self, event: Any) -> filters.Adaptor:  # noqa: ARG002 - part of the interface
+        """Return no fields."""
+        return lambda _path: None
+
+
+class EventBus:
+    """The bus between those that change something and those that react. `now_ns` is the clock."""
+
+    def __init__(self, now_ns: Callable[[], int] = timestamps.now_ns, payloads: Payloads | None = None) -> None:
         self._now_ns = now_ns
+        self._payloads = payloads or EncodedPayloads()
         self._subscriptions: list[Subscription] = []
         self._published = 0
 
@@ -44,34 +70,37 @@ class EventBus:
         return f"<EventBus {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Events sent since the start, subscribers now, and what waits in their queues."""
+        """Return how many events were sent since the start, how many subscribe now, and how many events wait."""
         waiting = sum(len(subscription) for subscription in self._subscriptions)
         return {"published": self._published, "subscriptions": len(self._subscriptions), "waiting": waiting}
 
     def publish(self, topic: str, event: betterproto2.Message | Any, *, namespace: str | None = None) -> None:
-        """Send an event now, in `namespace` or that of the current call.
+        """Send an event now, in `namespace` or in the namespace of the current call.
 
+        The event is encoded only if somebody subscribes.
         Raises FailedPrecondition where the call has no namespace, InvalidArgument for a bad one or a bad topic.
         """
         space = _call_namespace() if namespace is None else namespace
-        payload = event if isinstance(event, Any) else typeurl.marshal(event)
-        self.forward(Envelope(self._now_ns(), space, topic, payload))
+        _validate_namespace(space)
+        validate_topic(topic)
+        self._published += 1
+        if self._subscriptions:
+            payload = event if isinstance(event, Any) else self._payloads.encode(event)
+            self._offer(Envelope(self._now_ns(), space, topic, payload))
 
     def forward(self, envelope: Envelope) -> None:
-        """Send an event that was made elsewhere, as it is.
+        """Send an event that was made elsewhere, unchanged.
 
         Raises InvalidArgument for a bad namespace or topic, or where no time is set.
         """
         validate_envelope(envelope)
         self._published += 1
-        adaptor = EnvelopeFields(envelope).get
-        for subscription in self._subscriptions:
-            subscription.offer(envelope, adaptor)
+        self._offer(envelope)
 
     def subscribe(self, *filter_texts: str, limit: int | None = None) -> AbstractContextManager[Subscription]:
-        """Receive every event sent inside the block that one of the filters matches; all of them without filters.
+        """Receive every event sent inside the block that one of the filters matches; every event without filters.
 
-        No more than `limit` of them wait: beyond it the oldest is dropped and counted.
+        At most `limit` events wait. One more drops the oldest of them, and the drop is counted.
 
         Raises InvalidArgument for a filter that does not parse.
         """
@@ -80,6 +109,11 @@ class EventBus:
         except InvalidArgument as error:
             raise InvalidArgument(f"failed parsing subscription filters: {error.message}") from error
         return self._subscribed(Subscription(compiled, filter_texts, limit))
+
+    def _offer(self, envelope: Envelope) -> None:
+        adaptor = EnvelopeFields(envelope, self._payloads).get
+        for subscription in self._subscriptions:
+            subscription.offer(envelope, adaptor)
 
     @contextmanager
     def _subscribed(self, subscription: Subscription) -> Iterator[Subscription]:
@@ -92,7 +126,10 @@ class EventBus:
 
 
 class Subscription:
-    """The events of one subscriber, in the order they were sent. One task iterates; the end of the block ends it."""
+    """The events of one subscriber, in the order they were sent.
+
+    One task iterates. The iteration ends at the end of the block of `EventBus.subscribe`.
+    """
 
     def __init__(self, chosen: filters.Filter, texts: tuple[str, ...], limit: int | None = None) -> None:
         self._filter = chosen
@@ -110,7 +147,7 @@ class Subscription:
         return len(self._queue)
 
     def statistics(self) -> dict[str, int]:
-        """Events that wait for the subscriber, those it took, and those its limit dropped."""
+        """Return how many events wait for the subscriber, how many it took, and how many its limit dropped."""
         return {"waiting": len(self._queue), "delivered": self._delivered, "dropped": self._dropped}
 
     def offer(self, envelope: Envelope, adaptor: filters.Adaptor) -> None:
@@ -124,7 +161,7 @@ class Subscription:
         self._wake()
 
     def close(self) -> None:
-        """End the iteration after what is queued."""
+        """End the iteration once the queued events are taken."""
         self._closed = True
         self._wake()
 
@@ -149,58 +186,31 @@ class Subscription:
 
 
 class EnvelopeFields:
-    """The fields of an event for filters: `namespace`, `topic`, and `event.` with the fields of its message.
+    """The fields of an event for filters: `namespace`, `topic`, and `event.` with the fields of its payload.
 
-    The message is decoded when a filter first asks for one of its fields. Only strings, bools and string maps have a
-    value; what cannot be decoded has no field.
+    The payload is decoded when a filter first asks for one of its fields.
     """
 
-    def __init__(self, envelope: Envelope) -> None:
+    def __init__(self, envelope: Envelope, payloads: Payloads) -> None:
         self._envelope = envelope
+        self._payloads = payloads
 
     def get(self, path: filters.FieldPath) -> str | None:
-        """The value of a field, None where it is absent or empty."""
+        """Return the value of a field; None where it is absent or empty."""
         if path[0] == "namespace":
             return self._envelope.namespace or None
         if path[0] == "topic":
             return self._envelope.topic or None
-        if path[0] == "event" and self._message is not None:
-            return message_field(self._message, path[1:])
-        return None
+        return self._event(path[1:]) if path[0] == "event" else None
 
     @cached_property
-    def _message(self) -> betterproto2.Message | None:
-        try:
-            return typeurl.unmarshal(self._envelope.event)
-        except Exception:  # noqa: BLE001 - a foreign or damaged payload has no fields; it is delivered all the same
-            return None
-
-
-def message_field(message: betterproto2.Message, path: filters.FieldPath) -> str | None:
-    """The value of a message's field by its path, down through nested messages; None where it cannot match."""
-    import betterproto2
-
-    from aiocontainerd.rpc.binding import python_name
-
-    if not path:
-        return None
-    value = vars(message).get(python_name(path[0]))
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, dict):
-        found = filters.field(value, path[1:])
-        return found if isinstance(found, str) else None
-    return message_field(value, path[1:]) if isinstance(value, betterproto2.Message) else None
+    def _event(self) -> filters.Adaptor:
+        return self._payloads.fields(self._envelope.event)
 
 
 def validate_envelope(envelope: Envelope) -> None:
     """Raise InvalidArgument, in containerd's words, unless the envelope can be sent."""
-    try:
-        identifiers.validate(envelope.namespace)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"event envelope has invalid namespace: {error.message}") from error
+    _validate_namespace(envelope.namespace)
     validate_topic(envelope.topic)
     if envelope.timestamp_ns == timestamps.ZERO_NS:
         raise InvalidArgument("timestamp must be set on forwarded event")
@@ -212,6 +222,13 @@ def validate_topic(topic: str) -> None:
         _validate_components(topic)
     except InvalidArgument as error:
         raise InvalidArgument(f'envelope topic "{topic}": {error.message}') from error
+
+
+def _validate_namespace(namespace: str) -> None:
+    try:
+        identifiers.validate(namespace)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"event envelope has invalid namespace: {error.message}") from error
 
 
 def _validate_components(topic: str) -> None:

@@ -29,7 +29,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from aiocontainerd import context as call
-from aiocontainerd import durations, errors, kinds, timestamps, typeurl
+from aiocontainerd import durations, errors, kinds
 from aiocontainerd.config.secret import Secret
 from aiocontainerd.config.timeouts import Timeout
 from aiocontainerd.host.authoring import register
@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
     from aiocontainerd.snapshots.layer import Layer
     from aiocontainerd.sys.mount import Mount
+    from aiocontainerd.wire import anys as typeurl
+    from aiocontainerd.wire import times as timestamps
 
 _ELSEWHERE = {
     "events": ("Envelope", "EventBus"),
@@ -89,6 +91,9 @@ _ELSEWHERE = {
 }
 """Module of `aiocontainerd` -> the names that are imported from it when they are first used."""
 
+_WHOLE = {"timestamps": "wire.times", "typeurl": "wire.anys"}
+"""An author's name -> the module of `aiocontainerd` behind it, imported when it is first used."""
+
 _MODULES = {name: module for module, names in _ELSEWHERE.items() for name in names}
 
 __all__ = [
@@ -103,8 +108,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    module = _MODULES.get(name)
+    module = _WHOLE.get(name) or _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(importlib.import_module(f"aiocontainerd.{module}"), name)
+    found: Any = importlib.import_module(f"aiocontainerd.{module}")
+    if name not in _WHOLE:
+        found = getattr(found, name)
+    globals()[name] = found
     return found

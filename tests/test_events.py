@@ -10,6 +10,8 @@ import pytest
 from aiocontainerd import api, context, timestamps, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.events import Envelope, EventBus, Subscription
+from aiocontainerd.wire.anys import marshal, unmarshal
+from aiocontainerd.wire.events import message_bus
 
 EXIT = typeurl.Any("containerd.events.TaskExit", b"")
 
@@ -29,11 +31,11 @@ def envelope(topic: str = "/a", namespace: str = "ns", timestamp_ns: int = 5) ->
 
 
 def test_publish_stamps_the_time_and_the_namespace_of_the_call() -> None:
-    bus = EventBus(now_ns=lambda: 42)
+    bus = message_bus(now_ns=lambda: 42)
     with bus.subscribe() as events, context.use(namespace="k8s.io"):
         bus.publish("/tasks/exit", api.event_types.TaskExit(container_id="c"))
         assert events._queue[0] == Envelope(
-            42, "k8s.io", "/tasks/exit", typeurl.marshal(api.event_types.TaskExit(container_id="c"))
+            42, "k8s.io", "/tasks/exit", marshal(api.event_types.TaskExit(container_id="c"))
         )
 
 
@@ -42,6 +44,38 @@ def test_an_any_passes_through_untouched() -> None:
     with bus.subscribe() as events:
         bus.publish("/x", typeurl.Any("unknown.Type", b"\xff"), namespace="a")
         assert events._queue[0].event == typeurl.Any("unknown.Type", b"\xff")
+
+
+def test_an_event_is_encoded_only_for_subscribers(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[object] = []
+
+    def noted(event: object) -> typeurl.Any:
+        encoded.append(event)
+        return EXIT
+
+    monkeypatch.setattr("aiocontainerd.wire.events.marshal", noted)
+    bus, event = message_bus(), api.event_types.TaskExit(container_id="c")
+    bus.publish("/x", event, namespace="a")
+    assert (encoded, bus.statistics()["published"]) == ([], 1)
+    with bus.subscribe():
+        bus.publish("/x", event, namespace="a")
+    assert encoded == [event]
+
+
+def test_an_event_that_nobody_sees_keeps_the_rules_too() -> None:
+    with pytest.raises(InvalidArgument, match="must start with '/'"):
+        EventBus().publish("x", EXIT, namespace="a")
+    with pytest.raises(InvalidArgument, match="invalid namespace"):
+        EventBus().publish("/x", EXIT, namespace="a b")
+
+
+def test_a_bus_that_knows_no_messages_says_so_and_shows_filters_no_fields() -> None:
+    bus, event = EventBus(), api.event_types.TaskExit(container_id="c")
+    with bus.subscribe("event.container_id==c") as events, bus.subscribe() as all_events:
+        with pytest.raises(TypeError, match=r"^cannot publish a TaskExit here: wrap it with typeurl\.marshal first$"):
+            bus.publish("/x", event, namespace="a")
+        bus.publish("/x", marshal(event), namespace="a")
+        assert (len(events), len(all_events)) == (0, 1)
 
 
 def test_publish_needs_a_namespace() -> None:
@@ -140,7 +174,7 @@ CONTENT = api.event_types.ContentCreate(digest="sha256:x", size=9, media_type="t
     ],
 )
 def test_filters_see_envelope_and_payload(event: Any, text: str, matches: bool) -> None:
-    bus = EventBus()
+    bus = message_bus()
     with bus.subscribe(text) as events:
         bus.publish("/t/x", event, namespace="ns")
         assert bool(len(events)) is matches
@@ -148,14 +182,13 @@ def test_filters_see_envelope_and_payload(event: Any, text: str, matches: bool) 
 
 def test_the_payload_is_decoded_only_for_filters_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[typeurl.Any] = []
-    unmarshal = typeurl.unmarshal
 
     def counted(value: typeurl.Any) -> object:
         decoded.append(value)
         return unmarshal(value)
 
-    monkeypatch.setattr(typeurl, "unmarshal", counted)
-    bus = EventBus()
+    monkeypatch.setattr("aiocontainerd.wire.events.unmarshal", counted)
+    bus = message_bus()
     with bus.subscribe("topic", 'topic!="/b"'):
         bus.publish("/a", CREATE, namespace="ns")
         assert decoded == []

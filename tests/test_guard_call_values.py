@@ -14,6 +14,7 @@ from aiocontainerd import api, context, identifiers, labels, typeurl
 from aiocontainerd.api import names
 from aiocontainerd.context import CallContext
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.wire.anys import any_from_wire, any_to_wire, marshal, message_name, unmarshal
 
 
 @pytest.mark.parametrize("name", ["a", "A9", "default", "k8s.io", "moby", "a-b_c.d", "1", "x" * 76])
@@ -110,15 +111,15 @@ async def test_a_context_follows_the_tasks_of_its_call_and_no_others() -> None:
 
 def test_a_message_goes_into_an_any_and_comes_back() -> None:
     event = api.event_types.TaskExit(container_id="c", pid=7, exited_at=api.protobuf.Timestamp(seconds=1, nanos=2))
-    value = typeurl.marshal(event)
-    assert value.type_url == "containerd.events.TaskExit" == typeurl.message_name(event)
-    assert typeurl.unmarshal(value) == event
+    value = marshal(event)
+    assert value.type_url == "containerd.events.TaskExit" == message_name(event)
+    assert unmarshal(value) == event
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "type.googleapis.com/", "types.containerd.io/x/"])
 def test_a_prefix_of_a_type_url_is_ignored_when_reading(prefix: str) -> None:
     value = typeurl.Any(f"{prefix}containerd.events.TaskStart", b"\x0a\x01c")
-    assert typeurl.unmarshal(value) == api.event_types.TaskStart(container_id="c")
+    assert unmarshal(value) == api.event_types.TaskStart(container_id="c")
 
 
 @pytest.mark.parametrize(
@@ -131,11 +132,11 @@ def test_a_type_that_the_api_lacks_is_not_found_by_name(name: str) -> None:
 
 def test_bytes_that_are_no_message_are_refused_by_name() -> None:
     with pytest.raises(InvalidArgument, match=r"containerd\.events\.TaskExit"):
-        typeurl.unmarshal(typeurl.Any("containerd.events.TaskExit", b"\xff"))
+        unmarshal(typeurl.Any("containerd.events.TaskExit", b"\xff"))
 
 
 def test_wire_values_keep_their_bytes_and_absence() -> None:
     value = typeurl.Any("some/type", b"\x00\xff")
-    assert typeurl.from_wire(typeurl.to_wire(value)) == value
-    assert typeurl.from_wire(None) is None
-    assert typeurl.to_wire(None) is None
+    assert any_from_wire(any_to_wire(value)) == value
+    assert any_from_wire(None) is None
+    assert any_to_wire(None) is None

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 
 from aiocontainerd import api
+from aiocontainerd.api.names import python_name
 from aiocontainerd.api.services import SERVICES
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.rpc import binding
@@ -29,12 +30,12 @@ from aiocontainerd.wire import codec
     ],
 )
 def test_a_method_is_named_in_snake_case(method: str, name: str) -> None:
-    assert binding.python_name(method) == name
+    assert python_name(method) == name
 
 
 def test_every_method_of_the_api_has_a_name_of_its_own() -> None:
     for methods in SERVICES.values():
-        names = {binding.python_name(method) for method in methods}
+        names = {python_name(method) for method in methods}
         assert len(names) == len(methods)
         assert all(name.isidentifier() for name in names)
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiocontainerd import api, timestamps
-from aiocontainerd.timestamps import NANOSECONDS, ZERO_NS, format_rfc3339, from_wire, parse_rfc3339, to_wire
+from aiocontainerd.timestamps import NANOSECONDS, ZERO_NS, format_rfc3339, parse_rfc3339
+from aiocontainerd.wire.times import time_from_wire, time_to_wire
 
 LAST_NS = 253_402_300_800 * NANOSECONDS - 1
 moments = st.integers(ZERO_NS, LAST_NS)
@@ -20,9 +21,9 @@ def test_rfc3339_keeps_every_nanosecond(ns: int) -> None:
 
 @given(moments)
 def test_the_wire_keeps_every_nanosecond_and_counts_them_forwards(ns: int) -> None:
-    message = to_wire(ns)
+    message = time_to_wire(ns)
     assert 0 <= message.nanos < NANOSECONDS
-    assert from_wire(message) == ns
+    assert time_from_wire(message) == ns
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,8 @@ def test_what_is_no_time_is_named(text: str) -> None:
 
 
 def test_an_absent_time_is_gos_zero_time() -> None:
-    assert from_wire(None) == ZERO_NS
-    assert from_wire(api.protobuf.Timestamp()) == 0
+    assert time_from_wire(None) == ZERO_NS
+    assert time_from_wire(api.protobuf.Timestamp()) == 0
 
 
 def test_now_is_the_wall_clock() -> None:

@@ -1,8 +1,9 @@
-"""Full names of messages and their generated classes."""
+"""Full names of messages and their generated classes; how Python spells the names of the API."""
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import betterproto2
 
 _POOL_PREFIX = "type.googleapis.com/"
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def class_name(cls: type[betterproto2.Message]) -> str:
@@ -39,3 +41,8 @@ def message_class(full_name: str) -> type[betterproto2.Message]:
         return default_message_pool.url_to_type[url]
     except KeyError:
         raise NotFound(f"type with url {full_name}") from None
+
+
+def python_name(name: str) -> str:
+    """Return how generated and hand-written Python spells a method or field of the API: `CloseIO` is `close_io`."""
+    return _WORD_START.sub("_", name).lower()

@@ -22,7 +22,8 @@ from aiocontainerd.errors import (
 from aiocontainerd.interfaces.content import Info, Status
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc.grpc_client import GrpcCall
-from aiocontainerd.wire import convert
+from aiocontainerd.wire.content import content_info_from_wire, ingest_status_from_wire
+from aiocontainerd.wire.masks import mask_to_wire
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 WRITE_BYTES = 1 << 20
@@ -60,7 +61,7 @@ class Content:
         """Change labels: all of them, or those that `paths` name."""
         c = api.content
         request = c.UpdateRequest(
-            info=c.Info(digest=info.digest, labels=dict(info.labels)), update_mask=convert.mask(paths)
+            info=c.Info(digest=info.digest, labels=dict(info.labels)), update_mask=mask_to_wire(paths)
         )
         return _info((await self._connection.call(self.SERVICE, "Update", request, c.UpdateResponse)).info)
 
@@ -78,7 +79,7 @@ class Content:
         async with aclosing(stream) as messages:
             async for message in messages:
                 for info in message.info:
-                    yield convert.content_info_from_wire(info)
+                    yield content_info_from_wire(info)
 
     async def delete(self, digest: str) -> None:
         """Raises NotFound."""
@@ -109,14 +110,14 @@ class Content:
         answer = await self._connection.call(self.SERVICE, "Status", c.StatusRequest(ref=ref), c.StatusResponse)
         if answer.status is None:
             raise Internal(f"the daemon answered without the status of {ref}")
-        return convert.ingest_status_from_wire(answer.status)
+        return ingest_status_from_wire(answer.status)
 
     async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
         """Every ingest that a filter matches."""
         c = api.content
         request = c.ListStatusesRequest(filters=list(filters))
         answer = await self._connection.call(self.SERVICE, "ListStatuses", request, c.ListStatusesResponse)
-        return [convert.ingest_status_from_wire(message) for message in answer.statuses]
+        return [ingest_status_from_wire(message) for message in answer.statuses]
 
     async def abort(self, ref: str) -> None:
         """Drop an ingest. Raises NotFound."""
@@ -242,7 +243,7 @@ class Writer:
 def _info(message: api.content.Info | None) -> Info:
     if message is None:
         raise Internal("the daemon answered without the blob's info")
-    return convert.content_info_from_wire(message)
+    return content_info_from_wire(message)
 
 
 def fresh_key(prefix: str, suffix: str = "") -> str:

@@ -6,9 +6,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api, typeurl
 from aiocontainerd.client.connection import Connection
-from aiocontainerd.wire import convert
+from aiocontainerd.wire.anys import any_to_wire
+from aiocontainerd.wire.events import envelope_from_wire
+from aiocontainerd.wire.introspection import plugin_status_from_wire, server_status_from_wire
 
 if TYPE_CHECKING:
     from aiocontainerd.events import Envelope
@@ -36,7 +38,7 @@ class Introspection:
         i = api.introspection
         request = i.PluginsRequest(filters=list(filters))
         answer = await self._connection.call(self.SERVICE, "Plugins", request, i.PluginsResponse)
-        return [convert.plugin_from_wire(message) for message in answer.plugins]
+        return [plugin_status_from_wire(message) for message in answer.plugins]
 
     async def uuid(self) -> str:
         """The daemon's persistent identity."""
@@ -45,15 +47,9 @@ class Introspection:
 
     async def server(self) -> ServerStatus:
         """Identity and deprecation warnings."""
-        from aiocontainerd.interfaces.services import Deprecation, ServerStatus
-
         i = api.introspection
         answer = await self._connection.call(self.SERVICE, "Server", api.protobuf.Empty(), i.ServerResponse)
-        warnings = [
-            Deprecation(id=w.id, message=w.message, last_occurrence_ns=timestamps.from_wire(w.last_occurrence))
-            for w in answer.deprecations
-        ]
-        return ServerStatus(uuid=answer.uuid, pid=answer.pid, pidns=answer.pidns, deprecations=warnings)
+        return server_status_from_wire(answer)
 
 
 class Events:
@@ -66,16 +62,13 @@ class Events:
 
     async def subscribe(self, filters: Sequence[str] = ()) -> AsyncGenerator[Envelope, None]:
         """Events of every namespace that a filter matches, from now on, until the iterator is closed."""
-        from aiocontainerd.events import Envelope
-
         request = api.events.SubscribeRequest(filters=list(filters))
         stream = self._connection.messages(self.SERVICE, "Subscribe", request, api.types.Envelope, unlimited=True)
         async with aclosing(stream) as messages:
             async for message in messages:
-                event = typeurl.from_wire(message.event) or typeurl.Any("", b"")
-                yield Envelope(timestamps.from_wire(message.timestamp), message.namespace, message.topic, event)
+                yield envelope_from_wire(message)
 
     async def publish(self, topic: str, event: typeurl.Any) -> None:
         """Raises InvalidArgument for a topic that is none."""
-        request = api.events.PublishRequest(topic=topic, event=typeurl.to_wire(event))
+        request = api.events.PublishRequest(topic=topic, event=any_to_wire(event))
         await self._connection.call(self.SERVICE, "Publish", request, api.protobuf.Empty)

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from aiocontainerd import api, timestamps
+from aiocontainerd import api
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import Internal
 from aiocontainerd.interfaces.metadata import Container, Image, Lease, Namespace, Resource
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.wire import convert
+from aiocontainerd.wire.containers import container_from_wire, container_to_wire
+from aiocontainerd.wire.descriptors import descriptor_to_wire
+from aiocontainerd.wire.images import image_from_wire, image_to_wire
+from aiocontainerd.wire.leases import lease_from_wire, resource_from_wire, resource_to_wire
+from aiocontainerd.wire.masks import mask_to_wire
+from aiocontainerd.wire.namespaces import namespace_from_wire, namespace_to_wire
+from aiocontainerd.wire.times import epoch_to_wire
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -26,7 +32,7 @@ class Namespaces:
     async def create(self, name: str, labels: Mapping[str, str] = _NONE) -> None:
         """Raises AlreadyExists, InvalidArgument."""
         n = api.namespaces
-        request = n.CreateNamespaceRequest(namespace=n.Namespace(name=name, labels=dict(labels)))
+        request = n.CreateNamespaceRequest(namespace=namespace_to_wire(Namespace(name, labels)))
         await self._connection.call(self.SERVICE, "Create", request, n.CreateNamespaceResponse)
 
     async def get(self, name: str) -> Namespace:
@@ -35,22 +41,20 @@ class Namespaces:
         answer = await self._connection.call(
             self.SERVICE, "Get", n.GetNamespaceRequest(name=name), n.GetNamespaceResponse
         )
-        return _namespace(answer.namespace)
+        return namespace_from_wire(answer.namespace)
 
     async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
         """Change all labels, or those that `paths` name."""
         n = api.namespaces
-        request = n.UpdateNamespaceRequest(
-            namespace=n.Namespace(name=namespace.name, labels=dict(namespace.labels)), update_mask=convert.mask(paths)
-        )
+        request = n.UpdateNamespaceRequest(namespace=namespace_to_wire(namespace), update_mask=mask_to_wire(paths))
         answer = await self._connection.call(self.SERVICE, "Update", request, n.UpdateNamespaceResponse)
-        return _namespace(answer.namespace)
+        return namespace_from_wire(answer.namespace)
 
     async def list(self) -> list[Namespace]:
         """All, sorted by name."""
         n = api.namespaces
         answer = await self._connection.call(self.SERVICE, "List", n.ListNamespacesRequest(), n.ListNamespacesResponse)
-        return [_namespace(message) for message in answer.namespaces]
+        return [namespace_from_wire(message) for message in answer.namespaces]
 
     async def delete(self, name: str) -> None:
         """Raises FailedPrecondition where it isn't empty, NotFound."""
@@ -82,7 +86,7 @@ class Images:
     async def create(self, image: Image, *, epoch_ns: int | None = None) -> Image:
         """Raises AlreadyExists."""
         i = api.images
-        request = i.CreateImageRequest(image=convert.image_to_wire(image), source_date_epoch=_epoch(epoch_ns))
+        request = i.CreateImageRequest(image=image_to_wire(image), source_date_epoch=epoch_to_wire(epoch_ns))
         answer = await self._connection.call(self.SERVICE, "Create", request, i.CreateImageResponse)
         return _image(answer.image)
 
@@ -90,14 +94,14 @@ class Images:
         """Raises NotFound."""
         i = api.images
         request = i.UpdateImageRequest(
-            image=convert.image_to_wire(image), update_mask=convert.mask(paths), source_date_epoch=_epoch(epoch_ns)
+            image=image_to_wire(image), update_mask=mask_to_wire(paths), source_date_epoch=epoch_to_wire(epoch_ns)
         )
         answer = await self._connection.call(self.SERVICE, "Update", request, i.UpdateImageResponse)
         return _image(answer.image)
 
     async def delete(self, name: str, *, target: Descriptor | None = None, sync: bool = False) -> None:
         """`sync` waits for the garbage collection. Raises NotFound."""
-        wanted = None if target is None else convert.descriptor_to_wire(target)
+        wanted = None if target is None else descriptor_to_wire(target)
         request = api.images.DeleteImageRequest(name=name, sync=sync, target=wanted)
         await self._connection.call(self.SERVICE, "Delete", request, api.protobuf.Empty)
 
@@ -128,16 +132,14 @@ class Containers:
     async def create(self, container: Container) -> Container:
         """Raises AlreadyExists, InvalidArgument."""
         c = api.containers
-        request = c.CreateContainerRequest(container=convert.container_to_wire(container))
+        request = c.CreateContainerRequest(container=container_to_wire(container))
         answer = await self._connection.call(self.SERVICE, "Create", request, c.CreateContainerResponse)
         return _container(answer.container)
 
     async def update(self, container: Container, paths: Sequence[str] = ()) -> Container:
         """Raises NotFound, InvalidArgument."""
         c = api.containers
-        request = c.UpdateContainerRequest(
-            container=convert.container_to_wire(container), update_mask=convert.mask(paths)
-        )
+        request = c.UpdateContainerRequest(container=container_to_wire(container), update_mask=mask_to_wire(paths))
         answer = await self._connection.call(self.SERVICE, "Update", request, c.UpdateContainerResponse)
         return _container(answer.container)
 
@@ -162,7 +164,7 @@ class Leases:
         answer = await self._connection.call(self.SERVICE, "Create", request, le.CreateResponse)
         if answer.lease is None:
             raise Internal("the daemon created a lease without telling it")
-        return convert.lease_from_wire(answer.lease)
+        return lease_from_wire(answer.lease)
 
     async def delete(self, lease_id: str, *, sync: bool = False) -> None:
         """Raises NotFound."""
@@ -175,18 +177,18 @@ class Leases:
         answer = await self._connection.call(
             self.SERVICE, "List", le.ListRequest(filters=list(filters)), le.ListResponse
         )
-        return [convert.lease_from_wire(message) for message in answer.leases]
+        return [lease_from_wire(message) for message in answer.leases]
 
     async def add_resource(self, lease_id: str, resource: Resource) -> None:
         """Raises NotFound for the lease; the resource need not exist."""
         le = api.leases
-        request = le.AddResourceRequest(id=lease_id, resource=le.Resource(id=resource.id, type=resource.type))
+        request = le.AddResourceRequest(id=lease_id, resource=resource_to_wire(resource))
         await self._connection.call(self.SERVICE, "AddResource", request, api.protobuf.Empty)
 
     async def delete_resource(self, lease_id: str, resource: Resource) -> None:
         """Raises NotFound for the lease."""
         le = api.leases
-        request = le.DeleteResourceRequest(id=lease_id, resource=le.Resource(id=resource.id, type=resource.type))
+        request = le.DeleteResourceRequest(id=lease_id, resource=resource_to_wire(resource))
         await self._connection.call(self.SERVICE, "DeleteResource", request, api.protobuf.Empty)
 
     async def resources(self, lease_id: str) -> Sequence[Resource]:
@@ -195,24 +197,16 @@ class Leases:
         answer = await self._connection.call(
             self.SERVICE, "ListResources", le.ListResourcesRequest(id=lease_id), le.ListResourcesResponse
         )
-        return [Resource(message.id, message.type) for message in answer.resources]
-
-
-def _namespace(message: api.namespaces.Namespace | None) -> Namespace:
-    return Namespace("") if message is None else Namespace(message.name, message.labels)
+        return [resource_from_wire(message) for message in answer.resources]
 
 
 def _image(message: api.images.Image | None) -> Image:
     if message is None:
         raise Internal("the daemon answered without an image")
-    return convert.image_from_wire(message)
+    return image_from_wire(message)
 
 
 def _container(message: api.containers.Container | None) -> Container:
     if message is None:
         raise Internal("the daemon answered without a container")
-    return convert.container_from_wire(message)
-
-
-def _epoch(epoch_ns: int | None) -> api.protobuf.Timestamp | None:
-    return None if epoch_ns is None else timestamps.to_wire(epoch_ns)
+    return container_from_wire(message)

@@ -11,7 +11,10 @@ from aiocontainerd.errors import Internal, NotFound
 from aiocontainerd.interfaces.snapshotter import Info, Usage
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount
-from aiocontainerd.wire import convert
+from aiocontainerd.wire.descriptors import descriptor_from_wire, descriptor_to_wire
+from aiocontainerd.wire.masks import mask_to_wire
+from aiocontainerd.wire.mounts import mounts_from_wire, mounts_to_wire
+from aiocontainerd.wire.snapshots import snapshot_info_from_wire, usage_from_wire
 
 APPLY_TIMEOUT_S = 3600.0
 """Deadline of unpacking one layer: it grows with the layer, so that only a stuck daemon meets it."""
@@ -47,7 +50,7 @@ class Snapshots:
         request = s.UpdateSnapshotRequest(
             snapshotter=self.name,
             info=s.Info(name=info.name, labels=dict(info.labels)),
-            update_mask=convert.mask(paths),
+            update_mask=mask_to_wire(paths),
         )
         answer = await self._connection.call(self.SERVICE, "Update", request, s.UpdateSnapshotResponse)
         return _info(answer.info)
@@ -57,28 +60,28 @@ class Snapshots:
         s = api.snapshots
         request = s.UsageRequest(snapshotter=self.name, key=key)
         answer = await self._connection.call(self.SERVICE, "Usage", request, s.UsageResponse)
-        return Usage(answer.size, answer.inodes)
+        return usage_from_wire(answer)
 
     async def mounts(self, key: str) -> list[Mount]:
         """Raises NotFound, FailedPrecondition for a committed snapshot."""
         s = api.snapshots
         request = s.MountsRequest(snapshotter=self.name, key=key)
         answer = await self._connection.call(self.SERVICE, "Mounts", request, s.MountsResponse)
-        return convert.mounts_from_wire(answer.mounts)
+        return mounts_from_wire(answer.mounts)
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         """Raises AlreadyExists, NotFound for the parent."""
         s = api.snapshots
         request = s.PrepareSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=dict(labels or {}))
         answer = await self._connection.call(self.SERVICE, "Prepare", request, s.PrepareSnapshotResponse)
-        return convert.mounts_from_wire(answer.mounts)
+        return mounts_from_wire(answer.mounts)
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         """Raises AlreadyExists, NotFound for the parent."""
         s = api.snapshots
         request = s.ViewSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=dict(labels or {}))
         answer = await self._connection.call(self.SERVICE, "View", request, s.ViewSnapshotResponse)
-        return convert.mounts_from_wire(answer.mounts)
+        return mounts_from_wire(answer.mounts)
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """Raises AlreadyExists, NotFound."""
@@ -101,7 +104,7 @@ class Snapshots:
         async with aclosing(stream) as messages:
             async for message in messages:
                 for info in message.info:
-                    yield convert.snapshot_info_from_wire(info)
+                    yield snapshot_info_from_wire(info)
 
     async def cleanup(self) -> None:
         """Raises Unimplemented where the backend is cleaned by garbage collection only."""
@@ -122,11 +125,11 @@ class Diff:
     ) -> Descriptor:
         """Unpack a layer; the descriptor of its uncompressed tar. Raises what the differs say."""
         d = api.diff
-        request = d.ApplyRequest(diff=convert.descriptor_to_wire(layer), mounts=convert.mounts_to_wire(mounts))
+        request = d.ApplyRequest(diff=descriptor_to_wire(layer), mounts=mounts_to_wire(mounts))
         answer = await self._connection.call(self.SERVICE, "Apply", request, d.ApplyResponse, timeout_s=timeout_s)
         if answer.applied is None:
             raise Internal(f"the daemon applied {layer.digest} without telling what")
-        return convert.descriptor_from_wire(answer.applied)
+        return descriptor_from_wire(answer.applied)
 
     async def compare(
         self,
@@ -141,8 +144,8 @@ class Diff:
         """Write the difference of two trees to the content store."""
         d = api.diff
         request = d.DiffRequest(
-            left=convert.mounts_to_wire(lower),
-            right=convert.mounts_to_wire(upper),
+            left=mounts_to_wire(lower),
+            right=mounts_to_wire(upper),
             media_type=media_type,
             ref=ref,
             labels=dict(labels or {}),
@@ -150,10 +153,10 @@ class Diff:
         answer = await self._connection.call(self.SERVICE, "Diff", request, d.DiffResponse, timeout_s=timeout_s)
         if answer.diff is None:
             raise Internal("the daemon compared two trees without telling the result")
-        return convert.descriptor_from_wire(answer.diff)
+        return descriptor_from_wire(answer.diff)
 
 
 def _info(message: api.snapshots.Info | None) -> Info:
     if message is None:
         raise Internal("the daemon answered without the snapshot's info")
-    return convert.snapshot_info_from_wire(message)
+    return snapshot_info_from_wire(message)

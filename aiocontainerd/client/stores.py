@@ -12,7 +12,7 @@ from typing import Self
 
 import anyio
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api, timestamps
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.client.content import Content
 from aiocontainerd.client.content import Writer as Session
@@ -23,7 +23,8 @@ from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc.grpc_client import GrpcCall
 from aiocontainerd.sys.mount import Mount
-from aiocontainerd.wire import convert
+from aiocontainerd.wire.descriptors import descriptor_from_wire
+from aiocontainerd.wire.diff import apply_to_wire, compare_to_wire
 
 CLOSE_TIMEOUT_S = 10.0
 NOTHING = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -209,33 +210,20 @@ class RemoteDiffer:
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor:
         """Unpack a layer. Raises what the differ says."""
         d = api.diff
-        request = d.ApplyRequest(
-            diff=convert.descriptor_to_wire(layer),
-            mounts=convert.mounts_to_wire(mounts),
-            payloads={key: _any(value) for key, value in options.payloads.items()},
-            sync_fs=options.sync_fs,
-        )
+        request = apply_to_wire(layer, mounts, options)
         answer = await self._connection.call(self.SERVICE, "Apply", request, d.ApplyResponse, timeout_s=APPLY_TIMEOUT_S)
         if answer.applied is None:
             raise Internal(f"the differ applied {layer.digest} without telling what")
-        return convert.descriptor_from_wire(answer.applied)
+        return descriptor_from_wire(answer.applied)
 
     async def compare(self, lower: Sequence[Mount], upper: Sequence[Mount], options: CompareOptions) -> Descriptor:
         """Write the difference of two trees to the content store. Raises what the differ says."""
         d = api.diff
-        epoch = options.source_date_epoch_ns
-        request = d.DiffRequest(
-            left=convert.mounts_to_wire(lower),
-            right=convert.mounts_to_wire(upper),
-            media_type=options.media_type,
-            ref=options.reference,
-            labels=dict(options.labels),
-            source_date_epoch=None if epoch is None else timestamps.to_wire(epoch),
-        )
+        request = compare_to_wire(lower, upper, options)
         answer = await self._connection.call(self.SERVICE, "Diff", request, d.DiffResponse, timeout_s=APPLY_TIMEOUT_S)
         if answer.diff is None:
             raise Internal("the differ compared two trees without telling the result")
-        return convert.descriptor_from_wire(answer.diff)
+        return descriptor_from_wire(answer.diff)
 
 
 async def _drained(call: GrpcCall) -> None:
@@ -246,7 +234,3 @@ async def _drained(call: GrpcCall) -> None:
             continue
     except ContainerdError:
         return
-
-
-def _any(value: typeurl.Any) -> api.protobuf.Any:
-    return api.protobuf.Any(type_url=value.type_url, value=value.value)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api, typeurl
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import FailedPrecondition, Internal, NotFound
 from aiocontainerd.interfaces.runtime import IO, Exit, ProcessInfo, ProcessState, Status
 from aiocontainerd.sys.mount import Mount
-from aiocontainerd.wire import convert
+from aiocontainerd.wire.anys import any_to_wire
+from aiocontainerd.wire.mounts import mounts_to_wire
+from aiocontainerd.wire.tasks import exit_from_wire, process_from_wire, process_info_from_wire
 
 SIGKILL = 9
 STOP_S = 30.0
@@ -36,12 +38,12 @@ class Tasks:
         t, io = api.tasks, io or IO()
         request = t.CreateTaskRequest(
             container_id=container_id,
-            rootfs=convert.mounts_to_wire(rootfs),
+            rootfs=mounts_to_wire(rootfs),
             stdin=io.stdin,
             stdout=io.stdout,
             stderr=io.stderr,
             terminal=io.terminal,
-            options=typeurl.to_wire(options),
+            options=any_to_wire(options),
         )
         return (await self._connection.call(self.SERVICE, "Create", request, t.CreateTaskResponse)).pid
 
@@ -58,13 +60,13 @@ class Tasks:
         answer = await self._connection.call(self.SERVICE, "Get", request, t.GetResponse)
         if answer.process is None:
             raise Internal(f"the daemon answered without the process of {container_id}")
-        return convert.process_from_wire(answer.process)
+        return process_from_wire(answer.process)
 
     async def list(self) -> list[ProcessState]:
         """The init of every task."""
         t = api.tasks
         answer = await self._connection.call(self.SERVICE, "List", t.ListTasksRequest(), t.ListTasksResponse)
-        return [convert.process_from_wire(message) for message in answer.tasks]
+        return [process_from_wire(message) for message in answer.tasks]
 
     async def kill(self, container_id: str, signal: int, exec_id: str = "", *, all_processes: bool = False) -> None:
         """Raises NotFound for a process that has gone."""
@@ -80,7 +82,7 @@ class Tasks:
             stdout=io.stdout,
             stderr=io.stderr,
             terminal=io.terminal,
-            spec=typeurl.to_wire(process),
+            spec=any_to_wire(process),
         )
         await self._connection.call(self.SERVICE, "Exec", request, api.protobuf.Empty)
 
@@ -109,14 +111,14 @@ class Tasks:
         t = api.tasks
         request = t.ListPidsRequest(container_id=container_id)
         answer = await self._connection.call(self.SERVICE, "ListPids", request, t.ListPidsResponse)
-        return [ProcessInfo(message.pid, typeurl.from_wire(message.info)) for message in answer.processes]
+        return [process_info_from_wire(message) for message in answer.processes]
 
     async def update(
         self, container_id: str, resources: typeurl.Any, annotations: Mapping[str, str] | None = None
     ) -> None:
         """Change resource limits; `resources` is an OCI LinuxResources."""
         request = api.tasks.UpdateTaskRequest(
-            container_id=container_id, resources=typeurl.to_wire(resources), annotations=dict(annotations or {})
+            container_id=container_id, resources=any_to_wire(resources), annotations=dict(annotations or {})
         )
         await self._connection.call(self.SERVICE, "Update", request, api.protobuf.Empty)
 
@@ -125,7 +127,7 @@ class Tasks:
         t = api.tasks
         request = t.WaitRequest(container_id=container_id, exec_id=exec_id)
         answer = await self._connection.call(self.SERVICE, "Wait", request, t.WaitResponse, unlimited=True)
-        return Exit(status=answer.exit_status, exited_at_ns=timestamps.from_wire(answer.exited_at))
+        return exit_from_wire(answer)
 
     async def delete(self, container_id: str, exec_id: str = "", *, force: bool = False) -> Exit:
         """End a task or forget an exec that has stopped; `force` kills it first.
@@ -143,7 +145,7 @@ class Tasks:
         else:
             ended = t.DeleteTaskRequest(container_id=container_id)
             answer = await self._connection.call(self.SERVICE, "Delete", ended, t.DeleteResponse)
-        return Exit(status=answer.exit_status, exited_at_ns=timestamps.from_wire(answer.exited_at), pid=answer.pid)
+        return exit_from_wire(answer, answer.pid)
 
     async def _kill_and_wait(self, container_id: str, exec_id: str) -> None:
         import anyio

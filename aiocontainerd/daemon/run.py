@@ -26,7 +26,6 @@ from aiocontainerd.config.timeouts import NOTIFY, SERVER_STOP
 from aiocontainerd.daemon import dump, lock
 from aiocontainerd.daemon.reload import Reloader, plan_of
 from aiocontainerd.errors import ContainerdError
-from aiocontainerd.events import EventBus
 from aiocontainerd.guard.health import Block
 from aiocontainerd.guard.watchdog import Watchdog
 from aiocontainerd.host import conformance, discovery
@@ -78,13 +77,15 @@ def run(
         _drop_old_mounts(root)
         _join_cgroup(config.settings.cgroup.path)
         _set_oom_score(config.settings.oom_score)
+        from aiocontainerd.wire.events import message_bus  # needs the messages, which `--version` must not wait for
+
         daemon = Daemon(
             root=root,
             state=state,
             temp=temp,
             grpc_address=_configured_address(config, registry, GRPC_SERVER),
             ttrpc_address=_configured_address(config, registry, TTRPC_SERVER),
-            bus=EventBus(),
+            bus=message_bus(),
             plugins=lambda: registry.plugins,
             timeout_s=reloader.timeout_s,
             debug=logging.getLogger().isEnabledFor(logging.DEBUG),
@@ -142,10 +143,8 @@ def _load_messages() -> None:
 
     Nobody waits for this: it is done once the daemon serves.
     """
-    from aiocontainerd import typeurl
-
-    typeurl.message_name(api.images.ImageDelete())
-    typeurl.message_name(api.event_types.SnapshotRemove())
+    api.images.ImageDelete()
+    api.event_types.SnapshotRemove()
 
 
 @asynccontextmanager

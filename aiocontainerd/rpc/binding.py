@@ -5,12 +5,12 @@ A service of containerd's API is known by its name; any other brings its `method
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from aiocontainerd.api.names import python_name
 from aiocontainerd.api.services import SERVICES
 from aiocontainerd.wire import codec
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import betterproto2
 
     from aiocontainerd.interfaces.rpc_service import Method, Service
-
-_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 class BoundMethod(msgspec.Struct, frozen=True):
@@ -56,11 +54,6 @@ class BoundMethod(msgspec.Struct, frozen=True):
     def response_class(self) -> type[betterproto2.Message]:
         """The class of its responses."""
         return self.classes[1] if self.classes else codec.resolve(self.response_type)
-
-
-def python_name(method: str) -> str:
-    """The Python name of a method of the API: `CloseIO` is `close_io`."""
-    return _WORD_START.sub("_", method).lower()
 
 
 def bind(service: Service) -> dict[str, BoundMethod]:

@@ -11,8 +11,9 @@ from aiocontainerd import api
 from aiocontainerd.errors import ContainerdError, OutOfRange
 from aiocontainerd.interfaces.content import ContentStore, Info, Reader
 from aiocontainerd.serve.content_write import write_stream
-from aiocontainerd.serve.requests import LIST_BATCH, mask_paths, required
-from aiocontainerd.wire.convert import content_info_to_wire, ingest_status_to_wire
+from aiocontainerd.serve.requests import LIST_BATCH, required
+from aiocontainerd.wire.content import content_info_to_wire, ingest_status_to_wire
+from aiocontainerd.wire.masks import mask_from_wire
 
 READ_CHUNK_BYTES = 1 << 20
 CLEANUP_TIMEOUT_S = 10.0
@@ -34,7 +35,7 @@ class ContentGrpc:
         """Changes labels; size and times of the request are ignored."""
         given = required(request.info, "info")
         info = Info(digest=given.digest, size=0, created_at_ns=0, updated_at_ns=0, labels=given.labels)
-        updated = await self._content.update(info, mask_paths(request.update_mask))
+        updated = await self._content.update(info, mask_from_wire(request.update_mask))
         return api.content.UpdateResponse(info=content_info_to_wire(updated))
 
     async def list(self, request: api.content.ListContentRequest) -> AsyncIterator[api.content.ListContentResponse]:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import anyio
 
-from aiocontainerd import api, timestamps
+from aiocontainerd import api
 from aiocontainerd.errors import (
     AlreadyExists,
     ContainerdError,
@@ -24,6 +24,7 @@ from aiocontainerd.errors import (
     to_status,
 )
 from aiocontainerd.interfaces.content import ContentStore, Writer
+from aiocontainerd.wire.times import time_to_wire
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +117,8 @@ class _Session:
 
     async def _stat(self) -> str:
         status = await self._writer.status()
-        self._started_at = timestamps.to_wire(status.started_at_ns)
-        self._updated_at = timestamps.to_wire(status.updated_at_ns)
+        self._started_at = time_to_wire(status.started_at_ns)
+        self._updated_at = time_to_wire(status.updated_at_ns)
         self._shown_total = self._total
         return self._writer.digest()
 

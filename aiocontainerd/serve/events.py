@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, ClassVar
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument, Unknown, to_status
 from aiocontainerd.events import Envelope
 from aiocontainerd.serve.requests import required
+from aiocontainerd.typeurl import Any
+from aiocontainerd.wire.events import envelope_from_wire, envelope_to_wire
 
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
@@ -25,12 +27,12 @@ class EventsGrpc:
     async def publish(self, request: api.events.PublishRequest) -> api.protobuf.Empty:
         """Publishes in the namespace of the call, now; the event passes through untouched."""
         event = required(request.event, "event")
-        self._bus.publish(request.topic, typeurl.Any(event.type_url, event.value))
+        self._bus.publish(request.topic, Any(event.type_url, event.value))
         return api.protobuf.Empty()
 
     async def forward(self, request: api.events.ForwardRequest) -> api.protobuf.Empty:
         """Publishes an envelope as it is."""
-        self._bus.forward(_from_wire(request.envelope))
+        self._bus.forward(_envelope(request.envelope))
         return api.protobuf.Empty()
 
     async def subscribe(self, request: api.events.SubscribeRequest) -> AsyncIterator[api.types.Envelope]:
@@ -41,7 +43,7 @@ class EventsGrpc:
             raise Unknown(f"subscription error: {to_status(bad)[1]}") from bad
         with subscribed as subscription:
             async for envelope in subscription:
-                yield _to_wire(envelope)
+                yield envelope_to_wire(envelope)
 
 
 class EventsTtrpc:
@@ -54,25 +56,11 @@ class EventsTtrpc:
 
     async def forward(self, request: api.events_ttrpc.ForwardRequest) -> api.protobuf.Empty:
         """Publishes an envelope as it is."""
-        self._bus.forward(_from_wire(request.envelope))
+        self._bus.forward(_envelope(request.envelope))
         return api.protobuf.Empty()
 
 
-def _from_wire(message: api.types.Envelope | None) -> Envelope:
+def _envelope(message: api.types.Envelope | None) -> Envelope:
     given = required(message, "envelope")
-    event = required(given.event, "envelope.event")
-    return Envelope(
-        timestamp_ns=timestamps.from_wire(given.timestamp),
-        namespace=given.namespace,
-        topic=given.topic,
-        event=typeurl.Any(event.type_url, event.value),
-    )
-
-
-def _to_wire(envelope: Envelope) -> api.types.Envelope:
-    return api.types.Envelope(
-        timestamp=timestamps.to_wire(envelope.timestamp_ns),
-        namespace=envelope.namespace,
-        topic=envelope.topic,
-        event=typeurl.to_wire(envelope.event),
-    )
+    required(given.event, "envelope.event")
+    return envelope_from_wire(given)

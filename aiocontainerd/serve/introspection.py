@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api
 from aiocontainerd.api import names
-from aiocontainerd.interfaces.services import Deprecation, IntrospectionService, PluginStatus
+from aiocontainerd.interfaces.services import IntrospectionService
 from aiocontainerd.serve.requests import unconverted
+from aiocontainerd.typeurl import name_in
+from aiocontainerd.wire.anys import any_from_wire, any_to_wire
+from aiocontainerd.wire.introspection import plugin_status_to_wire, server_status_to_wire
 
 
 class IntrospectionGrpc:
@@ -21,47 +24,17 @@ class IntrospectionGrpc:
     async def plugins(self, request: api.introspection.PluginsRequest) -> api.introspection.PluginsResponse:
         """Every plugin that a filter matches, those that failed or skipped included."""
         found = self._introspection.plugins(request.filters)
-        return api.introspection.PluginsResponse(plugins=[_plugin(plugin) for plugin in found])
+        return api.introspection.PluginsResponse(plugins=[plugin_status_to_wire(plugin) for plugin in found])
 
     async def server(self, _request: api.protobuf.Empty) -> api.introspection.ServerResponse:
         """The daemon's identity and deprecation warnings."""
-        server = await self._introspection.server()
-        return api.introspection.ServerResponse(
-            uuid=server.uuid,
-            pid=server.pid,
-            pidns=server.pidns,
-            deprecations=[_deprecation(warning) for warning in server.deprecations],
-        )
+        return server_status_to_wire(await self._introspection.server())
 
     async def plugin_info(self, request: api.introspection.PluginInfoRequest) -> api.introspection.PluginInfoResponse:
         """One plugin and what it says of itself. Options of a type that the API does not have are UNKNOWN."""
-        options = typeurl.from_wire(request.options)
+        options = any_from_wire(request.options)
         if options is not None:
             with unconverted():
-                names.message_class(options.type_url.rpartition("/")[2])
+                names.message_class(name_in(options.type_url))
         plugin, extra = await self._introspection.plugin_info(request.type, request.id, options)
-        return api.introspection.PluginInfoResponse(plugin=_plugin(plugin), extra=typeurl.to_wire(extra))
-
-
-def _plugin(plugin: PluginStatus) -> api.introspection.Plugin:
-    failure = api.rpc.Status(code=plugin.code, message=plugin.message) if plugin.code else None
-    return api.introspection.Plugin(
-        type=plugin.kind,
-        id=plugin.id,
-        requires=list(plugin.requires),
-        platforms=[_platform(platform) for platform in plugin.platforms],
-        exports=dict(plugin.exports),
-        capabilities=list(plugin.capabilities),
-        init_err=failure,
-    )
-
-
-def _platform(text: str) -> api.types.Platform:
-    system, architecture, variant, *_ = [*text.split("/"), "", ""]
-    return api.types.Platform(os=system, architecture=architecture, variant=variant)
-
-
-def _deprecation(warning: Deprecation) -> api.introspection.DeprecationWarning:
-    return api.introspection.DeprecationWarning(
-        id=warning.id, message=warning.message, last_occurrence=timestamps.to_wire(warning.last_occurrence_ns)
-    )
+        return api.introspection.PluginInfoResponse(plugin=plugin_status_to_wire(plugin), extra=any_to_wire(extra))

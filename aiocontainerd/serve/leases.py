@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from aiocontainerd import api, timestamps
-from aiocontainerd.interfaces.metadata import Lease, Resource
+from aiocontainerd import api
+from aiocontainerd.interfaces.metadata import Resource
 from aiocontainerd.interfaces.services import LeaseManager
 from aiocontainerd.serve.requests import required
+from aiocontainerd.wire.leases import lease_to_wire, resource_from_wire, resource_to_wire
 
 
 class LeasesGrpc:
@@ -20,7 +21,7 @@ class LeasesGrpc:
 
     async def create(self, request: api.leases.CreateRequest) -> api.leases.CreateResponse:
         """Makes a lease; an empty id is made up."""
-        return api.leases.CreateResponse(lease=_to_wire(await self._manager.create(request.id, request.labels)))
+        return api.leases.CreateResponse(lease=lease_to_wire(await self._manager.create(request.id, request.labels)))
 
     async def delete(self, request: api.leases.DeleteRequest) -> api.protobuf.Empty:
         """Removes a lease; `sync` waits until what it held is collected."""
@@ -30,7 +31,7 @@ class LeasesGrpc:
     async def list(self, request: api.leases.ListRequest) -> api.leases.ListResponse:
         """Those that a filter matches."""
         found = await self._manager.list(request.filters)
-        return api.leases.ListResponse(leases=[_to_wire(lease) for lease in found])
+        return api.leases.ListResponse(leases=[lease_to_wire(lease) for lease in found])
 
     async def add_resource(self, request: api.leases.AddResourceRequest) -> api.protobuf.Empty:
         """Makes a lease hold something."""
@@ -45,13 +46,8 @@ class LeasesGrpc:
     async def list_resources(self, request: api.leases.ListResourcesRequest) -> api.leases.ListResourcesResponse:
         """What a lease holds."""
         held = await self._manager.resources(request.id)
-        return api.leases.ListResourcesResponse(resources=[api.leases.Resource(id=r.id, type=r.type) for r in held])
+        return api.leases.ListResourcesResponse(resources=[resource_to_wire(r) for r in held])
 
 
 def _resource(message: api.leases.Resource | None) -> Resource:
-    given = required(message, "resource")
-    return Resource(given.id, given.type)
-
-
-def _to_wire(lease: Lease) -> api.leases.Lease:
-    return api.leases.Lease(id=lease.id, created_at=timestamps.to_wire(lease.created_at_ns), labels=dict(lease.labels))
+    return resource_from_wire(required(message, "resource"))

@@ -8,7 +8,9 @@ from typing import ClassVar
 from aiocontainerd import api, identifiers
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.metadata import Namespace, NamespaceStore
-from aiocontainerd.serve.requests import mask_paths, required, unconverted
+from aiocontainerd.serve.requests import required, unconverted
+from aiocontainerd.wire.masks import mask_from_wire
+from aiocontainerd.wire.namespaces import namespace_from_wire, namespace_to_wire
 
 
 class NamespacesGrpc:
@@ -21,12 +23,14 @@ class NamespacesGrpc:
 
     async def get(self, request: api.namespaces.GetNamespaceRequest) -> api.namespaces.GetNamespaceResponse:
         """The namespace, without labels where it is unknown."""
-        return api.namespaces.GetNamespaceResponse(namespace=_to_wire(await self._namespaces.get(request.name)))
+        return api.namespaces.GetNamespaceResponse(
+            namespace=namespace_to_wire(await self._namespaces.get(request.name))
+        )
 
     async def list(self, _request: api.namespaces.ListNamespacesRequest) -> api.namespaces.ListNamespacesResponse:
         """All, sorted by name; the filter is ignored, as containerd does."""
         return api.namespaces.ListNamespacesResponse(
-            namespaces=[_to_wire(namespace) for namespace in await self._namespaces.list()]
+            namespaces=[namespace_to_wire(namespace) for namespace in await self._namespaces.list()]
         )
 
     async def create(self, request: api.namespaces.CreateNamespaceRequest) -> api.namespaces.CreateNamespaceResponse:
@@ -38,7 +42,7 @@ class NamespacesGrpc:
     async def update(self, request: api.namespaces.UpdateNamespaceRequest) -> api.namespaces.UpdateNamespaceResponse:
         """Answers with an empty message. Errors about labels are UNKNOWN (facts/core 0)."""
         given = required(request.namespace, "namespace")
-        namespace, paths = Namespace(given.name, given.labels), mask_paths(request.update_mask)
+        namespace, paths = namespace_from_wire(given), mask_from_wire(request.update_mask)
         check_update(namespace, paths)
         with unconverted():
             await self._namespaces.update(namespace, paths)
@@ -56,7 +60,3 @@ def check_update(namespace: Namespace, paths: Sequence[str]) -> None:
     for path in paths:
         if not path.startswith("labels."):
             raise InvalidArgument(f'cannot update "{path}" field')
-
-
-def _to_wire(namespace: Namespace) -> api.namespaces.Namespace:
-    return api.namespaces.Namespace(name=namespace.name, labels=dict(namespace.labels))

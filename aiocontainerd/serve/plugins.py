@@ -12,6 +12,7 @@ from aiocontainerd.guard.health import Latencies, MethodHealth, MethodRecord, Pl
 from aiocontainerd.guard.owners import Owners
 from aiocontainerd.host.registration import Plugin, State
 from aiocontainerd.serve.served_health import served_methods
+from aiocontainerd.wire.times import time_to_wire
 
 if TYPE_CHECKING:
     from aiocontainerd.host.registration import Change
@@ -115,7 +116,7 @@ def _health(plugin: Plugin, served: Sequence[MethodHealth]) -> api.plugins.Healt
         blocks=health.blocked,
         blocked_ns=_ns(health.blocked_s),
         last_error=health.last_error,
-        last_error_at=timestamps.to_wire(_ns(health.last_error_at)) if health.last_error_at else None,
+        last_error_at=time_to_wire(_ns(health.last_error_at)) if health.last_error_at else None,
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from aiocontainerd import api
 from aiocontainerd.errors import Cancelled, ContainerdError, DeadlineExceeded, InvalidArgument, Unknown, to_status
 
 LIST_BATCH = 100
@@ -31,8 +30,3 @@ def unconverted() -> Iterator[None]:
         raise
     except ContainerdError as error:
         raise Unknown(to_status(error)[1]) from error
-
-
-def mask_paths(mask: api.protobuf.FieldMask | None) -> Sequence[str]:
-    """The field paths of an update; none where the mask is absent."""
-    return () if mask is None else tuple(mask.paths)

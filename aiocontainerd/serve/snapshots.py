@@ -8,8 +8,10 @@ from typing import ClassVar
 from aiocontainerd import api
 from aiocontainerd.interfaces.services import SnapshotsService
 from aiocontainerd.interfaces.snapshotter import Info, Kind
-from aiocontainerd.serve.requests import LIST_BATCH, mask_paths, required, unconverted
-from aiocontainerd.wire.convert import mounts_to_wire, snapshot_info_to_wire
+from aiocontainerd.serve.requests import LIST_BATCH, required, unconverted
+from aiocontainerd.wire.masks import mask_from_wire
+from aiocontainerd.wire.mounts import mounts_to_wire
+from aiocontainerd.wire.snapshots import snapshot_info_to_wire, usage_to_wire
 
 
 class SnapshotsGrpc:
@@ -58,7 +60,7 @@ class SnapshotsGrpc:
         backend = self._snapshots.snapshotter(request.snapshotter)
         given = required(request.info, "info")
         info = Info(kind=Kind.UNKNOWN, name=given.name, labels=given.labels)
-        updated = await backend.update(info, mask_paths(request.update_mask))
+        updated = await backend.update(info, mask_from_wire(request.update_mask))
         return api.snapshots.UpdateSnapshotResponse(info=snapshot_info_to_wire(updated))
 
     async def list(
@@ -78,8 +80,7 @@ class SnapshotsGrpc:
 
     async def usage(self, request: api.snapshots.UsageRequest) -> api.snapshots.UsageResponse:
         """Disk space of one snapshot without its parents."""
-        usage = await self._snapshots.snapshotter(request.snapshotter).usage(request.key)
-        return api.snapshots.UsageResponse(size=usage.size, inodes=usage.inodes)
+        return usage_to_wire(await self._snapshots.snapshotter(request.snapshotter).usage(request.key))
 
     async def cleanup(self, request: api.snapshots.CleanupRequest) -> api.protobuf.Empty:
         """Deletes what removed snapshots left behind. A daemon leaves that to garbage collection (facts/core 6)."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
-from aiocontainerd import api, timestamps, typeurl
-from aiocontainerd.interfaces.runtime import IO, ExecOptions, Exit, ProcessState
-from aiocontainerd.interfaces.services import CreateTask, TaskService
-from aiocontainerd.wire.convert import descriptor_from_wire, descriptor_to_wire, mounts_from_wire
-
-
-class _Streams(Protocol):
-    stdin: str
-    stdout: str
-    stderr: str
-    terminal: bool
+from aiocontainerd import api
+from aiocontainerd.interfaces.runtime import ExecOptions, Exit
+from aiocontainerd.interfaces.services import TaskService
+from aiocontainerd.wire.anys import any_from_wire
+from aiocontainerd.wire.descriptors import descriptor_to_wire
+from aiocontainerd.wire.tasks import (
+    create_task_from_wire,
+    io_from_wire,
+    metrics_to_wire,
+    process_info_to_wire,
+    process_to_wire,
+)
+from aiocontainerd.wire.times import time_to_wire
 
 
 class TasksGrpc:
@@ -27,18 +29,7 @@ class TasksGrpc:
 
     async def create(self, request: api.tasks.CreateTaskRequest) -> api.tasks.CreateTaskResponse:
         """Answers with the pid of init, 0 where it is to be restored by `start`."""
-        checkpoint = request.checkpoint
-        wanted = CreateTask(
-            container_id=request.container_id,
-            rootfs=mounts_from_wire(request.rootfs),
-            io=_io(request),
-            checkpoint=None if checkpoint is None else descriptor_from_wire(checkpoint),
-            options=typeurl.from_wire(request.options),
-            runtime_path=request.runtime_path,
-            task_api_address=request.task_api_address,
-            task_api_version=request.task_api_version,
-        )
-        task = await self._tasks.create(wanted)
+        task = await self._tasks.create(create_task_from_wire(request))
         return api.tasks.CreateTaskResponse(container_id=request.container_id, pid=task.pid)
 
     async def start(self, request: api.tasks.StartRequest) -> api.tasks.StartResponse:
@@ -56,11 +47,13 @@ class TasksGrpc:
 
     async def get(self, request: api.tasks.GetRequest) -> api.tasks.GetResponse:
         """Init or an exec."""
-        return api.tasks.GetResponse(process=_process(await self._tasks.get(request.container_id, request.exec_id)))
+        return api.tasks.GetResponse(
+            process=process_to_wire(await self._tasks.get(request.container_id, request.exec_id))
+        )
 
     async def list(self, request: api.tasks.ListTasksRequest) -> api.tasks.ListTasksResponse:  # noqa: ARG002 - its filter is ignored, as containerd does
         """Every task's init."""
-        return api.tasks.ListTasksResponse(tasks=[_process(state) for state in await self._tasks.list()])
+        return api.tasks.ListTasksResponse(tasks=[process_to_wire(state) for state in await self._tasks.list()])
 
     async def kill(self, request: api.tasks.KillRequest) -> api.protobuf.Empty:
         """Sends a signal."""
@@ -69,7 +62,7 @@ class TasksGrpc:
 
     async def exec(self, request: api.tasks.ExecProcessRequest) -> api.protobuf.Empty:
         """Adds an exec."""
-        options = ExecOptions(spec=typeurl.from_wire(request.spec), io=_io(request))
+        options = ExecOptions(spec=any_from_wire(request.spec), io=io_from_wire(request))
         await self._tasks.exec(request.container_id, request.exec_id, options)
         return _empty()
 
@@ -96,57 +89,33 @@ class TasksGrpc:
     async def list_pids(self, request: api.tasks.ListPidsRequest) -> api.tasks.ListPidsResponse:
         """Every process of a container."""
         found = await self._tasks.pids(request.container_id)
-        infos = [api.task_types.ProcessInfo(pid=info.pid, info=typeurl.to_wire(info.info)) for info in found]
-        return api.tasks.ListPidsResponse(processes=infos)
+        return api.tasks.ListPidsResponse(processes=[process_info_to_wire(info) for info in found])
 
     async def checkpoint(self, request: api.tasks.CheckpointTaskRequest) -> api.tasks.CheckpointTaskResponse:
         """Answers with the blobs made, none where the client named a directory."""
-        found = await self._tasks.checkpoint(request.container_id, typeurl.from_wire(request.options))
+        found = await self._tasks.checkpoint(request.container_id, any_from_wire(request.options))
         return api.tasks.CheckpointTaskResponse(descriptors=[descriptor_to_wire(descriptor) for descriptor in found])
 
     async def update(self, request: api.tasks.UpdateTaskRequest) -> api.protobuf.Empty:
         """Changes resource limits."""
-        resources = typeurl.from_wire(request.resources)
+        resources = any_from_wire(request.resources)
         await self._tasks.update(request.container_id, resources, request.annotations)
         return _empty()
 
     async def metrics(self, request: api.tasks.MetricsRequest) -> api.tasks.MetricsResponse:
         """Metrics of the tasks that a filter matches."""
-        found = [
-            api.types.Metric(
-                timestamp=timestamps.to_wire(metrics.timestamp_ns), id=metrics.id, data=typeurl.to_wire(metrics.data)
-            )
-            for metrics in await self._tasks.metrics(request.filters)
-        ]
+        found = [metrics_to_wire(metrics) for metrics in await self._tasks.metrics(request.filters)]
         return api.tasks.MetricsResponse(metrics=found)
 
     async def wait(self, request: api.tasks.WaitRequest) -> api.tasks.WaitResponse:
         """Answers when the process has exited."""
         ended = await self._tasks.wait(request.container_id, request.exec_id)
-        return api.tasks.WaitResponse(exit_status=ended.status, exited_at=timestamps.to_wire(ended.exited_at_ns))
-
-
-def _io(request: _Streams) -> IO:
-    return IO(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
-
-
-def _process(state: ProcessState) -> api.task_types.Process:
-    return api.task_types.Process(
-        id=state.id,
-        pid=state.pid,
-        status=api.task_types.Status(int(state.status)),
-        stdin=state.io.stdin,
-        stdout=state.io.stdout,
-        stderr=state.io.stderr,
-        terminal=state.io.terminal,
-        exit_status=state.exit_status,
-        exited_at=timestamps.to_wire(state.exited_at_ns),
-    )
+        return api.tasks.WaitResponse(exit_status=ended.status, exited_at=time_to_wire(ended.exited_at_ns))
 
 
 def _deleted(process_id: str, ended: Exit) -> api.tasks.DeleteResponse:
     return api.tasks.DeleteResponse(
-        id=process_id, pid=ended.pid, exit_status=ended.status, exited_at=timestamps.to_wire(ended.exited_at_ns)
+        id=process_id, pid=ended.pid, exit_status=ended.status, exited_at=time_to_wire(ended.exited_at_ns)
     )
 
 

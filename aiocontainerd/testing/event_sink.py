@@ -23,6 +23,7 @@ from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.event_sink import EventSink
 from aiocontainerd.testing.contract import Contract, Targeted
 from aiocontainerd.testing.target import Bench
+from aiocontainerd.wire.anys import marshal
 
 OpenSink = Callable[[Path], AbstractAsyncContextManager[EventSink]]
 Arrived = Callable[[], Awaitable[Sequence[Envelope]]]
@@ -41,18 +42,18 @@ def envelope(topic: str, event: typeurl.Any, *, namespace: str = "suite") -> Env
 def task_exit(number: int = 0) -> Envelope:
     """An event as runtimes send it."""
     event = api.event_types.TaskExit(container_id=f"c{number}", id=f"c{number}", pid=100 + number, exit_status=number)
-    return envelope("/tasks/exit", typeurl.marshal(event))
+    return envelope("/tasks/exit", marshal(event))
 
 
 EVENTS: dict[str, Callable[[], Envelope]] = {
     "task": task_exit,
-    "image": lambda: envelope("/images/create", typeurl.marshal(api.images.ImageCreate(name="docker.io/x:1"))),
+    "image": lambda: envelope("/images/create", marshal(api.images.ImageCreate(name="docker.io/x:1"))),
     "foreign-payload": lambda: envelope("/acme/made", typeurl.Any("acme.example/v1.Made", b"\xff\x00\xfe")),
     "damaged-payload": lambda: envelope("/tasks/exit", typeurl.Any("containerd.events.TaskExit", b"\xff\xff")),
     "empty-payload": lambda: envelope("/acme/empty", typeurl.Any("", b"")),
     "large-payload": lambda: envelope("/acme/large", typeurl.Any("acme.example/v1.Large", bytes(1 << 20))),
     "unicode": lambda: envelope(
-        "/images/create", typeurl.marshal(api.images.ImageCreate(name="é\n\0\u2028", labels={"a": '"\\'}))
+        "/images/create", marshal(api.images.ImageCreate(name="é\n\0\u2028", labels={"a": '"\\'}))
     ),
 }  # fmt: skip
 

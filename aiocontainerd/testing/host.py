@@ -18,6 +18,7 @@ from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, conformance
 from aiocontainerd.host.registration import Daemon, Plugin, PluginConfig, Registration, State
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.wire.events import message_bus
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -47,7 +48,7 @@ async def running(
     plugin = registry.add(registration, "test")
     for other in (*event_sinks.register_plugins(), *servers.register_plugins(), *others):
         registry.add(other)
-    bus, address = EventBus(), str(directory / "grpc.sock")
+    bus, address = message_bus(), str(directory / "grpc.sock")
     daemon = Daemon(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address=address, ttrpc_address="",
         bus=bus, plugins=lambda: registry.plugins, timeout_s=lambda _key: timeout_s,

@@ -17,12 +17,12 @@ import pytest
 from aiocontainerd import context
 from aiocontainerd.client.client import Client
 from aiocontainerd.distribution import Stores
-from aiocontainerd.events import EventBus
 from aiocontainerd.host.loading import registrations_of
 from aiocontainerd.host.registration import Daemon, InitContext, PluginConfig, Registration, State
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import kinds
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
+from aiocontainerd.wire.events import message_bus
 
 PLUGINS = ("content-local", "differ", "gc", "metadata-sqlite", "services", "snapshotter-native")
 PROBE = "io.containerd.internal.v1"
@@ -56,7 +56,7 @@ async def daemon_plugins(tmp_path: Path) -> AsyncIterator[Registry]:
     plugins = _registry()
     daemon = Daemon(
         root=tmp_path / "root", state=tmp_path / "state", temp=tmp_path, grpc_address="", ttrpc_address="",
-        bus=EventBus(), plugins=lambda: plugins.plugins, timeout_s=lambda _key: TIMEOUT_S,
+        bus=message_bus(), plugins=lambda: plugins.plugins, timeout_s=lambda _key: TIMEOUT_S,
     )  # fmt: skip
     async with plugins.run(daemon, lambda registration: registration.config()):
         assert [plugin for plugin in plugins.plugins if plugin.state != State.LOADED] == []

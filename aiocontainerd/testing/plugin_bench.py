@@ -11,11 +11,11 @@ import msgspec
 
 from aiocontainerd import kinds
 from aiocontainerd.config import Config
-from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, conformance, loading
 from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.testing.target import Target, TargetError, TargetSkippedError, replaced
+from aiocontainerd.wire.events import message_bus
 
 _METHODS_OF = {kinds.SNAPSHOTTER: ("prepare", "commit", "mounts"), kinds.CONTENT: ("writer", "reader", "abort")}
 
@@ -153,7 +153,7 @@ def _daemon(root: Path, registry: Registry) -> Daemon:
         temp=root / "temp",
         grpc_address="",
         ttrpc_address="",
-        bus=EventBus(),
+        bus=message_bus(),
         plugins=lambda: registry.plugins,
         timeout_s=Config({}, {}).timeout_s,
     )

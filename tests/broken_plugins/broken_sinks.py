@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import anyio.to_thread
 
-from aiocontainerd import typeurl
-from aiocontainerd.plugin import Envelope
+from aiocontainerd.plugin import Envelope, typeurl
 
 
 class Whole:

@@ -12,6 +12,7 @@ from aiocontainerd.cli.actr import output
 from aiocontainerd.cli.actr.health import explain, health
 from aiocontainerd.cli.actr.session import session_of
 from aiocontainerd.cli.plugins_new import new
+from aiocontainerd.wire.anys import unmarshal
 
 if TYPE_CHECKING:
     from aiocontainerd.client.client import Client
@@ -115,10 +116,9 @@ def _line(envelope: Envelope) -> str:
 
 
 def _event(envelope: Envelope) -> str:
-    from aiocontainerd import typeurl
     from aiocontainerd.errors import NotFound
 
     try:
-        return json.dumps(typeurl.unmarshal(envelope.event).to_dict(), separators=(",", ":"))
+        return json.dumps(unmarshal(envelope.event).to_dict(), separators=(",", ":"))
     except (NotFound, ValueError):
         return f"<{envelope.event.type_url}, {len(envelope.event.value)} bytes>"

@@ -9,6 +9,7 @@ import click
 from aiocontainerd import api, durations
 from aiocontainerd.cli.actr import output
 from aiocontainerd.cli.actr.session import session_of
+from aiocontainerd.wire.times import time_from_wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -103,9 +104,7 @@ def _facts(found: api.plugins.ExplainResponse) -> Iterator[tuple[str, object]]:
     yield "Calls", f"{health.calls}, {health.errors} errors, {health.expired} past their deadline"
     yield "Latency", f"p50 {span(health.p50_ns)}, p99 {span(health.p99_ns)}"
     if health.last_error:
-        from aiocontainerd import timestamps
-
-        when = output.time(timestamps.from_wire(health.last_error_at))
+        when = output.time(time_from_wire(health.last_error_at))
         yield "Last error", f"{' '.join(health.last_error.split())} ({when})"
 
 

@@ -11,6 +11,7 @@ from aiocontainerd import api
 from aiocontainerd.cli.actr import output
 from aiocontainerd.cli.actr.images import HINT, ranking_of
 from aiocontainerd.cli.actr.session import session_of
+from aiocontainerd.wire.anys import marshal
 
 if TYPE_CHECKING:
     from aiocontainerd import typeurl
@@ -109,6 +110,5 @@ def _texts(values: object) -> tuple[str, ...]:
 def _runc_options(binary: str) -> typeurl.Any | None:
     if not binary:
         return None
-    from aiocontainerd import typeurl
 
-    return typeurl.marshal(api.runc.Options(binary_name=binary))
+    return marshal(api.runc.Options(binary_name=binary))

@@ -24,7 +24,6 @@ from aiocontainerd.cli.plugin import target
 from aiocontainerd.config import Config, load
 from aiocontainerd.config.timeouts import NOTIFY, PLUGIN_CONTENT, SERVER_STOP
 from aiocontainerd.errors import InvalidArgument
-from aiocontainerd.events import EventBus
 from aiocontainerd.host import loading
 from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
 from aiocontainerd.host.registry import Registry
@@ -205,13 +204,15 @@ def _programs(target_object: object, config: Config, chosen: Iterable[Plugin]) -
 
 
 def _daemon(options: Options, registry: Registry, config: Config) -> Daemon:
+    from aiocontainerd.wire.events import message_bus
+
     return Daemon(
         root=_made(options.root),
         state=_made(options.state),
         temp=Path(tempfile.gettempdir()),
         grpc_address=options.content,
         ttrpc_address="",
-        bus=EventBus(),
+        bus=message_bus(),
         plugins=lambda: registry.plugins,
         timeout_s=config.timeout_s,
         debug=log.isEnabledFor(logging.DEBUG),

@@ -20,6 +20,7 @@ import msgspec
 from aiocontainerd import typeurl
 from aiocontainerd.errors import Unknown
 from aiocontainerd.plugin import PluginError
+from aiocontainerd.wire.anys import any_to_wire
 
 if TYPE_CHECKING:
     from aiocontainerd.config.records import StreamProcessor as Settings
@@ -271,7 +272,7 @@ async def _read(descriptor: int) -> bytes:
 def _payload_file(theirs: ExitStack, payload: typeurl.Any) -> int:
     from aiocontainerd.wire import codec
 
-    message = typeurl.to_wire(payload)
+    message = any_to_wire(payload)
     assert message is not None
     descriptor = os.memfd_create("payload", os.MFD_CLOEXEC)
     theirs.callback(os.close, descriptor)

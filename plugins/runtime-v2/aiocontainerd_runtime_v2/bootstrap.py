@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from aiocontainerd import __version__, api, typeurl
+from aiocontainerd import __version__, api
 from aiocontainerd.errors import ContainerdError, InvalidArgument, Unimplemented
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire import codec
+from aiocontainerd.wire.anys import any_to_wire
 
 TTRPC = "ttrpc"
 NEWEST_VERSION = 3
@@ -44,7 +45,7 @@ def parameters(
 ) -> bytes:
     """Return the BootstrapParams message for the stdin of `start`. `options` are the runtime's own."""
     boot = api.bootstrap
-    extensions = [] if options is None else [boot.Extension(value=typeurl.to_wire(options))]
+    extensions = [] if options is None else [boot.Extension(value=any_to_wire(options))]
     message = boot.BootstrapParams(
         instance_id=instance_id,
         namespace=namespace,

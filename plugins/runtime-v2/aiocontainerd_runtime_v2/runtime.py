@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from aiocontainerd import api, context, timestamps, typeurl
+from aiocontainerd import api, context
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
 from aiocontainerd.interfaces.runtime import CreateOptions, Exit
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire import codec
+from aiocontainerd.wire.anys import marshal, message_name, unmarshal
+from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2 import strays
 from aiocontainerd_runtime_v2.bootstrap import Endpoint, from_api_address
@@ -252,7 +254,7 @@ class ShimTaskRuntime:
             self.table.end_removal(task)
 
     def _publish_death(self, task: ShimTask, ended: Exit) -> None:
-        exited_at = timestamps.to_wire(ended.exited_at_ns)
+        exited_at = time_to_wire(ended.exited_at_ns)
         exit_event = api.event_types.TaskExit(
             container_id=task.id, id=task.id, pid=ended.pid, exit_status=ended.status, exited_at=exited_at
         )
@@ -264,12 +266,12 @@ class ShimTaskRuntime:
 
     async def plugin_info(self, options: Any | None) -> Any:
         """Return what a shim program says about itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
-        request = api.types.RuntimeRequest() if options is None else typeurl.unmarshal(options)
+        request = api.types.RuntimeRequest() if options is None else unmarshal(options)
         if not isinstance(request, api.types.RuntimeRequest):
-            raise InvalidArgument(f"{typeurl.message_name(request)} is no containerd.types.RuntimeRequest")
+            raise InvalidArgument(f"{message_name(request)} is no containerd.types.RuntimeRequest")
         given = b"" if request.options is None else codec.encode(request.options)
         printed = await self.manager.info(request.runtime_path, given)
-        return typeurl.marshal(codec.decode(api.types.RuntimeInfo, printed))
+        return marshal(codec.decode(api.types.RuntimeInfo, printed))
 
     async def stop(self) -> None:
         """Wait for deletions under way, let go of every shim, and remove what the OCI runtime left of empty namespaces.

@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any as Untyped
 
-from aiocontainerd import api, identifiers, timestamps, typeurl
+from aiocontainerd import api, identifiers
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
 from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire.anys import any_from_wire, any_to_wire
+from aiocontainerd.wire.times import time_from_wire
 from aiocontainerd_runtime_v2.deadlines import Deadlines
 from aiocontainerd_runtime_v2.moves import Moves
 from aiocontainerd_runtime_v2.shim import FOREVER_S, Shim
@@ -123,7 +125,7 @@ class ShimTask(ShimProcess):
             stdout=options.io.stdout,
             stderr=options.io.stderr,
             checkpoint=options.checkpoint,
-            options=typeurl.to_wire(chosen_options(options)),
+            options=any_to_wire(chosen_options(options)),
         )
         self.shim.pid = response.pid
 
@@ -147,7 +149,7 @@ class ShimTask(ShimProcess):
             stdin=options.io.stdin,
             stdout=options.io.stdout,
             stderr=options.io.stderr,
-            spec=typeurl.to_wire(options.spec),
+            spec=any_to_wire(options.spec),
         )
         self._waits.forget(exec_id)
         return self.process(exec_id)
@@ -163,20 +165,20 @@ class ShimTask(ShimProcess):
     async def pids(self) -> list[ProcessInfo]:
         """Return every process of the container."""
         response = await self._call("Pids")
-        return [ProcessInfo(process.pid, typeurl.from_wire(process.info)) for process in response.processes]
+        return [ProcessInfo(process.pid, any_from_wire(process.info)) for process in response.processes]
 
     async def checkpoint(self, path: str, options: Any | None) -> None:
         """Write a checkpoint into the directory `path`."""
-        await self._call("Checkpoint", path=path, options=typeurl.to_wire(options))
+        await self._call("Checkpoint", path=path, options=any_to_wire(options))
 
     async def update(self, resources: Any | None, annotations: Mapping[str, str] = _NONE) -> None:
         """Change resource limits."""
-        await self._call("Update", resources=typeurl.to_wire(resources), annotations=dict(annotations))
+        await self._call("Update", resources=any_to_wire(resources), annotations=dict(annotations))
 
     async def stats(self) -> Any:
         """Return cgroup metrics. Raises NotFound if the shim has none."""
         response = await self.shim.call("Stats", limit_s=self._deadlines.stats_s)
-        stats = typeurl.from_wire(response.stats)
+        stats = any_from_wire(response.stats)
         if stats is None:
             raise NotFound(f"metrics of task {self.id}")
         return stats
@@ -210,7 +212,7 @@ def exit_of(response: Untyped) -> Exit:
     """Return the exit that a Wait or Delete response tells."""
     return Exit(
         status=response.exit_status,
-        exited_at_ns=timestamps.from_wire(response.exited_at),
+        exited_at_ns=time_from_wire(response.exited_at),
         pid=getattr(response, "pid", 0),
     )
 
@@ -223,7 +225,7 @@ def _state(process_id: str, response: Untyped) -> ProcessState:
         status=Status(number) if number in Status._value2member_map_ else Status.UNKNOWN,
         io=IO(stdin=response.stdin, stdout=response.stdout, stderr=response.stderr, terminal=response.terminal),
         exit_status=response.exit_status,
-        exited_at_ns=timestamps.from_wire(response.exited_at),
+        exited_at_ns=time_from_wire(response.exited_at),
     )
 
 

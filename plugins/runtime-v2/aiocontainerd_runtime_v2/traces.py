@@ -19,10 +19,10 @@ from pathlib import Path
 
 import msgspec
 
-from aiocontainerd import typeurl
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.sys import cgroup
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire.anys import unmarshal
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2.bundle import Layout
 
@@ -112,7 +112,7 @@ class Traces:
 
 def _root_in(options: Any) -> str:
     try:
-        root = getattr(typeurl.unmarshal(options), "root", "")
+        root = getattr(unmarshal(options), "root", "")
     except ContainerdError:
         return RUNTIME_ROOT  # said again by the shim
     return root if os.path.isabs(root) else RUNTIME_ROOT

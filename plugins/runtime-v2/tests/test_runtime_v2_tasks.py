@@ -25,7 +25,7 @@ from aiocontainerd_runtime_v2.recovery import Recovery
 from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
 from anyio.abc import TaskGroup
 
-from aiocontainerd import api, context, timestamps, typeurl
+from aiocontainerd import api, context
 from aiocontainerd.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -41,6 +41,8 @@ from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.testing.processes import ended
 from aiocontainerd.typeurl import Any as TypedAny
 from aiocontainerd.wire import codec
+from aiocontainerd.wire.anys import marshal, unmarshal
+from aiocontainerd.wire.times import time_to_wire
 
 pytestmark = pytest.mark.anyio
 
@@ -107,7 +109,7 @@ class FakeShim:
         if self.fails_state:
             raise Unknown("exit status 1")
         status = api.task_types.Status(int(self.statuses[request.id]))
-        return api.task_v3.StateResponse(id=request.id, pid=42, status=status, exited_at=timestamps.to_wire(0))
+        return api.task_v3.StateResponse(id=request.id, pid=42, status=status, exited_at=time_to_wire(0))
 
     async def exec(self, request: Any) -> Any:
         await self._called("exec")
@@ -123,14 +125,14 @@ class FakeShim:
         await self._called("wait")
         self.waits += 1
         await self.exited[request.id].wait()
-        return api.task_v3.WaitResponse(exit_status=137, exited_at=timestamps.to_wire(7))
+        return api.task_v3.WaitResponse(exit_status=137, exited_at=time_to_wire(7))
 
     async def delete(self, request: Any) -> Any:
         await self._called("delete")
         await self.may_delete.wait()
         self._known(request.id)
         del self.statuses[request.id]
-        return api.task_v3.DeleteResponse(pid=42, exit_status=137, exited_at=timestamps.to_wire(7))
+        return api.task_v3.DeleteResponse(pid=42, exit_status=137, exited_at=time_to_wire(7))
 
     async def connect(self, request: Any) -> Any:
         await self._called("connect")
@@ -181,9 +183,7 @@ class FakeLauncher:
         self.actions.append(f"delete {command.id}")
         if self.fails_delete:
             raise Unknown("no")
-        return codec.encode(
-            api.task_v3.DeleteResponse(pid=42, exit_status=137, exited_at=timestamps.to_wire(9_000_000_000))
-        )
+        return codec.encode(api.task_v3.DeleteResponse(pid=42, exit_status=137, exited_at=time_to_wire(9_000_000_000)))
 
 
 class World:
@@ -548,12 +548,12 @@ async def test_a_program_tells_of_itself_what_it_is_asked(world: World, tmp_path
     program.write_text(f"#!/bin/sh\ncat > {tmp_path}/given\n[ $1 = -info ] && cat {tmp_path}/info\n")
     program.chmod(0o755)
     options = api.protobuf.Any(type_url="t", value=b"v")
-    request = typeurl.marshal(api.types.RuntimeRequest(runtime_path=str(program), options=options))
+    request = marshal(api.types.RuntimeRequest(runtime_path=str(program), options=options))
     async with world.run() as runtime:
-        answer = typeurl.unmarshal(await runtime.plugin_info(request))
+        answer = unmarshal(await runtime.plugin_info(request))
         assert answer == info
         with pytest.raises(InvalidArgument, match=r"is no containerd\.types\.RuntimeRequest"):
-            await runtime.plugin_info(typeurl.marshal(info))
+            await runtime.plugin_info(marshal(info))
     assert (tmp_path / "given").read_bytes() == codec.encode(options)
 
 

@@ -12,6 +12,7 @@ from aiocontainerd_runtime_v2.traces import Traces
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.sys import cgroup
+from aiocontainerd.wire.anys import marshal
 
 NAMESPACE = f"traces{os.getpid()}"
 
@@ -37,7 +38,7 @@ def spec(path: str) -> bytes:
 
 
 def options(root: Path) -> typeurl.Any:
-    return typeurl.marshal(api.runc.Options(root=str(root)))
+    return marshal(api.runc.Options(root=str(root)))
 
 
 def left(groups: Path) -> list[str]:

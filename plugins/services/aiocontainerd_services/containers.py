@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from aiocontainerd import api, typeurl
+from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.metadata import Container, ContainerStore
+from aiocontainerd.wire.anys import any_to_wire
 
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
@@ -32,7 +33,7 @@ class ContainersService:
         """Raises InvalidArgument, AlreadyExists."""
         created = await self._store.create(container)
         runtime = api.event_types.ContainerCreateRuntime(
-            name=created.runtime_name, options=typeurl.to_wire(created.runtime_options)
+            name=created.runtime_name, options=any_to_wire(created.runtime_options)
         )
         event = api.event_types.ContainerCreate(id=created.id, image=created.image, runtime=runtime)
         self._bus.publish("/containers/create", event)

@@ -26,7 +26,8 @@ from aiocontainerd.interfaces.runtime import (
 )
 from aiocontainerd.interfaces.services import CreateTask, TaskMetrics
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.typeurl import Any, unmarshal
+from aiocontainerd.typeurl import Any
+from aiocontainerd.wire.anys import unmarshal
 from aiocontainerd_services import tasks_checkpoint
 from aiocontainerd_services.task_monitors import Monitors
 

@@ -14,8 +14,9 @@ import anyio
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, Unknown
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.oci.descriptor import Descriptor
-from aiocontainerd.typeurl import Any, to_wire
+from aiocontainerd.typeurl import Any
 from aiocontainerd.wire import codec
+from aiocontainerd.wire.anys import any_to_wire
 
 if TYPE_CHECKING:
     import tarfile
@@ -31,7 +32,7 @@ async def store(content: ContentStore, directory: Path, spec: Any | None) -> lis
     """Make blobs of a checkpoint directory and of the container's spec; returns their descriptors in that order."""
     with await _in_thread(_packed, directory) as archive:
         images = await _write(content, CRIU_MEDIA_TYPE, str(directory), lambda: archive.read(_CHUNK))
-    message = to_wire(spec)
+    message = any_to_wire(spec)
     data = b"" if message is None else codec.encode(message)
     config = await _write(content, CONFIG_MEDIA_TYPE, str(directory / "spec"), _chunks_of_bytes(data))
     return [images, config]

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from aiocontainerd_services.content import ContentService
 
-from aiocontainerd import api, timestamps
+from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument, NotFound, OutOfRange
 from aiocontainerd.interfaces.content import Info, Status
 from aiocontainerd.serve.content import READ_CHUNK_BYTES, ContentGrpc, read_range
+from aiocontainerd.wire.times import time_from_wire
 
 pytestmark = pytest.mark.anyio
 
@@ -155,7 +156,7 @@ async def test_info_shows_times_and_labels() -> None:
     response = await served(FakeStore()).info(api.content.InfoRequest(digest=DIGEST))
     assert response.info is not None
     assert (response.info.size, response.info.labels) == (3, {"k": "v"})
-    assert timestamps.from_wire(response.info.updated_at) == 2
+    assert time_from_wire(response.info.updated_at) == 2
 
 
 async def test_status_of_an_unknown_ref_says_what_was_asked() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiocontainerd import api, timestamps
+from aiocontainerd import api
 from aiocontainerd.errors import (
     AlreadyExists,
     DataLoss,
@@ -21,6 +21,7 @@ from aiocontainerd.errors import (
 )
 from aiocontainerd.interfaces.content import Info, Status
 from aiocontainerd.serve.content_write import write_stream
+from aiocontainerd.wire.times import time_from_wire
 
 pytestmark = pytest.mark.anyio
 
@@ -146,8 +147,8 @@ async def test_stat_tells_offset_digest_times_and_the_total_of_this_stream(store
     response = (await run(store, request(STAT, "r", total=10)))[0]
     assert (response.action, response.offset, response.total) == (STAT, 3, 10)
     assert response.digest == digest_of(b"abc")
-    assert timestamps.from_wire(response.started_at) == STARTED_NS
-    assert timestamps.from_wire(response.updated_at) == UPDATED_NS
+    assert time_from_wire(response.started_at) == STARTED_NS
+    assert time_from_wire(response.updated_at) == UPDATED_NS
 
 
 async def test_the_last_response_is_sent_twice_on_half_close(store: FakeStore) -> None:
@@ -182,7 +183,7 @@ async def test_total_and_expected_of_a_later_message_win(store: FakeStore) -> No
 
 async def test_responses_after_a_stat_keep_its_times_and_total(store: FakeStore) -> None:
     responses = await run(store, request(STAT, "r", total=5), request(WRITE, data=b"a"))
-    assert timestamps.from_wire(responses[1].started_at) == STARTED_NS
+    assert time_from_wire(responses[1].started_at) == STARTED_NS
     assert responses[1].total == 5
 
 

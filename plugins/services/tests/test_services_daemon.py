@@ -14,7 +14,7 @@ from aiocontainerd_services.deprecations import PREFIX, Deprecations
 from aiocontainerd_services.diff import DiffService, choose
 
 import aiocontainerd
-from aiocontainerd import api, context, kinds, timestamps, typeurl
+from aiocontainerd import api, context, kinds, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Unknown
 from aiocontainerd.events import EventBus
 from aiocontainerd.host.introspection import Introspection, load_uuid
@@ -28,6 +28,7 @@ from aiocontainerd.serve.health import HealthGrpc
 from aiocontainerd.serve.introspection import IntrospectionGrpc
 from aiocontainerd.serve.version import VersionGrpc
 from aiocontainerd.sys.mount import Mount
+from aiocontainerd.wire.times import time_to_wire
 
 pytestmark = pytest.mark.anyio
 
@@ -112,7 +113,7 @@ async def test_server_tells_a_lasting_uuid_and_what_is_deprecated(tmp_path: Path
     assert uuid.UUID(first.uuid).version == 4
     assert first.uuid == again.uuid == (tmp_path / "intro" / "uuid").read_text()
     assert (first.pid, first.pidns) == (os.getpid(), Path("/proc/self/ns/pid").stat().st_ino)
-    assert [(d.id, d.last_occurrence) for d in first.deprecations] == [(PREFIX + "cgroup-v1", timestamps.to_wire(5))]
+    assert [(d.id, d.last_occurrence) for d in first.deprecations] == [(PREFIX + "cgroup-v1", time_to_wire(5))]
 
 
 def test_an_empty_uuid_file_is_made_anew(tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def event(value: bytes = b"") -> api.protobuf.Any:
 
 def envelope(**fields: Any) -> api.types.Envelope:
     given: dict[str, Any] = {
-        "timestamp": timestamps.to_wire(9),
+        "timestamp": time_to_wire(9),
         "namespace": "n",
         "topic": "/a/b",
         "event": event(),
@@ -207,7 +208,7 @@ async def test_subscribers_get_published_and_forwarded_events_of_every_namespace
         await anyio.wait_all_tasks_blocked()
         group.cancel_scope.cancel()
     assert got == [
-        envelope(timestamp=timestamps.to_wire(7), namespace="here", event=event(b"\x01")),
+        envelope(timestamp=time_to_wire(7), namespace="here", event=event(b"\x01")),
         envelope(),
         envelope(namespace="m"),
     ]
@@ -321,7 +322,7 @@ async def test_diff_hands_on_every_option() -> None:
         media_type="m",
         ref="ref",
         labels={"a": "b"},
-        source_date_epoch=timestamps.to_wire(11),
+        source_date_epoch=time_to_wire(11),
     )
     answer = await DiffGrpc(DiffService([differ])).diff(request)
     assert answer.diff == api.types.Descriptor(media_type="tar+gzip", digest="a", size=1)

@@ -13,7 +13,7 @@ from aiocontainerd_services.leases import Manager
 from aiocontainerd_services.namespaces import NamespacesService
 from aiocontainerd_services.snapshots import SnapshotsService
 
-from aiocontainerd import api, timestamps
+from aiocontainerd import api
 from aiocontainerd.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -30,6 +30,7 @@ from aiocontainerd.serve.leases import LeasesGrpc
 from aiocontainerd.serve.namespaces import NamespacesGrpc
 from aiocontainerd.serve.snapshots import SnapshotsGrpc
 from aiocontainerd.sys.mount import Mount
+from aiocontainerd.wire.times import time_to_wire
 
 pytestmark = pytest.mark.anyio
 
@@ -207,7 +208,7 @@ async def test_a_container_comes_back_as_it_was_given_but_for_its_times() -> Non
     service, _, _ = containers()
     created = await service.create(api.containers.CreateContainerRequest(container=container()))
     expected = container()
-    expected.created_at = expected.updated_at = timestamps.to_wire(7)
+    expected.created_at = expected.updated_at = time_to_wire(7)
     assert created.container == expected
     assert (await service.get(api.containers.GetContainerRequest(id="c1"))).container == expected
     streamed = [m async for m in service.list_stream(api.containers.ListContainersRequest())]
@@ -297,7 +298,7 @@ async def test_an_image_needs_a_name_and_a_target() -> None:
 
 async def test_the_epoch_of_an_image_replaces_the_clock() -> None:
     service, store, _ = images()
-    epoch = timestamps.to_wire(42)
+    epoch = time_to_wire(42)
     mask = api.protobuf.FieldMask(paths=["target"])
     await service.create(api.images.CreateImageRequest(image=image(), source_date_epoch=epoch))
     await service.update(api.images.UpdateImageRequest(image=image(), update_mask=mask, source_date_epoch=epoch))
@@ -362,9 +363,9 @@ def leases() -> tuple[LeasesGrpc, LeaseRecords, Scheduler]:
 async def test_a_lease_is_created_and_listed_with_its_time() -> None:
     service, _, _ = leases()
     made = await service.create(api.leases.CreateRequest(labels={"a": "b"}))
-    assert made.lease == api.leases.Lease(id="made-up", created_at=timestamps.to_wire(3), labels={"a": "b"})
+    assert made.lease == api.leases.Lease(id="made-up", created_at=time_to_wire(3), labels={"a": "b"})
     listed = await service.list(api.leases.ListRequest())
-    assert listed.leases == [api.leases.Lease(id="l", created_at=timestamps.to_wire(3))]
+    assert listed.leases == [api.leases.Lease(id="l", created_at=time_to_wire(3))]
 
 
 async def test_only_a_sync_delete_of_a_lease_waits_for_collection() -> None:

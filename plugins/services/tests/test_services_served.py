@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aiocontainerd import api, errors, timestamps
+from aiocontainerd import api, errors
 from aiocontainerd.errors import Unimplemented
 from aiocontainerd.events import EventBus
 from aiocontainerd.host.loading import registrations_of
@@ -30,6 +30,8 @@ from aiocontainerd.oci import platform
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, State, kinds
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient
+from aiocontainerd.wire.events import message_bus
+from aiocontainerd.wire.times import time_from_wire
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +136,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 @asynccontextmanager
 async def serving(directory: Path) -> AsyncIterator[Served]:
-    bus, plugins = EventBus(), registry()
+    bus, plugins = message_bus(), registry()
     address = directory / "s"
     daemon = Daemon(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address=str(address),
@@ -342,7 +344,7 @@ async def test_a_large_blob_is_read_in_chunks_from_an_offset(served: Served) -> 
 
 async def test_a_sync_delete_of_a_lease_collects_what_it_held(served: Served) -> None:
     made = await served.call("leases.v1.Leases", "Create", api.leases.CreateRequest(id="l"))
-    assert timestamps.from_wire(made.lease.created_at) > 0
+    assert time_from_wire(made.lease.created_at) > 0
     digest = await served.ingest(b"held")
     resource = api.leases.Resource(id=digest, type="content")
     await served.call("leases.v1.Leases", "AddResource", api.leases.AddResourceRequest(id="l", resource=resource))

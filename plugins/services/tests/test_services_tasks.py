@@ -13,7 +13,7 @@ import pytest
 from aiocontainerd_services import tasks_checkpoint
 from aiocontainerd_services.tasks import TasksService
 
-from aiocontainerd import api, context, timestamps, typeurl
+from aiocontainerd import api, context, typeurl
 from aiocontainerd.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unknown
 from aiocontainerd.interfaces.metadata import Container
 from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
@@ -23,6 +23,8 @@ from aiocontainerd.serve.tasks import TasksGrpc
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.testing.fakes import FakeContentStore
 from aiocontainerd.typeurl import Any as TypedAny
+from aiocontainerd.wire.anys import any_to_wire, marshal
+from aiocontainerd.wire.times import time_from_wire
 
 pytestmark = pytest.mark.anyio
 
@@ -204,7 +206,7 @@ async def test_a_task_needs_a_record_and_is_made_once(world: World) -> None:
 )
 async def test_runc_takes_its_own_options_only(world: World, options: TypedAny) -> None:
     world.container("c", task=False)
-    request = api.tasks.CreateTaskRequest(container_id="c", options=typeurl.to_wire(options))
+    request = api.tasks.CreateTaskRequest(container_id="c", options=any_to_wire(options))
     with pytest.raises(Unknown, match=rf"^invalid task create option for {RUNC}$"):
         await world.grpc.create(request)
     world.container("k", task=False, runtime="io.containerd.kata.v2")
@@ -242,7 +244,7 @@ async def test_execs_need_an_id(world: World) -> None:
 async def test_exits_travel_with_their_times(world: World) -> None:
     world.container("c")
     waited = await world.grpc.wait(api.tasks.WaitRequest(container_id="c"))
-    assert (waited.exit_status, timestamps.from_wire(waited.exited_at)) == (3, 5)
+    assert (waited.exit_status, time_from_wire(waited.exited_at)) == (3, 5)
     forgotten = await world.grpc.delete_process(api.tasks.DeleteProcessRequest(container_id="c", exec_id="e"))
     assert (forgotten.id, forgotten.pid, forgotten.exit_status) == ("e", 8, 3)
     deleted = await world.grpc.delete(api.tasks.DeleteTaskRequest(container_id="c"))
@@ -311,18 +313,18 @@ async def test_a_checkpoint_becomes_two_blobs_and_comes_back(world: World) -> No
 
 async def test_a_checkpoint_into_a_directory_makes_no_blobs(world: World) -> None:
     task = world.container("c")
-    options = typeurl.marshal(api.runc.CheckpointOptions(image_path="/image"))
-    request = api.tasks.CheckpointTaskRequest(container_id="c", options=typeurl.to_wire(options))
+    options = marshal(api.runc.CheckpointOptions(image_path="/image"))
+    request = api.tasks.CheckpointTaskRequest(container_id="c", options=any_to_wire(options))
     assert (await world.grpc.checkpoint(request)).descriptors == []
     assert task.calls == [("checkpoint", "/image")]
-    wrong = typeurl.to_wire(typeurl.marshal(api.runc.Options()))
+    wrong = any_to_wire(marshal(api.runc.Options()))
     with pytest.raises(Unknown, match=rf"^invalid task checkpoint option for {RUNC}$"):
         await world.grpc.checkpoint(api.tasks.CheckpointTaskRequest(container_id="c", options=wrong))
 
 
 async def test_an_image_path_to_restore_from_wins(world: World) -> None:
     world.container("c", task=False)
-    options = typeurl.to_wire(typeurl.marshal(api.runc.Options(criu_image_path="/criu")))
+    options = any_to_wire(marshal(api.runc.Options(criu_image_path="/criu")))
     checkpoint = api.types.Descriptor(media_type="other", digest="sha256:0")
     await world.grpc.create(api.tasks.CreateTaskRequest(container_id="c", options=options, checkpoint=checkpoint))
     assert world.runtime.created is not None

@@ -10,8 +10,9 @@ import pytest
 from aiocontainerd_shim.program import bootstrap, cli
 from aiocontainerd_shim.program.bootstrap import Identity
 
-from aiocontainerd import api, typeurl
+from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.wire.anys import any_to_wire, marshal
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def identity(tmp_path: Path) -> Identity:
 
 
 def options() -> api.protobuf.Any | None:
-    return typeurl.to_wire(typeurl.marshal(api.runc.Options(shim_cgroup="/g")))
+    return any_to_wire(marshal(api.runc.Options(shim_cgroup="/g")))
 
 
 def test_a_new_daemon_gets_a_bootstrap_result(identity: Identity) -> None:

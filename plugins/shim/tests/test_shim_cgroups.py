@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from aiocontainerd_shim.cgroups.cgroup import Cgroup, find
 
-from aiocontainerd import api, typeurl
+from aiocontainerd import api
 from aiocontainerd.errors import NotFound
 from aiocontainerd.sys import cgroup
+from aiocontainerd.wire.anys import unmarshal
 
 
 def write(directory: Path, files: dict[str, str]) -> None:
@@ -46,7 +47,7 @@ def host(tmp_path: Path) -> Host:
 def v1_metrics(found: Cgroup) -> api.cgroups_v1.Metrics:
     value = found.stats()
     assert value.type_url == "io.containerd.cgroups.v1.Metrics"
-    message = typeurl.unmarshal(value)
+    message = unmarshal(value)
     assert isinstance(message, api.cgroups_v1.Metrics)
     return message
 
@@ -54,7 +55,7 @@ def v1_metrics(found: Cgroup) -> api.cgroups_v1.Metrics:
 def v2_metrics(found: Cgroup) -> api.cgroups_v2.Metrics:
     value = found.stats()
     assert value.type_url == "io.containerd.cgroups.v2.Metrics"
-    message = typeurl.unmarshal(value)
+    message = unmarshal(value)
     assert isinstance(message, api.cgroups_v2.Metrics)
     return message
 

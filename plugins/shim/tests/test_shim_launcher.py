@@ -28,6 +28,7 @@ from aiocontainerd.errors import InvalidArgument, NotFound, Unknown, from_status
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 from aiocontainerd.testing.processes import ended, removed
+from aiocontainerd.wire.anys import any_to_wire, marshal
 
 BUSYBOX = Path("/bin/busybox")
 TIMEOUT_S = 10.0
@@ -83,13 +84,13 @@ class Node:
         return client
 
     async def create(self, client: TtrpcClient, container: str, stdout: str = "") -> int:
-        options = typeurl.marshal(api.runc.Options(root=str(self.directory / "runc"), binary_name="runc"))
+        options = marshal(api.runc.Options(root=str(self.directory / "runc"), binary_name="runc"))
         request = api.task_v3.CreateTaskRequest(
             id=container,
             bundle=str(self.command(container).bundle),
             rootfs=[api.types.Mount(type="bind", source=str(self.source), options=["rbind", "ro"])],
             stdout=stdout,
-            options=typeurl.to_wire(options),
+            options=any_to_wire(options),
         )
         return int((await call(client, "Create", request)).pid)
 
@@ -206,7 +207,7 @@ async def test_execs_pids_and_kill(node: Node) -> None:
     pid = await node.create(client, "c1")
     await call(client, "Start", api.task_v3.StartRequest(id="c1"))
     spec = msgspec.json.encode(_spec("", ("sh", "-c", "exit 4"))["process"])
-    exec_spec = typeurl.to_wire(typeurl.Any(typeurl.PROCESS_URL, spec))
+    exec_spec = any_to_wire(typeurl.Any(typeurl.PROCESS_URL, spec))
     await call(client, "Exec", api.task_v3.ExecProcessRequest(id="c1", exec_id="e1", spec=exec_spec))
     await call(client, "Start", api.task_v3.StartRequest(id="c1", exec_id="e1"))
     waited = await call(client, "Wait", api.task_v3.WaitRequest(id="c1", exec_id="e1"))

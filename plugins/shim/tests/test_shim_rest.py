@@ -26,6 +26,7 @@ from aiocontainerd import api, typeurl
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 from aiocontainerd.testing.processes import ended, removed
+from aiocontainerd.wire.anys import any_to_wire
 
 TIMEOUT_S = 10.0
 RUNTIME = """#!/bin/sh
@@ -167,7 +168,7 @@ async def test_a_wait_outlasts_the_rest(shim: Shim) -> None:
 async def test_an_exec_added_before_the_rest_starts_after_it(shim: Shim) -> None:
     await shim.start("exec sleep 1000")
     (shim.bundle / "exec").write_text("exit 5")
-    spec = typeurl.to_wire(typeurl.Any(typeurl.PROCESS_URL, b"{}"))
+    spec = any_to_wire(typeurl.Any(typeurl.PROCESS_URL, b"{}"))
     await shim.call("Exec", api.task_v3.ExecProcessRequest(id="c", exec_id="e", spec=spec))
     await shim.rested()
     await shim.call("Start", api.task_v3.StartRequest(id="c", exec_id="e"))

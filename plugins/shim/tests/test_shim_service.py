@@ -21,7 +21,9 @@ from aiocontainerd_shim.task.service import TaskService
 from aiocontainerd import api, typeurl
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
 from aiocontainerd.testing.processes import ended
-from aiocontainerd.timestamps import ZERO_NS, from_wire
+from aiocontainerd.timestamps import ZERO_NS
+from aiocontainerd.wire.anys import any_to_wire
+from aiocontainerd.wire.times import time_from_wire
 
 FAKE = """#!/bin/sh
 # Makes the processes of $FAKE_PROGRAM children of the test, which is a subreaper.
@@ -85,7 +87,7 @@ class Shim:
         return (await asyncio.wait_for(self.service.wait(request), 10)).exit_status
 
     async def exec(self, exec_id: str, code: int) -> None:
-        spec = typeurl.to_wire(typeurl.Any(typeurl.PROCESS_URL, b'{"code":%d}' % code))
+        spec = any_to_wire(typeurl.Any(typeurl.PROCESS_URL, b'{"code":%d}' % code))
         await self.service.exec(api.task_v3.ExecProcessRequest(id="c", exec_id=exec_id, spec=spec))
 
     async def delete(self, exec_id: str = "") -> api.task_v3.DeleteResponse:
@@ -120,7 +122,7 @@ async def shim(tmp_path: Path) -> AsyncIterator[Shim]:
 async def test_a_life_has_its_events_in_order(shim: Shim) -> None:
     pid = await shim.create("exit 7")
     assert (await shim.state()).status == api.task_types.Status.CREATED
-    assert from_wire((await shim.state()).exited_at) == ZERO_NS
+    assert time_from_wire((await shim.state()).exited_at) == ZERO_NS
     assert await shim.start() == pid
     assert await shim.wait() == 7
     assert (await shim.state()).status == api.task_types.Status.STOPPED

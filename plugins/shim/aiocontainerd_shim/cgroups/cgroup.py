@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiocontainerd import typeurl
 from aiocontainerd.errors import NotFound
 from aiocontainerd.sys import cgroup
+from aiocontainerd.wire.anys import marshal
 
 _GONE = "cgroup does not exist"
 
@@ -35,10 +36,10 @@ class Cgroup:
         if self.is_unified:
             from aiocontainerd_shim.cgroups.metrics_v2 import metrics as metrics_v2
 
-            return typeurl.marshal(metrics_v2(self.paths.unified))
+            return marshal(metrics_v2(self.paths.unified))
         from aiocontainerd_shim.cgroups.metrics_v1 import metrics as metrics_v1
 
-        return typeurl.marshal(metrics_v1(self.paths.controllers, f"{self._proc}/partitions"))
+        return marshal(metrics_v1(self.paths.controllers, f"{self._proc}/partitions"))
 
     def enable_controllers(self) -> list[OSError]:
         """Enable all controllers down to this cgroup on version 2; return what the kernel refused, for the log."""

@@ -15,11 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api
 from aiocontainerd.api.services import SERVICES
 from aiocontainerd.errors import NotFound
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 from aiocontainerd.wire import codec
+from aiocontainerd.wire.anys import any_to_wire, marshal
+from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.cgroups import cgroup
 from aiocontainerd_shim.oci.choice import CONFIGURED_ENV
 from aiocontainerd_shim.program import bootstrap, serve
@@ -79,7 +81,7 @@ def _event_types() -> Iterable[type[betterproto2.Message]]:
 
 def _filled(cls: type[betterproto2.Message]) -> betterproto2.Message:
     """Return a message with values in its commonest fields, so that not only the empty case is warm."""
-    value = typeurl.to_wire(typeurl.marshal(api.runc.Options(binary_name="x")))
+    value = any_to_wire(marshal(api.runc.Options(binary_name="x")))
     samples: dict[str, object] = {
         "id": "x",
         "container_id": "x",
@@ -88,7 +90,7 @@ def _filled(cls: type[betterproto2.Message]) -> betterproto2.Message:
         "bundle": "/",
         "options": value,
         "spec": value,
-        "exited_at": timestamps.to_wire(1),
+        "exited_at": time_to_wire(1),
         "rootfs": [api.types.Mount(type="overlay", source="overlay", options=["x"])],
     }
     fields = getattr(cls, "__dataclass_fields__", {})

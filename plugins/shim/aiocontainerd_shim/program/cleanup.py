@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiocontainerd import api, timestamps
 from aiocontainerd.sys.mount import unmount_recursive
+from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.children.reaper import Reaper
 from aiocontainerd_shim.oci import choice
 from aiocontainerd_shim.oci.runtime import OciRuntime, runtime_root
@@ -36,7 +37,7 @@ def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
     return api.task_v3.DeleteResponse(
         pid=_pid(bundle),
         exit_status=record.exit_status or 0 if record and known else KILLED_STATUS,
-        exited_at=timestamps.to_wire((record.exited_at_ns if record and known else None) or timestamps.now_ns()),
+        exited_at=time_to_wire((record.exited_at_ns if record and known else None) or timestamps.now_ns()),
     )
 
 

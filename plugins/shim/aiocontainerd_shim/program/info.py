@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 
 from aiocontainerd import __version__, api, typeurl
+from aiocontainerd.wire.anys import any_to_wire
 from aiocontainerd_shim.oci import choice
 from aiocontainerd_shim.task.records import OPTIONS_URL, options_from_wire
 
@@ -22,7 +23,7 @@ def runtime_info(name: str, stdin: bytes) -> bytes:
             name=name,
             version=api.types.RuntimeVersion(version=__version__),
             options=value if value.type_url else None,
-            features=typeurl.to_wire(typeurl.Any(typeurl.FEATURES_URL, features)) if features else None,
+            features=any_to_wire(typeurl.Any(typeurl.FEATURES_URL, features)) if features else None,
         )
     )
 

@@ -7,8 +7,9 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
-from aiocontainerd import api, timestamps
+from aiocontainerd import api
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
+from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.cgroups.cgroup import Cgroup
 from aiocontainerd_shim.cgroups.cgroup import find as find_cgroup
 from aiocontainerd_shim.cgroups.oom import OomPosition, OomWatch
@@ -143,7 +144,7 @@ class Container:
             container_id=self.site.id,
             pid=self.init.pid,
             exit_status=self.init.exit_status,
-            exited_at=timestamps.to_wire(self.init.exited_at_ns),
+            exited_at=time_to_wire(self.init.exited_at_ns),
             id="",
         )
         self._publish("/tasks/delete", event)

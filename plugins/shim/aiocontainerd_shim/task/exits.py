@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiocontainerd import api, timestamps
+from aiocontainerd import api
+from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.task.init import InitProcess
 from aiocontainerd_shim.task.process import ExecProcess, Process
 from aiocontainerd_shim.task.states import State
@@ -83,7 +84,7 @@ class Exits:
             id=process.exec_id or process.site.id,
             pid=process.pid,
             exit_status=exited.status,
-            exited_at=timestamps.to_wire(exited.exited_at_ns),
+            exited_at=time_to_wire(exited.exited_at_ns),
         )
         self._around.publish("/tasks/exit", event)
 

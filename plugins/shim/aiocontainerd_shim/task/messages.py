@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.wire.anys import any_to_wire, marshal
+from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.io.stdio import Stdio
 from aiocontainerd_shim.oci.runtime import CheckpointFlags
 from aiocontainerd_shim.task.container import Container
@@ -26,7 +28,7 @@ def stdio_of(request: api.task_v3.CreateTaskRequest | api.task_v3.ExecProcessReq
 def deleted(process: Process) -> api.task_v3.DeleteResponse:
     """Return the answer to the deletion of a process."""
     return api.task_v3.DeleteResponse(
-        pid=process.pid, exit_status=process.exit_status, exited_at=timestamps.to_wire(process.exited_at_ns)
+        pid=process.pid, exit_status=process.exit_status, exited_at=time_to_wire(process.exited_at_ns)
     )
 
 
@@ -62,8 +64,8 @@ def status_of(container: Container, process: Process) -> api.task_types.Status:
 
 def process_info(pid: int, exec_id: str | None) -> api.task_types.ProcessInfo:
     """Return an entry of the list of processes; only an exec has an id."""
-    details = None if exec_id is None else typeurl.marshal(api.runc.ProcessDetails(exec_id=exec_id))
-    return api.task_types.ProcessInfo(pid=pid, info=typeurl.to_wire(details))
+    details = None if exec_id is None else marshal(api.runc.ProcessDetails(exec_id=exec_id))
+    return api.task_types.ProcessInfo(pid=pid, info=any_to_wire(details))
 
 
 def checkpoint_flags(request: api.task_v3.CheckpointTaskRequest) -> CheckpointFlags:

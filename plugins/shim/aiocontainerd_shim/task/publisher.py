@@ -14,8 +14,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api, timestamps
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable
+from aiocontainerd.wire.anys import any_to_wire, marshal
+from aiocontainerd.wire.times import time_to_wire
 
 if TYPE_CHECKING:
     import betterproto2
@@ -108,10 +110,10 @@ class Publisher:
         if len(self._queue) == QUEUE_LIMIT:
             self.dropped += 1
         envelope = api.types.Envelope(
-            timestamp=timestamps.to_wire(timestamps.now_ns()),
+            timestamp=time_to_wire(timestamps.now_ns()),
             namespace=self._namespace,
             topic=topic,
-            event=typeurl.to_wire(typeurl.marshal(event)),
+            event=any_to_wire(marshal(event)),
         )
         self._queue.append(api.events_ttrpc.ForwardRequest(envelope=envelope))
         self._empty.clear()

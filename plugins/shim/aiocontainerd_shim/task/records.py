@@ -15,6 +15,7 @@ import msgspec
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.wire.anys import unmarshal
 
 OPTIONS_URL = "containerd.runc.v1.Options"
 _START_TIME_FIELD = 19
@@ -69,7 +70,7 @@ def options_from_wire(value: api.protobuf.Any | None) -> RuncOptions:
         return RuncOptions()
     if value.type_url.rpartition("/")[2] != OPTIONS_URL:
         raise InvalidArgument(f"options of type {value.type_url}: this runtime takes {OPTIONS_URL}")
-    message = typeurl.unmarshal(typeurl.Any(value.type_url, value.value))
+    message = unmarshal(typeurl.Any(value.type_url, value.value))
     return RuncOptions(**{name: getattr(message, name) for name in RuncOptions.__struct_fields__})
 
 

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from aiocontainerd import api, timestamps, typeurl
+from aiocontainerd import api
 from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
 from aiocontainerd.sys.mount import Mount
+from aiocontainerd.wire.anys import any_to_wire
+from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.cgroups import cgroup
 from aiocontainerd_shim.oci import choice
 from aiocontainerd_shim.oci.runtime import OciError, OciRuntime, runtime_root
@@ -141,7 +143,7 @@ class TaskService:
             stderr=process.stdio.stderr,
             terminal=process.stdio.terminal,
             exit_status=process.exit_status,
-            exited_at=timestamps.to_wire(process.exited_at_ns),
+            exited_at=time_to_wire(process.exited_at_ns),
         )
 
     async def exec(self, request: api.task_v3.ExecProcessRequest) -> api.protobuf.Empty:
@@ -165,9 +167,7 @@ class TaskService:
         """Wait for a process to exit."""
         process = self._container(request.id).process(request.exec_id)
         await process.exited.wait()
-        return api.task_v3.WaitResponse(
-            exit_status=process.exit_status, exited_at=timestamps.to_wire(process.exited_at_ns)
-        )
+        return api.task_v3.WaitResponse(exit_status=process.exit_status, exited_at=time_to_wire(process.exited_at_ns))
 
     async def pids(self, request: api.task_v3.PidsRequest) -> api.task_v3.PidsResponse:
         """Return every process of a container, with the ids of execs; none once the init has exited."""
@@ -220,7 +220,7 @@ class TaskService:
         container = self._container(request.id)
         if container.cgroup is None:
             container.cgroup = _find_cgroup(container.init.pid)
-        return api.task_v3.StatsResponse(stats=typeurl.to_wire(container.cgroup.stats()))
+        return api.task_v3.StatsResponse(stats=any_to_wire(container.cgroup.stats()))
 
     async def connect(self, request: api.task_v3.ConnectRequest) -> api.task_v3.ConnectResponse:
         """Return who serves, and the pid of the init; 0 for an unknown container."""
