@@ -27,6 +27,13 @@ def test_a_file_that_a_document_names_exists(document: Path) -> None:
     assert missing == []
 
 
+def test_the_architecture_page_has_every_room() -> None:
+    page = (REPOSITORY / "docs/architecture.md").read_text()
+    rooms = [path for path in (REPOSITORY / "aiocontainerd").iterdir() if not path.name.startswith(("_", "."))]
+    names = [f"`{path.name}/`" if path.is_dir() else f"`{path.name}`" for path in rooms if path.suffix in ("", ".py")]
+    assert [name for name in names if name not in page] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_a_link_of_a_document_leads_somewhere(document: Path) -> None:
     links = LINK.findall(document.read_text())
