@@ -34,15 +34,9 @@ from aiocontainerd.config.secret import Secret
 from aiocontainerd.config.timeouts import Timeout
 from aiocontainerd.host.authoring import register
 from aiocontainerd.host.hookspecs import hookimpl
-from aiocontainerd.host.registration import (
-    InitContext,
-    Plugin,
-    PluginConfig,
-    PluginError,
-    Registration,
-    SkipPlugin,
-    State,
-)
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.registration import PluginConfig, PluginError, Registration, SkipPlugin
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.sys import programs
 
 if TYPE_CHECKING:

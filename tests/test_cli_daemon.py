@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 import aiocontainerd
 from aiocontainerd import api, context, errors
-from aiocontainerd.cli.daemon import Flags, main
+from aiocontainerd.cli.daemon import DaemonFlags, main
 from aiocontainerd.config import load
 from aiocontainerd.daemon import lock
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
@@ -130,7 +130,7 @@ def test_a_bad_file_is_one_line_and_status_1(tmp_path: Path, command: str) -> No
 def test_ttrpc_follows_the_address_flag_where_it_is_not_configured(
     tmp_path: Path, config: str, address: str, ttrpc: str
 ) -> None:
-    flags = Flags(str(file(tmp_path / "c.toml", config)), address, "", "", "", False)
+    flags = DaemonFlags(str(file(tmp_path / "c.toml", config)), address, "", "", "", False)
     assert flags.load().plugin_tables.get(TTRPC, {}).get("address", "") == ttrpc
 
 

@@ -18,7 +18,8 @@ from aiocontainerd import durations
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.render import dump, example
 from aiocontainerd.config.source import key_lines
-from aiocontainerd.host.registration import InitContext, PluginConfig, Registration
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.registration import PluginConfig, Registration
 
 
 class Nested(PluginConfig, frozen=True):

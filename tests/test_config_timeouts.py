@@ -15,7 +15,7 @@ from aiocontainerd.config import Config, ConfigError, load, timeouts
 from aiocontainerd.config.render import dump
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, discovery, reference
-from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, State, Timeout, register
 from aiocontainerd.testing import host
@@ -185,7 +185,7 @@ class Recorder:
         registry = Registry()
         for one in registrations:
             registry.add(one)
-        daemon = Daemon(
+        daemon = DaemonInfo(
             root=directory / "root", state=directory / "state", temp=directory, grpc_address="", ttrpc_address="",
             bus=EventBus(), plugins=lambda: registry.plugins, timeout_s=self,
         )  # fmt: skip

@@ -12,12 +12,13 @@ import pytest
 
 from aiocontainerd.daemon import event_sinks
 from aiocontainerd.events import Envelope, EventBus
-from aiocontainerd.host.registration import Daemon, Plugin, State
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
 from aiocontainerd.typeurl import Any
 
-DEFAULTS = event_sinks.Config()
+DEFAULTS = event_sinks.EventSinksConfig()
 pytestmark = pytest.mark.anyio
 
 
@@ -40,7 +41,7 @@ class Sink:
 
 @asynccontextmanager
 async def running(
-    directory: Path, sink: Sink, config: event_sinks.Config = DEFAULTS, others: Sequence[Registration] = ()
+    directory: Path, sink: Sink, config: event_sinks.EventSinksConfig = DEFAULTS, others: Sequence[Registration] = ()
 ) -> AsyncIterator[tuple[EventBus, Plugin]]:
     bus, registry = EventBus(), Registry()
 
@@ -50,7 +51,7 @@ async def running(
     registry.add(Registration(kind=kinds.EVENT_SINK, id="acme", init=init_sink))
     for registration in (*event_sinks.register_plugins(), *others):
         registry.add(registration)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address="", ttrpc_address="",
         bus=bus, plugins=list, timeout_s=lambda _name: 5.0,
     )  # fmt: skip
@@ -88,7 +89,7 @@ async def test_what_is_queued_at_the_end_is_delivered(tmp_path: Path) -> None:
 async def test_a_full_queue_drops_the_oldest_and_counts_it(tmp_path: Path) -> None:
     sink = Sink()
     sink.gate = anyio.Event()
-    async with running(tmp_path, sink, event_sinks.Config(queue_size=2)) as (bus, pump):
+    async with running(tmp_path, sink, event_sinks.EventSinksConfig(queue_size=2)) as (bus, pump):
         publish(bus, "/first")
         await until(lambda: sink.topics)
         publish(bus, "/a", "/b", "/c", "/d")
@@ -121,7 +122,7 @@ async def test_a_sink_that_hangs_holds_up_the_end_no_longer_than_its_time(
     sink = Sink()
     sink.gate = anyio.Event()
     with anyio.fail_after(20):
-        async with running(tmp_path, sink, event_sinks.Config(stop_timeout="20ms")) as (bus, _):
+        async with running(tmp_path, sink, event_sinks.EventSinksConfig(stop_timeout="20ms")) as (bus, _):
             publish(bus, "/a", "/b")
             await until(lambda: sink.topics)
     assert "io.containerd.event-sink.v1.acme is stopped with 2 events not delivered" in caplog.messages
@@ -154,15 +155,15 @@ async def test_a_filter_that_does_not_parse_is_told_and_the_pump_goes_on(
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (event_sinks.Config(queue_size=0), "queue_size is 0, it must be at least 1"),
+        (event_sinks.EventSinksConfig(queue_size=0), "queue_size is 0, it must be at least 1"),
         (
-            event_sinks.Config(stop_timeout="5"),
+            event_sinks.EventSinksConfig(stop_timeout="5"),
             'stop_timeout: time: invalid duration "5" (write it as 500ms, 2s or 1m30s)',
         ),
     ],
 )
 async def test_a_config_that_cannot_work_fails_the_pump(
-    tmp_path: Path, config: event_sinks.Config, reason: str
+    tmp_path: Path, config: event_sinks.EventSinksConfig, reason: str
 ) -> None:
     async with running(tmp_path, Sink(), config) as (_, pump):
         assert (pump.state, pump.reason) == (State.FAILED, reason)

@@ -16,8 +16,8 @@ from aiocontainerd.daemon import reload
 from aiocontainerd.daemon.reload import ADDED, FAILED, REMOVED, REPLACED, RESTART, Reloader, Wanted
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.host import discovery
-from aiocontainerd.host.beside import Beside
-from aiocontainerd.host.registration import Change
+from aiocontainerd.host.daemon_info import Change
+from aiocontainerd.host.placement import Placement
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State, kinds
 
@@ -291,9 +291,9 @@ def test_a_proxy_that_clashes_with_a_plugin_leaves_it_where_it_is() -> None:
 def test_what_the_daemon_started_by_is_what_it_found_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config({}, {})
     monkeypatch.syspath_prepend(tmp_path)
-    registry, beside = Registry(), Beside(programs=config.stream_processors)
-    discovery.discover(registry, {}, config.settings.plugin_policy, beside)
-    started = reload.plan_of(registry, beside, config)
+    registry, placement = Registry(), Placement(programs=config.stream_processors)
+    discovery.discover(registry, {}, config.settings.plugin_policy, placement)
+    started = reload.plan_of(registry, placement, config)
     info = tmp_path / "acme_late-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-late\nVersion: 1\n")

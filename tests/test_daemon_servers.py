@@ -26,8 +26,10 @@ from cryptography.x509.oid import NameOID
 from aiocontainerd import api, errors, kinds, typeurl
 from aiocontainerd.daemon import servers
 from aiocontainerd.events import EventBus
-from aiocontainerd.host.registration import Daemon, PluginConfig, Registration, State
+from aiocontainerd.host.daemon_info import DaemonInfo
+from aiocontainerd.host.registration import PluginConfig, Registration
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 from aiocontainerd.interfaces.rpc_service import Method
 from aiocontainerd.rpc import http2
 from aiocontainerd.rpc.grpc_client import GrpcClient
@@ -92,7 +94,7 @@ async def running(
     registry = Registry()
     for one in (*servers.register_plugins(), *others):
         registry.add(one)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=tmp_path / "root",
         state=tmp_path / "state",
         temp=tmp_path,

@@ -11,8 +11,9 @@ import pytest
 from aiocontainerd import plugin
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, loading
-from aiocontainerd.host.registration import Daemon, State
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, SkipPlugin, kinds, register
 
 
@@ -42,7 +43,7 @@ async def outcome(directory: Path, target: object, config: PluginConfig = DEFAUL
     registry = Registry()
     (registration,) = authoring.carried(target)
     row = registry.add(registration)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address="", ttrpc_address="",
         bus=EventBus(), plugins=list, timeout_s=lambda _name: 5.0,
     )  # fmt: skip

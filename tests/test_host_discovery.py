@@ -13,8 +13,8 @@ import pytest
 
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
 from aiocontainerd.host import discovery, hookspecs, policy
-from aiocontainerd.host.registration import State
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 
 GOOD = """
 from aiocontainerd.plugin import Registration, hookimpl, kinds

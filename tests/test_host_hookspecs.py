@@ -9,9 +9,9 @@ from pathlib import Path
 import pluggy
 import pytest
 
-from aiocontainerd.config.records import Isolation, ProxyPlugin, PythonPlugin, StreamProcessor
+from aiocontainerd.config.records import Isolation, ProxyPlugin, PythonPlugin, StreamProgram
 from aiocontainerd.host import hookspecs, reference
-from aiocontainerd.host.beside import Beside
+from aiocontainerd.host.placement import Placement
 from aiocontainerd.plugin import PluginError, Registration, hookimpl, kinds
 
 HOOKS = [function.__name__ for function in reference.hook_functions()]
@@ -77,10 +77,10 @@ async def _init(_context: object) -> object:
 def test_register_proxy_plugin_is_asked_of_each_package_until_one_knows_the_type(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    beside = Beside({"x": ProxyPlugin(type="b"), "y": ProxyPlugin(type="c")})
+    placement = Placement({"x": ProxyPlugin(type="b"), "y": ProxyPlugin(type="c")})
     for kind in ("a", "b"):
-        beside.learn(Companion(kind))
-    made = [beside.proxy(name) for name in beside.proxies]
+        placement.learn(Companion(kind))
+    made = [placement.proxy(name) for name in placement.proxies]
     assert [one.uri if one else None for one in made] == ["b.x", None]
     assert caplog.messages == ["proxy plugin y has the type 'c', which nothing here can use"]
 
@@ -89,7 +89,7 @@ class Runner:
     """A package that runs stream processors whose path is a script."""
 
     @hookimpl
-    def register_stream_processor(self, name: str, settings: StreamProcessor) -> Registration | None:
+    def register_stream_processor(self, name: str, settings: StreamProgram) -> Registration | None:
         script = settings.path.endswith(".sh")
         return Registration(kind=kinds.STREAM_PROCESSOR, id=name, init=_init) if script else None
 
@@ -97,26 +97,26 @@ class Runner:
 def test_register_stream_processor_is_asked_of_each_package_until_one_runs_the_program(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    beside = Beside(programs={"a.b": StreamProcessor(path="x.sh"), "c": StreamProcessor(path="x")})
-    beside.learn(Runner())
-    made = [beside.program(name) for name in beside.programs]
+    placement = Placement(programs={"a.b": StreamProgram(path="x.sh"), "c": StreamProgram(path="x")})
+    placement.learn(Runner())
+    made = [placement.program(name) for name in placement.programs]
     assert [one.uri if one else None for one in made] == ["io.containerd.stream-processor.v1.a.b", None]
     assert caplog.messages == ["nothing here can run the stream processor c"]
 
 
 def test_isolate_plugin_gives_the_registration_that_stands_for_another() -> None:
-    beside = Beside(modes={"k.a": "process", "other.b": "process", "k.c": "none"})
-    beside.learn(Companion("k"))
+    placement = Placement(modes={"k.a": "process", "other.b": "process", "k.c": "none"})
+    placement.learn(Companion("k"))
     declared = PythonPlugin(module="m", isolation="process", uid=7)
     one, three, four = (Registration(kind="k", id=name, init=_init) for name in "acd")
     two = Registration(kind="other", id="b", init=_init)
-    assert beside.without_plugin() == ["k.a", "k.c", "other.b"]
-    assert beside.placed(one, "m", None) is one
+    assert placement.without_plugin() == ["k.a", "k.c", "other.b"]
+    assert placement.placed(one, "m", None) is one
     with pytest.raises(PluginError, match=r'^other\.b cannot have isolation = "process"'):
-        beside.placed(two, "m", None)
-    assert beside.placed(three, "m", None) is three
-    assert beside.isolation_of(four.uri, "m", declared) == Isolation(module="m", uid=7)
-    assert beside.isolation_of(four.uri, "m", None) is None
-    assert beside.without_plugin() == []
+        placement.placed(two, "m", None)
+    assert placement.placed(three, "m", None) is three
+    assert placement.isolation_of(four.uri, "m", declared) == Isolation(module="m", uid=7)
+    assert placement.isolation_of(four.uri, "m", None) is None
+    assert placement.without_plugin() == []
     with pytest.raises(PluginError, match=r'^k\.c can have a uid or gid of its own only with isolation = "process"$'):
-        beside.placed(three, "m", declared)
+        placement.placed(three, "m", declared)

@@ -12,7 +12,7 @@ import pytest
 
 from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
-from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, PluginError, Registration, State
 from aiocontainerd.testing import host
@@ -46,7 +46,7 @@ async def run(directory: Path, *registrations: Registration) -> AsyncIterator[Re
     registry = Registry()
     for one in registrations:
         registry.add(one)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=directory, state=directory, temp=directory, grpc_address="", ttrpc_address="", bus=EventBus(),
         plugins=lambda: registry.plugins, timeout_s=lambda _key: 5.0,
     )  # fmt: skip

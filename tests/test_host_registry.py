@@ -17,8 +17,9 @@ import pytest
 from aiocontainerd.config import ConfigError
 from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.events import EventBus
-from aiocontainerd.host import life, running
-from aiocontainerd.host.registration import Daemon, PluginError
+from aiocontainerd.host import leftovers, life
+from aiocontainerd.host.daemon_info import DaemonInfo
+from aiocontainerd.host.registration import PluginError
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, Plugin, PluginConfig, Registration, SkipPlugin, State, kinds
 
@@ -57,7 +58,7 @@ class Host:
         return act
 
     def run(self, required: Sequence[str] = ()) -> AbstractAsyncContextManager[None]:
-        daemon = Daemon(
+        daemon = DaemonInfo(
             root=self.directory / "root",
             state=self.directory / "state",
             temp=self.directory,
@@ -77,7 +78,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-RAISED_AT = "(tests/test_host_registry.py:85 in init)"
+RAISED_AT = "(tests/test_host_registry.py:86 in init)"
 
 
 def raising(error: BaseException) -> Init:
@@ -350,7 +351,7 @@ async def test_what_would_end_the_program_ends_only_what_raised_it(
 async def test_a_thread_that_would_keep_the_process_from_ending_is_told_and_left(
     host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "LEFT_THREADS_S", 0.05)
+    monkeypatch.setattr(leftovers, "LEFT_THREADS_S", 0.05)
     goes_on = threading.Event()
 
     def wait() -> None:
@@ -439,7 +440,7 @@ async def test_a_config_that_cannot_be_decoded_fails_its_plugin_alone(host: Host
     assert plugin.state == State.LOADED
     again = Host(host.directory)
     other = again.add(SNAPSHOTTER, "a")
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=again.directory, state=again.directory, temp=again.directory, grpc_address="", ttrpc_address="",
         bus=EventBus(), plugins=list, timeout_s=lambda _key: 0.0,
     )  # fmt: skip
@@ -506,7 +507,7 @@ async def test_what_ignores_its_cancellation_is_left_to_the_last_resort(
         assert failure is None
         release.set()
 
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=tmp_path, state=tmp_path, temp=tmp_path, grpc_address="", ttrpc_address="", bus=EventBus(),
         plugins=list, timeout_s=lambda _key: 0.05,
     )  # fmt: skip

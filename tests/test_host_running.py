@@ -13,8 +13,8 @@ import pytest
 
 from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.events import EventBus
-from aiocontainerd.host import running
-from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host import leftovers
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, State, kinds
 
@@ -49,7 +49,7 @@ async def run(
     registry = Registry()
     for one in registrations:
         registry.add(one, "acme")
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=directory / "root",
         state=directory / "state",
         temp=directory,
@@ -177,7 +177,7 @@ async def test_a_task_that_outlives_its_plugin_is_told_and_ended(
 
 
 async def test_a_task_that_cannot_be_ended_is_the_last_resorts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "LEFT_TASKS_S", 0.05)
+    monkeypatch.setattr(leftovers, "LEFT_TASKS_S", 0.05)
     over = anyio.Event()
     stuck: list[str] = []
 

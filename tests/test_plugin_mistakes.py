@@ -22,7 +22,7 @@ from aiocontainerd.errors import ContainerdError
 from aiocontainerd.events import EventBus
 from aiocontainerd.guard.watchdog import Watchdog
 from aiocontainerd.host import conformance, discovery
-from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import Descriptor, State, typeurl
 
@@ -120,7 +120,7 @@ async def told(
 ) -> AsyncIterator[Told]:
     config, registry = await to_thread.run_sync(discovered, directory, toml, policy)
     found = Told(registry, directory, caplog)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address=str(directory / "c.sock"),
         ttrpc_address="", bus=found.bus, plugins=lambda: registry.plugins,
         timeout_s=lambda key: limit_s if re.search(r"\.plugin\.(quick|work|long)\b", key) else LIMIT_S,

@@ -21,7 +21,7 @@ from aiocontainerd.daemon import logs
 log = logging.getLogger("aiocontainerd")
 
 
-class Flags:
+class DaemonFlags:
     """The global flags as given; empty where they were not."""
 
     def __init__(self, config: str, address: str, root: str, state: str, log_level: str, warn_only: bool) -> None:
@@ -60,12 +60,12 @@ def main(
     if version:
         click.echo(f"aiocontainerd {aiocontainerd.__version__}")
         context.exit()
-    context.obj = Flags(config, address, root, state, log_level, config_warn_only)
+    context.obj = DaemonFlags(config, address, root, state, log_level, config_warn_only)
     if context.invoked_subcommand is None:
         sys.exit(_run_daemon(context.obj))
 
 
-def _run_daemon(flags: Flags) -> int:
+def _run_daemon(flags: DaemonFlags) -> int:
     """Run until a signal; the exit status. What an operator can mend is one line on standard error."""
     gc.disable()  # start-up makes next to no garbage, and the more to look through
     from aiocontainerd.daemon import run
@@ -100,8 +100,8 @@ def config_group() -> None:
     """Print the daemon's config."""
 
 
-def _printing(*, defaults_only: bool = False, reveal: bool = False) -> Callable[[Flags], None]:
-    def command(flags: Flags) -> None:
+def _printing(*, defaults_only: bool = False, reveal: bool = False) -> Callable[[DaemonFlags], None]:
+    def command(flags: DaemonFlags) -> None:
         from aiocontainerd.config import render
         from aiocontainerd.host import discovery
 
@@ -126,7 +126,7 @@ for _name, _help, _command in (
 @config_group.command("explain")
 @click.argument("key", default="")
 @click.pass_obj
-def explain_config(flags: Flags, key: str) -> None:
+def explain_config(flags: DaemonFlags, key: str) -> None:
     """Print each value at or below KEY with its origin: file and line, flag, or default. Secrets are redacted."""
     from aiocontainerd.cli import config_explain
 
@@ -140,7 +140,7 @@ def explain_config(flags: Flags, key: str) -> None:
 @click.option("--topic", required=True, help="Topic of the event, such as /tasks/exit.")
 @click.option("--namespace", required=True, help="Namespace of the event.")
 @click.pass_obj
-def publish(flags: Flags, topic: str, namespace: str) -> None:
+def publish(flags: DaemonFlags, topic: str, namespace: str) -> None:
     """Publish the event on standard input (a serialised google.protobuf.Any); what shims call."""
     import anyio
 

@@ -1,12 +1,20 @@
-"""Config: TOML of containerd's versions 1 to 4, read into typed records that know where each value came from.
+"""Read TOML of containerd's versions 1 to 4 into typed records that know where each value came from.
 
-source.py   a TOML file as a tree, with the line of every key
-migrate.py  older versions into the current one
-merge.py    a file and its imports into one tree
-records.py  the top-level records and their defaults
-timeouts.py keys of `[timeouts]`: the daemon's own, and how those of plugins are declared
-load.py     all of it together: `load(path)` -> `Config`
-render.py   a config as TOML, defaults included
+The room imports the words. It is imported by `host`, `daemon` and `cli`; it knows plugins only by their registrations.
+
+load.py        `load(path)` -> `Config`: all of it together
+source.py      a TOML file as a tree, with the line of every key
+migrate.py     older versions into the current one
+merge.py       a file and its imports into one tree
+decode.py      trees into records, with every problem found
+records.py     the top-level records and their defaults
+timeouts.py    keys of `[timeouts]`: the daemon's own, and how plugins declare theirs
+log_levels.py  names of log levels and formats
+fields.py      which types a config field may have
+secret.py      values that are never shown
+encode.py      plugins' records into TOML values
+render.py      a config as TOML, defaults included
+explain.py     every value with its origin
 """
 
 from __future__ import annotations

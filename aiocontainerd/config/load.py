@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from aiocontainerd import durations
+from aiocontainerd.config import log_levels, source, timeouts
 from aiocontainerd.config import merge as merging
 from aiocontainerd.config import migrate as migration
-from aiocontainerd.config import source, timeouts
 from aiocontainerd.config.decode import Problem, decode, origin_of
 from aiocontainerd.config.migrate import Origins
 from aiocontainerd.config.records import (
     STREAM_PROCESSORS,
     ConfigError,
     Settings,
-    StreamProcessor,
+    StreamProgram,
     Tables,
 )
 from aiocontainerd.config.source import KeyPath, Origin, Tree
-from aiocontainerd.daemon import logs
 
 if TYPE_CHECKING:
     from aiocontainerd.config.timeouts import Timeout
@@ -103,7 +102,7 @@ class Config:
             self.warnings.append(f"config names plugins that are not installed here; ignored: {', '.join(absent)}")
 
     @property
-    def stream_processors(self) -> Mapping[str, StreamProcessor]:
+    def stream_processors(self) -> Mapping[str, StreamProgram]:
         """The tables of `[stream_processors]` by id, and the default ones."""
         return {**STREAM_PROCESSORS, **self.settings.stream_processors}
 
@@ -169,8 +168,8 @@ class Config:
             raise ConfigError(f"root and state must be different directories, both are {settings.root}")
         debug = settings.debug
         checks: list[tuple[KeyPath, Callable[[str], object], str]] = [
-            (("debug", "level"), logs.number_of, debug.level),
-            (("debug", "format"), logs.check_format, debug.format),
+            (("debug", "level"), log_levels.number_of, debug.level),
+            (("debug", "format"), log_levels.check_format, debug.format),
             (("debug", "block_threshold"), durations.parse, debug.block_threshold),
             *((("timeouts", key), durations.parse, text) for key, text in settings.timeouts.items()),
         ]

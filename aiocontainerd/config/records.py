@@ -55,7 +55,7 @@ class Cgroup(Record, frozen=True):
     path: str = ""
 
 
-class StreamProcessor(Record, frozen=True):
+class StreamProgram(Record, frozen=True):
     """A program that turns a layer of a media type in `accepts` into `returns`, from standard input to standard output.
 
     `path` is looked for in the daemon's PATH; `env` (`NAME=value`) is added to the daemon's own. The program has the
@@ -69,9 +69,9 @@ class StreamProcessor(Record, frozen=True):
     env: tuple[str, ...] = ()
 
 
-def _decryption(compression: str) -> StreamProcessor:
+def _decryption(compression: str) -> StreamProgram:
     layer = f"application/vnd.oci.image.layer.v1.tar{compression}"
-    return StreamProcessor(
+    return StreamProgram(
         accepts=(f"{layer}+encrypted",),
         returns=layer,
         path="ctd-decoder",
@@ -80,7 +80,7 @@ def _decryption(compression: str) -> StreamProcessor:
     )
 
 
-STREAM_PROCESSORS: Mapping[str, StreamProcessor] = MappingProxyType(
+STREAM_PROCESSORS: Mapping[str, StreamProgram] = MappingProxyType(
     {
         "io.containerd.ocicrypt.decoder.v1.tar": _decryption(""),
         "io.containerd.ocicrypt.decoder.v1.tar.gzip": _decryption("+gzip"),
@@ -157,7 +157,7 @@ class Settings(Record, frozen=True):
     debug: Debug = Debug()
     cgroup: Cgroup = Cgroup()
     timeouts: dict[str, str] = {}
-    stream_processors: dict[str, StreamProcessor] = {}
+    stream_processors: dict[str, StreamProgram] = {}
     proxy_plugins: dict[str, ProxyPlugin] = {}
     python_plugins: dict[str, PythonPlugin] = {}
     plugin_isolation: dict[str, IsolationMode] = {}

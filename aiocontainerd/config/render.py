@@ -14,7 +14,7 @@ import tomli_w
 from aiocontainerd.config import timeouts
 from aiocontainerd.config.encode import encode
 from aiocontainerd.config.load import Config
-from aiocontainerd.config.records import DEFAULT_IMPORTS, Settings, StreamProcessor
+from aiocontainerd.config.records import DEFAULT_IMPORTS, Settings, StreamProgram
 from aiocontainerd.config.secret import REDACTED
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def example(registrations: Iterable[Registration]) -> str:
     ]
     parts.append(_timeouts(tree["timeouts"], declared(registrations)))
     for number, (name, values) in enumerate(sorted(tree["stream_processors"].items())):
-        parts.append(_table(("stream_processors", name), values, None if number else StreamProcessor))
+        parts.append(_table(("stream_processors", name), values, None if number else StreamProgram))
     for registration in registrations:
         values = tree["plugins"][registration.uri]
         if values:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from aiocontainerd.host.registration import Plugin
+from aiocontainerd.host.state import Plugin
 
 
 def render(plugins: Iterable[Plugin]) -> str:

@@ -15,7 +15,8 @@ import anyio
 from aiocontainerd import durations, kinds
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.host.hookspecs import hookimpl
-from aiocontainerd.host.registration import InitContext, PluginConfig, PluginError, Registration, SkipPlugin
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.registration import PluginConfig, PluginError, Registration, SkipPlugin
 
 if TYPE_CHECKING:
     from aiocontainerd.events import Envelope, EventBus, Subscription
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 PLUGIN_ID = "event-sinks"
 
 
-class Config(PluginConfig, frozen=True):
+class EventSinksConfig(PluginConfig, frozen=True):
     """`queue_size` events wait for each sink before the oldest is dropped; at the end a sink has `stop_timeout`."""
 
     queue_size: int = 1000
@@ -112,7 +113,7 @@ class SinkPumps:
                 self._log.warning("%s is stopped with %d events not delivered", pump.uri, left + 1)
 
 
-async def init(context: InitContext[Config]) -> SinkPumps:
+async def init(context: InitContext[EventSinksConfig]) -> SinkPumps:
     """The pumps of every sink that is loaded. A sink whose filters do not parse gets no events, and has failed."""
     sinks = context.get_all(kinds.EVENT_SINK)
     if not sinks:
@@ -135,7 +136,7 @@ async def init(context: InitContext[Config]) -> SinkPumps:
     return pumps
 
 
-def _stop_timeout_s(config: Config) -> float:
+def _stop_timeout_s(config: EventSinksConfig) -> float:
     if config.queue_size < 1:
         raise PluginError(f"queue_size is {config.queue_size}, it must be at least 1")
     try:
@@ -148,5 +149,7 @@ def _stop_timeout_s(config: Config) -> float:
 def register_plugins() -> list[Registration]:
     """The pump. It starts early, so that sinks get what other plugins publish while they start."""
     return [
-        Registration(kind=kinds.INTERNAL, id=PLUGIN_ID, wants=(kinds.EVENT_SINK,), config=Config, init=init, early=True)
+        Registration(
+            kind=kinds.INTERNAL, id=PLUGIN_ID, wants=(kinds.EVENT_SINK,), config=EventSinksConfig, init=init, early=True
+        )
     ]

@@ -7,20 +7,9 @@ import logging
 import sys
 from typing import Any
 
+from aiocontainerd.config.log_levels import TRACE, check_format, number_of
 from aiocontainerd.timestamps import format_rfc3339
 
-TRACE = 5
-LEVELS = {
-    "trace": TRACE,
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warn": logging.WARNING,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-    "fatal": logging.CRITICAL,
-    "panic": logging.CRITICAL,
-}
-FORMATS = ("text", "json")
 _NAMES = {TRACE: "trace", logging.WARNING: "warning", logging.CRITICAL: "fatal"}
 _NANOSECONDS = 1_000_000_000
 
@@ -36,20 +25,6 @@ def setup(level: str = "", form: str = "") -> None:
     root.setLevel(number)
     for noisy in ("asyncio", "hpack", "h2"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
-
-
-def number_of(level: str) -> int:
-    """The number of a level by its name, "" for info. Raises ValueError."""
-    number = LEVELS.get(level or "info")
-    if number is None:
-        raise ValueError(f'unknown log level "{level}"; use one of {", ".join(LEVELS)}')
-    return number
-
-
-def check_format(form: str) -> None:
-    """Raises ValueError for what is no format; "" is text."""
-    if form and form not in FORMATS:
-        raise ValueError(f'unknown log format "{form}"; use one of {", ".join(FORMATS)}')
 
 
 class TextFormatter(logging.Formatter):

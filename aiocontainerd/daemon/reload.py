@@ -22,9 +22,11 @@ from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.records import Isolation
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.host import discovery
-from aiocontainerd.host.beside import Beside
-from aiocontainerd.host.registration import Change, PluginConfig, PluginError, Registration, State
+from aiocontainerd.host.daemon_info import Change
+from aiocontainerd.host.placement import Placement
+from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 
 log = logging.getLogger(__name__)
 
@@ -63,20 +65,20 @@ def wanted_by(config: Config) -> dict[str, Wanted]:
     """Every plugin a config asks for, by URI. Imports what it names. Raises ConfigError."""
     settings = config.settings
     registry = Registry(settings.plugin_policy.replace)
-    beside = Beside(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
+    placement = Placement(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
     importlib.invalidate_caches()  # of directories in which packages were installed since
-    discovery.discover(registry, settings.python_plugins, settings.plugin_policy, beside)
+    discovery.discover(registry, settings.python_plugins, settings.plugin_policy, placement)
     discovery.check_config(registry, config)
-    return plan_of(registry, beside, config)
+    return plan_of(registry, placement, config)
 
 
-def plan_of(registry: Registry, beside: Beside, config: Config) -> dict[str, Wanted]:
+def plan_of(registry: Registry, placement: Placement, config: Config) -> dict[str, Wanted]:
     """What discovery found for a config, by URI, before any of it is started."""
     return {
         plugin.uri: Wanted(
             registration=plugin.registration,
             distribution=plugin.distribution,
-            beside=_with_deadlines(beside.outside(plugin.registration), plugin.registration, config),
+            beside=_with_deadlines(placement.outside(plugin.registration), plugin.registration, config),
             table=config.plugin_tables.get(plugin.uri),
             failure=plugin.reason,
         )

@@ -29,9 +29,11 @@ from aiocontainerd.errors import ContainerdError
 from aiocontainerd.guard.health import Block
 from aiocontainerd.guard.watchdog import Watchdog
 from aiocontainerd.host import conformance, discovery
-from aiocontainerd.host.beside import Beside
-from aiocontainerd.host.registration import Daemon, Plugin, PluginError, State
+from aiocontainerd.host.daemon_info import DaemonInfo
+from aiocontainerd.host.placement import Placement
+from aiocontainerd.host.registration import PluginError
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.sys import cgroup, systemd
 
 log = logging.getLogger(__name__)
@@ -63,12 +65,12 @@ def run(
     shown = len(config.warnings)
     registry = Registry(config.settings.plugin_policy.replace)
     settings = config.settings
-    beside = Beside(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
-    discovery.discover(registry, settings.python_plugins, settings.plugin_policy, beside)
+    placement = Placement(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
+    discovery.discover(registry, settings.python_plugins, settings.plugin_policy, placement)
     discovery.check_config(registry, config)
     for warning in config.warnings[shown:]:
         log.warning("%s", warning)
-    started_by = plan_of(registry, beside, config)
+    started_by = plan_of(registry, placement, config)
     registry.disable(config.settings.disabled_plugins)
     reloader = Reloader(registry, config, load, started_by)
     with ExitStack() as stack:
@@ -79,7 +81,7 @@ def run(
         _set_oom_score(config.settings.oom_score)
         from aiocontainerd.wire.events import message_bus  # needs the messages, which `--version` must not wait for
 
-        daemon = Daemon(
+        daemon = DaemonInfo(
             root=root,
             state=state,
             temp=temp,
@@ -110,7 +112,7 @@ def _configured_address(config: Config, registry: Registry, uri: str) -> str:
 
 async def _serve(
     registry: Registry,
-    daemon: Daemon,
+    daemon: DaemonInfo,
     reloader: Reloader,
     config: Config,
     *,

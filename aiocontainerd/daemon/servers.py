@@ -16,7 +16,8 @@ import msgspec
 
 from aiocontainerd import kinds
 from aiocontainerd.host.hookspecs import hookimpl
-from aiocontainerd.host.registration import InitContext, PluginConfig, Registration, SkipPlugin
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.registration import PluginConfig, Registration, SkipPlugin
 from aiocontainerd.interfaces.server import Server
 
 if TYPE_CHECKING:

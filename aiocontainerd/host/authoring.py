@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from aiocontainerd import durations
 from aiocontainerd.config.fields import BadField, bad_field, undefined_field
 from aiocontainerd.config.timeouts import Timeout
-from aiocontainerd.host.registration import InitContext, PluginConfig, PluginError, Registration
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
 
 CARRIER = "__plugin_registrations__"
 GIVEN = ("config", "context", "root")

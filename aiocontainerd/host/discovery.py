@@ -13,10 +13,11 @@ import msgspec
 from aiocontainerd.config import Config
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
 from aiocontainerd.host import diagnosis, hookspecs, loading
-from aiocontainerd.host.beside import Beside
+from aiocontainerd.host.placement import Placement
 from aiocontainerd.host.policy import EVERYTHING, Admission, admit, header
-from aiocontainerd.host.registration import Registration, State
+from aiocontainerd.host.registration import Registration
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +53,13 @@ def candidates(
 
 
 def discover(
-    registry: Registry, declared: Mapping[str, PythonPlugin], policy: PluginPolicy, beside: Beside | None = None
+    registry: Registry, declared: Mapping[str, PythonPlugin], policy: PluginPolicy, placement: Placement | None = None
 ) -> None:
     """Fill `registry`. A module that cannot be loaded becomes a failed row with one line that names the cause.
 
-    `beside` says which plugins are in other processes, and which are to be.
+    `placement` says which plugins run in other processes.
     """
-    beside = Beside() if beside is None else beside
+    placement = Placement() if placement is None else placement
     found, refused = candidates(entry_points(group=hookspecs.ENTRY_POINT_GROUP), declared, policy)
     for candidate in refused:
         _refuse(registry, candidate, candidate.name, candidate.admission.refusal)
@@ -66,7 +67,7 @@ def discover(
     for candidate in found:
         with _failures_are_rows(registry, candidate):
             registrations = loading.registrations_of(candidate.module)
-            beside.learn(loading.load(candidate.module))
+            placement.learn(loading.load(candidate.module))
             brought += [(candidate, registration) for registration in registrations]
     for candidate, registration in brought:
         if not candidate.admission.allows(registration.kind):
@@ -75,19 +76,19 @@ def discover(
             continue
         with _failures_are_rows(registry, candidate, registration.uri):
             wanted = None if candidate.distribution else declared.get(candidate.name)
-            placed = beside.placed(registration, candidate.module, wanted)
+            placed = placement.placed(registration, candidate.module, wanted)
             registry.add(placed, candidate.distribution or candidate.name)
-    for name in beside.proxies:
+    for name in placement.proxies:
         with _failures_are_rows(registry, Candidate(name, f"proxy_plugins.{name}")):
-            proxy = beside.proxy(name)
+            proxy = placement.proxy(name)
             if proxy is not None:
                 registry.add(proxy, f"proxy_plugins.{name}")
-    for name in beside.programs:
+    for name in placement.programs:
         with _failures_are_rows(registry, Candidate(name, f"stream_processors.{name}")):
-            program = beside.program(name)
+            program = placement.program(name)
             if program is not None:
                 registry.add(program, f"stream_processors.{name}")
-    for uri in beside.without_plugin():
+    for uri in placement.without_plugin():
         log.warning("plugin_isolation names %s, which no plugin here is", uri)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from aiocontainerd.config.records import Isolation, ProxyPlugin, StreamProcessor
+    from aiocontainerd.config.records import Isolation, ProxyPlugin, StreamProgram
     from aiocontainerd.host.registration import Registration
 
 PROJECT = "aiocontainerd"
@@ -36,7 +36,7 @@ def register_proxy_plugin(name: str, settings: ProxyPlugin) -> Registration | No
 
 
 @hookspec(firstresult=True)
-def register_stream_processor(name: str, settings: StreamProcessor) -> Registration | None:
+def register_stream_processor(name: str, settings: StreamProgram) -> Registration | None:
     """Return the registration of a `[stream_processors]` table, None to leave it to another package. Sync; at start.
 
     The plugin's id is `name`, its kind that of stream processors. The first that is not None counts; where there is

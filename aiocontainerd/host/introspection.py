@@ -13,7 +13,7 @@ import anyio
 from aiocontainerd import kinds
 from aiocontainerd.errors import FailedPrecondition, NotFound, Unimplemented
 from aiocontainerd.filters import compile_filters
-from aiocontainerd.host.registration import Plugin, State
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.interfaces.services import DeprecationLog, PluginInfoProvider, PluginStatus, ServerStatus
 from aiocontainerd.oci import platform
 from aiocontainerd.typeurl import Any
@@ -22,7 +22,7 @@ _FOR_PLATFORMS = (kinds.SNAPSHOTTER, kinds.DIFFER)
 """Kinds whose plugins are for some platform: clients ask which before they unpack an image for one."""
 
 
-class Introspection:
+class DaemonIntrospection:
     """An IntrospectionService. `uuid_file` is made at the first call that needs it and never changes again."""
 
     def __init__(self, plugins: Callable[[], Sequence[Plugin]], uuid_file: Path, deprecations: DeprecationLog) -> None:

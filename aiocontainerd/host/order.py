@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiocontainerd import kinds
 
 if TYPE_CHECKING:
-    from aiocontainerd.host.registration import Plugin
+    from aiocontainerd.host.state import Plugin
 
 
 class CircularNeedError(Exception):

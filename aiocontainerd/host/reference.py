@@ -12,7 +12,7 @@ from pathlib import Path
 from aiocontainerd.config import render
 from aiocontainerd.config.records import PluginPolicy
 from aiocontainerd.host import discovery
-from aiocontainerd.host.reference_plugins import hook_functions, hooks_page, reference_page
+from aiocontainerd.host.doc_pages import hook_functions, hooks_page, reference_page
 
 __all__ = ["documents", "hook_functions", "hooks_page", "main", "reference_page"]
 

@@ -17,9 +17,13 @@ from aiocontainerd.config.timeouts import CORE
 from aiocontainerd.errors import NotFound, Unknown
 from aiocontainerd.guard.health import PluginHealth
 from aiocontainerd.guard.owners import Owners
+from aiocontainerd.host.daemon_info import DaemonInfo
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.leftovers import end_left_tasks, left_threads
 from aiocontainerd.host.order import CircularNeedError, dependency_order
-from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
-from aiocontainerd.host.running import Running, end_left_tasks, left_threads
+from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
+from aiocontainerd.host.running import Running
+from aiocontainerd.host.state import Plugin, State
 
 if TYPE_CHECKING:
     from aiocontainerd.host.life import PluginTasks
@@ -127,7 +131,7 @@ class Registry:
     @asynccontextmanager
     async def run(
         self,
-        daemon: Daemon,
+        daemon: DaemonInfo,
         config_of: Callable[[Registration], PluginConfig],
         required: Sequence[str] = (),
         *,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
-import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,26 +16,20 @@ from aiocontainerd import kinds
 from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.guard import clock
 from aiocontainerd.guard.dispatcher import Dispatcher
-from aiocontainerd.guard.health import PluginHealth
-from aiocontainerd.guard.owners import Owners
+from aiocontainerd.host.init_context import TIMEOUTS, Watcher
 from aiocontainerd.host.life import Limits, PluginLife, PluginTasks
 from aiocontainerd.host.readiness import Readiness
-from aiocontainerd.host.registration import TIMEOUTS, Plugin, PluginError, State, Watcher
+from aiocontainerd.host.registration import PluginError
+from aiocontainerd.host.state import Plugin, State
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from anyio.abc import TaskGroup
 
-    from aiocontainerd.host.registration import Daemon, InitContext, PluginConfig, Registration
+    from aiocontainerd.host.daemon_info import DaemonInfo
+    from aiocontainerd.host.init_context import InitContext
+    from aiocontainerd.host.registration import PluginConfig, Registration
 
 log = logging.getLogger(__name__)
-
-LEFT_TASKS_S = 1.0
-"""What tasks that outlive their plugin have to end when they are cancelled."""
-LEFT_THREADS_S = 5.0
-"""What threads have, which may be waiting for a disk."""
-_LEFT_POLL_S = 0.01
 
 
 class Running:
@@ -49,7 +40,7 @@ class Running:
 
     def __init__(
         self,
-        daemon: Daemon,
+        daemon: DaemonInfo,
         group: TaskGroup,
         *,
         config_of: Callable[[Registration], PluginConfig],
@@ -168,67 +159,6 @@ class Running:
         if self._check is not None:
             self._check(plugin.kind, instance)
         return instance
-
-
-async def end_left_tasks(owners: Owners, healths: Mapping[str, PluginHealth]) -> list[str]:
-    """Cancel what plugins left running when they were stopped, note and log it; URIs of those that take no notice."""
-    left: dict[str, list[asyncio.Task[Any]]] = {}
-    for task in asyncio.all_tasks():
-        uri = None if task is asyncio.current_task() else owners.of_task(task)
-        if uri is not None and uri in healths:
-            left.setdefault(uri, []).append(task)
-    for uri, tasks in sorted(left.items()):
-        healths[uri].leaked = names = sorted(task.get_name() for task in tasks)
-        log.warning("plugin %s leaves %d tasks running at its end: %s", uri, len(names), ", ".join(names))
-    tasks = [task for of_plugin in left.values() for task in of_plugin]
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait(tasks, timeout=LEFT_TASKS_S)
-    return sorted(uri for uri, tasks in left.items() if not all(task.done() for task in tasks))
-
-
-async def left_threads(
-    owners: Owners, healths: Mapping[str, PluginHealth], before: Collection[threading.Thread]
-) -> list[str]:
-    """Note and log the threads, other than those of `before`, that would keep this process from ending.
-
-    They have a while to end. The URIs of whose they are; the names of those that run no plugin's code.
-    """
-    with anyio.move_on_after(LEFT_THREADS_S, shield=True):
-        while _holding(before):  # noqa: ASYNC110 - the end of a thread sets no event
-            await anyio.sleep(_LEFT_POLL_S)
-    frames, left = sys._current_frames(), []
-    for thread in _holding(before):
-        uri, where = owners.of_frame(frames.get(thread.ident or 0)) or ("", "")
-        if uri in healths:
-            healths[uri].leaked.append(f"thread {thread.name} at {where}")
-            log.warning("plugin %s leaves a thread running at its end: %s at %s", uri, thread.name, where)
-        left.append(uri or f"thread {thread.name}")
-    return left
-
-
-def _holding(before: Collection[threading.Thread]) -> list[threading.Thread]:
-    """Threads whose end the interpreter waits for, but for those of pools that wait for work: a pool ends them."""
-    frames = sys._current_frames()
-    new = (thread for thread in threading.enumerate() if thread not in before and not thread.daemon)
-    return [thread for thread in new if not _idles(frames.get(thread.ident or 0))]
-
-
-def _idles(frame: FrameType | None) -> bool:
-    """Whether a thread has ended, or is one of asyncio's or anyio's that waits for work."""
-    if frame is None:
-        return True
-    inner = ""
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module == "concurrent.futures.thread":
-            return frame.f_code.co_name == "_worker"
-        if module == "anyio._backends._asyncio":
-            return inner == "queue"
-        inner, frame = module, frame.f_back
-    return False
 
 
 def _missing_need(plugin: Plugin, loaded: dict[str, dict[str, Plugin]], failed: Sequence[Plugin]) -> Plugin | None:

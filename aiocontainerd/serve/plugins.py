@@ -10,12 +10,12 @@ from aiocontainerd import api, kinds, timestamps
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.guard.health import Latencies, MethodHealth, MethodRecord, PluginHealth
 from aiocontainerd.guard.owners import Owners
-from aiocontainerd.host.registration import Plugin, State
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.serve.served_health import served_methods
 from aiocontainerd.wire.times import time_to_wire
 
 if TYPE_CHECKING:
-    from aiocontainerd.host.registration import Change
+    from aiocontainerd.host.daemon_info import Change
 
 Reload = Callable[[], Awaitable[Sequence["Change"]]]
 

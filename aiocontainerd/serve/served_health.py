@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from aiocontainerd import kinds
 from aiocontainerd.errors import Cancelled, DeadlineExceeded
 from aiocontainerd.guard.health import MethodHealth
-from aiocontainerd.host.registration import Plugin, State
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.rpc.metrics import BUCKETS_S, Metrics
 
 

@@ -56,7 +56,7 @@ MAY_BLOCK = (
     May("/subprocess.py", ("__init__", "_get_devnull", "_get_handles"), "/dev/null and new pipes: no disk is asked"),
     May("anyio/_backends/_asyncio.py", ("open_process",), "the same"),
     May("aiocontainerd/config/load.py", ("_check_settings",), "before there is a loop, or in a thread"),
-    May("aiocontainerd/host/registration.py", ("_made",), "a plugin's own two directories, at its start"),
+    May("aiocontainerd/host/init_context.py", ("_made",), "a plugin's own two directories, at its start"),
     May(
         "aiocontainerd/rpc/sockets.py", ("__init__", "remove", "bind_unix"),
         "the daemon's own sockets, before it serves and when it has stopped",

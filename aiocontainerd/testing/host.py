@@ -16,8 +16,10 @@ from aiocontainerd import kinds
 from aiocontainerd.daemon import event_sinks, servers
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, conformance
-from aiocontainerd.host.registration import Daemon, Plugin, PluginConfig, Registration, State
+from aiocontainerd.host.daemon_info import DaemonInfo
+from aiocontainerd.host.registration import PluginConfig, Registration
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.wire.events import message_bus
 
 
@@ -49,7 +51,7 @@ async def running(
     for other in (*event_sinks.register_plugins(), *servers.register_plugins(), *others):
         registry.add(other)
     bus, address = message_bus(), str(directory / "grpc.sock")
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address=address, ttrpc_address="",
         bus=bus, plugins=lambda: registry.plugins, timeout_s=lambda _key: timeout_s,
     )  # fmt: skip

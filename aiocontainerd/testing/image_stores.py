@@ -17,9 +17,12 @@ import pytest
 from aiocontainerd import context
 from aiocontainerd.client.client import Client
 from aiocontainerd.distribution import Stores
+from aiocontainerd.host.daemon_info import DaemonInfo
+from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.loading import registrations_of
-from aiocontainerd.host.registration import Daemon, InitContext, PluginConfig, Registration, State
+from aiocontainerd.host.registration import PluginConfig, Registration
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 from aiocontainerd.plugin import kinds
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.wire.events import message_bus
@@ -54,7 +57,7 @@ def _registry() -> Registry:
 async def daemon_plugins(tmp_path: Path) -> AsyncIterator[Registry]:
     """The plugins of a daemon that moves images, running in this process."""
     plugins = _registry()
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=tmp_path / "root", state=tmp_path / "state", temp=tmp_path, grpc_address="", ttrpc_address="",
         bus=message_bus(), plugins=lambda: plugins.plugins, timeout_s=lambda _key: TIMEOUT_S,
     )  # fmt: skip

@@ -12,8 +12,11 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.config import Config
 from aiocontainerd.host import authoring, conformance, loading
-from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
+from aiocontainerd.host.daemon_info import DaemonInfo
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.testing.target import Target, TargetError, TargetSkippedError, replaced
 from aiocontainerd.wire.events import message_bus
 
@@ -144,10 +147,10 @@ def _stand_in(kind: str, instance: Any) -> Registration:
     return Registration(kind=kind, id=plugin_id, init=init)
 
 
-def _daemon(root: Path, registry: Registry) -> Daemon:
+def _daemon(root: Path, registry: Registry) -> DaemonInfo:
     for directory in (root, root / "run", root / "temp"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Daemon(
+    return DaemonInfo(
         root=root,
         state=root / "run",
         temp=root / "temp",

@@ -17,7 +17,7 @@ from aiocontainerd.cli.plugins_new import new
 from aiocontainerd.daemon import logs
 
 if TYPE_CHECKING:
-    from aiocontainerd.cli.plugin.serve import Options
+    from aiocontainerd.cli.plugin.serve import ServeOptions
 
 log = logging.getLogger("aiocontainerd.plugin")
 
@@ -65,7 +65,7 @@ def serve(
         logs.setup(log_level, log_format)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    options = serve.Options(
+    options = serve.ServeOptions(
         target=plugin,
         address=address,
         root=root or Path(serve.DEFAULT_ROOT),
@@ -81,7 +81,7 @@ def serve(
     sys.exit(_run(options))
 
 
-def _run(options: Options) -> int:
+def _run(options: ServeOptions) -> int:
     """Run to the end; the exit status. Whatever goes wrong before it serves is one line."""
     import anyio
 

@@ -25,8 +25,11 @@ from aiocontainerd.config import Config, load
 from aiocontainerd.config.timeouts import NOTIFY, PLUGIN_CONTENT, SERVER_STOP
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.host import loading
-from aiocontainerd.host.registration import Daemon, InitContext, Plugin, PluginConfig, PluginError, Registration, State
+from aiocontainerd.host.daemon_info import DaemonInfo
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.sys import systemd
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ _UNLIMITED_S = 99_999_999.0
 """The longest timeout that a gRPC call can carry."""
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to serve, and how. `uid` and `gid` own the socket; `namespace` is that of calls that name none."""
 
     target: str
@@ -59,7 +62,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Gets a line once the socket serves, and is closed then."""
 
 
-async def run(options: Options) -> None:
+async def run(options: ServeOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises PluginError, ConfigError, ContainerdError, OSError before it serves."""
     from aiocontainerd.daemon import lock
 
@@ -85,7 +88,7 @@ async def run(options: Options) -> None:
 
 
 async def _serve(
-    options: Options, config: Config, registry: Registry, chosen: Sequence[Plugin], stop: anyio.Event
+    options: ServeOptions, config: Config, registry: Registry, chosen: Sequence[Plugin], stop: anyio.Event
 ) -> None:
     from aiocontainerd.rpc.grpc import GrpcFrontEnd
     from aiocontainerd.rpc.sockets import bind_unix
@@ -112,7 +115,7 @@ async def _serve(
 
 def services(chosen: Sequence[Plugin], registry: Registry, state: Path) -> list[Service]:
     """What is served: the plugins' own services, introspection for whoever asks for capabilities, health."""
-    from aiocontainerd.host.introspection import Introspection
+    from aiocontainerd.host.introspection import DaemonIntrospection
     from aiocontainerd.serve.content import ContentGrpc
     from aiocontainerd.serve.diff import DiffGrpc
     from aiocontainerd.serve.health import HealthGrpc
@@ -120,7 +123,7 @@ def services(chosen: Sequence[Plugin], registry: Registry, state: Path) -> list[
     from aiocontainerd.serve.snapshots import SnapshotsGrpc
 
     of_kind = {kind: [plugin for plugin in chosen if plugin.kind == kind] for kind in target.SERVED_KINDS}
-    introspection = Introspection(lambda: registry.plugins, state / "uuid", _NoDeprecations())
+    introspection = DaemonIntrospection(lambda: registry.plugins, state / "uuid", _NoDeprecations())
     served: list[Service] = [HealthGrpc(), IntrospectionGrpc(introspection)]
     if of_kind[kinds.SNAPSHOTTER]:
         served.append(SnapshotsGrpc(Snapshotters(of_kind[kinds.SNAPSHOTTER])))
@@ -164,7 +167,7 @@ class ContentOfDaemon(msgspec.Struct, frozen=True):
     content: Any
 
 
-def _stand_ins(options: Options, config: Config, chosen: Sequence[Plugin]) -> list[Registration]:
+def _stand_ins(options: ServeOptions, config: Config, chosen: Sequence[Plugin]) -> list[Registration]:
     """Return what plugins require of a daemon: the event exchange, and the content behind `content`."""
     limit_s = config.timeout_s(f"{PLUGIN_CONTENT.key}.{chosen[0].uri}") or _UNLIMITED_S
 
@@ -203,10 +206,10 @@ def _programs(target_object: object, config: Config, chosen: Iterable[Plugin]) -
     return [register(name, settings) for name, settings in config.stream_processors.items()]
 
 
-def _daemon(options: Options, registry: Registry, config: Config) -> Daemon:
+def _daemon(options: ServeOptions, registry: Registry, config: Config) -> DaemonInfo:
     from aiocontainerd.wire.events import message_bus
 
-    return Daemon(
+    return DaemonInfo(
         root=_made(options.root),
         state=_made(options.state),
         temp=Path(tempfile.gettempdir()),

@@ -20,8 +20,8 @@ from aiocontainerd_event_webhook.targets import FileTarget
 from aiohttp import web
 
 from aiocontainerd import api
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.loading import registrations_of
-from aiocontainerd.host.registration import Daemon
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import Envelope, EventBus, Plugin, Secret, State, errors, timestamps, typeurl
 from aiocontainerd.testing.event_sink import Arrived, EventSinkContract, OpenSink
@@ -43,7 +43,7 @@ async def started(directory: Path, **config: Any) -> AsyncIterator[Plugin]:
     registry = Registry()
     (registration,) = registrations_of("aiocontainerd_event_webhook.plugin")
     added = registry.add(registration)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=directory,
         state=directory,
         temp=directory,

@@ -9,7 +9,7 @@ from aiocontainerd_content_local import plugin
 from aiocontainerd_content_local.layout import create_ingest
 
 from aiocontainerd.events import EventBus
-from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.testing.content import DATA, ingest
 
@@ -32,7 +32,7 @@ async def test_store_is_loaded_in_containerds_place_without_what_a_crash_left_un
     registry = Registry()
     for registration in plugin.register_plugins():
         registry.add(registration)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=tmp_path / "root",
         state=tmp_path / "state",
         temp=tmp_path / "temp",

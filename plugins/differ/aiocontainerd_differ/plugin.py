@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
 
 if TYPE_CHECKING:
-    from aiocontainerd.config.records import StreamProcessor
+    from aiocontainerd.config.records import StreamProgram
 
 
 class Config(PluginConfig, frozen=True, kw_only=True):
@@ -42,7 +42,7 @@ def register_plugins() -> Iterable[Registration]:
 
 
 @hookimpl
-def register_stream_processor(name: str, settings: StreamProcessor) -> Registration:
+def register_stream_processor(name: str, settings: StreamProgram) -> Registration:
     async def open_program(context: InitContext[PluginConfig]) -> object:
         from aiocontainerd_differ.program import processor
 

@@ -23,7 +23,7 @@ from aiocontainerd.plugin import PluginError
 from aiocontainerd.wire.anys import any_to_wire
 
 if TYPE_CHECKING:
-    from aiocontainerd.config.records import StreamProcessor as Settings
+    from aiocontainerd.config.records import StreamProgram as Settings
     from aiocontainerd.host.life import PluginTasks
 
 MEDIA_TYPE = "STREAM_PROCESSOR_MEDIATYPE"

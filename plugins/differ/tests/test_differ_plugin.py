@@ -11,7 +11,7 @@ from aiocontainerd_differ import plugin
 from aiocontainerd_differ.differ import WalkingDiffer
 
 from aiocontainerd.events import EventBus
-from aiocontainerd.host.registration import Daemon
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, Registration, kinds
 
@@ -26,7 +26,7 @@ async def test_differ_is_loaded_after_the_metadata_store(tmp_path: Path) -> None
     for registration in plugin.register_plugins():
         registry.add(registration)
     registry.add(Registration(kind=kinds.METADATA, id="bolt", init=metadata))
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=tmp_path,
         state=tmp_path,
         temp=tmp_path,

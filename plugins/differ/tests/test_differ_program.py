@@ -19,7 +19,7 @@ from aiocontainerd_differ.processing import steps_from
 from aiocontainerd_differ.program import ProgramProcessor, processor
 
 from aiocontainerd import api, typeurl
-from aiocontainerd.config.records import StreamProcessor as Settings
+from aiocontainerd.config.records import StreamProgram as Settings
 from aiocontainerd.errors import DataLoss, Unknown
 from aiocontainerd.host.life import PluginTasks
 from aiocontainerd.interfaces.differ import ApplyOptions

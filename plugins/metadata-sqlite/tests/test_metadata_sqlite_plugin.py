@@ -10,8 +10,9 @@ from aiocontainerd_metadata_sqlite.plugin import Config, register_plugins
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
-from aiocontainerd.host.registration import Daemon, State
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter
 
@@ -36,7 +37,7 @@ async def test_plugin_opens_its_database_and_exports_path_and_policy(tmp_path: P
     registry.add(Registration(kind=kinds.EVENT, id="exchange", init=_bus))
     (registration,) = register_plugins()
     plugin = registry.add(registration)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=tmp_path / "root",
         state=tmp_path / "state",
         temp=tmp_path,

@@ -15,7 +15,7 @@ import tomli_w
 
 from aiocontainerd import durations
 from aiocontainerd.config.encode import encode
-from aiocontainerd.daemon.logs import LEVELS
+from aiocontainerd.config.log_levels import LEVELS
 
 if TYPE_CHECKING:
     from aiocontainerd.config.records import Isolation

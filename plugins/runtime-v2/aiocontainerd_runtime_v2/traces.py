@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 RUNTIME_ROOT = "/run/containerd/runc"
 """Where shims have their OCI runtime keep its state, unless the options say otherwise (facts/runtime 6.1)."""
 _DIRECTORY = ".traces"
-"""Beside the namespaces' directories, and no identifier, so that it is taken for none of them."""
+"""Placement the namespaces' directories, and no identifier, so that it is taken for none of them."""
 _OPTIONS = "containerd.runc.v1.Options"
 
 

@@ -33,11 +33,11 @@ async def _deprecations(_context: Context) -> object:
 
 
 async def _introspection(context: Context) -> object:
-    from aiocontainerd.host.introspection import Introspection
+    from aiocontainerd.host.introspection import DaemonIntrospection
 
     daemon = context.daemon
     uuid_file = daemon.root / UUID_DIRECTORY / "uuid"
-    return Introspection(daemon.plugins, uuid_file, context.get(kinds.WARNING, "deprecations"))
+    return DaemonIntrospection(daemon.plugins, uuid_file, context.get(kinds.WARNING, "deprecations"))
 
 
 async def _introspection_grpc(context: Context) -> object:

@@ -17,8 +17,9 @@ import aiocontainerd
 from aiocontainerd import api, context, kinds, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Unknown
 from aiocontainerd.events import EventBus
-from aiocontainerd.host.introspection import Introspection, load_uuid
-from aiocontainerd.host.registration import Plugin, PluginError, Registration, State
+from aiocontainerd.host.introspection import DaemonIntrospection, load_uuid
+from aiocontainerd.host.registration import PluginError, Registration
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.oci import platform
 from aiocontainerd.oci.descriptor import Descriptor
@@ -33,7 +34,7 @@ from aiocontainerd.wire.times import time_to_wire
 pytestmark = pytest.mark.anyio
 
 
-# Introspection
+# DaemonIntrospection
 
 
 async def _init(_context: Any) -> object:
@@ -49,7 +50,7 @@ def plugin(kind: str, plugin_id: str, state: State = State.LOADED, reason: str =
 def introspection(tmp_path: Path, *plugins: Plugin) -> IntrospectionGrpc:
     deprecations = Deprecations(lambda: 5)
     deprecations.emit("cgroup-v1")
-    return IntrospectionGrpc(Introspection(lambda: plugins, tmp_path / "intro" / "uuid", deprecations))
+    return IntrospectionGrpc(DaemonIntrospection(lambda: plugins, tmp_path / "intro" / "uuid", deprecations))
 
 
 async def test_plugins_show_what_each_declared(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ import pytest
 from aiocontainerd import api, errors
 from aiocontainerd.errors import Unimplemented
 from aiocontainerd.events import EventBus
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.loading import registrations_of
-from aiocontainerd.host.registration import Daemon
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.interfaces.metadata import Collected, MetadataStore
 from aiocontainerd.oci import platform
@@ -138,7 +138,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 async def serving(directory: Path) -> AsyncIterator[Served]:
     bus, plugins = message_bus(), registry()
     address = directory / "s"
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address=str(address),
         ttrpc_address="", bus=bus, plugins=lambda: plugins.plugins, timeout_s=lambda _key: TIMEOUT_S,
     )  # fmt: skip

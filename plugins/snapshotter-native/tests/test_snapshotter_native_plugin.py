@@ -10,9 +10,10 @@ from aiocontainerd_snapshotter_native.plugin import Config
 
 from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.loading import registrations_of
-from aiocontainerd.host.registration import Daemon, State
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 
 
 @pytest.mark.anyio
@@ -20,7 +21,7 @@ async def test_plugin_starts_and_stops(tmp_path: Path) -> None:
     registry = Registry()
     (registration,) = registrations_of("aiocontainerd_snapshotter_native.plugin")
     added = registry.add(registration)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=tmp_path / "root",
         state=tmp_path / "state",
         temp=tmp_path / "temp",

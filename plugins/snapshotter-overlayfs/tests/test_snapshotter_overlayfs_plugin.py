@@ -14,8 +14,9 @@ from aiocontainerd_snapshotter_overlayfs.probe import Support, has_d_type, probe
 
 from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
-from aiocontainerd.host.registration import Daemon, State
+from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import State
 from aiocontainerd.sys.mount import FakeMounter, MountStep, mounts_under
 
 
@@ -92,7 +93,7 @@ async def test_plugin_starts_and_stops(tmp_path: Path) -> None:
     registry = Registry()
     (registration,) = plugin.register_plugins()
     added = registry.add(registration)
-    daemon = Daemon(
+    daemon = DaemonInfo(
         root=tmp_path / "root",
         state=tmp_path / "state",
         temp=tmp_path / "temp",

@@ -14,7 +14,8 @@ import msgspec
 from aiocontainerd import kinds, scaffold
 from aiocontainerd.config.timeouts import CORE, Timeout
 from aiocontainerd.host import hookspecs
-from aiocontainerd.host.registration import InitContext, Registration
+from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.registration import Registration
 from aiocontainerd.interfaces import PROTOCOLS, SERVICES, rules
 
 HOOK_TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_host_hookspecs.py"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pluggy
 
-from aiocontainerd.config.records import Isolation, IsolationMode, ProxyPlugin, PythonPlugin, StreamProcessor
+from aiocontainerd.config.records import Isolation, IsolationMode, ProxyPlugin, PythonPlugin, StreamProgram
 from aiocontainerd.host import hookspecs
 from aiocontainerd.host.registration import PluginError, Registration
 
@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 
 _NO_PROXIES: Mapping[str, ProxyPlugin] = MappingProxyType({})
 _NO_MODES: Mapping[str, IsolationMode] = MappingProxyType({})
-_NO_PROGRAMS: Mapping[str, StreamProcessor] = MappingProxyType({})
+_NO_PROGRAMS: Mapping[str, StreamProgram] = MappingProxyType({})
 _HOOKS = ("register_proxy_plugin", "register_stream_processor", "isolate_plugin")
 
 
-class Beside:
+class Placement:
     """What the config says of plugins beside the daemon, and the modules that can do it."""
 
     def __init__(
         self,
         proxies: Mapping[str, ProxyPlugin] = _NO_PROXIES,
         modes: Mapping[str, IsolationMode] = _NO_MODES,
-        programs: Mapping[str, StreamProcessor] = _NO_PROGRAMS,
+        programs: Mapping[str, StreamProgram] = _NO_PROGRAMS,
     ) -> None:
         self._proxies = proxies
         self._programs = programs
@@ -44,7 +44,7 @@ class Beside:
         self._manager.add_hookspecs(hookspecs)
 
     def __repr__(self) -> str:
-        return f"<Beside {len(self._proxies)} proxies, {len(self._modes)} isolated, {self._manager.get_plugins()}>"
+        return f"<Placement {len(self._proxies)} proxies, {len(self._modes)} isolated, {self._manager.get_plugins()}>"
 
     def learn(self, module: Any) -> None:
         """Take a module that may have the hooks; one that has none of them is left alone."""

@@ -1,0 +1,42 @@
+"""Facts about the daemon that every plugin may know, and what a reload did."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aiocontainerd.guard.owners import Owners
+
+if TYPE_CHECKING:
+    from aiocontainerd.events import EventBus
+    from aiocontainerd.host.state import Plugin
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What a reload did about one plugin (its URI) or one key of the config. `outcome` is a word of `reload`."""
+
+    subject: str
+    outcome: str
+    detail: str = ""
+
+
+class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What every plugin may know of the daemon it runs in. Addresses are socket paths, empty where not served."""
+
+    root: Path
+    state: Path
+    temp: Path
+    grpc_address: str
+    ttrpc_address: str
+    bus: EventBus
+    plugins: Callable[[], Sequence[Plugin]]
+    timeout_s: Callable[[str], float]
+    """Seconds of a key of `[timeouts]`, such as `io.containerd.timeout.task.state`."""
+    debug: bool = False
+    owners: Callable[[], Owners] = Owners.nobody
+    """Whose the modules and tasks of this process are."""
+    reload: Callable[[], Awaitable[Sequence[Change]]] | None = None
+    """Read the config anew; None where that cannot be done. See `reload.Reloader.reload`."""

@@ -1,0 +1,171 @@
+"""What a plugin is given to start with: its config and directories, other plugins, tasks, clean-up, readiness."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic
+
+import anyio
+import msgspec
+
+from aiocontainerd.config.timeouts import Timeout, seconds_for
+from aiocontainerd.errors import NotFound
+from aiocontainerd.host.registration import ConfigT, PluginError
+from aiocontainerd.host.state import Plugin, State
+
+if TYPE_CHECKING:
+    from aiocontainerd.events import EventBus
+    from aiocontainerd.host.daemon_info import DaemonInfo
+    from aiocontainerd.host.life import PluginTasks
+    from aiocontainerd.host.readiness import Readiness
+
+TIMEOUTS = "timeouts"
+"""The `kind` of a watcher that follows `[timeouts]`."""
+
+
+class Watcher(msgspec.Struct, frozen=True):
+    """A plugin that follows the plugins of a kind as they come and go."""
+
+    uri: str
+    kind: str
+    changed: Callable[[str, Any | None], object]
+
+
+class InitContext(Generic[ConfigT]):
+    """What a plugin is given to start with.
+
+    `root` and `state` are directories of its own (made on first use), `bus` the event bus, `tasks` starts tasks that
+    live no longer than the plugin, `exports` / `capabilities` / `platforms` what introspection shows of it.
+    """
+
+    def __init__(
+        self,
+        plugin: Plugin,
+        config: ConfigT,
+        *,
+        daemon: DaemonInfo,
+        loaded: Mapping[str, Mapping[str, Plugin]],
+        tasks: PluginTasks,
+        stack: AsyncExitStack,
+        registered: Callable[[str], Plugin | None],
+        watchers: list[Watcher],
+        readiness: Readiness,
+    ) -> None:
+        self.config = config
+        self.daemon = daemon
+        self.bus: EventBus = daemon.bus
+        self.tasks = tasks
+        self.log = logging.getLogger(f"aiocontainerd.plugin.{plugin.uri.removeprefix('io.containerd.')}")
+        self.exports = plugin.exports
+        self.capabilities = plugin.capabilities
+        self.platforms = plugin.platforms
+        self._plugin = plugin
+        self._loaded = loaded
+        self._stack = stack
+        self._registered = registered
+        self._watchers = watchers
+        self._readiness = readiness
+        self._home = anyio.get_current_task().id
+        self.health = plugin.health
+        """What the daemon notes of this plugin; one that runs elsewhere tells its memory there."""
+
+    @property
+    def uri(self) -> str:
+        """`<kind>.<id>` of this plugin."""
+        return self._plugin.uri
+
+    @property
+    def root(self) -> Path:
+        """Persistent directory of this plugin, `<root>/<kind>.<id>`; made when first asked for."""
+        return _made(self.daemon.root / self._plugin.uri)
+
+    @property
+    def state(self) -> Path:
+        """Directory of this plugin that a reboot may empty, `<state>/<kind>.<id>`; made when first asked for."""
+        return _made(self.daemon.state / self._plugin.uri)
+
+    def get(self, kind: str, plugin_id: str) -> Any:
+        """The instance of a required plugin. Raises NotFound naming it and, where it failed, why."""
+        plugin = self._loaded.get(kind, {}).get(plugin_id)
+        if plugin is None:
+            raise NotFound(f"plugin {self._why_absent(f'{kind}.{plugin_id}')}")
+        return plugin.instance
+
+    def _why_absent(self, uri: str) -> str:
+        """The URI and, for a plugin that did not load, why; it is then the cause where this plugin fails, too."""
+        absent = self._registered(uri)
+        if absent is None:
+            return uri
+        self._plugin.caused_by = uri
+        needed = (*self._plugin.registration.requires, *self._plugin.registration.wants)
+        if absent.state == State.REGISTERED and absent.kind not in needed:
+            return f"{uri} (not started yet: {self.uri} does not name {absent.kind} in requires)"
+        return f"{uri} ({absent.reason})" if absent.reason else uri
+
+    def get_single(self, kind: str) -> Any:
+        """The instance of the one plugin of a kind. Raises NotFound where there is none, PluginError for several."""
+        found = self._loaded.get(kind, {})
+        if not found:
+            raise NotFound(f"no plugins registered for {kind}")
+        if len(found) > 1:
+            raise PluginError(f"several plugins of kind {kind} are loaded ({', '.join(sorted(found))}), one is needed")
+        return next(iter(found.values())).instance
+
+    def get_all(self, kind: str) -> dict[str, Any]:
+        """Every loaded instance of a kind by id; empty where there is none."""
+        return {plugin_id: plugin.instance for plugin_id, plugin in self._loaded.get(kind, {}).items()}
+
+    def watch(self, kind: str, changed: Callable[[str, Any | None], object]) -> None:
+        """Call `changed(id, instance)` when a plugin of a kind is added while the daemon runs; None when it goes.
+
+        Who holds instances of a kind and does not watch it keeps the daemon from removing one without a restart.
+        """
+        watcher = Watcher(self.uri, kind, changed)
+        self._watchers.append(watcher)
+        self._stack.callback(self._watchers.remove, watcher)
+
+    async def ready(self) -> bool:
+        """Wait until the daemon serves. Return True then, and False where it stops before it ever did.
+
+        For tasks of the plugin (`context.tasks`): the daemon serves only when every init has ended. Raises PluginError
+        in an init that would wait for itself. A plugin that is added while the daemon runs does not wait.
+        """
+        if not self._readiness.decided and anyio.get_current_task().id == self._home:
+            raise PluginError(f"init of {self.uri} waits for itself; await context.ready() in a task of context.tasks")
+        return await self._readiness.wait()
+
+    def timeout_s(self, timeout: Timeout) -> float:
+        """Return the seconds of a key of `[timeouts]` that this plugin declares; 0 means no limit.
+
+        Raises PluginError for a key that its registration does not declare.
+        """
+        if timeout not in self._plugin.registration.timeouts:
+            raise PluginError(f"{self.uri} reads {timeout.key}, but its registration does not declare it in timeouts")
+        return self.daemon.timeout_s(timeout.key)
+
+    def timeouts(self) -> dict[str, float]:
+        """Return the seconds of each key that this plugin may read, the daemon's own among them."""
+        return seconds_for(self.uri, self._plugin.registration.timeouts, self.daemon.timeout_s)
+
+    def watch_timeouts(self, changed: Callable[[], object]) -> None:
+        """Call `changed` when a reload changed `[timeouts]`: for a plugin that keeps what `timeout_s` returned."""
+        self.watch(TIMEOUTS, lambda _id, _instance: changed())
+
+    def reject(self, uri: str, reason: str) -> None:
+        """Say of another plugin that this one cannot use it: it has failed, its row and a log record say why."""
+        self.log.error("plugin %s: %s", uri, reason)
+        plugin = self._registered(uri)
+        if plugin is not None:
+            plugin.failed(PluginError(reason))
+
+    def on_stop(self, callback: Callable[[], Awaitable[object]]) -> None:
+        """Run `callback` when the plugin stops, also after a failed init; last registered runs first."""
+        self._stack.push_async_callback(callback)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory

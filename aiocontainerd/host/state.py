@@ -1,0 +1,79 @@
+"""The state of a plugin while the daemon runs: what became of its registration, and why."""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+from typing import Any
+
+from aiocontainerd.errors import ContainerdError, Unknown
+from aiocontainerd.guard.health import PluginHealth
+from aiocontainerd.guard.owners import package_of
+from aiocontainerd.host import diagnosis
+from aiocontainerd.host.registration import Registration, SkipPlugin
+
+log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """What became of a plugin."""
+
+    REGISTERED = "registered"
+    DISABLED = "disabled"
+    LOADED = "ok"
+    SKIPPED = "skip"
+    FAILED = "error"
+
+
+class Plugin:
+    """One registration and its state while the daemon runs."""
+
+    def __init__(self, registration: Registration, distribution: str = "") -> None:
+        self.registration = registration
+        self.distribution = distribution
+        self.state = State.REGISTERED
+        self.reason = ""
+        self.caused_by = ""
+        self.code = 0
+        self.instance: Any = None
+        """What init returned, guarded (`dispatch`)."""
+        self.health = PluginHealth(registration.uri)
+        self.exports: dict[str, str] = {}
+        self.capabilities: list[str] = []
+        self.platforms: list[str] = []
+        self.init_s = 0.0
+
+    @property
+    def kind(self) -> str:
+        return self.registration.kind
+
+    @property
+    def id(self) -> str:
+        return self.registration.id
+
+    @property
+    def uri(self) -> str:
+        return self.registration.uri
+
+    def packages(self) -> set[str]:
+        """The packages of its code, as far as its registration and instance tell."""
+        made = (self.registration.init, self.registration.config, type(self.instance))
+        return {package_of(one.__module__) for one in made} - {""}
+
+    def loaded(self, instance: object) -> None:
+        """Keep what init returned."""
+        self.instance, self.state = instance, State.LOADED
+        self.caused_by = ""
+
+    def failed(self, error: BaseException) -> None:
+        """Keep why the plugin was not loaded: skipped or failed (facts/core 12)."""
+        if isinstance(error, SkipPlugin):
+            self.state, self.reason, self.code = State.SKIPPED, f"{error}: skip plugin", Unknown.code
+            return
+        self.state, self.reason = State.FAILED, diagnosis.describe(error, self.registration.init.__module__)
+        self.code = error.code if isinstance(error, ContainerdError) else Unknown.code
+        log.debug("plugin %s failed", self.uri, exc_info=error)
+
+    def __repr__(self) -> str:
+        reason = f": {self.reason}" if self.reason else ""
+        return f"<Plugin {self.uri} {self.state}{reason}>"
