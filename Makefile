@@ -1,5 +1,5 @@
 # make run     set up, start a daemon in a directory of its own, run a container, clean up
-# make test    set up, check and test everything
+# make test    set up, check and test everything; make test TESTS=plugins/gc tests a part
 SHELL := /bin/sh
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -33,7 +33,7 @@ lint: setup-test
 	$(PY) -m aiocontainerd.host.reference --check
 
 test: lint
-	$(VENV)/bin/pytest -q
+	$(PY) tests/runner.py -q $(TESTS)
 
 bench: setup-test
 	$(PY) integration/bench.py $(BENCH)

@@ -64,7 +64,9 @@ def test_the_next_daemon_knows_what_a_killed_one_had(layout: Layout, groups: Pat
 
 
 @pytest.mark.parametrize(
-    "path", ["/kubepods/pod1/c", f"/{NAMESPACE}/deeper/c", f"/{NAMESPACE}", "system.slice:cri:c", ""]
+    "path",
+    ["/kubepods/pod1/c", f"/{NAMESPACE}/deeper/c", f"/{NAMESPACE}", "system.slice:cri:c", ""],
+    ids=["of another", "deeper", "of the namespace itself", "of systemd", "none"],
 )
 def test_a_cgroup_that_was_not_made_for_our_containers_stays(layout: Layout, groups: Path, path: str) -> None:
     traces = Traces(layout)
