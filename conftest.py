@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,14 @@ def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     of_shim = SHIM_TESTS in request.path.parents
     with blocking.refused(OUR_PACKAGES, (*blocking.MAY_BLOCK, *SHIM_MAY_BLOCK) if of_shim else blocking.MAY_BLOCK):
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what is no UTF-8 in captured output and logs: a report goes from worker to controller."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
