@@ -13,7 +13,7 @@ setup:
 setup-test:
 	@contrib/quickstart/setup.sh test
 
-# What is given reaches the program as it is: neither make nor a shell reads it.
+# Pass IMAGE, CMD and SNAPSHOTTER verbatim, without make or shell expansion.
 unexport IMAGE CMD SNAPSHOTTER
 run: export RUN_IMAGE := $(value IMAGE)
 run: export RUN_COMMAND := $(value CMD)
@@ -49,9 +49,9 @@ format: setup-test
 	$(VENV)/bin/ruff check --fix $(SOURCES)
 
 # Pins and hashes only: the lock names no index.
-lock:
-	$(VENV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--no-annotate --extra dev --quiet pyproject.toml -o requirements.lock
+lock: setup-test
+	$(PY) contrib/quickstart/requirements.py | $(VENV)/bin/uv pip compile --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-header --no-annotate --quiet - -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
