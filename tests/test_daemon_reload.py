@@ -16,9 +16,9 @@ from aiocontainerd.daemon import reload
 from aiocontainerd.daemon.reload import ADDED, FAILED, REMOVED, REPLACED, RESTART, Reloader, Wanted
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.host import discovery
-from aiocontainerd.host.daemon_info import Change
 from aiocontainerd.host.placement import Placement
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.interfaces.plugins import Change
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State, kinds
 
 URI = f"{kinds.SNAPSHOTTER}.acme"

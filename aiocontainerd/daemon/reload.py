@@ -22,11 +22,11 @@ from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.records import Isolation
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.host import discovery
-from aiocontainerd.host.daemon_info import Change
 from aiocontainerd.host.placement import Placement
 from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
+from aiocontainerd.interfaces.plugins import Change
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Facts about the daemon that every plugin may know, and what a reload did."""
+"""Facts about the daemon that every plugin may know."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from aiocontainerd.guard.owners import Owners
+from aiocontainerd.interfaces.plugins import Change
 
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
     from aiocontainerd.host.state import Plugin
-
-
-class Change(msgspec.Struct, frozen=True):
-    """What a reload did about one plugin (its URI) or one key of the config. `outcome` is a word of `reload`."""
-
-    subject: str
-    outcome: str
-    detail: str = ""
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):

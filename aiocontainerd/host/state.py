@@ -36,7 +36,7 @@ class Plugin:
         self.caused_by = ""
         self.code = 0
         self.instance: Any = None
-        """What init returned, guarded (`dispatch`)."""
+        """What init returned, guarded (`guard/dispatcher.py`)."""
         self.health = PluginHealth(registration.uri)
         self.exports: dict[str, str] = {}
         self.capabilities: list[str] = []
@@ -54,6 +54,14 @@ class Plugin:
     @property
     def uri(self) -> str:
         return self.registration.uri
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return self.registration.requires
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.state == State.LOADED
 
     def packages(self) -> set[str]:
         """The packages of its code, as far as its registration and instance tell."""

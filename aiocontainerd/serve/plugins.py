@@ -1,39 +1,39 @@
-"""What the daemon noted of its plugins, and changing them while it runs (`aiocontainerd.plugins.v1.Plugins`)."""
+"""Show what the daemon noted of its plugins, and have it read its config again (`aiocontainerd.plugins.v1.Plugins`)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aiocontainerd import api, kinds, timestamps
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.guard.health import Latencies, MethodHealth, MethodRecord, PluginHealth
 from aiocontainerd.guard.owners import Owners
-from aiocontainerd.host.state import Plugin, State
-from aiocontainerd.serve.served_health import served_methods
+from aiocontainerd.interfaces.plugins import Change
+from aiocontainerd.serve.served_health import Row, served_methods
 from aiocontainerd.wire.times import time_to_wire
 
-if TYPE_CHECKING:
-    from aiocontainerd.host.daemon_info import Change
-
-Reload = Callable[[], Awaitable[Sequence["Change"]]]
+Reload = Callable[[], Awaitable[Sequence[Change]]]
 
 
 class PluginsGrpc:
-    """`aiocontainerd.plugins.v1.Plugins`. `reload` is None in a daemon that cannot read its config again."""
+    """The service. `plugins` gives a row for each plugin, in the order they started; `owners` says whose a task is.
+
+    `reload` is None in a daemon that cannot read its config again.
+    """
 
     service_name: ClassVar[str] = "aiocontainerd.plugins.v1.Plugins"
 
     def __init__(
-        self, plugins: Callable[[], Sequence[Plugin]], owners: Callable[[], Owners], reload: Reload | None
+        self, plugins: Callable[[], Sequence[Row]], owners: Callable[[], Owners], reload: Reload | None
     ) -> None:
         self._plugins = plugins
         self._owners = owners
         self._reload = reload
 
     async def explain(self, request: api.plugins.ExplainRequest) -> api.plugins.ExplainResponse:
-        """Everything noted of one plugin. Raises NotFound, InvalidArgument for an id that several plugins have."""
+        """Return all notes of a plugin. Raises NotFound, InvalidArgument for an id that several plugins have."""
         plugins = self._plugins()
         plugin = find(plugins, request.plugin)
         health, served = plugin.health, served_methods(plugins, plugin)
@@ -41,7 +41,7 @@ class PluginsGrpc:
         return api.plugins.ExplainResponse(
             health=_health(plugin, served),
             distribution=plugin.distribution,
-            requires=list(plugin.registration.requires),
+            requires=list(plugin.requires),
             required_by=[other.uri for other in plugins if _needs(other, plugin)],
             init_ns=_ns(plugin.init_s),
             methods=[_method(method) for method in (*health.method_health(), *served)],
@@ -57,7 +57,7 @@ class PluginsGrpc:
         )
 
     async def list_health(self, _request: api.plugins.ListHealthRequest) -> api.plugins.ListHealthResponse:
-        """One row for each plugin, in the order they started."""
+        """Return one row for each plugin, in the order they started."""
         plugins = self._plugins()
         rows = [_health(plugin, served_methods(plugins, plugin)) for plugin in plugins]
         return api.plugins.ListHealthResponse(plugins=rows)
@@ -72,8 +72,8 @@ class PluginsGrpc:
         )
 
 
-def find(plugins: Sequence[Plugin], name: str) -> Plugin:
-    """The plugin of a URI, with or without `io.containerd.`, or of an id. Raises NotFound, InvalidArgument."""
+def find(plugins: Sequence[Row], name: str) -> Row:
+    """Return the plugin of a URI, with or without `io.containerd.`, or of an id. Raises NotFound, InvalidArgument."""
     named = [p for p in plugins if name in (p.uri, p.uri.removeprefix("io.containerd."))]
     found = named or [plugin for plugin in plugins if plugin.id == name]
     if not found:
@@ -84,17 +84,18 @@ def find(plugins: Sequence[Plugin], name: str) -> Plugin:
 
 
 def other_tasks(health: PluginHealth, owners: Owners) -> list[str]:
-    """Names of tasks that a plugin's code began otherwise than through its context or for a guarded call."""
+    """Return the names of tasks that run a plugin's code, but for those of its context and of guarded calls."""
     names = [task.get_name() for task in asyncio.all_tasks() if owners.of_task(task) == health.uri]
     return sorted(name for name in names if name not in health.tasks and not name.startswith(f"{health.uri}: "))
 
 
-def _needs(other: Plugin, plugin: Plugin) -> bool:
-    requires = other.registration.requires
-    return other is not plugin and other.state == State.LOADED and plugin.kind in requires and kinds.ALL not in requires
+def _needs(other: Row, plugin: Row) -> bool:
+    if other is plugin or not other.is_loaded:
+        return False
+    return plugin.kind in other.requires and kinds.ALL not in other.requires
 
 
-def _health(plugin: Plugin, served: Sequence[MethodHealth]) -> api.plugins.Health:
+def _health(plugin: Row, served: Sequence[MethodHealth]) -> api.plugins.Health:
     health = plugin.health
     records = list(health.methods.values())
     counted: list[MethodRecord | MethodHealth] = [*records, *served]
@@ -102,7 +103,7 @@ def _health(plugin: Plugin, served: Sequence[MethodHealth]) -> api.plugins.Healt
     return api.plugins.Health(
         kind=plugin.kind,
         id=plugin.id,
-        state=plugin.state.value,
+        state=str(plugin.state),
         reason=plugin.reason,
         caused_by=plugin.caused_by,
         calls=sum(one.calls for one in counted),

@@ -1,4 +1,4 @@
-"""The health of a gRPC service, from what the front ends count of its methods: its deadlines are its callers'."""
+"""Tell the health of a gRPC service from what the front ends count of its methods. Its deadlines are its callers'."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from aiocontainerd import kinds
 from aiocontainerd.errors import Cancelled, DeadlineExceeded
-from aiocontainerd.guard.health import MethodHealth
-from aiocontainerd.host.state import Plugin, State
+from aiocontainerd.guard.health import MethodHealth, PluginHealth
+from aiocontainerd.interfaces.plugins import PluginRow
 from aiocontainerd.rpc.metrics import BUCKETS_S, Metrics
 
+Row = PluginRow[PluginHealth]
 
-def served_methods(plugins: Sequence[Plugin], plugin: Plugin) -> list[MethodHealth]:
-    """Each method of a plugin's service that was called, the most called first; empty for a plugin without service."""
+
+def served_methods(plugins: Sequence[Row], plugin: Row) -> list[MethodHealth]:
+    """Return each method of a plugin's service that was called, the most called first; [] for one without service."""
     service = getattr(plugin.instance, "service_name", "") if plugin.kind == kinds.GRPC else ""
     if not service:
         return []
@@ -22,8 +24,8 @@ def served_methods(plugins: Sequence[Plugin], plugin: Plugin) -> list[MethodHeal
     return sorted(methods, key=lambda method: -method.calls)
 
 
-def _metrics(plugin: Plugin) -> Metrics | None:
-    if plugin.kind != kinds.SERVER or plugin.state != State.LOADED:
+def _metrics(plugin: Row) -> Metrics | None:
+    if plugin.kind != kinds.SERVER or not plugin.is_loaded:
         return None
     found = getattr(getattr(plugin.instance, "front", None), "metrics", None)
     return found if isinstance(found, Metrics) else None
@@ -61,7 +63,7 @@ def _counts(path: str, fronts: Iterable[Metrics]) -> list[list[int]]:
 
 
 def quantile_s(counts: Sequence[int], share: float) -> float:
-    """The upper bound of the bucket that `share` of the calls did not exceed; the last bound for what is above all."""
+    """Return the upper bound of the bucket that `share` of the calls did not exceed; the last bound if it has none."""
     wanted, seen = share * sum(counts), 0
     for bucket, count in enumerate(counts):
         seen += count

@@ -16,7 +16,7 @@ from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.guard.health import Block
 from aiocontainerd.guard.owners import Owners
-from aiocontainerd.host.daemon_info import Change
+from aiocontainerd.interfaces.plugins import Change
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State
 from aiocontainerd.rpc.metrics import Metrics
 from aiocontainerd.serve.plugins import PluginsGrpc

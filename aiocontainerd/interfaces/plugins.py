@@ -1,0 +1,83 @@
+"""The plugins of a daemon, as the service `aiocontainerd.plugins.v1.Plugins` shows them.
+
+The daemon gives the service one `PluginRow` for each plugin, also for those that did not load. It also gives a function
+that reads the config again and returns a `Change` for each thing that it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+HealthT_co = TypeVar("HealthT_co", covariant=True)
+
+
+class PluginRow(Protocol[HealthT_co]):
+    """One plugin and what became of it. `health` is what the guard noted of it (`guard/health.py`)."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def uri(self) -> str:
+        """`<kind>.<id>`."""
+        ...
+
+    @property
+    def distribution(self) -> str:
+        """The package that brought it; "" for the daemon's own."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """`registered`, `disabled`, `ok`, `skip` or `error`."""
+        ...
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether its init succeeded."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it did not load."""
+        ...
+
+    @property
+    def caused_by(self) -> str:
+        """The URI of the plugin that it failed because of, or ""."""
+        ...
+
+    @property
+    def requires(self) -> Sequence[str]:
+        """Kinds that it requires."""
+        ...
+
+    @property
+    def init_s(self) -> float:
+        """Seconds that its init took."""
+        ...
+
+    @property
+    def instance(self) -> Any:
+        """What its init returned, guarded; None before that."""
+        ...
+
+    @property
+    def health(self) -> HealthT_co: ...
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What a reload did about one plugin (its URI) or one key of the config.
+
+    `outcome` is `added`, `removed`, `replaced`, `applied`, `failed` or `restart needed`.
+    """
+
+    subject: str
+    outcome: str
+    detail: str = ""
