@@ -643,6 +643,61 @@ async def test_a_caller_cancelled_as_the_result_comes_leaves_no_resource() -> No
     assert host.instance.opened.closed == 1
 
 
+class NewTasks:
+    """The tasks that run inside of a plugin's method and did not run before."""
+
+    def __init__(self) -> None:
+        self._before = asyncio.all_tasks()
+        self.names: list[str] = []
+
+    async def __call__(self, _key: str = "") -> str:
+        self.names = sorted(task.get_name() for task in asyncio.all_tasks() - self._before)
+        return "k"
+
+
+async def test_a_call_is_one_task() -> None:
+    tasks = NewTasks()
+    await Host(Acme(tasks)).guard.stat("k")
+    assert tasks.names == [f"{URI}: stat"]
+
+
+async def test_a_stream_is_one_task() -> None:
+    tasks = NewTasks()
+    assert [number async for number in Host(Acme(tasks)).guard.walk()] == list(range(200))
+    assert tasks.names == [f"{URI}: walk"]
+
+
+async def test_a_call_that_gives_a_resource_is_one_task_and_so_is_each_call_of_the_resource() -> None:
+    tasks = NewTasks()
+
+    class Noting(Store):
+        async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> Writer:
+            await tasks()
+            return NotingWriter()
+
+    class NotingWriter(Writer):
+        async def write(self, data: bytes) -> None:
+            await tasks()
+
+    writer = await Host(Noting(), kinds.CONTENT).guard.writer("r")
+    assert tasks.names == [f"{URI}: writer"]
+    await writer.write(b"x")
+    assert tasks.names == [f"{URI}: writer.write"]
+
+
+async def test_a_call_through_two_plugins_is_two_tasks() -> None:
+    tasks = NewTasks()
+    _, above = chain(Acme(tasks), {URI: LONG_S, SERVICE: LONG_S})
+    await above.guard.stat("k")
+    assert tasks.names == [f"{SERVICE}: stat", f"{URI}: stat"]
+
+
+async def test_what_another_plugins_guard_gave_is_not_guarded_again() -> None:
+    dispatcher = Dispatcher(lambda _key: LONG_S)
+    below = dispatcher.guard(PluginHealth(URI), kinds.SNAPSHOTTER, Acme())
+    assert dispatcher.guard(PluginHealth(SERVICE), kinds.SERVICE, below) is below
+
+
 def test_quantiles_are_within_a_quarter() -> None:
     latencies = Latencies()
     for microseconds in range(1, 1001):

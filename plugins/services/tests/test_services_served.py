@@ -22,6 +22,9 @@ import pytest
 from aiocontainerd import api, errors
 from aiocontainerd.errors import Unimplemented
 from aiocontainerd.events import EventBus
+from aiocontainerd.guard import dispatcher, stream
+from aiocontainerd.guard.call import Call
+from aiocontainerd.guard.health import MethodRecord
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.loading import registrations_of
 from aiocontainerd.host.registry import Registry
@@ -38,6 +41,8 @@ pytestmark = pytest.mark.anyio
 PLUGINS = ("content-local", "snapshotter-native", "metadata-sqlite", "services")
 needs_ctr = pytest.mark.skipif(shutil.which("ctr") is None, reason="needs Debian's ctr")
 TIMEOUT_S = 20.0
+BOLT = "io.containerd.metadata.v1.bolt"
+NATIVE = "io.containerd.snapshotter.v1.native"
 
 
 class Scheduler:
@@ -397,3 +402,66 @@ async def test_snapshot_update_without_a_name_is_an_invalid_argument(served: Ser
     request = api.snapshots.UpdateSnapshotRequest(snapshotter="native", info=api.snapshots.Info())
     with pytest.raises(errors.InvalidArgument):
         await served.call("snapshots.v1.Snapshots", "Update", request)
+
+
+class Passes:
+    """The plugins and methods whose guards were passed."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, str]] = []
+
+    def call(self, record: MethodRecord, *args: Any) -> Call:
+        self.made.append((record.plugin.uri, record.method))
+        return Call(record, *args)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    made = Passes()
+    monkeypatch.setattr(dispatcher, "Call", made.call)
+    monkeypatch.setattr(stream, "Call", made.call)
+    return made
+
+
+@pytest.fixture
+async def filled(served: Served) -> Served:
+    """With a container, a snapshot and an image."""
+    container = api.containers.Container(id="c", runtime=api.containers.ContainerRuntime(name="r"))
+    await served.call("containers.v1.Containers", "Create", api.containers.CreateContainerRequest(container=container))
+    request = api.snapshots.PrepareSnapshotRequest(snapshotter="native", key="k")
+    await served.call("snapshots.v1.Snapshots", "Prepare", request)
+    digest = await served.ingest(b"{}")
+    await served.call("images.v1.Images", "Create", api.images.CreateImageRequest(image=image("a", digest)))
+    return served
+
+
+REQUESTS: dict[tuple[str, str], Any] = {
+    ("containers", "Get"): api.containers.GetContainerRequest(id="c"),
+    ("containers", "List"): api.containers.ListContainersRequest(),
+    ("images", "Get"): api.images.GetImageRequest(name="a"),
+    ("images", "Delete"): api.images.DeleteImageRequest(name="a"),
+    ("leases", "Create"): api.leases.CreateRequest(id="l"),
+    ("namespaces", "Get"): api.namespaces.GetNamespaceRequest(name="t"),
+    ("snapshots", "Stat"): api.snapshots.StatSnapshotRequest(snapshotter="native", key="k"),
+    ("snapshots", "Usage"): api.snapshots.UsageRequest(snapshotter="native", key="k"),
+    ("snapshots", "Prepare"): api.snapshots.PrepareSnapshotRequest(snapshotter="native", key="k2"),
+}
+
+
+@pytest.mark.parametrize(("subject", "method"), REQUESTS, ids=map(".".join, REQUESTS))
+async def test_a_request_passes_no_plugins_guard_twice(
+    filled: Served, passes: Passes, subject: str, method: str
+) -> None:
+    await filled.call(f"{subject}.v1.{subject.capitalize()}", method, REQUESTS[subject, method])
+    uris = [uri for uri, _ in passes.made]
+    assert BOLT in uris
+    assert len(uris) == len(set(uris)), passes.made
+
+
+async def test_a_snapshot_is_asked_of_the_store_and_prepared_by_its_snapshotter(filled: Served, passes: Passes) -> None:
+    stat, prepare = REQUESTS["snapshots", "Stat"], REQUESTS["snapshots", "Prepare"]
+    await filled.call("snapshots.v1.Snapshots", "Stat", stat)
+    assert (BOLT, "snapshotter.stat") in passes.made
+    passes.made.clear()
+    await filled.call("snapshots.v1.Snapshots", "Prepare", prepare)
+    assert passes.made[-2:] == [(BOLT, "snapshotter.prepare"), (NATIVE, "prepare")]
