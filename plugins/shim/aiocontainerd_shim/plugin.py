@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, State, hookimpl, kinds
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+from aiocontainerd_shim.fork.limits import TIMEOUTS, Limits
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.fork.launcher import AioLauncher
-
-_STARTED_S, _POLL_S = 5.0, 0.02
 
 
 class Config(PluginConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,22 +24,26 @@ class Config(PluginConfig, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 async def init(context: InitContext[Config]) -> AioLauncher:
-    """Make the launcher; the fork server starts when the daemon has, so that it takes no processor from that."""
-    import anyio
-
+    """Make the launcher. The fork server starts once the daemon serves, so it does not delay that."""
     from aiocontainerd_shim.fork.launcher import AioLauncher
 
     config = context.config
     launcher = AioLauncher(
-        context.state, fork_server=config.fork_server, oci_runtime=config.oci_runtime, cgroup=config.cgroup
+        context.state,
+        fork_server=config.fork_server,
+        oci_runtime=config.oci_runtime,
+        cgroup=config.cgroup,
+        limits=Limits.from_timeouts(context.timeout_s),
     )
 
     async def attend() -> None:
-        with anyio.move_on_after(_STARTED_S):
-            while any(plugin.state == State.REGISTERED for plugin in context.daemon.plugins()):  # noqa: ASYNC110 - sets no event
-                await anyio.sleep(_POLL_S)
-        await launcher.attend()
+        if await context.ready():
+            await launcher.attend()
 
+    def take_limits() -> None:
+        launcher.limits = Limits.from_timeouts(context.timeout_s)
+
+    context.watch_timeouts(take_limits)
     context.on_stop(launcher.aclose)
     context.tasks.start_soon(attend, name="fork server")
     return launcher
@@ -49,4 +52,4 @@ async def init(context: InitContext[Config]) -> AioLauncher:
 @hookimpl
 def register_plugins() -> list[Registration]:
     """Register the launcher for `io.containerd.runc.v2` and `io.containerd.aio.v2`."""
-    return [Registration(kind=kinds.SHIM_LAUNCHER, id="aio", config=Config, init=init)]
+    return [Registration(kind=kinds.SHIM_LAUNCHER, id="aio", config=Config, init=init, timeouts=TIMEOUTS)]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,12 @@ import msgspec
 import pytest
 from aiocontainerd_shim.fork import protocol, server
 from aiocontainerd_shim.fork.launcher import AioLauncher, argv_of
+from aiocontainerd_shim.fork.limits import Limits
 from aiocontainerd_shim.fork.protocol import Reply, Request, Verb
 from aiocontainerd_shim.task import records
 
 from aiocontainerd import api, typeurl
-from aiocontainerd.errors import InvalidArgument, NotFound, Unknown, from_status
+from aiocontainerd.errors import DeadlineExceeded, InvalidArgument, NotFound, Unknown, from_status
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 from aiocontainerd.testing.processes import ended, removed
@@ -277,29 +279,22 @@ async def test_the_exit_of_a_container_whose_shim_died_reaches_its_bundle(
 
 @pytest.mark.root
 @pytest.mark.anyio
-async def test_a_server_is_found_again_and_one_of_other_code_replaced(
+async def test_a_server_is_found_again_and_one_of_other_code_or_limits_replaced(
     short_path: Path, launcher: AioLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created = launcher.socket_path.stat().st_ctime_ns
     await AioLauncher(short_path).ensure_server()
     assert launcher.socket_path.stat().st_ctime_ns == created
     monkeypatch.setattr("aiocontainerd_shim.fork.launcher.code_fingerprint", lambda: "newer")
-    await AioLauncher(short_path).ensure_server()
+    newer = AioLauncher(short_path)
+    await newer.ensure_server()
+    created, replaced = launcher.socket_path.stat().st_ctime_ns, created
+    assert created != replaced
+    newer.limits = Limits(idle_s=7.0)
+    await newer.ensure_server()
     assert launcher.socket_path.stat().st_ctime_ns != created
     await launcher.retire()
     assert not launcher.socket_path.exists()
-
-
-@pytest.fixture
-def in_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that wait 0.3 s for the next daemon."""
-    wait_alone(monkeypatch, ALONE_S)
-
-
-def wait_alone(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Have servers wait so long for the next daemon."""
-    code = f"from aiocontainerd_shim.fork import server; server._ALONE_S = {seconds}; server.main()"
-    monkeypatch.setattr("aiocontainerd_shim.fork.launcher._SERVER", ("-c", code))
 
 
 def servers_of(launcher: AioLauncher) -> list[int]:
@@ -356,25 +351,23 @@ async def test_a_start_that_is_cut_short_leaves_no_server(short_path: Path) -> N
 
 @pytest.mark.root
 @pytest.mark.anyio
-@pytest.mark.usefixtures("in_short_time")
 async def test_a_server_whose_daemon_is_gone_ends(short_path: Path) -> None:
-    launcher = AioLauncher(short_path)
+    launcher = AioLauncher(short_path, limits=Limits(idle_s=ALONE_S))
     async with attending(launcher):
         await anyio.sleep(2 * ALONE_S)
         assert servers_of(launcher)
         left_at = time.monotonic()
     await eventually(lambda: not servers_of(launcher))
-    assert time.monotonic() - left_at >= ALONE_S
+    assert ALONE_S <= time.monotonic() - left_at < server.IDLE_S
     assert not list(short_path.iterdir())
 
 
 @pytest.mark.root
 @pytest.mark.anyio
 async def test_the_next_daemon_finds_the_server_of_one_that_is_gone(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path,
 ) -> None:
-    wait_alone(monkeypatch, LONG_ALONE_S)
-    first, second = AioLauncher(short_path), AioLauncher(short_path)
+    first, second = (AioLauncher(short_path, limits=Limits(idle_s=LONG_ALONE_S)) for _ in range(2))
     async with attending(first):
         (server,) = servers_of(first)
     async with attending(second):
@@ -386,10 +379,9 @@ async def test_the_next_daemon_finds_the_server_of_one_that_is_gone(
 @pytest.mark.root
 @needs_runc
 @pytest.mark.anyio
-@pytest.mark.usefixtures("in_short_time")
 @pytest.mark.parametrize("stops", [True, False], ids=["stopped", "gone"])
 async def test_a_server_stays_for_its_shims_and_ends_with_the_last(short_path: Path, stops: bool) -> None:
-    launcher = AioLauncher(short_path)
+    launcher = AioLauncher(short_path, limits=Limits(idle_s=ALONE_S))
     node = Node(short_path, launcher)
     async with attending(launcher):
         client = await node.shim("c1", "sleep", "60")
@@ -552,3 +544,53 @@ def test_the_binary_tells_its_version() -> None:
         check=True,
     )
     assert "Version:" in done.stdout
+
+
+@pytest.mark.anyio
+async def test_a_fork_server_that_does_not_answer_is_given_up(
+    short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    launcher = AioLauncher(short_path, limits=Limits(answer_s=0.1))
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(launcher.socket_path))
+        silent.listen()
+        with anyio.fail_after(TIMEOUT_S):
+            with pytest.raises(DeadlineExceeded, match="retire"):
+                await launcher.retire()
+            await launcher.ensure_server()
+    assert "there is no fork server" in caplog.text
+
+
+def runtimes_that_hang(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a crun and a runc that never end in front of the PATH."""
+    programs = directory / "bin"
+    programs.mkdir()
+    for name in ("crun", "runc"):
+        (programs / name).write_text("#!/bin/sh\nexec sleep 60\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_the_try_of_an_oci_runtime_ends_in_time(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes_that_hang(short_path, monkeypatch)
+    launcher = AioLauncher(short_path, limits=Limits(probe_s=0.1))
+    with anyio.fail_after(TIMEOUT_S):
+        await launcher.ensure_server()
+    assert servers_of(launcher)
+    await launcher.aclose()
+    await eventually(lambda: not servers_of(launcher))
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_fork_server_that_starts_too_slowly_is_given_up(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtimes_that_hang(short_path, monkeypatch)
+    launcher = AioLauncher(short_path, limits=Limits(start_s=0.1, probe_s=1.0))
+    with anyio.fail_after(TIMEOUT_S):
+        await launcher.ensure_server()
+    assert "there is no fork server" in caplog.text
+    await eventually(lambda: not servers_of(launcher))

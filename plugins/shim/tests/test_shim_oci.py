@@ -161,3 +161,11 @@ def test_a_probe_leaves_no_cgroup_behind() -> None:
     before = set(Path("/sys/fs/cgroup").glob("*/aiocontainerd-probe-*"))
     assert isinstance(choice.probe("runc"), str)
     assert set(Path("/sys/fs/cgroup").glob("*/aiocontainerd-probe-*")) == before
+
+
+@pytest.mark.parametrize(("written", "limit_s"), [("2.5", 2.5), ("inf", None), ("soon", 10.0)])
+def test_the_limit_of_a_probe_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, written: str, limit_s: float | None
+) -> None:
+    monkeypatch.setenv(choice.PROBE_LIMIT_ENV, written)
+    assert choice.probe_limit_s() == limit_s

@@ -3,6 +3,7 @@
 launcher    the daemon's side: starts the server, asks it, does without it
 protocol    requests and replies between the two
 server      the server's process
+limits      its limits, which `[timeouts]` sets
 child       a child of the server: a shim, or the clean-up after one
 warm_up     work done once before the server serves, so that no shim does it again
 """

@@ -24,8 +24,9 @@ from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.sys import programs
 from aiocontainerd.sys.cgroup import remove_empty
 from aiocontainerd_shim.fork import protocol
+from aiocontainerd_shim.fork.limits import Limits
 from aiocontainerd_shim.fork.protocol import Request, Verb, request_of
-from aiocontainerd_shim.oci.choice import CONFIGURED_ENV
+from aiocontainerd_shim.oci.choice import CONFIGURED_ENV, PROBE_LIMIT_ENV
 from aiocontainerd_shim.program import bootstrap
 
 log = logging.getLogger(__name__)
@@ -33,12 +34,10 @@ log = logging.getLogger(__name__)
 PROGRAM = "containerd-shim-aio-v2"
 RUNTIMES = ("io.containerd.runc.v2", "io.containerd.aio.v2")
 _SERVER = ("-m", "aiocontainerd_shim")
-_SERVER_START_TIMEOUT_S = 30.0
-_HELLO_TIMEOUT_S = 2.0
 _AGAIN_S = 1.0
-"""How long there is no fork server after one has ended by itself."""
+"""Pause after a fork server has ended by itself, before the next one is started."""
 _RETRY_S = 60.0
-"""How long shims are executed after a fork server could not be started, before another one is tried."""
+"""Pause after a fork server could not be started, before another one is tried. Shims are executed meanwhile."""
 
 
 class AioLauncher:
@@ -47,8 +46,18 @@ class AioLauncher:
     runtimes: Sequence[str] = RUNTIMES
     cleans_up = True
 
-    def __init__(self, state: Path, *, fork_server: bool = True, oci_runtime: str = "", cgroup: str = "") -> None:
+    def __init__(
+        self,
+        state: Path,
+        *,
+        fork_server: bool = True,
+        oci_runtime: str = "",
+        cgroup: str = "",
+        limits: Limits | None = None,
+    ) -> None:
+        """`limits` may be replaced later. A server that was started with other limits is replaced then, too."""
         self.binary = program_path()
+        self.limits = limits or Limits()
         self.socket_path = state / "fork-server.sock"
         self._fork_server = fork_server
         self._oci_runtime = oci_runtime
@@ -86,7 +95,7 @@ class AioLauncher:
             try:
                 await self._ask(request, timeout_s, listener)
             except (OSError, Unavailable) as gone:
-                log.debug("the fork server is not there: %s", gone)
+                log.debug("no fork server answers at %s: %s", self.socket_path, gone)
             except BaseException:
                 await _unlink(planned.path)
                 raise
@@ -108,7 +117,7 @@ class AioLauncher:
         try:
             result = await self._ask(request_of(Verb.DELETE, command, self._environ(command)), timeout_s)
         except (OSError, Unavailable) as gone:
-            log.debug("the fork server is not there: %s", gone)
+            log.debug("no fork server answers at %s: %s", self.socket_path, gone)
             return await self._execute(Verb.DELETE, command, timeout_s)
         self.forked += 1
         return result
@@ -120,7 +129,7 @@ class AioLauncher:
         async with self._starting:
             if anyio.current_time() < self._retry_at:
                 return
-            fingerprint = await anyio.to_thread.run_sync(code_fingerprint)
+            fingerprint = f"{await anyio.to_thread.run_sync(code_fingerprint)} {self.limits.idle_s:g}"
             try:
                 running = await self._running_fingerprint()
                 if running == fingerprint:
@@ -130,7 +139,7 @@ class AioLauncher:
                 await self._start_server(fingerprint)
             except (OSError, Unavailable, DeadlineExceeded, Unknown) as failure:
                 self._retry_at = anyio.current_time() + _RETRY_S
-                log.warning("no fork server, shims are executed instead: %s", failure)
+                log.warning("there is no fork server, so shims are executed instead: %s", failure)
 
     async def attend(self) -> None:
         """Keep a server running, and hold a connection to it until `aclose`.
@@ -157,7 +166,7 @@ class AioLauncher:
                 while True:
                     await stream.receive()
         except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as gone:
-            log.debug("the fork server is not there: %s", gone)
+            log.debug("no fork server answers at %s: %s", self.socket_path, gone)
         finally:
             self.attends = False
 
@@ -174,13 +183,13 @@ class AioLauncher:
             try:
                 await self.retire()
             except (OSError, ContainerdError) as gone:
-                log.debug("the fork server is not there: %s", gone)
+                log.debug("no fork server answers at %s: %s", self.socket_path, gone)
         if self._cgroup:
             await anyio.to_thread.run_sync(remove_empty, self._cgroup)
 
     async def retire(self) -> None:
         """Tell the running server to end once its last shim has ended. Raises OSError where no server runs."""
-        await self._ask(Request(verb=Verb.RETIRE), _HELLO_TIMEOUT_S)
+        await self._ask(Request(verb=Verb.RETIRE), self.limits.answer_s)
 
     async def _ask(self, request: Request, timeout_s: float, listener: socket.socket | None = None) -> bytes:
         header, body = protocol.split_frame(request)
@@ -206,14 +215,15 @@ class AioLauncher:
 
     async def _running_fingerprint(self) -> str:
         try:
-            return (await self._ask(Request(verb=Verb.HELLO), _HELLO_TIMEOUT_S)).decode()
+            return (await self._ask(Request(verb=Verb.HELLO), self.limits.answer_s)).decode()
         except (FileNotFoundError, ConnectionRefusedError):
             return ""
 
     async def _start_server(self, fingerprint: str) -> None:
         argv = [sys.executable, *_SERVER, "--socket", str(self.socket_path)]
-        argv += ["--fingerprint", fingerprint, "--cgroup", self._cgroup]
-        done = await programs.run(argv, timeout_s=_SERVER_START_TIMEOUT_S)
+        argv += ["--fingerprint", fingerprint, "--cgroup", self._cgroup, "--idle", str(self.limits.idle_s)]
+        env = {**os.environ, PROBE_LIMIT_ENV: str(self.limits.probe_s)}
+        done = await programs.run(argv, env=env, timeout_s=self.limits.start_s)
         if done.status:
             raise Unknown(f"fork server: {done.text()}: {done.ending}")
 
@@ -225,7 +235,8 @@ class AioLauncher:
             "NAMESPACE": command.namespace,
         }
         configured = {CONFIGURED_ENV: self._oci_runtime} if self._oci_runtime else {}
-        return {**os.environ, **configured, **own, **command.env}
+        limit = {PROBE_LIMIT_ENV: str(self.limits.probe_s)}
+        return {**os.environ, **limit, **configured, **own, **command.env}
 
 
 def _open_listener(command: ShimCommand) -> tuple[bootstrap.Plan, socket.socket | None]:

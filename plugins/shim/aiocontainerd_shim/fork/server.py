@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import math
 import os
 import selectors
 import signal
@@ -46,17 +47,19 @@ COMMAND_NAME = "aio-fork-server"
 _GC_THRESHOLDS = (20_000, 20, 20)
 _UCRED = struct.Struct("3i")
 _FD_LIMIT = 1 << 16
-_ALONE_S = 5.0
-"""How long a server without a shim waits for the next daemon: somewhat longer than a service manager does."""
+IDLE_S = 5.0
+"""How long a server without daemon and shim waits by default: somewhat longer than a service manager takes."""
 
 
 class ForkServer:
     """Serves requests on a listening socket, one after the other. Only forks take time, and they take little."""
 
-    def __init__(self, listener: socket.socket, path: str, fingerprint: str) -> None:
+    def __init__(self, listener: socket.socket, path: str, fingerprint: str, idle_s: float = IDLE_S) -> None:
+        """`idle_s` is how long to wait for the next daemon, without a daemon and without a shim."""
         self._listener = listener
         self._path = path
         self._fingerprint = fingerprint
+        self._idle_s = idle_s
         self._retired = False
         self._bundles: dict[int, Path] = {}
         self._deletes: set[int] = set()
@@ -90,9 +93,9 @@ class ForkServer:
 
     def _patience_s(self) -> float | None:
         """Return how long to go on without a daemon; None if there is a daemon, or a child whose end comes first."""
-        if self._retired or self._daemons or self._has_children():
+        if self._retired or self._daemons or self._has_children() or math.isinf(self._idle_s):
             return None
-        return max(0.0, self._alone_since + _ALONE_S - time.monotonic())
+        return max(0.0, self._alone_since + self._idle_s - time.monotonic())
 
     def _take_signals(self) -> None:
         for end in (self._wake_in, self._wake_out):
@@ -113,7 +116,7 @@ class ForkServer:
             try:
                 self._answer(connection)
             except OSError:
-                return  # the client has gone; a shim that was forked for it is cleaned up by its daemon
+                return  # the client has gone; its daemon cleans up a shim that was forked for it
 
     def _attend(self, connection: socket.socket) -> None:
         daemon = connection.dup()
@@ -289,6 +292,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--socket", required=True, help="where to listen")
     parser.add_argument("--fingerprint", required=True, help="what to answer to hello")
     parser.add_argument("--cgroup", default="", help="cgroup to move into; empty stays")
+    parser.add_argument(
+        "--idle", type=float, default=IDLE_S, help="seconds to wait for the next daemon, without daemon and shims"
+    )
     args = parser.parse_args(argv)
     ready, writer = os.pipe()
     if os.fork():
@@ -298,11 +304,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if os.fork():
         os._exit(0)
     os.close(ready)
-    _run(args.socket, args.fingerprint, args.cgroup, writer)
+    _run(args, writer)
 
 
-def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
+def _run(args: argparse.Namespace, ready: int) -> NoReturn:
     """Prepare, listen, tell the waiting parent, serve. Errors before that go to the starter's stderr."""
+    path, own_cgroup = args.socket, args.cgroup
     _unwind_on_term()
     choice.probe_in(Path(path).parent)
     try:
@@ -316,7 +323,7 @@ def _run(path: str, fingerprint: str, own_cgroup: str, ready: int) -> NoReturn:
         if listener is not None and _announced(path, ready):
             _close_all_but(listener.fileno())
             serve.detach_stdio()
-            ForkServer(listener, path, fingerprint).serve()
+            ForkServer(listener, path, args.fingerprint, args.idle).serve()
     except Exception:  # noqa: BLE001 - the edge of the process
         traceback.print_exc()
     finally:
@@ -344,13 +351,13 @@ def _prepare() -> None:
     """Do once what every shim would do anew, then freeze the heap."""
     try:
         warm_up.run()
-    except Exception:  # noqa: BLE001 - a server that is not warm serves too, only slower
+    except Exception:  # noqa: BLE001 - a server that is not warm also serves, only slower
         traceback.print_exc()
     _unwind_on_term()  # again: a loop that ends gives signals back to the kernel
     try:
         choice.find()
     except ContainerdError:
-        pass  # said again to whoever creates a container without naming an OCI runtime
+        pass  # whoever creates a container without naming an OCI runtime is told the same
     sealed.keep(choice.CANDIDATES)
     serve.prepare_log()
     gc.collect()

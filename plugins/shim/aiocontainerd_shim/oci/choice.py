@@ -9,6 +9,7 @@ shims.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -24,7 +25,9 @@ from aiocontainerd.sys.cgroup import remove_empty
 CANDIDATES = ("crun", "runc")
 CONFIGURED_ENV = "AIOCONTAINERD_OCI_RUNTIME"
 _MISSING_PROGRAM = "aiocontainerd-probe-program"
-_PROBE_TIMEOUT_S = 10.0
+PROBE_LIMIT_ENV = "AIOCONTAINERD_OCI_PROBE_LIMIT_S"
+"""Variable with the seconds that a candidate has to create a container; `inf` means no limit."""
+_PROBE_LIMIT_S = 10.0
 
 _PREFIX = "aiocontainerd-probe-"
 
@@ -109,9 +112,18 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=_PROBE_TIMEOUT_S,
+        timeout=probe_limit_s(),
         check=False,
     )
+
+
+def probe_limit_s() -> float | None:
+    """Return the seconds that a candidate has, from the environment; None means no limit."""
+    try:
+        limit_s = float(os.environ.get(PROBE_LIMIT_ENV, _PROBE_LIMIT_S))
+    except ValueError:
+        return _PROBE_LIMIT_S
+    return None if math.isinf(limit_s) else limit_s
 
 
 def _probe_spec(name: str) -> dict[str, object]:
