@@ -39,7 +39,9 @@ class Timeout(msgspec.Struct, frozen=True):
 
 
 PLUGIN_INIT = Timeout(f"{PLUGIN_TIMEOUTS}init", "30s", "Starting a plugin.")
-PLUGIN_STOP = Timeout(f"{PLUGIN_TIMEOUTS}stop", "10s", "Stopping a plugin.")
+PLUGIN_STOP = Timeout(
+    f"{PLUGIN_TIMEOUTS}stop", "10s", "Stopping a plugin; a process of its own is killed after four fifths of it."
+)
 PLUGIN_QUICK = Timeout(f"{PLUGIN_TIMEOUTS}quick", "10s", "A call that a plugin answers from memory or an index.")
 PLUGIN_WORK = Timeout(f"{PLUGIN_TIMEOUTS}work", "2m0s", "A call that touches disks or other processes.")
 PLUGIN_LONG = Timeout(f"{PLUGIN_TIMEOUTS}long", "1h0m0s", "A call that moves whole layers.")
@@ -49,11 +51,20 @@ PLUGIN_TASK = Timeout(
 PLUGIN_CONTENT = Timeout(
     f"{PLUGIN_TIMEOUTS}content", "1m0s", "A call to the daemon's content by a plugin in a process of its own."
 )
+PLUGIN_CONNECT = Timeout(
+    f"{PLUGIN_TIMEOUTS}connect", "5s", "Connecting to a plugin behind a socket, and each question of what it can do."
+)
+PLUGIN_RETRY = Timeout(
+    f"{PLUGIN_TIMEOUTS}retry",
+    "1m0s",
+    "Longest pause before a plugin behind a socket is connected to, or the process of a plugin started, again.",
+)
 SERVER_STOP = Timeout(f"{PREFIX}server.stop", "5s", "What calls in flight have to end when a server stops.")
 NOTIFY = Timeout(f"{PREFIX}notify", "5s", "Telling the service manager that the daemon serves, or stops.")
 
 CORE = (
-    NOTIFY, PLUGIN_CONTENT, PLUGIN_INIT, PLUGIN_LONG, PLUGIN_QUICK, PLUGIN_STOP, PLUGIN_TASK, PLUGIN_WORK, SERVER_STOP,
+    NOTIFY, PLUGIN_CONNECT, PLUGIN_CONTENT, PLUGIN_INIT, PLUGIN_LONG, PLUGIN_QUICK, PLUGIN_RETRY, PLUGIN_STOP,
+    PLUGIN_TASK, PLUGIN_WORK, SERVER_STOP,
 )  # fmt: skip
 """What the daemon itself reads."""
 

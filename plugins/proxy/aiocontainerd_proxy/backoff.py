@@ -1,24 +1,33 @@
-"""When a process that ended is started again."""
+"""Pauses between tries to connect, or to start a process. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 FIRST_S = 1.0
-LONGEST_S = 60.0
-HEALTHY_S = 60.0
-"""A process that ran for this long had a good start: the next pause is the first again."""
 
 
 class Backoff:
-    """Pauses that double, from a second to a minute. Pure."""
+    """Pauses that begin with a second and double up to `longest_s()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_s: Callable[[], float]) -> None:
+        self._longest_s = longest_s
         self._next_s = FIRST_S
 
     def __repr__(self) -> str:
-        return f"<Backoff next {self._next_s:g} s>"
+        return f"<Backoff next {self.next_s:g} s>"
 
-    def after(self, ran_s: float) -> float:
-        """Seconds to wait after a run of `ran_s` seconds."""
-        pause = FIRST_S if ran_s >= HEALTHY_S else self._next_s
-        self._next_s = min(pause * 2, LONGEST_S)
-        return pause
+    @property
+    def next_s(self) -> float:
+        """The pause that `take` returns next."""
+        return min(self._next_s, self._longest_s())
+
+    def take(self) -> float:
+        """Return the next pause in seconds, and double the one after it."""
+        pause_s = self.next_s
+        self._next_s = pause_s * 2
+        return pause_s
+
+    def reset(self) -> None:
+        """Begin with a second again."""
+        self._next_s = FIRST_S

@@ -1,9 +1,9 @@
-"""Calls to a proxy plugin: in the namespace and lease of the caller, each with a deadline, with errors that name it."""
+"""Call a proxy plugin: in the namespace and lease of the caller, with a deadline, with errors that name the plugin."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,8 +11,10 @@ import anyio
 
 from aiocontainerd import context, durations
 from aiocontainerd.client.connection import Connection
+from aiocontainerd.config.timeouts import PLUGIN_LONG, PLUGIN_QUICK, PLUGIN_WORK
 from aiocontainerd.errors import DeadlineExceeded, Unavailable
 from aiocontainerd.rpc.grpc_client import Unreachable
+from aiocontainerd_proxy.limits import Limits
 from aiocontainerd_proxy.link import Link
 from aiocontainerd_proxy.peer import Peer, namespaces
 
@@ -23,63 +25,43 @@ if TYPE_CHECKING:
 
 MessageT = TypeVar("MessageT")
 
-QUICK = "io.containerd.timeout.plugin.quick"
-WORK = "io.containerd.timeout.plugin.work"
-LONG = "io.containerd.timeout.plugin.long"
-_CLASSES = {
-    **dict.fromkeys(
-        (
-            "Prepare",
-            "View",
-            "Commit",
-            "Remove",
-            "Cleanup",
-            "Usage",
-            "Update",
-            "Delete",
-            "Write",
-            "ListStatuses",
-            "Abort",
-        ),
-        WORK,
-    ),
-    **dict.fromkeys(("Apply", "Diff", "List", "Read"), LONG),
-}
-"""Deadline classes of methods by name; the others are quick."""
+_WORK = (
+    "Abort", "Cleanup", "Commit", "Delete", "ListStatuses", "Prepare", "Remove", "Update", "Usage", "View", "Write",
+)  # fmt: skip
+_CLASSES = {**dict.fromkeys(_WORK, PLUGIN_WORK), **dict.fromkeys(("Apply", "Diff", "List", "Read"), PLUGIN_LONG)}
+"""Deadline classes of gRPC methods by name; the others are quick."""
 MARGIN_S = 0.5
-"""The daemon's dispatcher has the same deadlines and counts who misses them: the connection's come after its."""
+"""How much later than the daemon's guard this connection gives up: the guard counts the calls that took too long."""
 
 
 class ProxyConnection(Connection):
-    """What the typed clients of one proxy plugin share. A namespace of its own stands before that of the caller.
+    """The connection that the typed clients of one proxy plugin share. `namespace` replaces that of the caller."""
 
-    `limit_s` gives the seconds of a class of `[timeouts]`; 0 is no deadline.
-    """
-
-    def __init__(self, link: Link, limit_s: Callable[[str], float], *, namespace: str = "") -> None:
-        super().__init__(link.transport, namespace=namespace, timeout_s=limit_s(WORK) or math.inf)
+    def __init__(self, link: Link, limits: Limits, *, namespace: str = "") -> None:
+        super().__init__(link.transport, namespace=namespace, timeout_s=limits(PLUGIN_WORK))
         self.link = link
-        self._limit_s = limit_s
+        self._limits = limits
 
     def within(self, namespace: str) -> ProxyConnection:
-        """The same plugin in a namespace that the caller is not in."""
-        return ProxyConnection(self.link, self._limit_s, namespace=namespace)
+        """Return a connection to the same plugin that calls in another namespace than the caller's."""
+        return ProxyConnection(self.link, self._limits, namespace=namespace)
 
     async def peer(self) -> Peer:
-        """What is on the other side. Raises Unavailable where nobody is."""
+        """Return what is on the other side. Raise Unavailable if there is no usable connection."""
         with self._named("Connect"):
-            await self._ready(self._limit_s(QUICK) or math.inf)
+            await self._ready(self._limits(PLUGIN_QUICK))
         return self.link.peer
 
     async def namespaces(self, *, everywhere: bool = False) -> list[str]:
-        """The caller's namespace; `everywhere`, or for a call without one, every namespace that the peer knows."""
+        """Return the caller's namespace; with `everywhere`, or for a call without one, every namespace of the peer."""
         called = context.current().namespace
         if called and not everywhere:
             return [called]
         peer = await self.peer()
         if not peer.namespaced:
             return [called]
-        return await namespaces(self.link.transport, timeout_s=self._limit_s(QUICK) or None) or []
+        limit_s = self._limits(PLUGIN_QUICK)
+        return await namespaces(self.link.transport, timeout_s=None if math.isinf(limit_s) else limit_s) or []
 
     async def call(
         self,
@@ -91,7 +73,7 @@ class ProxyConnection(Connection):
         timeout_s: float | None = None,  # noqa: ARG002 - the deadline is that of the method
         unlimited: bool = False,  # noqa: ARG002 - as above
     ) -> MessageT:
-        """A unary call. Raises what the plugin answered, Unavailable and DeadlineExceeded naming it."""
+        """Make a unary call. Raise what the plugin answered, or Unavailable or DeadlineExceeded naming it."""
         with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
             return await ready.call(
@@ -107,7 +89,7 @@ class ProxyConnection(Connection):
         *,
         unlimited: bool = False,  # noqa: ARG002 - as in `call`
     ) -> AsyncGenerator[MessageT, None]:
-        """The messages of a server stream; the deadline is for all of them."""
+        """Yield the messages of a server stream. The deadline is for all of them together."""
         with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
             ready.timeout_s = limit_s + MARGIN_S
@@ -117,7 +99,7 @@ class ProxyConnection(Connection):
                     yield message
 
     def stream(self, service: str, method: str) -> AbstractAsyncContextManager[GrpcCall]:
-        """A call of both directions. Its user bounds every step."""
+        """Open a call with streams both ways. Its user sets a limit for every step."""
         return self._stream(service, method)
 
     @asynccontextmanager
@@ -128,7 +110,7 @@ class ProxyConnection(Connection):
                 yield call
 
     async def _ready(self, limit_s: float) -> Connection:
-        """The plain connection that this call is made on."""
+        """Return the plain connection to make a call on."""
         with anyio.move_on_after(limit_s + MARGIN_S) as waiting:
             transport = await self.link.ready()
         if waiting.cancelled_caught:
@@ -140,8 +122,9 @@ class ProxyConnection(Connection):
 
     @contextmanager
     def _named(self, method: str) -> Iterator[float]:
-        key = _CLASSES.get(method, QUICK)
-        limit_s = self._limit_s(key) or math.inf
+        """Give the deadline of a method in seconds, and name the plugin in what fails in the block."""
+        timeout = _CLASSES.get(method, PLUGIN_QUICK)
+        limit_s = self._limits(timeout)
         began = anyio.current_time()
         try:
             yield limit_s
@@ -151,5 +134,5 @@ class ProxyConnection(Connection):
             if anyio.current_time() - began < limit_s:
                 raise
             raise DeadlineExceeded(
-                f"plugin {self.link.uri}: {method} took longer than {durations.render(limit_s)} ({key})"
+                f"plugin {self.link.uri}: {method} took longer than {durations.render(limit_s)} ({timeout.key})"
             ) from error

@@ -1,4 +1,4 @@
-"""`isolation = "process"`: a plugin of ours in a process that the daemon keeps, used as a proxy plugin."""
+"""Open a plugin with `isolation = "process"`: it runs in a process that the daemon keeps, as a proxy plugin."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from aiocontainerd_proxy import child
+from aiocontainerd_proxy.limits import limits_of
 from aiocontainerd_proxy.link import Link
 from aiocontainerd_proxy.proxies import Shown, instance_of
 from aiocontainerd_proxy.supervisor import Supervisor
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
 
 async def open_isolated(context: InitContext[Any], isolation: Isolation) -> object:
-    """The instance of an isolated plugin. Its process starts by itself; the first calls wait for that."""
+    """Return the instance of an isolated plugin. A task starts its process; the first calls wait for that."""
     described = child.child_of(context, isolation)
     await anyio.to_thread.run_sync(child.prepare, described, context.config, context.timeouts())
     shown = Shown(context)
     kept = Kept(context.exports, shown)
-    supervisor = Supervisor(described, context.log, kept.wake)
-    link = Link(context.uri, str(described.socket), gate=supervisor.serving, changed=kept.update)
+    limits = limits_of(context)
+    supervisor = Supervisor(described, context.log, limits, kept.wake)
+    link = Link(context.uri, str(described.socket), limits, gate=supervisor.serving, changed=kept.update)
     kept.supervisor, kept.link = supervisor, link
     context.exports.update(address=str(described.socket), isolation="process")
     kept.update(link)
@@ -34,7 +36,7 @@ async def open_isolated(context: InitContext[Any], isolation: Isolation) -> obje
 
 
 class Kept:
-    """Puts the state of a process and its connection into what introspection shows."""
+    """Copy the state of a process and its connection into what introspection shows."""
 
     def __init__(self, exports: dict[str, str], shown: Shown) -> None:
         self._exports = exports
@@ -43,13 +45,13 @@ class Kept:
         self.link: Link | None = None
 
     def wake(self) -> None:
-        """The process began or ceased to serve: try the connection anew."""
+        """Connect again: the process began to serve, or ended."""
         assert self.link is not None
         self.link.wake()
         self.update(self.link)
 
     def update(self, link: Link) -> None:
-        """Show the state as it is now."""
+        """Show the current state."""
         self._shown.update(link)
         if self.supervisor is not None:
             self._exports["pid"] = str(self.supervisor.pid)

@@ -1,8 +1,8 @@
-"""The connection of one proxy plugin: made when it is possible, asked what is behind it, made again when lost.
+"""Keep the connection of one proxy plugin: connect, ask what is behind it, connect again when it is lost.
 
-States: `absent` (nobody listens at the address), `connecting`, `ready`, `failed` (somebody listens but cannot be used,
-or a process of our own is not running). A call while it is absent tries at once; while it has failed, the next try
-waits for its time, and until then calls are answered with the reason.
+A connection is `absent` while nobody listens at the address, and `failed` while somebody listens but cannot be used or
+a process that the daemon keeps does not run. Else it is `connecting` or `ready`. A call to an absent plugin connects at
+once. A call to a failed one gets the reason as its error, until the pause before the next try is over.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from enum import StrEnum
 import anyio
 
 from aiocontainerd import durations
+from aiocontainerd.config.timeouts import PLUGIN_CONNECT, PLUGIN_RETRY
 from aiocontainerd.errors import DeadlineExceeded, Unavailable
 from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
+from aiocontainerd_proxy.backoff import Backoff
+from aiocontainerd_proxy.limits import Limits
 from aiocontainerd_proxy.peer import Peer, ask
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
-CONNECT_TIMEOUT_S = 5.0
-"""Connecting and each question to the peer."""
 _STOPPED = "it has been stopped"
 
 
 class State(StrEnum):
-    """Where a connection is."""
+    """The state of a connection."""
 
     ABSENT = "absent"
     CONNECTING = "connecting"
@@ -38,7 +37,7 @@ class State(StrEnum):
 
 
 class NotReady(Unavailable):
-    """There is no usable connection now."""
+    """Raised for calls made while there is no usable connection. The text names the reason."""
 
 
 async def _open_gate() -> None:
@@ -46,16 +45,17 @@ async def _open_gate() -> None:
 
 
 class Link:
-    """One connection and its state. `keep` is its task; everything else is for callers.
+    """One connection and its state. `keep` runs as a task; everything else is for callers.
 
-    `gate` is awaited before every try; it raises NotReady where there is no point in trying. `changed` is told of every
-    change of state.
+    Each try to connect first awaits `gate`, which raises NotReady if the plugin cannot be running. Every change of
+    state calls `changed`. `limits` gives the limit of one connect and the longest pause between two.
     """
 
     def __init__(
         self,
         uri: str,
         address: str,
+        limits: Limits,
         *,
         gate: Callable[[], Awaitable[None]] = _open_gate,
         changed: Callable[[Link], None] = lambda _link: None,
@@ -64,11 +64,12 @@ class Link:
         self.kind, _, plugin_id = uri.rpartition(".")
         self.address, _, remote = address.partition("#")
         self.remote_name = remote or plugin_id
-        """What the plugin is called on the other side: the part of the address after `#`, else its id here."""
+        """Name of the plugin on the other side: the part of the address after `#`, else its id here."""
         self.state = State.CONNECTING
         self.reason = ""
         self.peer = Peer()
         self.connects = 0
+        self._limits = limits
         self._gate = gate
         self._changed = changed
         self._lost = anyio.Event()
@@ -82,32 +83,31 @@ class Link:
         return f"<Link {self.uri} at {self.address} {self.state}{f': {self.reason}' if self.reason else ''}>"
 
     def statistics(self) -> dict[str, int]:
-        """How often it connected."""
+        """Return how often it connected."""
         return {"connects": self.connects}
 
     async def keep(self) -> None:
         """Connect, and connect again, until cancelled."""
-        pause = FIRST_PAUSE_S
+        backoff = Backoff(lambda: self._limits(PLUGIN_RETRY))
         try:
             while True:
-                if await self._try(pause):
-                    pause = FIRST_PAUSE_S
+                if await self._try(backoff.next_s):
+                    backoff.reset()
                     await self._lost.wait()
                     continue
-                with anyio.move_on_after(pause):
+                with anyio.move_on_after(backoff.take()):
                     await self._wanted.wait()
-                pause = min(pause * 2, LONGEST_PAUSE_S)
         finally:
-            self._told = (State.FAILED, _STOPPED)  # an end that somebody wanted is no warning
+            self._told = (State.FAILED, _STOPPED)  # the plugin was stopped on purpose: no warning
             self._fail(*self._told, math.inf)
 
     def wake(self) -> None:
-        """Try now, whatever the last try said."""
+        """Try to connect now, whatever the last try said."""
         self._retry_at = 0.0
         self._wanted.set()
 
     async def ready(self) -> GrpcClient:
-        """The transport, once it is connected. Raises NotReady naming plugin, address and reason."""
+        """Return the transport once it is connected. Raise NotReady naming plugin, address and reason."""
         if self.state is State.READY and self.transport.is_connected:
             return self.transport
         if self.state is State.FAILED and anyio.current_time() < self._retry_at:
@@ -121,10 +121,11 @@ class Link:
         return self.transport
 
     def not_ready(self) -> NotReady:
-        """What a call is answered that cannot be made now."""
+        """Return the error for calls made while there is no usable connection."""
         return NotReady(f"plugin {self.uri} at {self.address} is {self.state}: {self.reason}")
 
     async def _try(self, pause: float) -> bool:
+        """Try once to connect; return whether it worked. `pause` is in seconds, until the next try."""
         self._wanted, self._lost = anyio.Event(), anyio.Event()
         self._become(State.CONNECTING)
         try:
@@ -137,8 +138,8 @@ class Link:
             reason = error.message.removeprefix(f"connection to {self.address}: ")
             self._fail(State.FAILED if somebody else State.ABSENT, reason, pause)
         except (DeadlineExceeded, TimeoutError):
-            self._fail(State.FAILED, f"no answer within {durations.render(CONNECT_TIMEOUT_S)}", pause)
-        except Exception as error:  # noqa: BLE001 - whatever it is, callers are waiting for an outcome
+            self._fail(State.FAILED, f"no answer within {durations.render(self._limits(PLUGIN_CONNECT))}", pause)
+        except Exception as error:  # noqa: BLE001 - callers wait for an outcome, whatever it is
             self._fail(State.FAILED, str(error) or type(error).__name__, pause)
         else:
             self.connects += 1
@@ -146,10 +147,12 @@ class Link:
         return self.state is State.READY
 
     async def _meet(self) -> None:
-        """Connect and ask who is there."""
-        with anyio.fail_after(CONNECT_TIMEOUT_S):
+        """Connect, and ask the peer what it is."""
+        limit_s = self._limits(PLUGIN_CONNECT)
+        with anyio.fail_after(limit_s):
             await self.transport.connect()
-        self.peer = await ask(self.transport, self.kind, self.remote_name, timeout_s=CONNECT_TIMEOUT_S)
+        timeout_s = None if math.isinf(limit_s) else limit_s
+        self.peer = await ask(self.transport, self.kind, self.remote_name, timeout_s=timeout_s)
 
     def _fail(self, state: State, reason: str, pause: float) -> None:
         self.transport.close()
@@ -157,7 +160,7 @@ class Link:
         self._become(state, reason)
 
     def _become(self, state: State, reason: str = "") -> None:
-        """Change the state; whoever waits for the outcome of a try goes on when there is one."""
+        """Change the state. Calls that wait for the outcome of a try go on once there is one."""
         if state is not State.CONNECTING:
             self._tried.set()
         elif self._tried.is_set():

@@ -1,4 +1,7 @@
-"""What is on the other side of a proxy plugin's socket, asked once for every connection."""
+"""Ask what is behind a proxy plugin's socket: its capabilities and exports, and whether it is a whole daemon.
+
+`link` asks once for every connection.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,20 @@ if TYPE_CHECKING:
 INTROSPECTION = "containerd.services.introspection.v1.Introspection"
 NAMESPACES = "containerd.services.namespaces.v1.Namespaces"
 _NO_ANSWER = (Unreachable, DeadlineExceeded)
-"""Any other error is the peer's way to say that it has no such service."""
+"""Errors of a peer that does not answer. Any other error says that it has no such service."""
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a peer told of itself."""
+    """What a peer says of itself."""
 
     capabilities: tuple[str, ...] = ()
     exports: dict[str, str] = {}
     namespaced: bool = False
-    """A whole daemon: it keeps what it is given apart by namespace, and collects what nothing refers to."""
+    """The peer is a whole daemon: it has namespaces, and deletes what nothing refers to."""
 
 
-async def ask(transport: GrpcClient, kind: str, name: str, *, timeout_s: float) -> Peer:
-    """The peer behind a connection. Raises Unavailable for a plugin that did not load there, and what calls raise."""
+async def ask(transport: GrpcClient, kind: str, name: str, *, timeout_s: float | None) -> Peer:
+    """Return the peer behind a connection. Raise Unavailable if the plugin did not load there, and what calls raise."""
     namespaced = await namespaces(transport, timeout_s=timeout_s) is not None
     plugin = await _plugin(transport, kind, name, timeout_s)
     if plugin is None:
@@ -38,8 +41,10 @@ async def ask(transport: GrpcClient, kind: str, name: str, *, timeout_s: float) 
     return Peer(capabilities=tuple(plugin.capabilities), exports=dict(plugin.exports), namespaced=namespaced)
 
 
-async def _plugin(transport: GrpcClient, kind: str, name: str, timeout_s: float) -> api.introspection.Plugin | None:
-    """The plugin where it lives; None where the peer has no introspection, or no plugin of that kind and name."""
+async def _plugin(
+    transport: GrpcClient, kind: str, name: str, timeout_s: float | None
+) -> api.introspection.Plugin | None:
+    """Return what the peer's introspection says of the plugin; None if it has no introspection or no such plugin."""
     i = api.introspection
     request = i.PluginsRequest(filters=[f"type=={json.dumps(kind)},id=={json.dumps(name)}"])
     try:
@@ -56,7 +61,7 @@ async def _plugin(transport: GrpcClient, kind: str, name: str, timeout_s: float)
 
 
 async def namespaces(transport: GrpcClient, *, timeout_s: float | None) -> list[str] | None:
-    """The namespaces of a peer, sorted; None for one that has no namespaces."""
+    """Return the namespaces of a peer, sorted; None for a peer without namespaces."""
     request = api.namespaces.ListNamespacesRequest()
     try:
         answer = await transport.unary(NAMESPACES, "List", request, timeout_s=timeout_s)

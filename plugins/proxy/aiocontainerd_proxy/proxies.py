@@ -1,7 +1,7 @@
-"""The user's side of `[proxy_plugins]`: an instance over a connection, whose state introspection shows.
+"""Open the plugin of a `[proxy_plugins]` table: an instance over a connection, whose state introspection shows.
 
-Exports are those of the config, those that the peer tells besides, `address`, and `state` with a `reason` where there
-is one. The capabilities of the config win; without any, those that the peer tells are taken.
+Its exports are those of the config, then those of the peer, `address`, `state` and, after a failure, `reason`. Its
+capabilities are those of the config, or those of the peer if the config has none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from aiocontainerd.plugin import InitContext, PluginError, kinds
 from aiocontainerd_proxy import ownership
 from aiocontainerd_proxy.connection import ProxyConnection
 from aiocontainerd_proxy.content import ProxyContentStore
+from aiocontainerd_proxy.limits import limits_of
 from aiocontainerd_proxy.link import Link
 from aiocontainerd_proxy.snapshotter import ProxySnapshotter
 
@@ -27,29 +28,29 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:/]+):[0-9]{1,5}")
 
 
 async def open_proxy(context: InitContext[Any], settings: ProxyPlugin) -> object:
-    """The instance of a `[proxy_plugins]` table. It connects by itself; nobody waits for that here."""
+    """Return the instance of a `[proxy_plugins]` table. A task of the plugin connects it later."""
     check_address(settings.address, f"proxy_plugins.{context.uri.rpartition('.')[2]}.address")
     if settings.platform:
         context.platforms.append(settings.platform)
     context.exports.update(settings.exports)
     context.exports["address"] = settings.address
     shown = Shown(context, settings.capabilities)
-    link = Link(context.uri, settings.address, changed=shown.update)
+    link = Link(context.uri, settings.address, limits_of(context), changed=shown.update)
     shown.update(link)
     context.tasks.start_soon(link.keep, name="connection")
     return await instance_of(context, link)
 
 
 def check_address(address: str, key: str) -> None:
-    """Raises PluginError for what is neither a socket's path nor `host:port`; `key` is what it is called."""
+    """Raise PluginError, naming `key`, if an address is neither the path of a socket nor `host:port`."""
     place = address.partition("#")[0]
     if not place.startswith(("/", "unix:/")) and not _HOST_AND_PORT.fullmatch(place):
         raise PluginError(f'{key} is "{address}", which is neither the path of a socket nor host:port')
 
 
 async def instance_of(context: InitContext[Any], link: Link) -> object:
-    """What others are given to call, by the plugin's kind."""
-    connection = ProxyConnection(link, lambda key: context.daemon.timeout_s(f"{key}.{context.uri}"))
+    """Return the object that other plugins call, by the plugin's kind."""
+    connection = ProxyConnection(link, limits_of(context))
     if link.kind == kinds.DIFFER:
         return RemoteDiffer(connection)
     owned = await anyio.to_thread.run_sync(ownership.load, context.root / "owner")
@@ -59,7 +60,7 @@ async def instance_of(context: InitContext[Any], link: Link) -> object:
 
 
 class Shown:
-    """Puts the state of a connection into what introspection shows of its plugin."""
+    """Copy the state of a connection into what introspection shows of its plugin."""
 
     def __init__(self, context: InitContext[Any], capabilities: tuple[str, ...] = ()) -> None:
         self._exports = context.exports
@@ -68,7 +69,7 @@ class Shown:
         self._capabilities.extend(capabilities)
 
     def update(self, link: Link) -> None:
-        """Show the state of `link` as it is now."""
+        """Show the current state of `link`."""
         for key, value in link.peer.exports.items():
             self._exports.setdefault(key, value)
         self._exports["state"] = link.state.value

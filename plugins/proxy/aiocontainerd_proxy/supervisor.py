@@ -1,7 +1,7 @@
-"""Keeps the process of an isolated plugin: starts it, waits until it serves, starts it again when it ends.
+"""Keep the process of an isolated plugin: start it, wait until it serves, start it again when it ends.
 
-A process that ends is started again after a second, then two, four, up to a minute; one that ran for a minute starts
-over. It ends with the daemon, whatever ends that.
+The pause before a new start is a second, then two, four, up to `io.containerd.timeout.plugin.retry`. After a process
+that ran for a minute it is a second again. The process ends with the daemon, even if the daemon is killed.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ import anyio.abc
 import anyio.to_thread
 
 from aiocontainerd import durations
+from aiocontainerd.config.timeouts import PLUGIN_INIT, PLUGIN_RETRY, PLUGIN_STOP
 from aiocontainerd.sys import cgroup
 from aiocontainerd_proxy import cgroups
 from aiocontainerd_proxy.backoff import Backoff
 from aiocontainerd_proxy.child import Child, relay
+from aiocontainerd_proxy.limits import Limits
 from aiocontainerd_proxy.link import NotReady
 
-START_TIMEOUT_S = 30.0
-"""From the start of the process until it serves."""
-STOP_TIMEOUT_S = 8.0
-"""From SIGTERM to SIGKILL: the calls in flight, and the plugin's own clean-up."""
+HEALTHY_S = 60.0
+"""A process that ran for this long is started again after the first pause."""
+STOP_PART = 0.8
+"""The part of the plugin's `stop` limit between SIGTERM and SIGKILL. The rest is for what comes after SIGKILL."""
 LAST_WORDS_S = 0.5
-"""What a process that ended printed last is read for this long: what it left running may keep its pipes open."""
+"""How long to read the last output of a process that ended. Its own children may keep the pipes open for longer."""
 
 
 class Supervisor:
-    """One process and its successors. `keep` is its task; `changed` is called whenever it began or ceased to serve."""
+    """One process and its successors. `keep` runs as a task. Calls `changed` when one serves or ends."""
 
-    def __init__(self, child: Child, log: logging.Logger, changed: Callable[[], None]) -> None:
+    def __init__(self, child: Child, log: logging.Logger, limits: Limits, changed: Callable[[], None]) -> None:
         self.child = child
         self.pid = 0
         self.starts = 0
         self.reason = ""
-        """Why it does not run now, and when it is started again; empty while it starts or runs."""
+        """Why no process runs, and when one is started again; empty while one starts or runs."""
         self._log = log
         self._changed = changed
-        self._backoff = Backoff()
+        self._limits = limits
+        self._backoff = Backoff(lambda: limits(PLUGIN_RETRY))
         self._settled = anyio.Event()
         self._serves = False
 
@@ -52,22 +55,22 @@ class Supervisor:
         return f"<Supervisor of {self.child.uri} pid={self.pid} starts={self.starts}: {state}>"
 
     def statistics(self) -> dict[str, int]:
-        """How often it was started, and the process there is now (0 for none)."""
+        """Return the number of starts, and the id of the process (0 for none)."""
         return {"starts": self.starts, "pid": self.pid}
 
     def rss_bytes(self) -> int | None:
-        """Memory of the process, None where there is none."""
+        """Return the resident memory of the process, None if there is none."""
         sizes = (cgroup.read_text(f"/proc/{self.pid}/statm") or "").split()
         return int(sizes[1]) * os.sysconf("SC_PAGE_SIZE") if self.pid and sizes else None
 
     async def serving(self) -> None:
-        """Wait while the process starts. Raises NotReady where it has ended, saying how and when it is tried again."""
+        """Wait until the process serves. Raise NotReady if it has ended, with how and when it is started again."""
         await self._settled.wait()
         if not self._serves:
             raise NotReady(self.reason)
 
     async def keep(self) -> None:
-        """Run the process, again and again, until cancelled."""
+        """Run the process again and again, until cancelled."""
         try:
             while True:
                 await self._keep_one()
@@ -75,10 +78,12 @@ class Supervisor:
             self._settle(serves=False, reason="has been stopped")
 
     async def _keep_one(self) -> None:
-        """Run the process once, and wait until it may be started again."""
+        """Run the process once, then wait until it may be started again."""
         began = anyio.current_time()
         ending = await self._run_once()
-        pause = self._backoff.after(anyio.current_time() - began)
+        if anyio.current_time() - began >= HEALTHY_S:
+            self._backoff.reset()
+        pause = self._backoff.take()
         self._settle(serves=False, reason=f"{ending}; started again in {durations.render(pause)}")
         self._log.error("the process of plugin %s %s", self.child.uri, self.reason)
         await anyio.sleep(pause)
@@ -91,7 +96,7 @@ class Supervisor:
         self._changed()
 
     async def _run_once(self) -> str:
-        """Start the process and wait for its end; how it ended."""
+        """Start the process and wait for its end; return how it ended."""
         try:
             read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
@@ -124,7 +129,7 @@ class Supervisor:
         return process
 
     async def _attend(self, process: anyio.abc.Process, ready: int) -> str:
-        """Relay what the process prints until it has ended; a process that is to end may say why, and what it left."""
+        """Log what the process prints until it has ended, its output after SIGTERM included; return how it ended."""
         output = {"stdout": process.stdout, "stderr": process.stderr}
         scopes = [anyio.CancelScope(shield=True) for _ in output]
         try:
@@ -137,7 +142,7 @@ class Supervisor:
                     status = await process.wait()
                 finally:
                     with anyio.CancelScope(shield=True):
-                        await _end(process)
+                        await _end(process, STOP_PART * self._limits(PLUGIN_STOP))
                     for scope in scopes:
                         scope.deadline = anyio.current_time() + LAST_WORDS_S
                     group.cancel_scope.cancel()
@@ -152,14 +157,16 @@ class Supervisor:
             await relay(stream, self._log, plugin=self.child.uri, stream=name)
 
     async def _await_ready(self, process: anyio.abc.Process, ready: int) -> None:
-        """Until the process says that it serves; one that takes too long is ended."""
-        with anyio.move_on_after(START_TIMEOUT_S):
+        """Wait until the process says that it serves. Kill it if that takes too long."""
+        limit_s = self._limits(PLUGIN_INIT)
+        with anyio.move_on_after(limit_s):
             await anyio.wait_readable(ready)
             if os.read(ready, 1):
                 self._settle(serves=True)
             return
-        limit = durations.render(START_TIMEOUT_S)
-        self._log.error("the process of plugin %s does not serve within %s; ended", self.child.uri, limit)
+        self._log.error(
+            "the process of plugin %s does not serve within %s; ended", self.child.uri, durations.render(limit_s)
+        )
         process.kill()
 
     @asynccontextmanager
@@ -178,11 +185,11 @@ class Supervisor:
                 self._log.debug("a cgroup of plugin %s stays: %s", self.child.uri, refusal)
 
 
-async def _end(process: anyio.abc.Process) -> None:
-    """End the process and what it started, by SIGTERM and if need be by SIGKILL."""
+async def _end(process: anyio.abc.Process, grace_s: float) -> None:
+    """Send SIGTERM to the process. Send SIGKILL after `grace_s` seconds, and to whatever it leaves running."""
     if process.returncode is None:
         process.terminate()
-        with anyio.move_on_after(STOP_TIMEOUT_S):
+        with anyio.move_on_after(grace_s):
             await process.wait()
     try:
         os.killpg(process.pid, signal.SIGKILL)

@@ -47,11 +47,11 @@ async def connected(services: Iterable[Service], kind: str) -> AsyncIterator[Pro
         front = GrpcFrontEnd(services)
         bound = bind_unix(f"{directory}/s", -1, -1)
         await front.start(bound.sock)
-        link = Link(f"{kind}.x", bound.path)
+        link = Link(f"{kind}.x", bound.path, lambda _timeout: 10.0)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(link.keep)
-                yield ProxyConnection(link, lambda _key: 10.0)
+                yield ProxyConnection(link, lambda _timeout: 10.0)
                 group.cancel_scope.cancel()
         finally:
             await front.stop(0)

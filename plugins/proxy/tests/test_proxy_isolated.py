@@ -19,6 +19,7 @@ import pytest
 from aiocontainerd_proxy import backoff, cgroups, supervisor
 from aiocontainerd_proxy.backoff import Backoff
 from aiocontainerd_proxy.child import Child, prepare, relay
+from aiocontainerd_proxy.limits import Limits
 from aiocontainerd_proxy.link import NotReady
 from aiocontainerd_proxy.plugin import isolate_plugin, register_proxy_plugin
 from aiocontainerd_proxy.supervisor import Supervisor
@@ -47,6 +48,14 @@ class Scripted(Child, frozen=True, kw_only=True):
 
     def command(self, ready_fd: int) -> list[str]:
         return [sys.executable, "-c", self.script, str(ready_fd)]
+
+
+def limits(**seconds: float) -> Limits:
+    """Those of `seconds` by the last word of their key; a minute else."""
+    return lambda timeout: seconds.get(timeout.key.rpartition(".")[2], 60.0)
+
+
+LIMITS = limits()
 
 
 @pytest.fixture
@@ -150,10 +159,15 @@ async def test_output_is_logged_under_the_plugins_name_at_its_level(caplog: pyte
     assert vars(caplog.records[0])["fields"] == {"plugin": "mine", "stream": "stderr", "n": 1}
 
 
-def test_pauses_double_to_a_minute_and_a_minute_of_health_starts_over() -> None:
-    waits = Backoff()
-    assert [waits.after(0.1) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert [waits.after(60), waits.after(1), waits.after(1)] == [1, 2, 4]
+def test_pauses_double_to_the_longest_until_they_start_over() -> None:
+    waits = Backoff(lambda: 60)
+    assert [waits.take() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    waits.reset()
+    assert [waits.take(), waits.next_s, waits.take()] == [1, 2, 2]
+
+
+def test_no_pause_is_longer_than_the_longest() -> None:
+    assert Backoff(lambda: 0.1).take() == 0.1
 
 
 @pytest.mark.anyio
@@ -161,7 +175,7 @@ async def test_a_process_that_serves_is_told_and_ends_with_its_supervisor(
     tmp: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    kept = Supervisor(Scripted(uri=URI, module="", root=tmp, state=tmp, script=SERVES), LOG, lambda: None)
+    kept = Supervisor(Scripted(uri=URI, module="", root=tmp, state=tmp, script=SERVES), LOG, LIMITS, lambda: None)
     async with anyio.create_task_group() as group:
         group.start_soon(kept.keep)
         with anyio.fail_after(10):
@@ -185,7 +199,7 @@ async def test_what_a_process_says_while_it_is_stopped_is_logged(
         "def stop(*_):\n    print('x' * 300_000, flush=True); print('gave back all but one', flush=True); sys.exit()\n"
         "signal.signal(signal.SIGTERM, stop); os.write(int(sys.argv[1]), b'\\n'); time.sleep(60)"
     )
-    kept = Supervisor(Scripted(uri=URI, module="", root=tmp, state=tmp, script=script), LOG, lambda: None)
+    kept = Supervisor(Scripted(uri=URI, module="", root=tmp, state=tmp, script=script), LOG, LIMITS, lambda: None)
     async with anyio.create_task_group() as group:
         group.start_soon(kept.keep)
         with anyio.fail_after(20):
@@ -203,7 +217,10 @@ async def test_a_process_that_breaks_is_started_again_and_the_reason_told(
     caplog.set_level(logging.INFO)
     changes: list[str] = []
     kept = Supervisor(
-        Scripted(uri=URI, module="", root=tmp, state=tmp, script=BREAKS), LOG, lambda: changes.append(kept.reason)
+        Scripted(uri=URI, module="", root=tmp, state=tmp, script=BREAKS),
+        LOG,
+        LIMITS,
+        lambda: changes.append(kept.reason),
     )
     async with anyio.create_task_group() as group:
         group.start_soon(kept.keep)
@@ -219,7 +236,7 @@ async def test_a_process_that_breaks_is_started_again_and_the_reason_told(
 @pytest.mark.anyio
 async def test_a_process_that_cannot_be_started_says_why(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    kept = Supervisor(child(tmp), LOG, lambda: None)
+    kept = Supervisor(child(tmp), LOG, LIMITS, lambda: None)
     async with anyio.create_task_group() as group:
         group.start_soon(kept.keep)
         with pytest.raises(NotReady, match=r"cannot be started: .*/no/such/python"):
@@ -240,7 +257,10 @@ async def test_a_process_is_started_again_whatever_ended_it(tmp: Path, monkeypat
     reasons: list[str] = []
     script = "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 3)"
     kept = Supervisor(
-        Scripted(uri=URI, module="", root=tmp, state=tmp, script=script), LOG, lambda: reasons.append(kept.reason)
+        Scripted(uri=URI, module="", root=tmp, state=tmp, script=script),
+        LOG,
+        LIMITS,
+        lambda: reasons.append(kept.reason),
     )
     monkeypatch.setattr(os, "pipe2", refuses_once)
     async with anyio.create_task_group() as group:
@@ -254,10 +274,27 @@ async def test_a_process_is_started_again_whatever_ended_it(tmp: Path, monkeypat
 
 
 @pytest.mark.anyio
-async def test_a_process_that_never_serves_is_ended(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "START_TIMEOUT_S", 0.3)
+async def test_a_process_that_has_been_healthy_is_started_again_after_the_first_pause(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_S", 0.02)
+    monkeypatch.setattr(supervisor, "HEALTHY_S", 0.0)
+    reasons: list[str] = []
+    process = Scripted(uri=URI, module="", root=tmp, state=tmp, script=BREAKS)
+    kept = Supervisor(process, LOG, LIMITS, lambda: reasons.append(kept.reason))
+    async with anyio.create_task_group() as group:
+        group.start_soon(kept.keep)
+        with anyio.fail_after(20):
+            await holds(lambda: kept.starts > 2)
+        group.cancel_scope.cancel()
+    assert set(reasons[:4]) == {"", "ended with status 3; started again in 20ms"}
+
+
+@pytest.mark.anyio
+async def test_a_process_that_never_serves_is_ended(tmp: Path) -> None:
     script = "import time; time.sleep(60)"
-    kept = Supervisor(Scripted(uri=URI, module="", root=tmp, state=tmp, script=script), LOG, lambda: None)
+    process = Scripted(uri=URI, module="", root=tmp, state=tmp, script=script)
+    kept = Supervisor(process, LOG, limits(init=0.3), lambda: None)
     async with anyio.create_task_group() as group:
         group.start_soon(kept.keep)
         with anyio.fail_after(10), pytest.raises(NotReady, match="was ended by SIGKILL"):
@@ -266,21 +303,21 @@ async def test_a_process_that_never_serves_is_ended(tmp: Path, monkeypatch: pyte
 
 
 @pytest.mark.anyio
-async def test_a_process_that_ignores_sigterm_is_killed_with_what_it_started(
-    tmp: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "STOP_TIMEOUT_S", 0.1)
+async def test_a_process_that_ignores_sigterm_is_killed_with_what_it_started(tmp: Path) -> None:
     script = (
         "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); pid = os.fork();"
         "pid and os.write(int(sys.argv[1]), b'\\n'); time.sleep(60)"
     )
-    kept = Supervisor(Scripted(uri=URI, module="", root=tmp, state=tmp, script=script), LOG, lambda: None)
+    process = Scripted(uri=URI, module="", root=tmp, state=tmp, script=script)
+    kept = Supervisor(process, LOG, limits(stop=0.1), lambda: None)
     async with anyio.create_task_group() as group:
         group.start_soon(kept.keep)
         with anyio.fail_after(10):
             await kept.serving()
         members = _group_of(kept.pid)
+        began = anyio.current_time()
         group.cancel_scope.cancel()
+    assert anyio.current_time() - began < 5, "the limit of stopping the plugin did not hold"
     assert len(members) == 2
     with anyio.fail_after(5):
         await holds(lambda: all(ended(pid) for pid in members))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import anyio
 import anyio.abc
 import pytest
+from aiocontainerd_proxy import backoff
 from aiocontainerd_proxy import connection as connection_module
-from aiocontainerd_proxy import link as link_module
-from aiocontainerd_proxy.connection import QUICK, ProxyConnection
+from aiocontainerd_proxy.connection import ProxyConnection
 from aiocontainerd_proxy.content import ProxyContentStore
+from aiocontainerd_proxy.limits import Limits, limits_of
 from aiocontainerd_proxy.link import Link, NotReady, State
 from aiocontainerd_proxy.ownership import OWNER, ROOT, Ownership, load, without_marks
 from aiocontainerd_proxy.peer import Peer
@@ -23,6 +26,7 @@ from aiocontainerd_proxy.proxies import check_address
 from aiocontainerd_proxy.snapshotter import ProxySnapshotter
 
 from aiocontainerd import api, context, kinds
+from aiocontainerd.config.timeouts import PLUGIN_CONNECT, PLUGIN_QUICK
 from aiocontainerd.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -34,7 +38,7 @@ from aiocontainerd.errors import (
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.rpc_service import Service
 from aiocontainerd.interfaces.snapshotter import Info, Snapshotter
-from aiocontainerd.plugin import PluginError
+from aiocontainerd.plugin import InitContext, PluginError
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.sockets import bind_unix
 from aiocontainerd.serve.content import ContentGrpc
@@ -48,6 +52,14 @@ OWNED = Ownership("me")
 LIMIT_S = 20.0
 """What anything may take that is not about time."""
 intro, spaces = api.introspection, api.namespaces
+
+
+def limits(**seconds: float) -> Limits:
+    """Those of `seconds` by the last word of their key; LIMIT_S else."""
+    return lambda timeout: seconds.get(timeout.key.rpartition(".")[2], LIMIT_S)
+
+
+LIMITS = limits()
 
 
 @pytest.fixture
@@ -72,7 +84,7 @@ async def serving(address: str, *services: Service) -> AsyncIterator[None]:
 async def kept(link: Link, *, quick_s: float = LIMIT_S, work_s: float = LIMIT_S) -> AsyncIterator[ProxyConnection]:
     async with anyio.create_task_group() as group:
         group.start_soon(link.keep)
-        yield ProxyConnection(link, lambda key: quick_s if key == QUICK else work_s)
+        yield ProxyConnection(link, limits(quick=quick_s, work=work_s, long=work_s))
         group.cancel_scope.cancel()
 
 
@@ -128,7 +140,7 @@ class Spaces:
 
 
 async def test_without_a_peer_calls_are_unavailable_naming_plugin_and_address(address: str) -> None:
-    link = Link(URI, address)
+    link = Link(URI, address, LIMITS)
     async with kept(link) as connection:
         with pytest.raises(Unavailable) as failed:
             await ProxySnapshotter(connection, OWNED).stat("ns/1/a")
@@ -137,7 +149,7 @@ async def test_without_a_peer_calls_are_unavailable_naming_plugin_and_address(ad
 
 
 async def test_a_call_connects_at_once_to_a_peer_that_has_come(address: str) -> None:
-    link = Link(URI, address)
+    link = Link(URI, address, LIMITS)
     async with kept(link) as connection:
         await becomes(link, State.ABSENT)
         async with serving(address, SnapshotsGrpc(Any1())):
@@ -148,7 +160,7 @@ async def test_a_call_connects_at_once_to_a_peer_that_has_come(address: str) -> 
 
 async def test_a_lost_peer_is_seen_and_found_again(address: str) -> None:
     told: list[State] = []
-    link = Link(URI, address, changed=lambda link: told.append(link.state))
+    link = Link(URI, address, LIMITS, changed=lambda link: told.append(link.state))
     async with kept(link) as connection:
         for _ in range(2):
             async with serving(address, SnapshotsGrpc(Any1())):
@@ -161,10 +173,9 @@ async def test_a_lost_peer_is_seen_and_found_again(address: str) -> None:
 async def test_a_peer_that_never_answers_has_failed_and_calls_are_answered_at_once(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(link_module, "FIRST_PAUSE_S", 600.0)
+    monkeypatch.setattr(backoff, "FIRST_S", 600.0)
     told: list[State] = []
-    link = Link(URI, address, changed=lambda link: told.append(link.state))
+    link = Link(URI, address, limits(connect=0.05, retry=600.0), changed=lambda link: told.append(link.state))
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(address)
         silent.listen()
@@ -175,12 +186,21 @@ async def test_a_peer_that_never_answers_has_failed_and_calls_are_answered_at_on
             assert told == [State.CONNECTING, State.FAILED], "the call waited for another try"
 
 
+async def test_the_longest_pause_between_two_tries_is_a_limit_of_the_plugin(address: str) -> None:
+    told: list[State] = []
+    link = Link(URI, address, limits(retry=0.01), changed=lambda link: told.append(link.state))
+    async with kept(link):
+        with anyio.fail_after(LIMIT_S):
+            while told.count(State.ABSENT) < 8:  # noqa: ASYNC110 - seen from outside, as introspection does
+                await anyio.sleep(0.005)
+
+
 async def test_what_listens_and_is_no_grpc_server_has_failed(address: str) -> None:
     async def hang_up(stream: anyio.abc.SocketStream) -> None:
         await stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await stream.aclose()
 
-    link = Link(URI, address)
+    link = Link(URI, address, LIMITS)
     async with await anyio.create_unix_listener(address) as listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, hang_up)
         async with kept(link):
@@ -190,7 +210,7 @@ async def test_what_listens_and_is_no_grpc_server_has_failed(address: str) -> No
 
 
 async def test_a_peer_without_the_services_that_are_asked_is_ready(address: str) -> None:
-    link = Link(URI, address)
+    link = Link(URI, address, LIMITS)
     async with serving(address, SnapshotsGrpc(Any1())), kept(link):
         await becomes(link, State.READY)
     assert link.peer == Peer()
@@ -208,21 +228,28 @@ def test_other_addresses_are_refused_naming_the_key(bad: str) -> None:
 
 
 async def test_a_call_that_takes_too_long_names_plugin_method_limit_and_key(address: str) -> None:
-    async with serving(address, Hanging()), kept(Link(URI, address), quick_s=0.2) as connection:
+    async with serving(address, Hanging()), kept(Link(URI, address, LIMITS), quick_s=0.2) as connection:
         with anyio.fail_after(LIMIT_S):
             await connection.link.ready()
         with pytest.raises(DeadlineExceeded) as failed:
             await ProxySnapshotter(connection, OWNED).stat("a")
-    assert failed.value.message == f"plugin {URI}: Stat took longer than 200ms ({QUICK})"
+    assert failed.value.message == f"plugin {URI}: Stat took longer than 200ms ({PLUGIN_QUICK.key})"
 
 
-async def test_a_deadline_of_0_is_none(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_those_of_the_plugin_and_0_is_none() -> None:
+    written = {f"{PLUGIN_QUICK.key}.{URI}": 3.0, f"{PLUGIN_CONNECT.key}.{URI}": 0.0}
+    daemon = SimpleNamespace(timeout_s=written.__getitem__)
+    found = limits_of(cast("InitContext[Any]", SimpleNamespace(daemon=daemon, uri=URI)))
+    assert (found(PLUGIN_QUICK), found(PLUGIN_CONNECT)) == (3.0, math.inf)
+
+
+async def test_calls_may_have_no_deadline(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "MARGIN_S", 0.0)
     store = FakeContentStore()
-    link = Link(f"{kinds.CONTENT}.x", address)
+    link = Link(f"{kinds.CONTENT}.x", address, limits(connect=math.inf))
     async with (
         serving(address, ContentGrpc(store), SnapshotsGrpc(Any1()), Spaces()),
-        kept(link, quick_s=0.0, work_s=0.0) as connection,
+        kept(link, quick_s=math.inf, work_s=math.inf) as connection,
     ):
         snapshotter, proxy = ProxySnapshotter(connection, OWNED), ProxyContentStore(connection, OWNED)
         with context.use(namespace="ns1"):
@@ -238,7 +265,7 @@ async def test_a_deadline_of_0_is_none(address: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_a_peer_that_goes_during_a_call_is_unavailable(address: str) -> None:
-    link = Link(URI, address)
+    link = Link(URI, address, LIMITS)
     async with kept(link) as connection:
         async with serving(address, SnapshotsGrpc(Any1())):
             await connection.peer()
@@ -248,7 +275,7 @@ async def test_a_peer_that_goes_during_a_call_is_unavailable(address: str) -> No
 
 
 async def test_who_waits_when_the_plugin_stops_is_answered(address: str) -> None:
-    link = Link(URI, address, gate=anyio.sleep_forever)
+    link = Link(URI, address, LIMITS, gate=anyio.sleep_forever)
     answers: list[str] = []
 
     async def ask(connection: ProxyConnection) -> None:
@@ -269,7 +296,7 @@ async def test_calls_wait_for_the_gate_and_get_its_reason(address: str) -> None:
         await opened.wait()
         raise NotReady("it ended; started again in 1s")
 
-    link = Link(URI, address, gate=gate)
+    link = Link(URI, address, LIMITS, gate=gate)
     async with kept(link) as connection, anyio.create_task_group() as group:
         group.start_soon(_open_later, opened)
         with pytest.raises(NotReady, match="is failed: it ended; started again in 1s"):
@@ -283,7 +310,7 @@ async def _open_later(event: anyio.Event) -> None:
 
 async def test_namespace_lease_and_the_name_behind_the_address_travel(address: str) -> None:
     peer = Any1()
-    async with serving(address, SnapshotsGrpc(peer)), kept(Link(URI, f"{address}#overlayfs")) as connection:
+    async with serving(address, SnapshotsGrpc(peer)), kept(Link(URI, f"{address}#overlayfs", LIMITS)) as connection:
         snapshotter = ProxySnapshotter(connection, OWNED)
         with context.use(namespace="ns1", lease="l"):
             await snapshotter.prepare("ns1/1/a")
@@ -293,7 +320,7 @@ async def test_namespace_lease_and_the_name_behind_the_address_travel(address: s
 
 async def test_capabilities_are_asked_when_it_connects(address: str) -> None:
     plugins = Plugins(intro.Plugin(type=kinds.SNAPSHOTTER, id="x", capabilities=["rebase"]))
-    link = Link(URI, address)
+    link = Link(URI, address, LIMITS)
     async with serving(address, plugins), kept(link):
         await becomes(link, State.READY)
     assert link.peer == Peer(capabilities=("rebase",))
@@ -302,7 +329,7 @@ async def test_capabilities_are_asked_when_it_connects(address: str) -> None:
 
 async def test_a_plugin_that_did_not_load_at_the_peer_has_failed(address: str) -> None:
     broken = intro.Plugin(type=kinds.SNAPSHOTTER, id="x", init_err=api.rpc.Status(code=2, message="no overlay"))
-    link = Link(URI, address)
+    link = Link(URI, address, LIMITS)
     async with serving(address, Plugins(broken)), kept(link):
         await becomes(link, State.FAILED)
         assert link.reason == f"{URI} is not loaded there: no overlay"
@@ -311,7 +338,7 @@ async def test_a_plugin_that_did_not_load_at_the_peer_has_failed(address: str) -
 async def test_in_a_daemon_ours_are_marked_and_the_others_left_alone(address: str) -> None:
     backend = FakeSnapshotter()
     peer = Any1(backend)
-    async with serving(address, SnapshotsGrpc(peer), Spaces()), kept(Link(URI, address)) as connection:
+    async with serving(address, SnapshotsGrpc(peer), Spaces()), kept(Link(URI, address, LIMITS)) as connection:
         snapshotter = ProxySnapshotter(connection, OWNED)
         await backend.prepare("other")
         with context.use(namespace="ns1", lease="unknown-there"):
@@ -327,7 +354,7 @@ async def test_in_a_daemon_ours_are_marked_and_the_others_left_alone(address: st
 async def test_content_of_a_daemon_is_found_in_any_namespace_and_kept(address: str) -> None:
     store = FakeContentStore()
     uri = f"{kinds.CONTENT}.x"
-    async with serving(address, ContentGrpc(store), Spaces()), kept(Link(uri, address)) as connection:
+    async with serving(address, ContentGrpc(store), Spaces()), kept(Link(uri, address, LIMITS)) as connection:
         proxy = ProxyContentStore(connection, OWNED)
         others = store.put(b"other")
         assert (await proxy.info(others)).size == 5
@@ -356,7 +383,7 @@ async def test_errors_of_the_peer_are_as_they_were(address: str) -> None:
         async def remove(self, _key: str) -> None:
             raise FailedPrecondition("cannot remove snapshot with child")
 
-    async with serving(address, SnapshotsGrpc(Any1(Refusing()))), kept(Link(URI, address)) as connection:
+    async with serving(address, SnapshotsGrpc(Any1(Refusing()))), kept(Link(URI, address, LIMITS)) as connection:
         snapshotter = ProxySnapshotter(connection, OWNED)
         with pytest.raises(FailedPrecondition, match=r"^cannot remove snapshot with child$"):
             await snapshotter.remove("a")
