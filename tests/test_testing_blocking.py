@@ -14,7 +14,7 @@ import anyio
 import pytest
 from blockbuster import BlockingError
 
-from aiocontainerd.distribution import spool
+from aiocontainerd.client import stdio
 from aiocontainerd.testing import blocking
 from aiocontainerd.testing.blocking import May, Violation
 
@@ -33,9 +33,9 @@ def no_blocking_calls() -> None:
 
 
 def write_in_ours(path: Path) -> None:
-    """A blocking call of our code: `_write_whole` has the real one, the name of this file would not count."""
+    """A blocking call of our code: `_write_all` has the real one, the name of this file would not count."""
     with path.open("wb") as file:
-        spool._write_whole(file.fileno(), b"x")
+        stdio._write_all(file.fileno(), b"x")
 
 
 async def test_a_call_in_the_loop_raises_and_is_told(tmp_path: Path) -> None:
@@ -46,12 +46,12 @@ async def test_a_call_in_the_loop_raises_and_is_told(tmp_path: Path) -> None:
     ):
         write_in_ours(tmp_path / "a")
     assert [found.call for found in told] == ["os.write"]
-    assert "spool.py" in str(told[0])
+    assert "stdio.py" in str(told[0])
 
 
 async def test_one_that_was_caught_fails_all_the_same(tmp_path: Path) -> None:
     with (
-        pytest.raises(AssertionError, match=r"(?s)blocking calls in the event loop:\nos\.write\n.*spool\.py"),
+        pytest.raises(AssertionError, match=r"(?s)blocking calls in the event loop:\nos\.write\n.*stdio\.py"),
         blocking.refused(["aiocontainerd"]),
         suppress(BlockingError),
     ):
@@ -63,13 +63,13 @@ async def test_only_the_loop_may_not_wait(tmp_path: Path) -> None:
         await anyio.to_thread.run_sync(write_in_ours, tmp_path / "a")
 
 
-@pytest.mark.parametrize("function", ["_write_whole", "_nameless"])
+@pytest.mark.parametrize("function", ["_write_all", "_read"])
 async def test_an_exception_is_for_one_function(tmp_path: Path, function: str) -> None:
-    may = [May("aiocontainerd/distribution/spool.py", (function,), "a test")]
+    may = [May("aiocontainerd/client/stdio.py", (function,), "a test")]
     told: list[Violation] = []
     with blocking.told(["aiocontainerd"], told.append, may), suppress(BlockingError):
         write_in_ours(tmp_path / "a")
-    assert len(told) == (function == "_nameless")
+    assert len(told) == (function == "_read")
 
 
 async def test_what_a_function_of_os_can_do_is_known_meanwhile(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
-"""Blobs as files: an open blob's own file, or a copy without a name where the store is on the other side of a wire."""
+"""Blobs as files: an open blob's own file, or a nameless copy where the store is on the other side of a wire."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
-import anyio.to_thread
+from aiofiles import tempfile
 
 from aiocontainerd.errors import DataLoss, Unimplemented
 from aiocontainerd.interfaces.content import Reader
@@ -18,57 +16,42 @@ CHUNK_BYTES = 4 << 20
 
 @asynccontextmanager
 async def as_file(reader: Reader, directory: str | Path | None = None) -> AsyncIterator[int]:
-    """A descriptor to read the blob from, at offset 0 and seekable, until the block ends.
+    """Give a descriptor to read the blob from, at offset 0 and seekable, until the block ends.
 
-    `directory` is where a copy is made if one is needed, the one for temporary files unless given. Raises OSError
+    A copy, where one is needed, is made in `directory`, by default the directory for temporary files. Raises OSError
     where there is no room, DataLoss where the store ends early.
     """
-    try:
-        descriptor = reader.fileno()
-    except Unimplemented:
-        descriptor = -1
-    if descriptor >= 0:
+    descriptor = _own_file(reader)
+    if descriptor is not None:
         yield descriptor
         return
-    descriptor = await anyio.to_thread.run_sync(_nameless, directory)
+    async with aclosing(_chunks(reader)) as chunks, spooled(chunks, directory) as (copy, _size):
+        yield copy
+
+
+def _own_file(reader: Reader) -> int | None:
     try:
-        await _fill(descriptor, reader)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        return reader.fileno()
+    except Unimplemented:
+        return None
 
 
 @asynccontextmanager
 async def spooled(stream: AsyncIterator[bytes], directory: str | Path | None = None) -> AsyncIterator[tuple[int, int]]:
-    """What a stream gives, as a descriptor at offset 0 and its size in bytes, until the block ends."""
-    descriptor, size = await anyio.to_thread.run_sync(_nameless, directory), 0
-    try:
+    """Give the bytes of a stream as a descriptor at offset 0, and their number, until the block ends."""
+    async with tempfile.TemporaryFile(dir=directory, prefix="blob-") as file:
+        size = 0
         async for data in stream:
-            await anyio.to_thread.run_sync(_write_whole, descriptor, data)
-            size += len(data)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        yield descriptor, size
-    finally:
-        os.close(descriptor)
+            size += await file.write(data)
+        await file.seek(0)
+        yield file.fileno(), size
 
 
-async def _fill(descriptor: int, reader: Reader) -> None:
+async def _chunks(reader: Reader) -> AsyncGenerator[bytes, None]:
     at = 0
     while at < reader.size:
         data = await reader.read(CHUNK_BYTES, at)
         if not data:
             raise DataLoss(f"blob ended after {at} of {reader.size} bytes")
-        await anyio.to_thread.run_sync(_write_whole, descriptor, data)
+        yield data
         at += len(data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-
-
-def _nameless(directory: str | Path | None) -> int:
-    with tempfile.TemporaryFile(dir=directory, prefix="blob-") as file:
-        return os.dup(file.fileno())
-
-
-def _write_whole(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
