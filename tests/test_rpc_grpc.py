@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ import pytest
 from aiocontainerd import api, context, errors
 from aiocontainerd.rpc import http2
 from aiocontainerd.rpc.grpc import Connection, GrpcFrontEnd
-from aiocontainerd.rpc.grpc_client import GrpcClient
+from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
 
 TASKS = "containerd.services.tasks.v1.Tasks"
 EVENTS = "containerd.services.events.v1.Events"
@@ -337,6 +338,21 @@ async def test_nobody_listening_is_unavailable(tmp_path: Path) -> None:
     async with GrpcClient(str(tmp_path / "s")) as client:
         with pytest.raises(errors.Unavailable, match="connection to"):
             await client.unary(TASKS, "Get", api.tasks.GetRequest())
+
+
+async def test_connecting_to_a_silent_server_has_a_limit() -> None:
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        tls = ssl.create_default_context()
+        async with GrpcClient(f"{host}:{port}", tls=tls, connect_timeout_s=0.05) as client:
+            with pytest.raises(Unreachable, match=rf"connection to {host}:{port}: not made within 0\.05 s"):
+                await client.connect()
 
 
 async def test_the_client_connects_again_after_the_server_was_replaced(tmp_path: Path) -> None:

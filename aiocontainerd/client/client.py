@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from aiocontainerd import context
 from aiocontainerd.client.connection import TIMEOUT_S, CallerConnection, Connection
-from aiocontainerd.rpc.grpc_client import GrpcClient
+from aiocontainerd.rpc.grpc_client import CONNECT_TIMEOUT_S, GrpcClient
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,13 +32,18 @@ class Client:
     """A client of one daemon in one namespace. Used as an async context manager.
 
     Every call has a deadline of `timeout_s` seconds unless it names its own; only waiting for an exit or for events
-    has none. Errors are those of `aiocontainerd.errors`.
+    has none. Connecting takes `connect_timeout_s` seconds at most. Errors are those of `aiocontainerd.errors`.
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, namespace: str = "default", timeout_s: float = TIMEOUT_S
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        namespace: str = "default",
+        timeout_s: float = TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        self._transport: GrpcClient | None = GrpcClient(address)
+        self._transport: GrpcClient | None = GrpcClient(address, connect_timeout_s=connect_timeout_s)
         self.connection = Connection(self._transport, namespace=namespace, timeout_s=timeout_s)
 
     def __repr__(self) -> str:

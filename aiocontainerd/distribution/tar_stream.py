@@ -11,7 +11,7 @@ from typing import IO, cast
 
 import msgspec
 
-from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.errors import InvalidArgument, Unimplemented
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
@@ -126,8 +126,10 @@ def _inflated(source: IO[bytes]) -> IO[bytes]:
     if peeked.start.startswith(b"\x1f\x8b"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=cast("IO[bytes]", peeked)))
     if peeked.start.startswith(b"\x28\xb5\x2f\xfd"):
-        import zstandard
-
+        try:
+            import zstandard
+        except ImportError as error:
+            raise Unimplemented("archive: compressed with zstd, which needs the package zstandard") from error
         return cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(cast("IO[bytes]", peeked)))
     return cast("IO[bytes]", peeked)
 

@@ -59,6 +59,9 @@ _HTTP_ERRORS: dict[str, type[ContainerdError]] = {
 }
 
 
+CONNECT_TIMEOUT_S = 10.0
+
+
 class Unreachable(Unavailable):
     """The server cannot be reached, or went away during the call. It is not what a server answered."""
 
@@ -72,16 +75,19 @@ class GrpcClient:
         *,
         tls: ssl.SSLContext | None = None,
         max_message_size: int = MAX_MESSAGE_BYTES,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
         """`address` is `/path`, `unix:///path` or `host:port`; `max_message_size` in bytes, each way.
 
+        A connection that is not made within `connect_timeout_s` seconds counts as Unreachable, TLS included.
         `on_lost` is called whenever a connection that was made has gone, on either side.
         """
         self.address = address
         self._on_lost = on_lost
         self._tls = tls
         self._limit = max_message_size
+        self._connect_timeout_s = connect_timeout_s
         self._protocol: H2Protocol | None = None
         self._connecting = asyncio.Lock()
 
@@ -199,6 +205,16 @@ class GrpcClient:
             return protocol
 
     async def _connect(self) -> H2Protocol:
+        limit = asyncio.timeout(self._connect_timeout_s)
+        try:
+            async with limit:
+                return await self._dial()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"not made within {self._connect_timeout_s:g} s") from error
+
+    async def _dial(self) -> H2Protocol:
         loop = asyncio.get_running_loop()
         if self.address.startswith(("/", "unix:")):
             path = self.address.removeprefix("unix://").removeprefix("unix:")
