@@ -10,7 +10,8 @@ import pytest
 from aiocontainerd import context, typeurl
 from aiocontainerd.client.client import Client
 from aiocontainerd.client.connection import CallerConnection
-from aiocontainerd.client.stores import NOTHING, RemoteContentStore, RemoteDiffer
+from aiocontainerd.client.content import NOTHING, Content
+from aiocontainerd.client.diff import Diff
 from aiocontainerd.errors import FailedPrecondition, Unavailable, Unimplemented
 from aiocontainerd.interfaces.differ import ApplyOptions, CompareOptions
 from aiocontainerd.oci.descriptor import Descriptor
@@ -74,7 +75,7 @@ async def connection(peer: Peer) -> AsyncIterator[CallerConnection]:
 
 
 async def test_a_lock_is_free_once_its_writer_is_closed(connection: CallerConnection) -> None:
-    store = RemoteContentStore(connection)
+    store = Content(connection)
     for _ in range(5):
         async with await store.writer("ref"):
             with pytest.raises(Unavailable, match="ref ref locked"):
@@ -82,7 +83,7 @@ async def test_a_lock_is_free_once_its_writer_is_closed(connection: CallerConnec
 
 
 async def test_a_truncated_writer_starts_again(peer: Peer, connection: CallerConnection) -> None:
-    store = RemoteContentStore(connection)
+    store = Content(connection)
     async with await store.writer("ref") as writer:
         await writer.write(b"wrong")
         assert (writer.offset, writer.digest()) == (5, digest_of(b"wrong"))
@@ -98,7 +99,7 @@ async def test_a_truncated_writer_starts_again(peer: Peer, connection: CallerCon
 
 async def test_ranges_are_fetched_and_there_is_no_file(peer: Peer, connection: CallerConnection) -> None:
     digest = peer.content.put(b"0123456789")
-    async with await RemoteContentStore(connection).reader(digest) as reader:
+    async with await Content(connection).reader(digest) as reader:
         assert await reader.read(3, 4) == b"456"
         assert await reader.read(9, 8) == b"89"
         assert await reader.read(1, 10) == b""
@@ -111,7 +112,7 @@ async def test_a_differ_is_asked_in_the_namespace_and_lease_of_the_caller(
 ) -> None:
     options = ApplyOptions(payloads={"p": typeurl.Any("t", b"v")}, sync_fs=True)
     with context.use(namespace="ns1", lease="l1"):
-        assert await RemoteDiffer(connection).apply(LAYER, MOUNTS, options) == LAYER
+        assert await Diff(connection).apply(LAYER, MOUNTS, options) == LAYER
     assert peer.differ.called == [("ns1", "l1")]
     assert peer.differ.asked == [(LAYER, MOUNTS, options)]
 
@@ -119,7 +120,7 @@ async def test_a_differ_is_asked_in_the_namespace_and_lease_of_the_caller(
 async def test_a_comparison_travels_whole_and_its_error_comes_back(peer: Peer, connection: CallerConnection) -> None:
     options = CompareOptions(media_type="x", reference="r", labels={"a": "b"}, source_date_epoch_ns=7_000_000_001)
     with pytest.raises(Unimplemented, match="unsupported diff media type: x"):
-        await RemoteDiffer(connection).compare([], MOUNTS, options)
+        await Diff(connection).compare([], MOUNTS, options)
     assert peer.differ.asked == [([], MOUNTS, options)]
 
 
@@ -128,7 +129,7 @@ async def test_a_client_in_a_daemon_lets_neither_namespace_nor_lease_of_the_call
 ) -> None:
     client = Client(connection.address, namespace="theirs")
     with context.use(namespace="ours", lease="ours"):
-        await RemoteDiffer(client.connection).apply(LAYER, MOUNTS, ApplyOptions())
+        await Diff(client.connection).apply(LAYER, MOUNTS, ApplyOptions())
         with client.stores() as stores:
             await stores.differ.apply(LAYER, MOUNTS, ApplyOptions())
             with context.use(lease="held"):

@@ -14,11 +14,15 @@ from aiocontainerd.rpc.grpc_client import CONNECT_TIMEOUT_S, GrpcClient
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from aiocontainerd.client.containers import Containers
     from aiocontainerd.client.content import Content
     from aiocontainerd.client.daemon import Events, Introspection
+    from aiocontainerd.client.diff import Diff
+    from aiocontainerd.client.images import Images
+    from aiocontainerd.client.leases import Leases
+    from aiocontainerd.client.namespaces import Namespaces
     from aiocontainerd.client.plugins import Plugins
-    from aiocontainerd.client.records import Containers, Images, Leases, Namespaces
-    from aiocontainerd.client.snapshots import Diff, Snapshots
+    from aiocontainerd.client.snapshots import Snapshots
     from aiocontainerd.client.tasks import Tasks
     from aiocontainerd.distribution.hosts import RegistryOptions
     from aiocontainerd.distribution.pull import Progress, PullOptions
@@ -81,20 +85,23 @@ class Client:
         The block runs in the namespace and under the lease of this client, whatever those of the current call are:
         neither reaches another daemon. Within it, the stores follow `aiocontainerd.context`, as `leases.held` needs.
         """
-        from aiocontainerd.client.records import Images, Leases, Namespaces
+        from aiocontainerd.client.content import Content
+        from aiocontainerd.client.diff import Diff
+        from aiocontainerd.client.images import Images
+        from aiocontainerd.client.leases import Leases
+        from aiocontainerd.client.namespaces import Namespaces
         from aiocontainerd.client.snapshots import Snapshots
-        from aiocontainerd.client.stores import RemoteContentStore, RemoteDiffer
         from aiocontainerd.distribution.stores import Stores
 
         connection = CallerConnection.of(self.connection)
         with context.use(namespace=self.connection.namespace, lease=self.connection.lease):
             yield Stores(
-                content=RemoteContentStore(connection),
+                content=Content(connection),
                 images=Images(connection),
                 leases=Leases(connection),
                 namespaces=Namespaces(connection),
                 snapshotter=lambda name: Snapshots(connection, name),
-                differ=RemoteDiffer(connection),
+                differ=Diff(connection),
             )
 
     async def pull(
@@ -125,28 +132,28 @@ class Client:
     @cached_property
     def namespaces(self) -> Namespaces:
         """Namespaces."""
-        from aiocontainerd.client.records import Namespaces
+        from aiocontainerd.client.namespaces import Namespaces
 
         return Namespaces(self.connection)
 
     @cached_property
     def images(self) -> Images:
         """Image records."""
-        from aiocontainerd.client.records import Images
+        from aiocontainerd.client.images import Images
 
         return Images(self.connection)
 
     @cached_property
     def containers(self) -> Containers:
         """Container records."""
-        from aiocontainerd.client.records import Containers
+        from aiocontainerd.client.containers import Containers
 
         return Containers(self.connection)
 
     @cached_property
     def leases(self) -> Leases:
         """Leases."""
-        from aiocontainerd.client.records import Leases
+        from aiocontainerd.client.leases import Leases
 
         return Leases(self.connection)
 
@@ -160,7 +167,7 @@ class Client:
     @cached_property
     def diff(self) -> Diff:
         """Differs."""
-        from aiocontainerd.client.snapshots import Diff
+        from aiocontainerd.client.diff import Diff
 
         return Diff(self.connection)
 

@@ -1,4 +1,4 @@
-"""Snapshots of one backend of a daemon, and its differs (facts/core 6, 8)."""
+"""Snapshots of one backend of a daemon: `Snapshotter` over the API (facts/core 6)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from contextlib import aclosing
 
 from aiocontainerd import api
 from aiocontainerd.client.connection import Connection
-from aiocontainerd.errors import Internal, NotFound
+from aiocontainerd.errors import Internal
 from aiocontainerd.interfaces.snapshotter import Info, Usage
-from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount
-from aiocontainerd.wire.descriptors import descriptor_from_wire, descriptor_to_wire
 from aiocontainerd.wire.masks import mask_to_wire
-from aiocontainerd.wire.mounts import mounts_from_wire, mounts_to_wire
+from aiocontainerd.wire.mounts import mounts_from_wire
 from aiocontainerd.wire.snapshots import snapshot_info_from_wire, usage_from_wire
-
-APPLY_TIMEOUT_S = 3600.0
-"""Deadline of unpacking one layer: it grows with the layer, so that only a stuck daemon meets it."""
 
 
 class Snapshots:
@@ -35,14 +30,6 @@ class Snapshots:
         request = s.StatSnapshotRequest(snapshotter=self.name, key=key)
         answer = await self._connection.call(self.SERVICE, "Stat", request, s.StatSnapshotResponse)
         return _info(answer.info)
-
-    async def exists(self, key: str) -> bool:
-        """Whether the namespace has a snapshot of that key."""
-        try:
-            await self.stat(key)
-        except NotFound:
-            return False
-        return True
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Change labels: all of them, or those that `paths` name."""
@@ -110,50 +97,6 @@ class Snapshots:
         """Raises Unimplemented where the backend is cleaned by garbage collection only."""
         request = api.snapshots.CleanupRequest(snapshotter=self.name)
         await self._connection.call(self.SERVICE, "Cleanup", request, api.protobuf.Empty)
-
-
-class Diff:
-    """The differs of a daemon, which it asks in turn."""
-
-    SERVICE = "containerd.services.diff.v1.Diff"
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    async def apply(
-        self, layer: Descriptor, mounts: Sequence[Mount], *, timeout_s: float = APPLY_TIMEOUT_S
-    ) -> Descriptor:
-        """Unpack a layer; the descriptor of its uncompressed tar. Raises what the differs say."""
-        d = api.diff
-        request = d.ApplyRequest(diff=descriptor_to_wire(layer), mounts=mounts_to_wire(mounts))
-        answer = await self._connection.call(self.SERVICE, "Apply", request, d.ApplyResponse, timeout_s=timeout_s)
-        if answer.applied is None:
-            raise Internal(f"the daemon applied {layer.digest} without telling what")
-        return descriptor_from_wire(answer.applied)
-
-    async def compare(
-        self,
-        lower: Sequence[Mount],
-        upper: Sequence[Mount],
-        *,
-        media_type: str = "",
-        ref: str = "",
-        labels: Mapping[str, str] | None = None,
-        timeout_s: float = APPLY_TIMEOUT_S,
-    ) -> Descriptor:
-        """Write the difference of two trees to the content store."""
-        d = api.diff
-        request = d.DiffRequest(
-            left=mounts_to_wire(lower),
-            right=mounts_to_wire(upper),
-            media_type=media_type,
-            ref=ref,
-            labels=dict(labels or {}),
-        )
-        answer = await self._connection.call(self.SERVICE, "Diff", request, d.DiffResponse, timeout_s=timeout_s)
-        if answer.diff is None:
-            raise Internal("the daemon compared two trees without telling the result")
-        return descriptor_from_wire(answer.diff)
 
 
 def _info(message: api.snapshots.Info | None) -> Info:

@@ -12,7 +12,8 @@ import anyio
 
 from aiocontainerd import kinds
 from aiocontainerd.client.client import Client
-from aiocontainerd.client.stores import RemoteContentStore, RemoteDiffer
+from aiocontainerd.client.content import Content
+from aiocontainerd.client.diff import Diff
 from aiocontainerd.distribution.leases import held
 from aiocontainerd.errors import ContainerdError, FailedPrecondition, NotFound
 from aiocontainerd.testing.target import Bench, Target, TargetError
@@ -38,9 +39,9 @@ class SocketBench:
         if kind == kinds.SNAPSHOTTER:
             yield self._client.snapshots(self._snapshotter())
         elif kind == kinds.CONTENT:
-            yield RemoteContentStore(self._client.connection)
+            yield Content(self._client.connection)
         elif kind == kinds.DIFFER:
-            yield RemoteDiffer(self._client.connection)
+            yield Diff(self._client.connection)
         else:
             raise TargetError(f"plugins of kind {kind} have no service behind a socket; name a module")
 

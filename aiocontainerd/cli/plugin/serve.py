@@ -175,7 +175,7 @@ def _stand_ins(options: ServeOptions, config: Config, chosen: Sequence[Plugin]) 
         if not options.content:
             raise PluginError("it needs the content of a daemon: name its socket with --content")
         from aiocontainerd.client.connection import CallerConnection
-        from aiocontainerd.client.stores import RemoteContentStore
+        from aiocontainerd.client.content import Content
         from aiocontainerd.rpc.grpc_client import GrpcClient
 
         client = GrpcClient(options.content)
@@ -184,7 +184,7 @@ def _stand_ins(options: ServeOptions, config: Config, chosen: Sequence[Plugin]) 
             client.close()
 
         context.on_stop(close)
-        store = RemoteContentStore(CallerConnection(client, namespace=options.namespace, timeout_s=limit_s))
+        store = Content(CallerConnection(client, namespace=options.namespace, timeout_s=limit_s))
         return ContentOfDaemon(store) if context.uri.startswith(kinds.METADATA) else store
 
     from aiocontainerd.daemon.servers import init_exchange

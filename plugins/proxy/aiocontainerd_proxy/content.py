@@ -9,8 +9,8 @@ from contextlib import aclosing
 import msgspec
 
 from aiocontainerd import context
-from aiocontainerd.client.content import Content
-from aiocontainerd.client.stores import RemoteContentStore, RemoteReader, RemoteWriter
+from aiocontainerd.client.content import BlobReader, Content, IngestWriter
+from aiocontainerd.distribution import blobs
 from aiocontainerd.errors import AlreadyExists, NotFound
 from aiocontainerd.interfaces.content import Info, Status
 from aiocontainerd_proxy.connection import ProxyConnection
@@ -57,7 +57,7 @@ class ProxyContentStore:
         """Raises NotFound."""
         await (await self._store_of(digest)).delete(digest)
 
-    async def reader(self, digest: str) -> RemoteReader:
+    async def reader(self, digest: str) -> BlobReader:
         """Raises NotFound."""
         return await (await self._store_of(digest)).reader(digest)
 
@@ -88,7 +88,7 @@ class ProxyContentStore:
         """Raises NotFound."""
         await self._within(_namespace_of(ref)).abort(ref)
 
-    async def _store_of(self, digest: str) -> RemoteContentStore:
+    async def _store_of(self, digest: str) -> Content:
         """The store that has a blob: the caller's namespace, else any other, for blobs are shared (facts/core 4)."""
         peer = await self._connection.peer()
         here = context.current().namespace
@@ -102,13 +102,13 @@ class ProxyContentStore:
         raise NotFound(f"content digest {digest}")
 
     async def _has(self, namespace: str, digest: str) -> bool:
-        return await Content(self._connection.within(namespace)).exists(digest)
+        return await blobs.exists(self._within(namespace), digest)
 
-    def _within(self, namespace: str) -> RemoteContentStore:
-        return RemoteContentStore(self._connection.within(namespace))
+    def _within(self, namespace: str) -> Content:
+        return Content(self._connection.within(namespace))
 
 
-class ProxyWriter(RemoteWriter):
+class ProxyWriter(IngestWriter):
     """A writer whose blob is kept by the peer for as long as we want it."""
 
     def __init__(self, connection: ProxyConnection, ref: str, ownership: Ownership | None) -> None:
@@ -127,7 +127,7 @@ class ProxyWriter(RemoteWriter):
             # It was made for somebody else there: it is to stay as long as we may need it, and is not ours to remove.
             info = await self._content.info(digest)
             if ROOT not in info.labels:
-                await self._content.add_labels(digest, {ROOT: self._ownership.marked({})[ROOT]})
+                await blobs.add_labels(self._content, digest, {ROOT: self._ownership.marked({})[ROOT]})
             raise
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from aiocontainerd.client.stores import RemoteDiffer
+from aiocontainerd.client.diff import Diff
 from aiocontainerd.plugin import InitContext, PluginError, kinds
 from aiocontainerd_proxy import ownership
 from aiocontainerd_proxy.connection import ProxyConnection
@@ -52,7 +52,7 @@ async def instance_of(context: InitContext[Any], link: Link) -> object:
     """Return the object that other plugins call, by the plugin's kind."""
     connection = ProxyConnection(link, limits_of(context))
     if link.kind == kinds.DIFFER:
-        return RemoteDiffer(connection)
+        return Diff(connection)
     owned = await anyio.to_thread.run_sync(ownership.load, context.root / "owner")
     if link.kind == kinds.CONTENT:
         return ProxyContentStore(connection, owned)
