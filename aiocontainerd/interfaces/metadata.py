@@ -5,8 +5,8 @@ they create to the lease of the current call. A method that changes something re
 Records are immutable; `update` takes a record and the field paths to take from it (none = the default set of the
 resource) and returns the record as stored. Codes and texts of every failure are in facts/core 1, 3, 5, 6, 9.
 
-Events: the store publishes `/images/*`, `/content/create`, `/snapshot/*` after the commit; the services publish
-`/namespaces/*`, `/containers/*` and `/content/delete`.
+Events: the store publishes `/namespaces/*`, `/containers/*`, `/images/*`, `/content/*` and `/snapshot/*` after the
+commit. Events about a namespace are published in that namespace and tell the labels as the caller gave them.
 
 Garbage collection: `collect` marks from the roots over labels and built-in edges (facts/core 10) and sweeps what it did
 not reach, in batches outside any lock, re-checking each; then it asks every dirty backend to drop what no namespace
@@ -21,6 +21,8 @@ from typing import Protocol
 
 import msgspec
 
+from aiocontainerd import identifiers
+from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.rules import LONG, WORK, deadline
 from aiocontainerd.interfaces.snapshotter import Snapshotter
@@ -88,6 +90,14 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
 
     removed: Mapping[str, int]
     duration_s: float
+
+
+def check_namespace_update(namespace: Namespace, paths: Sequence[str]) -> None:
+    """Raise InvalidArgument for a bad name, or for a path other than `labels.<key>`."""
+    identifiers.validate(namespace.name)
+    for path in paths:
+        if not path.startswith("labels."):
+            raise InvalidArgument(f'cannot update "{path}" field')
 
 
 class NamespaceStore(Protocol):

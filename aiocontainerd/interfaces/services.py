@@ -1,13 +1,13 @@
 """The daemon's own logic behind its API (kind `io.containerd.service.v1`), for other plugins to call.
 
-The gRPC services of the same subject only convert messages; who lives in the daemon calls these instead, in the
-namespace and lease of `aiocontainerd.context`, and gets the same checks, texts and events:
+The gRPC services of the same subject only convert messages. A plugin calls these instead, in the namespace and lease
+of `aiocontainerd.context`, and gets the same checks, texts and events:
 
-    namespaces-service      NamespaceStore, publishing `/namespaces/*`
-    containers-service      ContainerStore, publishing `/containers/*`
-    content-service         ContentStore, publishing `/content/delete`
+    namespaces-service      NamespaceStore: the metadata store's own
+    containers-service      ContainerStore: the metadata store's own
+    content-service         ContentStore: the metadata store's own
     images-service          ImageService
-    snapshots-service       SnapshotsService
+    snapshots-service       SnapshotsService: the metadata store
     diff-service            Differ: the configured differs, asked in turn
     tasks-service           TaskService
     introspection-service   IntrospectionService

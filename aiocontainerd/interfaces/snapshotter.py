@@ -26,13 +26,15 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
+from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.rules import LONG, QUICK, WORK, deadline, items
 from aiocontainerd.sys.mount import Mount
 
+T = TypeVar("T")
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -103,3 +105,12 @@ class Snapshotter(Protocol):
     async def cleanup(self) -> None:
         """Delete what removed snapshots left behind."""
         ...
+
+
+def named(name: str, loaded: Mapping[str, T]) -> T:
+    """Return the snapshotter of a request. Raises InvalidArgument where it names none or one that is not loaded."""
+    if not name:
+        raise InvalidArgument("snapshotter argument missing")
+    if name not in loaded:
+        raise InvalidArgument(f"snapshotter not loaded: {name}")
+    return loaded[name]

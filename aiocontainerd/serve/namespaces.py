@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from aiocontainerd import api, identifiers
-from aiocontainerd.errors import InvalidArgument
-from aiocontainerd.interfaces.metadata import Namespace, NamespaceStore
+from aiocontainerd import api
+from aiocontainerd.interfaces.metadata import NamespaceStore, check_namespace_update
 from aiocontainerd.serve.requests import required, unconverted
 from aiocontainerd.wire.masks import mask_from_wire
 from aiocontainerd.wire.namespaces import namespace_from_wire, namespace_to_wire
@@ -43,7 +41,7 @@ class NamespacesGrpc:
         """Answers with an empty message. Errors about labels are UNKNOWN (facts/core 0)."""
         given = required(request.namespace, "namespace")
         namespace, paths = namespace_from_wire(given), mask_from_wire(request.update_mask)
-        check_update(namespace, paths)
+        check_namespace_update(namespace, paths)
         with unconverted():
             await self._namespaces.update(namespace, paths)
         return api.namespaces.UpdateNamespaceResponse()
@@ -52,11 +50,3 @@ class NamespacesGrpc:
         """Refuses a namespace that is not empty."""
         await self._namespaces.delete(request.name)
         return api.protobuf.Empty()
-
-
-def check_update(namespace: Namespace, paths: Sequence[str]) -> None:
-    """Raise InvalidArgument for a bad name or a path that no update may name."""
-    identifiers.validate(namespace.name)
-    for path in paths:
-        if not path.startswith("labels."):
-            raise InvalidArgument(f'cannot update "{path}" field')

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from aiocontainerd import context, timestamps
+from aiocontainerd import api, context, timestamps
 from aiocontainerd.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -19,10 +19,12 @@ from aiocontainerd.errors import (
     Unimplemented,
     Unknown,
 )
+from aiocontainerd.interfaces.content import Info
 from aiocontainerd.interfaces.metadata import Container, Image, MetadataStore, Namespace, Resource
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter, digest_of
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire.anys import any_to_wire
 
 DIGEST = digest_of(b"manifest")
 TARGET = Descriptor("application/vnd.oci.image.manifest.v1+json", DIGEST, 8, {"a": "1"})
@@ -119,6 +121,21 @@ class NamespaceContract:
     async def test_calls_need_a_namespace(self, metadata: MetadataStore) -> None:
         with context.use(namespace=""), pytest.raises(FailedPrecondition, match="namespace is required"):
             await metadata.containers.list()
+
+    async def test_changes_are_published_in_the_namespace_they_are_about(
+        self, metadata: MetadataStore, bus: FakeBus
+    ) -> None:
+        await metadata.namespaces.create("t1", {"a": "1", "empty": ""})
+        await metadata.namespaces.update(Namespace("t1", {"b": "2"}), ["labels.b"])
+        await metadata.namespaces.delete("t1")
+        with pytest.raises(NotFound):
+            await metadata.namespaces.delete("t1")
+        events = api.event_types
+        assert bus.events == [
+            ("/namespaces/create", events.NamespaceCreate(name="t1", labels={"a": "1", "empty": ""}), "t1"),
+            ("/namespaces/update", events.NamespaceUpdate(name="t1", labels={"b": "2"}), "t1"),
+            ("/namespaces/delete", events.NamespaceDelete(name="t1"), "t1"),
+        ]
 
 
 @pytest.mark.anyio
@@ -234,6 +251,74 @@ class ContainerContract:
             await metadata.containers.delete("k1")
             assert await metadata.containers.list() == []
 
+    async def test_changes_are_published_as_they_were_stored(self, metadata: MetadataStore, bus: FakeBus) -> None:
+        options = Any("u/o", b"\x00\xff")
+        record = container("k1", image="i", runtime_options=options, snapshotter="fake", snapshot_key="s")
+        with context.use(namespace="t1"):
+            await metadata.containers.create(record)
+            with pytest.raises(AlreadyExists):
+                await metadata.containers.create(record)
+            given = container("k1", labels={"b": "2"}, image="j", spec=Any("u/s", b""))
+            await metadata.containers.update(given, ["labels", "spec"])
+            await metadata.containers.delete("k1")
+            with pytest.raises(NotFound):
+                await metadata.containers.delete("k1")
+        events = api.event_types
+        runtime = events.ContainerCreateRuntime(name=RUNTIME, options=any_to_wire(options))
+        update = events.ContainerUpdate(id="k1", image="i", labels={"b": "2"}, snapshot_key="s")
+        assert bus.events == [
+            ("/containers/create", events.ContainerCreate(id="k1", image="i", runtime=runtime), "t1"),
+            ("/containers/update", update, "t1"),
+            ("/containers/delete", events.ContainerDelete(id="k1"), "t1"),
+        ]
+
+    async def test_an_update_without_an_id_is_refused_before_anything_else(self, metadata: MetadataStore) -> None:
+        with pytest.raises(InvalidArgument, match=r"^Container\.ID required\Z"):
+            await metadata.containers.update(container(""))
+
+
+@pytest.mark.anyio
+class ContentContract:
+    """What the store adds to content: texts of bad digests, events (facts/core 4, 11)."""
+
+    async def test_a_bad_digest_is_told_in_the_words_of_each_call(self, metadata: MetadataStore) -> None:
+        content = metadata.content
+        info = Info(digest="xx", size=0, created_at_ns=0, updated_at_ns=0)
+        with pytest.raises(InvalidArgument, match=r'^"xx" failed validation\Z'):
+            await content.info("xx")
+        with pytest.raises(InvalidArgument, match=r'^"xx" failed validation\Z'):
+            await content.update(info)
+        with pytest.raises(InvalidArgument, match=r"^xx: invalid checksum digest format\Z"):
+            await content.reader("xx")
+        with pytest.raises(InvalidArgument, match=r"^invalid checksum digest format\Z"):
+            await content.delete("xx")
+
+    async def test_a_blob_is_published_when_it_comes_and_when_it_goes(
+        self, metadata: MetadataStore, bus: FakeBus
+    ) -> None:
+        with context.use(namespace="t1"):
+            digest = await ingest(metadata, b"blob")
+            await metadata.content.delete(digest)
+            with pytest.raises(NotFound):
+                await metadata.content.delete(digest)
+        assert [(topic, namespace) for topic, _, namespace in bus.events] == [
+            ("/content/create", "t1"),
+            ("/content/delete", "t1"),
+        ]
+        assert bus.events[1][1] == api.event_types.ContentDelete(digest=digest)
+
+
+@pytest.mark.anyio
+class SnapshotterContract:
+    """Which snapshotter a call means (facts/core 6)."""
+
+    @pytest.mark.parametrize(
+        ("name", "text"), [("", "snapshotter argument missing"), ("foo", "snapshotter not loaded: foo")]
+    )
+    async def test_a_snapshotter_must_be_named_and_loaded(self, metadata: MetadataStore, name: str, text: str) -> None:
+        with pytest.raises(InvalidArgument, match=f"^{text}$"):
+            metadata.snapshotter(name)
+
 
 @pytest.mark.anyio
 class ImageContract:
@@ -268,6 +353,11 @@ class ImageContract:
         with context.use(namespace="t1"), pytest.raises(InvalidArgument) as failure:
             await metadata.images.create(image)
         assert failure.value.message.startswith(text)
+
+    async def test_an_image_without_a_name_is_refused_before_anything_else(self, metadata: MetadataStore) -> None:
+        for change in (metadata.images.create, metadata.images.update):
+            with pytest.raises(InvalidArgument, match=r"^Image\.Name required\Z"):
+                await change(Image(name="", target=TARGET))
 
     async def test_source_date_epoch_replaces_now(self, metadata: MetadataStore) -> None:
         with context.use(namespace="t1"):

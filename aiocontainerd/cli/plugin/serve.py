@@ -30,6 +30,7 @@ from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import Plugin, State
+from aiocontainerd.interfaces.snapshotter import named
 from aiocontainerd.sys import systemd
 
 if TYPE_CHECKING:
@@ -144,10 +145,8 @@ class Snapshotters:
 
     def snapshotter(self, name: str) -> Snapshotter:
         """Raises InvalidArgument for a name that could mean any of several."""
-        if len(self._by_id) > 1 and name not in self._by_id:
-            raise InvalidArgument(f"snapshotter not loaded: {name}" if name else "snapshotter argument missing")
-        plugin = self._by_id.get(name) or next(iter(self._by_id.values()))
-        snapshotter: Snapshotter = plugin.instance
+        alone = next(iter(self._by_id.values())) if len(self._by_id) == 1 else None
+        snapshotter: Snapshotter = (alone or named(name, self._by_id)).instance
         return snapshotter
 
 

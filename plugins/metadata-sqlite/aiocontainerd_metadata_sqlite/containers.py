@@ -7,11 +7,12 @@ from typing import Any as Anything
 
 import msgspec
 
-from aiocontainerd import identifiers, timestamps
+from aiocontainerd import api, identifiers, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound
 from aiocontainerd.interfaces.metadata import Container
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire.anys import any_to_wire
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.filtering import container_field, matcher, select
 from aiocontainerd_metadata_sqlite.references import CONTAINERS, SNAPSHOTS, Edge, Kind
@@ -75,13 +76,19 @@ class Containers:
             _insert(db, resource, stored)
             return stored
 
-        return await self._session.mutate(insert)
+        def announce(created: Container) -> None:
+            options = any_to_wire(created.runtime_options)
+            runtime = api.event_types.ContainerCreateRuntime(name=created.runtime_name, options=options)
+            event = api.event_types.ContainerCreate(id=created.id, image=created.image, runtime=runtime)
+            self._session.publish("/containers/create", event, namespace)
+
+        return await self._session.mutate(insert, then=announce)
 
     async def update(self, container: Container, paths: Sequence[str] = ()) -> Container:
         """Raises NotFound, InvalidArgument for a field that cannot be updated."""
-        namespace = self._session.caller().namespace
         if not container.id:
             raise InvalidArgument("Container.ID required")
+        namespace = self._session.caller().namespace
 
         def store(db: Connection) -> Container:
             found = _load(db, namespace, container.id)
@@ -105,7 +112,13 @@ class Containers:
             _insert(db, resource, changed)
             return changed
 
-        return await self._session.mutate(store)
+        def announce(updated: Container) -> None:
+            event = api.event_types.ContainerUpdate(
+                id=updated.id, image=updated.image, labels=dict(updated.labels), snapshot_key=updated.snapshot_key
+            )
+            self._session.publish("/containers/update", event, namespace)
+
+        return await self._session.mutate(store, then=announce)
 
     async def delete(self, container_id: str) -> None:
         """Raises NotFound. Tasks are not looked at, snapshots are left to garbage collection."""
@@ -120,7 +133,10 @@ class Containers:
             else:
                 raise NotFound(f'cannot delete container "{container_id}" in namespace "{namespace}"')
 
-        await self._session.mutate(remove, deletion=True)
+        def announce(_done: None) -> None:
+            self._session.publish("/containers/delete", api.event_types.ContainerDelete(id=container_id), namespace)
+
+        await self._session.mutate(remove, deletion=True, then=announce)
 
 
 def _validate(container: Container, what: str) -> None:

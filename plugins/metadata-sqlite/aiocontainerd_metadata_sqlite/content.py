@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from aiocontainerd import durations, timestamps
+from aiocontainerd import api, durations, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from aiocontainerd.interfaces.content import ContentStore, Info, Reader, Status
@@ -44,7 +44,10 @@ class NamespacedContent:
 
     async def info(self, digest: str) -> Info:
         """Raises NotFound, InvalidArgument for what is no digest."""
-        split_digest(digest)
+        _validate(digest)
+        return await self._info(digest)
+
+    async def _info(self, digest: str) -> Info:
         namespace = self._session.caller().namespace
         found = await self._session.lookup((namespace, CONTENT, digest), lambda db: _load(db, namespace, digest))
         if found is None:
@@ -53,7 +56,7 @@ class NamespacedContent:
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
         """Raises NotFound, InvalidArgument for a path other than `labels` and `labels.<key>`."""
-        split_digest(info.digest)
+        _validate(info.digest)
         namespace = self._session.caller().namespace
         for path in paths:
             if path != "labels" and not path.startswith("labels."):
@@ -80,7 +83,10 @@ class NamespacedContent:
             yield info
 
     async def delete(self, digest: str) -> None:
-        """Unlink the blob from the namespace; its file is left to garbage collection. Raises NotFound."""
+        """Unlink the blob from the namespace; its file is left to garbage collection.
+
+        Raises NotFound, InvalidArgument for what is no digest.
+        """
         split_digest(digest)
         caller = self._session.caller()
 
@@ -91,11 +97,19 @@ class NamespacedContent:
             resources.delete(db, resource)
             resources.let_go(db, caller.namespace, caller.lease, CONTENT, digest)
 
-        await self._session.mutate(unlink, deletion=True, then=lambda _done: self._session.dirty.add(CONTENT))
+        def unlinked(_done: None) -> None:
+            self._session.dirty.add(CONTENT)
+            self._session.publish("/content/delete", api.event_types.ContentDelete(digest=digest), caller.namespace)
+
+        await self._session.mutate(unlink, deletion=True, then=unlinked)
 
     async def reader(self, digest: str) -> Reader:
-        """Raises NotFound, whatever other namespaces hold."""
-        await self.info(digest)
+        """Raises NotFound, whatever other namespaces hold; InvalidArgument for what is no digest."""
+        try:
+            split_digest(digest)
+        except InvalidArgument as bad:
+            raise InvalidArgument(f"{digest}: {bad.message}") from bad
+        await self._info(digest)
         return await self.backend.reader(digest)
 
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> NamespacedWriter:
@@ -175,6 +189,13 @@ class NamespacedContent:
 
     def _unlock(self, backend_ref: str) -> None:
         self._open.pop(backend_ref, None)
+
+
+def _validate(digest: str) -> None:
+    try:
+        split_digest(digest)
+    except InvalidArgument as bad:
+        raise InvalidArgument(f'"{digest}" failed validation') from bad
 
 
 def _load(db: Connection, namespace: str, digest: str) -> tuple[int, Info] | None:

@@ -46,6 +46,7 @@ class Images:
 
     async def create(self, image: Image, *, epoch_ns: int | None = None) -> Image:
         """Raises AlreadyExists, InvalidArgument. The target blob need not exist."""
+        _require_name(image)
         caller = self._session.caller()
         _validate(image)
         now = epoch_or(epoch_ns, timestamps.now_ns())
@@ -72,9 +73,8 @@ class Images:
 
     async def update(self, image: Image, paths: Sequence[str] = (), *, epoch_ns: int | None = None) -> Image:
         """Raises NotFound, InvalidArgument. Without `paths`, labels and target are replaced."""
+        _require_name(image)
         caller = self._session.caller()
-        if not image.name:
-            raise InvalidArgument("Image.Name required")
         now = epoch_or(epoch_ns, timestamps.now_ns())
 
         def store(db: Connection) -> Image:
@@ -130,9 +130,12 @@ def publish_deleted(session: Session, name: str, namespace: str) -> None:
     session.publish("/images/delete", api.images.ImageDelete(name=name), namespace)
 
 
-def _validate(image: Image) -> None:
+def _require_name(image: Image) -> None:
     if not image.name:
         raise InvalidArgument("Image.Name required")
+
+
+def _validate(image: Image) -> None:
     label_rules.validate(image.labels, "image.Labels")
     try:
         split_digest(image.target.digest)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from aiocontainerd import identifiers
+from aiocontainerd import api, identifiers
 from aiocontainerd import labels as label_rules
-from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
-from aiocontainerd.interfaces.metadata import Namespace
+from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
+from aiocontainerd.interfaces.metadata import Namespace, check_namespace_update
 from aiocontainerd_metadata_sqlite import references, resources
 from aiocontainerd_metadata_sqlite.cache import NAMESPACES
 from aiocontainerd_metadata_sqlite.resources import Connection
@@ -35,7 +35,8 @@ class Namespaces:
                 raise AlreadyExists(f'namespace "{name}"')
             _put(db, name, label_rules.without_empty(labels))
 
-        await self._session.mutate(insert)
+        event = api.event_types.NamespaceCreate(name=name, labels=dict(labels))
+        await self._session.mutate(insert, then=lambda _done: self._session.publish("/namespaces/create", event, name))
 
     async def get(self, name: str) -> Namespace:
         """Never fails for an unknown name."""
@@ -43,11 +44,8 @@ class Namespaces:
 
     async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
         """Raises InvalidArgument for a path other than `labels.<key>`."""
-        identifiers.validate(namespace.name)
+        check_namespace_update(namespace, paths)
         _refuse_reserved(namespace.name)
-        for path in paths:
-            if not path.startswith("labels."):
-                raise InvalidArgument(f'cannot update "{path}" field')
 
         def store(db: Connection) -> Namespace:
             changed = label_rules.update(_labels(db, namespace.name), namespace.labels, list(paths) or ["labels"])
@@ -55,7 +53,11 @@ class Namespaces:
             _put(db, namespace.name, changed)
             return Namespace(namespace.name, changed)
 
-        return await self._session.mutate(store)
+        def announce(_changed: Namespace) -> None:
+            event = api.event_types.NamespaceUpdate(name=namespace.name, labels=dict(namespace.labels))
+            self._session.publish("/namespaces/update", event, namespace.name)
+
+        return await self._session.mutate(store, then=announce)
 
     async def list(self) -> list[Namespace]:
         """All, sorted by name."""
@@ -78,7 +80,10 @@ class Namespaces:
             db.execute("DELETE FROM namespaces WHERE name = ?", (name,))
 
         self._session.dirty.add(references.CONTENT)
-        await self._session.mutate(remove, deletion=True)
+        event = api.event_types.NamespaceDelete(name=name)
+        await self._session.mutate(
+            remove, deletion=True, then=lambda _done: self._session.publish("/namespaces/delete", event, name)
+        )
 
 
 def _exists(db: Connection, name: str) -> bool:

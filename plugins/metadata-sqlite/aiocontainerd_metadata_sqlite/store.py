@@ -9,10 +9,9 @@ from pathlib import Path
 
 import anyio
 
-from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.metadata import Collected
-from aiocontainerd.interfaces.snapshotter import Snapshotter
+from aiocontainerd.interfaces.snapshotter import Snapshotter, named
 from aiocontainerd_metadata_sqlite import images, prune, snapshots
 from aiocontainerd_metadata_sqlite.collect import Sweeper, Swept
 from aiocontainerd_metadata_sqlite.containers import Containers
@@ -91,12 +90,7 @@ class SqliteMetadataStore:
 
     def snapshotter(self, name: str) -> NamespacedSnapshotter:
         """Raises InvalidArgument for no name and for one that is not loaded (facts/core 6)."""
-        if not name:
-            raise InvalidArgument("snapshotter argument missing")
-        found = self._snapshotters.get(name)
-        if found is None:
-            raise InvalidArgument(f"snapshotter not loaded: {name}")
-        return found
+        return named(name, self._snapshotters)
 
     @property
     def snapshotters(self) -> Sequence[str]:

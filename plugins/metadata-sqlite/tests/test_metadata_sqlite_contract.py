@@ -9,7 +9,14 @@ import pytest
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter
-from aiocontainerd.testing.metadata import ContainerContract, ImageContract, LeaseContract, NamespaceContract
+from aiocontainerd.testing.metadata import (
+    ContainerContract,
+    ContentContract,
+    ImageContract,
+    LeaseContract,
+    NamespaceContract,
+    SnapshotterContract,
+)
 
 
 @pytest.fixture
@@ -42,6 +49,14 @@ class TestNamespaces(NamespaceContract):
 
 
 class TestContainers(ContainerContract):
+    pass
+
+
+class TestContent(ContentContract):
+    pass
+
+
+class TestSnapshotters(SnapshotterContract):
     pass
 
 

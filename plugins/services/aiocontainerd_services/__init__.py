@@ -1,5 +1,5 @@
 """containerd's API: the services behind the gRPC and ttrpc sockets.
 
-`<subject>.py` is the logic of a subject on domain records, for other plugins to call; `<subject>_grpc.py` converts
-between messages and records; `*_registration.py` makes plugins of them.
+`<subject>.py` is what a service adds to the stores and runtimes behind it, for other plugins to call.
+`*_registration.py` makes plugins of the services and of the adapters in `aiocontainerd.serve`.
 """

@@ -1,4 +1,7 @@
-"""Content, snapshots and diff: what images and containers are made of."""
+"""Registrations of content, snapshots and diff: what images and containers are made of.
+
+A service to which nothing is left to add is the metadata store or its part.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,7 @@ def registrations() -> Iterable[Registration]:
 
 
 async def _content(context: Context) -> object:
-    from aiocontainerd_services.content import ContentService
-
-    return ContentService(context.get_single(kinds.METADATA).content, context.bus)
+    return context.get_single(kinds.METADATA).content
 
 
 async def _content_grpc(context: Context) -> object:
@@ -47,9 +48,7 @@ async def _content_grpc(context: Context) -> object:
 
 
 async def _snapshots(context: Context) -> object:
-    from aiocontainerd_services.snapshots import SnapshotsService
-
-    return SnapshotsService(context.get_single(kinds.METADATA))
+    return context.get_single(kinds.METADATA)
 
 
 async def _snapshots_grpc(context: Context) -> object:

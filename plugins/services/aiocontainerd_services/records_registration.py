@@ -1,4 +1,7 @@
-"""Namespaces, containers, images and leases: records of the metadata store."""
+"""Registrations of namespaces, containers, images and leases: records of the metadata store.
+
+A service to which nothing is left to add is the store's own part.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,7 @@ def registrations() -> Iterable[Registration]:
 
 
 async def _namespaces(context: Context) -> object:
-    from aiocontainerd_services.namespaces import NamespacesService
-
-    return NamespacesService(context.get_single(kinds.METADATA).namespaces, context.bus)
+    return context.get_single(kinds.METADATA).namespaces
 
 
 async def _namespaces_grpc(context: Context) -> object:
@@ -37,9 +38,7 @@ async def _namespaces_grpc(context: Context) -> object:
 
 
 async def _containers(context: Context) -> object:
-    from aiocontainerd_services.containers import ContainersService
-
-    return ContainersService(context.get_single(kinds.METADATA).containers, context.bus)
+    return context.get_single(kinds.METADATA).containers
 
 
 async def _containers_grpc(context: Context) -> object:
@@ -61,9 +60,9 @@ async def _images_grpc(context: Context) -> object:
 
 
 async def _lease_manager(context: Context) -> object:
-    from aiocontainerd_services.leases import Manager
+    from aiocontainerd_services.leases import LeasesManager
 
-    return Manager(context.get_single(kinds.METADATA).leases, context.get(kinds.GC, "scheduler"))
+    return LeasesManager(context.get_single(kinds.METADATA).leases, context.get(kinds.GC, "scheduler"))
 
 
 async def _leases_grpc(context: Context) -> object:
