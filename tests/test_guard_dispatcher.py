@@ -17,7 +17,8 @@ from aiocontainerd import context, kinds
 from aiocontainerd.errors import Cancelled, DeadlineExceeded, NotFound, Unavailable, Unknown
 from aiocontainerd.guard import call as guarded_call
 from aiocontainerd.guard.dispatcher import Dispatcher
-from aiocontainerd.guard.health import FIRST_PAUSE_S, OPENS_AFTER, Latencies, PluginHealth
+from aiocontainerd.guard.health import FIRST_PAUSE_S, OPENS_AFTER, PluginHealth
+from aiocontainerd.guard.latencies import Latencies
 
 pytestmark = pytest.mark.anyio
 

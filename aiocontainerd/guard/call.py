@@ -1,10 +1,18 @@
-"""One guarded call: in a task of its own, under a deadline, and left behind where it ignores its cancellation.
+"""Run one guarded call: in a task of its own, under a deadline, and left behind if it ignores its cancellation.
 
-The task is the price of not hanging: only what runs in another task can be walked away from. It is a bare one, for a
-task group would have to wait for it; whoever made the call waits on a future. Cancellation, by the caller or the
-deadline, is delivered once and is given `GRACE_S` to be answered: work that finished in this time counts as done. A
-part of the plugin that anyio shields is not interrupted; a thread that it waits for may look whether it is cancelled
-(`from_thread.check_cancelled`).
+How a plugin that hangs is cut off:
+
+1. `Call` starts the plugin's method in a task. Only what runs in another task can be walked away from. It is a bare
+   task, because a task group would have to wait for it. The caller waits for the future `waiter`.
+2. At the deadline, `Deadlines` calls `expire`. When the caller gives up, its guard calls `leave`. Both deliver one
+   cancellation, and the call has `GRACE_S` to clean up or to finish. Work that is finished within the grace counts as
+   done. A part that anyio shields is not interrupted; a thread that it waits for can ask whether it is cancelled
+   (`from_thread.check_cancelled`).
+3. If the call ends, `raised` gives the caller a DeadlineExceeded that names the plugin, the method and the limit.
+4. If the call does not end, `abandon` answers the caller with the same error. The call runs on, is counted, and is
+   logged with the line that it waits in.
+
+A call that itself waits for another plugin gets a new grace a few times, because that plugin's call has a grace, too.
 """
 
 from __future__ import annotations
@@ -13,14 +21,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from inspect import isawaitable
 from typing import Any
 
 import anyio
-from anyio._backends import _asyncio as anyio_state
 
 from aiocontainerd import durations
-from aiocontainerd.errors import Cancelled, ContainerdError, DeadlineExceeded, Unknown
+from aiocontainerd.errors import Cancelled, DeadlineExceeded, Unknown
+from aiocontainerd.guard import task_state
+from aiocontainerd.guard.blame import explained, is_anothers, is_answer, marked, text_of
 from aiocontainerd.guard.clock import Clock, running
 from aiocontainerd.guard.deadlines import Deadlines
 from aiocontainerd.guard.health import MethodRecord
@@ -28,22 +36,21 @@ from aiocontainerd.guard.health import MethodRecord
 log = logging.getLogger(__name__)
 
 GRACE_S = 1.0
-"""What a cancelled call has to clean up after itself, or to finish."""
+"""How long a cancelled call may clean up after itself, or finish."""
 _MORE_GRACES = 3
-"""How often the grace begins anew for a call that waits for another plugin, which has a grace itself."""
+"""How often the grace begins anew for a call that waits for another plugin."""
 _LEFT_POLL_S = 1.0
-_TOLD = "__told_of_plugin__"
-_CAUSES = 10
-"""How many causes of an error are looked at; they may lead in a circle."""
 _NOTHING = object()
-
-_WAITING_CODE = frozenset({"anyio", "asyncio"})
 
 _monotonic = time.monotonic
 
 
 class Call:
-    """A call under way. `waiter` is what its caller awaits."""
+    """A call under way. Its caller awaits `waiter`.
+
+    `over` is set at its end if somebody waits for that; `trial` means that it tries an open breaker; `expired` that it
+    missed its deadline, `cancelled` that its caller gave up, `abandoned` that it was left running.
+    """
 
     __slots__ = (
         "abandoned",
@@ -91,11 +98,11 @@ class Call:
 
     @property
     def elapsed_s(self) -> float:
-        """How long ago it began."""
+        """Seconds since it began."""
         return _monotonic() - self.started
 
     def succeeded(self, result: object) -> bool:
-        """Give the result to the caller; False where nobody waits for it any more."""
+        """Give the result to the caller; return False if nobody waits for it any more."""
         record = self.record
         self._ended()
         if record.failures and not self.abandoned:
@@ -106,7 +113,7 @@ class Call:
         return True
 
     def raised(self, error: BaseException) -> None:
-        """Give the error to the caller, as what it means there."""
+        """Count the error, and give the caller what it means: itself, DeadlineExceeded, Cancelled or Unknown."""
         self._ended()
         if self.abandoned:
             return
@@ -118,14 +125,15 @@ class Call:
         elif isinstance(error, asyncio.CancelledError):
             error = Cancelled(f"plugin {record.plugin.uri}: {record.method} was cancelled by the plugin itself")
             record.failed(error.message, trial=self.trial)
-        elif _is_answer(error, late_counts=record.late_counts) or _told_of_another(error, record.plugin.uri):
-            record.note_error(_text(error))
+        elif is_answer(error, late_counts=record.late_counts) or is_anothers(error, record.plugin.uri):
+            record.note_error(text_of(error))
             if record.failures:
                 record.succeeded()
         else:
-            record.failed(_text(error), trial=self.trial)
+            record.failed(text_of(error), trial=self.trial)
         if not self.waiter.done():
-            self.waiter.set_exception(_told(record, error if isinstance(error, Exception) else Unknown(_text(error))))
+            told = error if isinstance(error, Exception) else Unknown(text_of(error))
+            self.waiter.set_exception(marked(record, told))
 
     def _ended(self) -> None:
         self.done = True
@@ -141,13 +149,13 @@ class Call:
             record.in_flight -= 1
 
     def expire(self) -> None:
-        """Cancel what missed its deadline. The caller is answered when it ends, or after the grace."""
+        """Cancel a call that missed its deadline. The caller is answered when the call ends, or after the grace."""
         self.expired = True
         self.cancel()
         self.loop.call_later(GRACE_S, self.abandon)
 
     async def leave(self) -> None:
-        """The caller was cancelled: cancel the call and wait for its end, but not for ever."""
+        """Cancel the call because its caller was cancelled, and wait for its end, but not for ever."""
         if self.deadlines is not None:
             self.deadlines.pending.pop(self, None)
         self.waiter.cancel()
@@ -178,13 +186,16 @@ class Call:
             return
         if self.scope is None:  # its task is about to take its first step, and would never get to say that it ended
             self.loop.call_soon(self.cancel)
-        elif _is_shielded(self.task):
+        elif task_state.is_shielded(self.task):
             self.scope.cancel()
         else:
             self.task.cancel()
 
     def abandon(self, more: int = _MORE_GRACES) -> None:
-        """Answer the caller and leave the call to itself, where it has not ended; a call that waits has more graces."""
+        """Answer the caller of a call that has not ended, and leave the call running.
+
+        If it waits for another plugin it has up to `more` graces before.
+        """
         if self.done or self.abandoned:
             return
         if more and self.clock.waits:
@@ -201,13 +212,13 @@ class Call:
             record.method,
             durations.render(GRACE_S),
             self.elapsed_s,
-            _where(self.task),
+            task_state.waits_at(self.task),
         )
-        self.loop.call_later(GRACE_S, _stop_asking, self)
+        self.loop.call_later(GRACE_S, _stop_repeating, self)
         if self.expired:
             error = self._too_slow(None)
             if not self.waiter.done():
-                self.waiter.set_exception(_told(record, error))
+                self.waiter.set_exception(marked(record, error))
         elif self.trial:
             record.trying = False
 
@@ -231,13 +242,14 @@ async def release(record: MethodRecord, result: Any) -> None:
         return
     try:
         await result.close()
-    except Exception as error:  # noqa: BLE001 - nobody is left to whom it could be told
+    except Exception as error:  # noqa: BLE001 - there is no caller left who could get it
         log.warning("plugin %s: closing what %s gave failed: %s", record.plugin.uri, record.method, error)
 
 
 async def _attempt(
     call: Call, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
+    """The task of a call: run the plugin's method, and tell the call how it ended."""
     returned: Any = None
     result: Any = _NOTHING
     running.set(call.clock)
@@ -248,7 +260,7 @@ async def _attempt(
         if result is _NOTHING:
             raise asyncio.CancelledError  # the scope's own, which it keeps to itself
     except BaseException as error:  # noqa: BLE001 - whatever a plugin raises is its answer, and ends nothing else
-        call.raised(_explained(call.record, error, returned))
+        call.raised(explained(call.record, error, returned))
     else:
         if not call.succeeded(result):
             await release(call.record, result)
@@ -258,80 +270,7 @@ async def _attempt(
         del call  # an error keeps this frame, and the call keeps the error
 
 
-def _explained(record: MethodRecord, error: BaseException, returned: object) -> BaseException:
-    """The error; for a method that is not a coroutine function, one that says so."""
-    if isinstance(error, TypeError) and returned is not None and not isawaitable(returned):
-        return Unknown(
-            f"plugin {record.plugin.uri}: {record.method} gave {type(returned).__name__}, which cannot be awaited; "
-            f"declare it with async def"
-        )
-    return error
-
-
-def _is_answer(error: BaseException, *, late_counts: bool) -> bool:
-    """Whether an error is one a working plugin gives: one that travels to clients.
-
-    A deadline that the plugin itself missed is none, unless what it works on has deadlines by itself, as a shim has.
-    """
-    if isinstance(error, DeadlineExceeded):
-        return not late_counts
-    return isinstance(error, ContainerdError | NotImplementedError)
-
-
-def _told(record: MethodRecord, error: Exception) -> Exception:
-    """The error, marked as one that was counted against a plugin."""
-    if not hasattr(error, _TOLD):
-        try:
-            setattr(error, _TOLD, record.plugin.uri)
-        except AttributeError:  # a class with slots: it counts against the others, too
-            pass
-    return error
-
-
-def _told_of_another(error: BaseException | None, uri: str) -> bool:
-    """Whether another plugin's guard gave the error, or what it was raised from."""
-    for _ in range(_CAUSES):
-        if error is None:
-            return False
-        if getattr(error, _TOLD, uri) != uri:
-            return True
-        error = error.__cause__
-    return False
-
-
-def _text(error: BaseException) -> str:
-    if isinstance(error, ContainerdError):
-        return error.message
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _is_shielded(task: asyncio.Task[Any]) -> bool:
-    """Whether a task is in a part that anyio shields from cancellation. anyio tells that only of the current task."""
-    state = anyio_state._task_states.get(task)
-    scope = state.cancel_scope if state is not None else None
-    while scope is not None:
-        if scope.shield:
-            return True
-        scope = scope._parent_scope
-    return False
-
-
-def _stop_asking(call: Call) -> None:
-    """Keep anyio from cancelling, in every turn of the loop, an abandoned task that takes no notice."""
-    handle = getattr(call.scope, "_cancel_handle", None)
-    if handle is not None:
-        handle.cancel()
+def _stop_repeating(call: Call) -> None:
+    task_state.stop_repeating(call.scope)
     if not call.done:
-        call.loop.call_later(_LEFT_POLL_S, _stop_asking, call)
-
-
-def _where(task: asyncio.Task[Any]) -> str:
-    """`file:line` of the plugin's code that a task waits in, innermost."""
-    where = "an unknown place"
-    awaited: Any = task.get_coro()
-    while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-        if frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] not in _WAITING_CODE:
-            where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
-    return where
+        call.loop.call_later(_LEFT_POLL_S, _stop_repeating, call)

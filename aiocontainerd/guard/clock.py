@@ -1,7 +1,7 @@
-"""Whose doing it is: the plugin that the running code works for, and the time that its call has used of its own.
+"""Count the time that a call uses itself: a deadline is for what the plugin itself does.
 
-A call's deadline is for what the plugin itself does. While it waits for another plugin its clock stands still: that one
-has a deadline of its own, so that the one which hangs is named, and not the first of those who wait for it.
+While a call waits for another plugin its clock stands still. The other plugin's call has a deadline of its own. So the
+plugin that hangs is named, and not the first one of those that wait for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _monotonic = time.monotonic
 
 
 class Clock:
-    """A plugin at work: `uri`, and the time during which it waited for others, which is *lent* to them."""
+    """The plugin `uri` at work. Time in which it waits for other plugins is *lent* to them."""
 
     __slots__ = ("_lent_s", "_since", "_waits", "uri")
 
@@ -36,17 +36,17 @@ class Clock:
         return self._lent_s + (_monotonic() - self._since if self._waits else 0.0)
 
     def stop(self) -> None:
-        """It begins to wait."""
+        """Note that a wait for another plugin begins."""
         if not self._waits:
             self._since = _monotonic()
         self._waits += 1
 
     def go_on(self) -> None:
-        """One wait is over."""
+        """Note that one wait is over."""
         self._waits -= 1
         if not self._waits:
             self._lent_s += _monotonic() - self._since
 
 
 running: ContextVar[Clock | None] = ContextVar("aiocontainerd-plugin", default=None)
-"""The clock of the call, or of the life, of the plugin that the running task works for; tasks inherit it."""
+"""The clock of the plugin that the running task works for, of one call or of its whole life. Tasks inherit it."""

@@ -1,4 +1,7 @@
-"""Keep the deadlines of calls: one timer for all that have the same limit; and say how long a limit is."""
+"""Keep the deadlines of calls, with one timer for all calls that have the same limit.
+
+When the time of a call is up, `Call.expire` cuts it off. `limit_s` says how long the limit of a deadline class is.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _monotonic = time.monotonic
 
 
 class Timed(Protocol):
-    """A call as its deadline sees it."""
+    """A call, as far as its deadline needs to know it."""
 
     loop: asyncio.AbstractEventLoop
     started: float
@@ -32,15 +35,15 @@ class Timed(Protocol):
     cancelled: bool
 
     def expire(self) -> None:
-        """End it: its time is up."""
+        """End the call, since its time is up."""
         ...
 
 
 class Deadlines:
-    """The deadlines of all calls with one limit: in the order of their beginning, so that one timer is enough.
+    """The deadlines of all calls with one limit.
 
-    The timer runs only while there are calls, and is not set again by a call that ends: a quick call costs two
-    changes of a dictionary.
+    Calls are kept in the order they began, so that one timer is enough. A call that ends does not touch the timer: a
+    quick call costs two changes of a dictionary.
     """
 
     __slots__ = ("_timer", "limit_s", "pending")
@@ -70,7 +73,7 @@ class Deadlines:
             self._check(call)
 
     def _check(self, call: Timed) -> None:
-        """Expire a call that has used up its time; one that lent it to others has the rest of it."""
+        """Expire a call that has used up its time; look again later at one that lent a part of it to other plugins."""
         if call.done or call.cancelled:
             return
         left_s = self.limit_s - (_monotonic() - call.started - call.clock.lent_s)

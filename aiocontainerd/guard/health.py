@@ -1,20 +1,20 @@
-"""What the daemon knows of each plugin: of each of its methods counters, latencies and the circuit breaker; and what it
-did to the daemon besides.
+"""Keep what the daemon knows of each plugin: counters, latencies and breaker of each method, tasks, blocks of the loop.
 
-The dispatcher, the watchdog and the registry write it; `actr plugins explain` and the metrics read it.
+The guards, the watchdog and the host write it. `actr plugins explain` and the metrics read it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from aiocontainerd import durations
 from aiocontainerd.errors import Unavailable
+from aiocontainerd.guard.latencies import Latencies
 
 if TYPE_CHECKING:
     from aiocontainerd.guard.deadlines import Deadlines
@@ -25,57 +25,6 @@ OPENS_AFTER = 5
 """Failures in a row that open a breaker."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
 """How long an open breaker refuses calls: doubled by every trial that fails."""
-
-_STEPS = 4
-_BUCKETS = 36 * _STEPS
-
-
-class Latencies:
-    """A histogram of durations: four buckets for each power of two microseconds, up to some nine hours."""
-
-    __slots__ = ("counts", "sum_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * _BUCKETS
-        self.sum_s = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one duration."""
-        self.sum_s += seconds
-        quarters = int(seconds * 4e6) + 4
-        octave = quarters.bit_length() - 3
-        at = octave * _STEPS + (quarters >> octave) - 4
-        self.counts[at if at < _BUCKETS else -1] += 1
-
-    @staticmethod
-    def bound_s(bucket: int) -> float:
-        """The upper bound of a bucket in seconds."""
-        octave, step = divmod(bucket, _STEPS)
-        return (((step + 5) << octave) - 4) / 4e6
-
-    @classmethod
-    def sum_of(cls, parts: Iterable[Latencies]) -> Latencies:
-        """What several histograms counted, in one."""
-        whole = cls()
-        for part in parts:
-            whole.sum_s += part.sum_s
-            whole.counts = [a + b for a, b in zip(whole.counts, part.counts, strict=True)]
-        return whole
-
-    @property
-    def count(self) -> int:
-        """How many were counted."""
-        return sum(self.counts)
-
-    def quantile_s(self, share: float) -> float:
-        """The duration that `share` (0 to 1) of all did not exceed, to a fifth; 0.0 where there is none."""
-        wanted = share * self.count
-        seen = 0
-        for bucket, count in enumerate(self.counts):
-            seen += count
-            if count and seen >= wanted:
-                return self.bound_s(bucket)
-        return 0.0
 
 
 class MethodHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,13 +47,15 @@ class MethodHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MethodRecord:
-    """Counters of one method, and its breaker: the metrics plugin reads the attributes.
+    """Counters of one method, and its circuit breaker. Metrics read the attributes.
 
-    `calls` counts those that ended, `errors` what was raised, expected errors included; `expired` those that missed
-    their deadline, `cancelled` those whose caller gave up, `abandoned` those that ignored their cancellation and were
-    left running. Five failures in a row open the breaker: missed deadlines, and exceptions that are no
-    ContainerdError. `refuses` False lets calls through even so, `late_counts` False takes a DeadlineExceeded of the
-    plugin's own as an answer (`interfaces/rules.py`).
+    `calls` counts calls that ended, `errors` what they raised, answers such as NotFound included. `expired` counts
+    calls that missed their deadline, `cancelled` calls whose caller gave up, `abandoned` calls that ignored their
+    cancellation and were left running.
+
+    Five failures in a row open the breaker. A failure is a missed deadline, or an exception that is not a
+    ContainerdError. With `refuses` False an open breaker lets calls through. With `late_counts` False, a
+    DeadlineExceeded that the plugin raises itself is an answer (`interfaces/rules.py`).
     """
 
     __slots__ = (
@@ -147,7 +98,7 @@ class MethodRecord:
         self.label = f"{plugin.uri}: {method}"
         self.timeout = timeout
         self.limit_s = 0.0
-        """Seconds of the calls that begin now; 0 is no deadline."""
+        """The limit of calls that begin now, in seconds; 0 is no deadline."""
         self.deadlines: Deadlines | None = None
         self.releases = releases
         """Whether a result that reaches nobody has to be closed."""
@@ -168,13 +119,13 @@ class MethodRecord:
 
     @property
     def retry_s(self) -> float:
-        """Seconds until an open breaker lets a call through; 0 where it is closed or would."""
+        """Seconds until an open breaker lets a call through; 0 if it lets one through now."""
         if self.failures < OPENS_AFTER or not self.refuses:
             return 0.0
         return max(0.0, self._reopens_at - time.monotonic())
 
     def admit(self) -> None:
-        """Let one call through a breaker whose pause is over. Raises Unavailable saying when to come again."""
+        """Let a call try an open breaker, if its pause is over. Raises Unavailable that says when to retry."""
         if not self.refuses:
             return
         wait_s = self.retry_s
@@ -193,7 +144,7 @@ class MethodRecord:
         self.failures, self.trying, self._pause_s = 0, False, 0.0
 
     def failed(self, text: str, *, trial: bool) -> None:
-        """Count a failure; open the breaker, or keep it open for twice as long."""
+        """Count a failure. Open the breaker after five in a row; after a failed `trial`, for twice as long."""
         self.note_error(text)
         self.failures += 1
         if trial:
@@ -219,7 +170,7 @@ class MethodRecord:
         self.plugin.last_error_at = time.time()
 
     def health(self) -> MethodHealth:
-        """The method as shown."""
+        """Return the method as `actr plugins explain` shows it."""
         latencies = self.latencies
         return MethodHealth(
             method=self.method,
@@ -240,7 +191,7 @@ class MethodRecord:
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """A time in which the event loop did not run. `where` is `file:line`."""
+    """A time in which a plugin kept the event loop from running. `where` is `file:line`."""
 
     plugin: str
     where: str
@@ -265,18 +216,18 @@ class PluginHealth:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.methods: dict[str, MethodRecord] = {}
-        """By name; those of a resource that the plugin gave have its role in front, as in `writer.commit`."""
+        """By name. The methods of an object that the plugin gave have its name in front, as in `writer.commit`."""
         self.abandoned: set[LeftCall] = set()
-        """Held until they end."""
+        """Calls that were left running, until they end."""
         self.last_error = ""
         self.last_error_at = 0.0
         self.blocked = 0
         self.blocked_s = 0.0
         self.last_block: Block | None = None
         self.tasks: set[str] = set()
-        """Names of its tasks that run, of those it started through its context."""
+        """Names of the running tasks that it started through its context."""
         self.leaked: list[str] = []
-        """Names of tasks it left running when it was stopped."""
+        """Names of tasks that still ran when it had been stopped."""
         self.rss_bytes: Callable[[], int | None] = _in_the_daemon
         """Memory of the plugin's own process; None for one that has none."""
 
@@ -291,7 +242,7 @@ class PluginHealth:
         self.last_block = block
 
     def method_health(self) -> list[MethodHealth]:
-        """Every method that was called or is under way, the most called first."""
+        """Return every method that was called, the most called first."""
         used = [record for record in self.methods.values() if record.calls or record.in_flight or record.abandoned]
         return [record.health() for record in sorted(used, key=lambda record: (-record.calls, record.method))]
 

@@ -1,4 +1,8 @@
-"""Guarded streams: the plugin's iterator runs in one task, a few items ahead, under a deadline for each item."""
+"""Run one guarded stream: the plugin's iterator runs in one task, ahead of its reader, with a deadline for each item.
+
+The task is a `Call` without a deadline of its own. While the reader waits for an item, a timer runs (`_Patience`); when
+it ends before an item came, the call is cut off like any other (`call`).
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ from aiocontainerd.guard.clock import running
 from aiocontainerd.guard.health import OPENS_AFTER, MethodRecord
 
 AHEAD = 64
-"""Items that wait for their consumer at most."""
+"""How many items the plugin may be ahead of the reader."""
 _SOONEST_S = 0.01
 
 Source = Callable[..., AsyncIterator[Any]]
 
 
 class _Flow:
-    """Between the task of the plugin's iterator and the one that reads."""
+    """Items on their way from the plugin's iterator, which runs in `fill`, to the reader."""
 
     def __init__(self) -> None:
         self.items: deque[Any] = deque()
@@ -46,7 +50,7 @@ class _Flow:
 async def guarded_stream(
     record: MethodRecord, source: Source, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> AsyncIterator[Any]:
-    """The items of a plugin's stream. Raises what the plugin raises, DeadlineExceeded, Unavailable."""
+    """Yield the items of a plugin's stream. Raises what the plugin raises, DeadlineExceeded, Unavailable."""
     if record.failures >= OPENS_AFTER:
         record.admit()
     flow = _Flow()
@@ -83,7 +87,7 @@ async def _arrival(flow: _Flow, call: Call, limit_s: float) -> None:
 
 
 class _Patience:
-    """The deadline of one item: what the plugin waits for others meanwhile does not count."""
+    """The deadline of one item. Time in which the plugin waits for other plugins does not count."""
 
     def __init__(self, call: Call, limit_s: float) -> None:
         self._call = call

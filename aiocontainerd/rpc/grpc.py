@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
     def requested(self, stream: http2.Stream) -> None:
         """Start the call of a stream."""
         call = self._calls[stream] = _Call(self, stream)
-        # The one place that makes tasks: a protocol callback cannot await a task group. The front end owns every
+        # A bare task, because a protocol callback cannot await a task group. The front end owns every
         # task, and the end of its connection or of the front end cancels it.
         call.task = asyncio.get_running_loop().create_task(call.run())
         self.front.tasks.add(call.task)

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from aiocontainerd import api, kinds, timestamps
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
-from aiocontainerd.guard.health import Latencies, MethodHealth, MethodRecord, PluginHealth
+from aiocontainerd.guard.health import MethodHealth, MethodRecord, PluginHealth
+from aiocontainerd.guard.latencies import Latencies
 from aiocontainerd.guard.owners import Owners
 from aiocontainerd.interfaces.plugins import Change
 from aiocontainerd.serve.served_health import Row, served_methods

@@ -242,7 +242,7 @@ class _ServerProtocol(ConnectionProtocol):
         self._start(self._streaming(bound, request, inbox), request)
 
     def _start(self, handler: Coroutine[Any, Any, None], request: RequestReceived) -> None:
-        # The one place that makes tasks: a protocol callback cannot await a task group. `_calls` owns every task,
+        # A bare task, because a protocol callback cannot await a task group. `_calls` owns every task,
         # and the end of the connection cancels them.
         loop = asyncio.get_running_loop()
         task = loop.create_task(handler)

@@ -1,0 +1,65 @@
+"""Decide what an error of a call means: is it an answer or a failure, and which plugin does it count against.
+
+An error counts against the plugin whose guard saw it first. That guard marks it, and the guards that it passes on its
+way to the caller leave their plugins alone.
+"""
+
+from __future__ import annotations
+
+from inspect import isawaitable
+
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unknown
+from aiocontainerd.guard.health import MethodRecord
+
+_TOLD = "__told_of_plugin__"
+_CAUSES = 10
+"""How many causes of an error are looked at; they may lead in a circle."""
+
+
+def explained(record: MethodRecord, error: BaseException, returned: object) -> BaseException:
+    """Return the error; if the method is not a coroutine function, an error that says so."""
+    if isinstance(error, TypeError) and returned is not None and not isawaitable(returned):
+        return Unknown(
+            f"plugin {record.plugin.uri}: {record.method} gave {type(returned).__name__}, which cannot be awaited; "
+            f"declare it with async def"
+        )
+    return error
+
+
+def is_answer(error: BaseException, *, late_counts: bool) -> bool:
+    """Return whether an error is one that a working plugin gives its clients.
+
+    A DeadlineExceeded of the plugin's own is a failure, unless the plugin drives something that has deadlines by
+    itself, such as a shim (`late_counts` False).
+    """
+    if isinstance(error, DeadlineExceeded):
+        return not late_counts
+    return isinstance(error, ContainerdError | NotImplementedError)
+
+
+def marked(record: MethodRecord, error: Exception) -> Exception:
+    """Mark an error as counted against a plugin, unless it is marked already; return it."""
+    if not hasattr(error, _TOLD):
+        try:
+            setattr(error, _TOLD, record.plugin.uri)
+        except AttributeError:  # a class with slots: it counts against the others, too
+            pass
+    return error
+
+
+def is_anothers(error: BaseException | None, uri: str) -> bool:
+    """Return whether the error, or one that caused it, counts against another plugin than `uri`."""
+    for _ in range(_CAUSES):
+        if error is None:
+            return False
+        if getattr(error, _TOLD, uri) != uri:
+            return True
+        error = error.__cause__
+    return False
+
+
+def text_of(error: BaseException) -> str:
+    """Return what logs and counters say of an error."""
+    if isinstance(error, ContainerdError):
+        return error.message
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
