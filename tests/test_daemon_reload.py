@@ -1,9 +1,7 @@
-"""Reload: what becomes of each plugin and key that differs."""
+"""Reload: a config file that changes, and what is done about it."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -11,12 +9,10 @@ import msgspec
 import pytest
 
 from aiocontainerd.config import Config, ConfigError
-from aiocontainerd.config.records import Debug, ProxyPlugin, Settings
 from aiocontainerd.daemon import reload
-from aiocontainerd.daemon.reload import ADDED, FAILED, REMOVED, REPLACED, RESTART, Reloader, Wanted
+from aiocontainerd.daemon.reload import Reloader
+from aiocontainerd.daemon.wanted import ADDED, FAILED, REMOVED, REPLACED, RESTART, Wanted
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
-from aiocontainerd.host import discovery
-from aiocontainerd.host.placement import Placement
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.interfaces.plugins import Change
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State, kinds
@@ -29,44 +25,9 @@ async def init(_context: InitContext[Any]) -> object:
     return object()
 
 
-def wanted(beside: object = None, table: object = None) -> Wanted:
+def wanted(outside: object = None, table: object = None) -> Wanted:
     registration = Registration(kind=kinds.SNAPSHOTTER, id="acme", init=init)
-    return Wanted(registration=registration, distribution="acme", beside=beside, table=table)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "outcome"),
-    [
-        (None, wanted("socket"), ADDED),
-        (wanted("socket"), None, REMOVED),
-        (wanted("socket"), wanted("other"), REPLACED),
-        (wanted("socket", {"a": 1}), wanted("socket", {"a": 2}), REPLACED),
-        (wanted("socket"), wanted("socket"), None),
-        (None, wanted(), RESTART),
-        (wanted(), None, RESTART),
-        (wanted(table={"a": 1}), wanted(table={"a": 2}), RESTART),
-        (wanted(), wanted("socket"), RESTART),
-        (wanted("socket"), wanted(), RESTART),
-        (wanted(), wanted(), None),
-    ],
-)
-def test_only_plugins_beside_the_daemon_are_followed(
-    before: Wanted | None, after: Wanted | None, outcome: str | None
-) -> None:
-    plans = ({URI: one} if one is not None else {} for one in (before, after))
-    assert reload.steps(*plans) == ([] if outcome is None else [(URI, outcome)])
-
-
-def test_removals_come_first() -> None:
-    before, after = {"b": wanted("socket")}, {"a": wanted("socket")}
-    assert reload.steps(before, after) == [("b", REMOVED), ("a", ADDED)]
-
-
-def test_keys_that_only_a_start_reads_are_named() -> None:
-    changed = Settings(
-        debug=Debug(level="debug"), timeouts={"a": "1s"}, proxy_plugins={"a": ProxyPlugin(type="snapshot")}
-    )
-    assert reload.changed_keys(Settings(), changed) == ["debug"]
+    return Wanted(registration=registration, distribution="acme", outside=outside, table=table)
 
 
 class Files:
@@ -81,7 +42,7 @@ class Files:
         self.goes_on.set()
         self.refuses: Exception | None = None
         self.state = State.LOADED
-        monkeypatch.setattr(reload, "wanted_by", lambda config: plans[config.settings.root.removeprefix("/")])
+        monkeypatch.setattr(reload, "plan_for", lambda config: plans[config.settings.root.removeprefix("/")])
 
     def config(self, name: str) -> Config:
         return Config({"root": f"/{name}", "state": "/state"}, {})
@@ -253,54 +214,3 @@ async def test_timeouts_are_applied_at_once_and_told_once() -> None:
     timeouts.clear()
     assert [change.detail for change in about(await reloader.reload(), "timeouts")] == [f"{WORK} = 2m0s, {LOAD} = 5s"]
     assert asked == [180.0, 120.0]
-
-
-def test_a_plugin_in_a_process_is_started_anew_where_its_own_deadlines_change() -> None:
-    uri = f"{kinds.SNAPSHOTTER}.native"
-    isolated = {"plugin_isolation": {uri: "process"}}
-    plans = [
-        reload.wanted_by(Config({**isolated, "timeouts": timeouts}, {}))
-        for timeouts in ({}, {f"{WORK}.{kinds.SNAPSHOTTER}.other": "1s"}, {f"{WORK}.{uri}": "1s"})
-    ]
-    assert reload.steps(plans[0], plans[1]) == []
-    assert reload.steps(plans[0], plans[2]) == [(uri, REPLACED)]
-
-
-def test_a_plugins_place_and_table_are_part_of_what_is_wanted() -> None:
-    tree = {
-        "proxy_plugins": {"acme": {"type": "snapshot", "address": "/run/acme.sock"}},
-        "plugins": {f"{kinds.SNAPSHOTTER}.native": {"root_path": "/srv"}},
-        "disabled_plugins": [f"{kinds.SNAPSHOTTER}.overlayfs"],
-    }
-    found = reload.wanted_by(Config(tree, {}))
-    assert isinstance(found[URI].beside, ProxyPlugin)
-    native = found[f"{kinds.SNAPSHOTTER}.native"]
-    assert (native.beside, native.table) == (None, {"root_path": "/srv"})
-    assert f"{kinds.SNAPSHOTTER}.overlayfs" not in found
-    assert msgspec.structs.asdict(native)["distribution"] == "aiocontainerd-snapshotter-native"
-
-
-def test_a_proxy_that_clashes_with_a_plugin_leaves_it_where_it_is() -> None:
-    native = f"{kinds.SNAPSHOTTER}.native"
-    found = reload.wanted_by(Config({"proxy_plugins": {"native": {"type": "snapshot", "address": "/run/n.sock"}}}, {}))
-    assert (found[native].beside, found[native].failure) == (None, "")
-    assert f"plugin {native} is registered twice" in found["python_plugins.native"].failure
-    assert reload.steps(reload.wanted_by(Config({}, {})), found) == []
-
-
-def test_what_the_daemon_started_by_is_what_it_found_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config({}, {})
-    monkeypatch.syspath_prepend(tmp_path)
-    registry, placement = Registry(), Placement(programs=config.stream_processors)
-    discovery.discover(registry, {}, config.settings.plugin_policy, placement)
-    started = reload.plan_of(registry, placement, config)
-    info = tmp_path / "acme_late-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-late\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[aiocontainerd.plugins]\nacme = acme_late\n")
-    (tmp_path / "acme_late.py").write_text(
-        "from aiocontainerd.plugin import kinds, register\n\n\n@register(kinds.SNAPSHOTTER, 'acme')\nclass Acme: ...\n"
-    )
-    after = reload.wanted_by(Config({"plugin_isolation": {URI: "process"}}, {}))
-    sys.modules.pop("acme_late")
-    assert reload.steps(started, after) == [(URI, ADDED)]

@@ -15,10 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd.daemon import run
-from aiocontainerd.host.registration import PluginError
-from aiocontainerd.host.registry import Registry
-from aiocontainerd.plugin import Registration, SkipPlugin, kinds
 from aiocontainerd.sys import systemd
 
 PROBE = """
@@ -67,10 +63,26 @@ async def stubborn():
     with anyio.CancelScope(shield=True):
         await anyio.sleep_forever()
 
+class Ping:
+    service_name = "grpc.health.v1.Health"
+
+    async def check(self, request):
+        return request
+
+    async def list(self, request):
+        return request
+
+    async def watch(self, request):
+        yield request
+
+async def init_ping(context):
+    return Ping()
+
 @hookimpl
 def register_plugins():
     return [
         Registration(kind="io.containerd.internal.v1", id="probe", init=init),
+        Registration(kind=kinds.GRPC, id="ping", init=init_ping),
         Registration(kind=kinds.SERVER, id="probe", requires=(kinds.ALL,), init=init_server),
     ]
 """
@@ -269,6 +281,18 @@ def test_calls_have_the_configured_time_to_end_when_a_server_stops(process: Proc
     assert "grace 1.25" in (process.directory / "probe").read_text().splitlines()
 
 
+def test_a_daemon_without_services_is_one_line_and_status_1(tmp_path: Path) -> None:
+    process = Process(tmp_path, config='version = 4\n[plugin_policy]\nallow = ["nothing-that-is-installed"]\n')
+    try:
+        assert process.wait() == 1
+        log = process.log.read_text()
+        assert "\ncontainerd: there is no gRPC service to serve: plugin_policy.allow does not name aiocontainerd" in log
+        assert "Traceback" not in log
+        assert not (tmp_path / "c.sock").exists()
+    finally:
+        process.end()
+
+
 def test_an_oom_score_out_of_range_is_told(tmp_path: Path) -> None:
     process = Process(tmp_path, config=CONFIG.replace("777", "5000"))
     try:
@@ -277,101 +301,3 @@ def test_an_oom_score_out_of_range_is_told(tmp_path: Path) -> None:
         assert "Traceback" not in process.log.read_text()
     finally:
         process.end()
-
-
-def test_old_temporary_mounts_are_removed_and_what_stays_is_no_obstacle(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "tmpmounts" / "a").mkdir(parents=True)
-    run._drop_old_mounts(tmp_path)
-    assert list((tmp_path / "tmpmounts").iterdir()) == []
-    (tmp_path / "tmpmounts" / "b" / "full").mkdir(parents=True)
-    run._drop_old_mounts(tmp_path)
-    assert "an old temporary mount stays" in caplog.text
-    run._drop_old_mounts(tmp_path / "nothing")
-
-
-@pytest.mark.root
-def test_a_mount_that_a_killed_daemon_left_is_unmounted(tmp_path: Path) -> None:
-    left = tmp_path / "tmpmounts" / "a"
-    left.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "none", str(left)], check=True)
-    run._drop_old_mounts(tmp_path)
-    assert not left.exists()
-
-
-def test_the_table_shows_what_is_not_loaded_and_a_summary(caplog: pytest.LogCaptureFixture) -> None:
-    async def init(_context: object) -> object:
-        return object()
-
-    registry = Registry()
-    for plugin_id in ("good", "skipped", "failed", "needs"):
-        registry.add(Registration(kind=kinds.SNAPSHOTTER, id=plugin_id, init=init))
-    registry["io.containerd.snapshotter.v1.good"].loaded(object())
-    registry["io.containerd.snapshotter.v1.skipped"].failed(SkipPlugin("no overlayfs"))
-    registry["io.containerd.snapshotter.v1.failed"].failed(PluginError("no disk"))
-    needs = registry["io.containerd.snapshotter.v1.needs"]
-    needs.failed(PluginError("requires failed"))
-    needs.caused_by = "io.containerd.snapshotter.v1.failed"
-    with caplog.at_level("INFO"):
-        run.log_table(registry)
-    rows = [(r.levelname, getattr(r, "fields", r.getMessage())) for r in caplog.records]
-    assert rows == [
-        ("INFO", {
-            "plugin": "io.containerd.snapshotter.v1.skipped", "state": "skip", "ms": 0.0,
-            "reason": "no overlayfs: skip plugin",
-        }),
-        ("ERROR", {
-            "plugin": "io.containerd.snapshotter.v1.failed", "state": "error", "ms": 0.0, "reason": "no disk",
-        }),
-        ("ERROR", {
-            "plugin": "io.containerd.snapshotter.v1.needs", "state": "error", "ms": 0.0, "reason": "requires failed",
-            "caused_by": "io.containerd.snapshotter.v1.failed",
-        }),
-        ("INFO", "plugins: 1 ok, 1 skip, 2 error"),
-    ]  # fmt: skip
-
-
-@pytest.mark.root
-def test_the_daemon_joins_its_cgroup_in_every_hierarchy_that_counts() -> None:
-    name = f"aiocontainerd-test-{os.getpid()}"
-    try:
-        directories = list(run._cgroup_directories(f"/{name}/inner"))
-    except OSError as error:
-        pytest.skip(f"cgroups cannot be made here: {error}")
-    join = f"from aiocontainerd.daemon import run; run._join_cgroup('/{name}/inner')"
-    code = f"{join}; print(open('/proc/self/cgroup').read())"
-    try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.count(f"/{name}/inner\n") == len(directories)
-    finally:
-        for directory in directories:
-            directory.rmdir()
-            directory.parent.rmdir()
-
-
-def test_a_cgroup_that_cannot_be_joined_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("aiocontainerd.sys.cgroup.ROOT", str(tmp_path / "none"))
-    with pytest.raises(run.StartError, match=r"cannot join cgroup /x \(cgroup\.path\): .*No such file"):
-        run._join_cgroup("/x")
-
-
-def test_a_version_1_cpuset_inherits_from_its_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("aiocontainerd.sys.cgroup.ROOT", str(tmp_path))
-    for directory in ("cpuset", "cpuset/a", "memory", "systemd", "unified"):
-        (tmp_path / directory).mkdir()
-    for name, value in (("cpuset.cpus", "0-1"), ("cpuset.mems", "0")):
-        (tmp_path / "cpuset" / name).write_text(f"{value}\n")
-        (tmp_path / "cpuset" / "a" / name).write_text("\n")
-    (tmp_path / "cpu").symlink_to("memory")
-    found = {str(directory.relative_to(tmp_path)) for directory in run._cgroup_directories("/a")}
-    assert found == {"cpuset/a", "memory/a"}
-    assert (tmp_path / "cpuset" / "a" / "cpuset.cpus").read_text() == "0-1\n"
-
-
-@pytest.mark.anyio
-async def test_without_a_grpc_server_there_is_no_daemon() -> None:
-    registry = Registry()
-    registry.add_failed("python_plugins", "servers", "ImportError: no such module")
-    with pytest.raises(run.StartError, match=r"there is no gRPC server.*servers: ImportError: no such module"):
-        await run._start_servers(registry)

@@ -77,7 +77,7 @@ def _run_daemon(flags: DaemonFlags) -> int:
         run.run(
             config,
             load=flags.load,
-            serving=_collect_garbage,
+            when_serving=_collect_garbage,
         )
     except (*run.EXPECTED_ERRORS, ValueError) as error:
         print(f"containerd: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the daemon is doing right now: every task and thread with its stack, and the state of every plugin (SIGUSR1)."""
+"""Show what the daemon does right now: the state of every plugin, the stack of every task and thread (SIGUSR1)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiocontainerd.host.state import Plugin
 
 
 def render(plugins: Iterable[Plugin]) -> str:
-    """The dump as text. Called on the event loop."""
+    """Return the dump as text. Must be called on the event loop."""
     out = io.StringIO()
     out.write("=== plugins\n")
     for plugin in plugins:
@@ -35,7 +35,7 @@ def render(plugins: Iterable[Plugin]) -> str:
 
 
 def _awaits(awaited: Any) -> traceback.StackSummary:
-    """Every frame from a task's coroutine to what it waits for; `Task.get_stack` has the outermost one alone."""
+    """Return every frame from a task's coroutine to what it waits for. `Task.get_stack` has only the outermost."""
     frames = []
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
@@ -55,9 +55,9 @@ def _shown(instance: object) -> str:
 
 
 def write(text: str) -> Path:
-    """Write a dump to `containerd.<pid>.stacks.log` in the directory for temporary files; returns the path.
+    """Write a dump to `containerd.<pid>.stacks.log` in the directory for temporary files. Return its path.
 
-    Raises OSError, also where somebody put a link in its place.
+    Raises OSError, also if somebody put a link in its place.
     """
     path = Path(tempfile.gettempdir()) / f"containerd.{os.getpid()}.stacks.log"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC

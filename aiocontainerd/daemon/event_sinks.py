@@ -1,7 +1,7 @@
-"""The pump of event sinks (`interfaces/event_sink.py`), a built-in plugin: for each a queue and a task that empties it.
+"""Built-in plugin: deliver events to the event sinks (`interfaces/event_sink.py`). Each has a queue and a task.
 
-A sink can be slow or broken without anybody noticing but its own plugin: publishers never wait, the queue has a limit,
-and what `deliver` raises is logged when it begins to fail, and again, with their number, when failures end.
+A slow or broken sink harms nobody else. Publishers never wait for it, and its queue has a limit. The first failure in
+a row is logged, and so is the end of the failures, with their number.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ PLUGIN_ID = "event-sinks"
 
 
 class EventSinksConfig(PluginConfig, frozen=True):
-    """`queue_size` events wait for each sink before the oldest is dropped; at the end a sink has `stop_timeout`."""
+    """`queue_size` events wait for each sink before the oldest is dropped.
+
+    When the daemon stops, the sinks have `stop_timeout` to take what is queued; "0s" means no limit.
+    """
 
     queue_size: int = 1000
     stop_timeout: str = "5s"
 
 
 class SinkPump:
-    """One sink: its subscription, which is the queue, and what became of its events."""
+    """One sink, its queue (the subscription), and counters of what became of its events."""
 
     def __init__(self, uri: str, sink: EventSink, subscription: Subscription, log: logging.Logger) -> None:
         self.uri = uri
@@ -48,11 +51,11 @@ class SinkPump:
         return f"<SinkPump {self.uri} {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Events that wait, were given to the sink, were dropped for want of room, and that the sink failed on."""
+        """Return how many events wait, were delivered, were dropped for lack of room, and failed."""
         return {**self._subscription.statistics(), "failed": self.failed}
 
     async def run(self) -> None:
-        """Deliver one event after the other until the subscription ends."""
+        """Deliver one event after another until the subscription ends."""
         try:
             async for envelope in self._subscription:
                 await self._deliver(envelope)
@@ -80,7 +83,7 @@ class SinkPump:
 
 
 class SinkPumps:
-    """The pumps of all sinks; the instance of the plugin."""
+    """The pumps of all sinks. The instance of the plugin."""
 
     def __init__(self, log: logging.Logger) -> None:
         self.pumps: list[SinkPump] = []
@@ -91,18 +94,18 @@ class SinkPumps:
         return f"<SinkPumps {self.pumps}>"
 
     def statistics(self) -> dict[str, dict[str, int]]:
-        """What `SinkPump.statistics` tells, by the URI of the sink's plugin."""
+        """Return the statistics of each pump, by the URI of its sink's plugin."""
         return {pump.uri: pump.statistics() for pump in self.pumps}
 
     def add(self, uri: str, sink: EventSink, bus: EventBus, queue_size: int) -> SinkPump:
-        """Queue what the sink wants from now on. Raises InvalidArgument for a filter that does not parse."""
+        """Queue the events that match the sink's filters from now on. Raises InvalidArgument for a bad filter."""
         subscription = self._subscriptions.enter_context(bus.subscribe(*sink.filters, limit=queue_size))
         pump = SinkPump(uri, sink, subscription, self._log)
         self.pumps.append(pump)
         return pump
 
     async def stop(self, timeout_s: float) -> None:
-        """Take no more events, and deliver what is queued within `timeout_s` seconds."""
+        """Take no more events. Deliver what is queued, for at most `timeout_s` seconds; 0 means no limit."""
         self._subscriptions.close()
         with anyio.move_on_after(timeout_s or None):
             for pump in self.pumps:
@@ -114,7 +117,7 @@ class SinkPumps:
 
 
 async def init(context: InitContext[EventSinksConfig]) -> SinkPumps:
-    """The pumps of every sink that is loaded. A sink whose filters do not parse gets no events, and has failed."""
+    """Start a pump for every sink that is loaded. A sink whose filters do not parse gets no events; it has failed."""
     sinks = context.get_all(kinds.EVENT_SINK)
     if not sinks:
         raise SkipPlugin("no event sink is loaded")
@@ -147,7 +150,7 @@ def _stop_timeout_s(config: EventSinksConfig) -> float:
 
 @hookimpl
 def register_plugins() -> list[Registration]:
-    """The pump. It starts early, so that sinks get what other plugins publish while they start."""
+    """Register the pump. It starts early, so that sinks get what other plugins publish while they start."""
     return [
         Registration(
             kind=kinds.INTERNAL, id=PLUGIN_ID, wants=(kinds.EVENT_SINK,), config=EventSinksConfig, init=init, early=True

@@ -1,4 +1,4 @@
-"""One daemon a root directory: an advisory lock that the kernel drops when its holder dies."""
+"""One daemon for each root directory: an advisory lock, which the kernel drops when its holder dies."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LOCK_NAME = "aiocontainerd.lock"
 
 
 class RootLockedError(Exception):
-    """Another daemon serves this root."""
+    """Raised when another daemon uses this root directory."""
 
 
 @contextmanager
 def hold(root: Path) -> Iterator[None]:
-    """Hold the lock of `root` for the block. Raises RootLockedError naming the root and the process that has it."""
+    """Hold the lock of `root` during the block. Raises RootLockedError, which names the root and the holder's pid."""
     path = root / LOCK_NAME
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

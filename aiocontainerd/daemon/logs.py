@@ -1,4 +1,4 @@
-"""Logging: one line a record on standard error, as text (`time=… level=… msg=…`) or JSON (facts/core 16)."""
+"""Write log records to standard error, one line each, as text (`time=… level=… msg=…`) or JSON (facts/core 16)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NANOSECONDS = 1_000_000_000
 
 
 def setup(level: str = "", form: str = "") -> None:
-    """Send the daemon's records to standard error. Raises ValueError for an unknown level or format."""
+    """Send all records to standard error. Raises ValueError for an unknown level or format."""
     number = number_of(level)
     check_format(form)
     handler = logging.StreamHandler(sys.stderr)
@@ -35,7 +35,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(_fields(self, record), ensure_ascii=False, default=str)

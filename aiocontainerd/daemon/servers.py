@@ -1,20 +1,20 @@
 """Built-in plugins: the event exchange and the servers of the daemon's sockets (facts/core 16).
 
-A server binds its socket when it is initialised, after every other plugin, and accepts only once it is started. The
-daemon starts all servers when all plugins are loaded, and stops them before any plugin stops.
+A server binds its socket in its init, after the init of every other plugin. It accepts once it is started. `serving.py`
+starts all servers when all plugins are loaded, and stops them before any plugin stops.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from aiocontainerd import kinds
+from aiocontainerd.config.records import DEFAULT_ADDRESS, MESSAGE_SIZE
+from aiocontainerd.daemon import tls
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.registration import PluginConfig, Registration, SkipPlugin
@@ -29,11 +29,7 @@ if TYPE_CHECKING:
     from aiocontainerd.rpc.sockets import UnixSocket
     from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 
-DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 DEFAULT_TTRPC_ADDRESS = f"{DEFAULT_ADDRESS}.ttrpc"
-DEFAULT_MESSAGE_BYTES = 16 << 20
-
-
 ServerT = TypeVar("ServerT", bound=Server)
 
 
@@ -43,8 +39,8 @@ class GrpcConfig(PluginConfig, frozen=True, kw_only=True):
     address: str = DEFAULT_ADDRESS
     uid: int = msgspec.field(default_factory=os.geteuid)
     gid: int = msgspec.field(default_factory=os.getegid)
-    max_recv_message_size: int = DEFAULT_MESSAGE_BYTES
-    max_send_message_size: int = DEFAULT_MESSAGE_BYTES
+    max_recv_message_size: int = MESSAGE_SIZE
+    max_send_message_size: int = MESSAGE_SIZE
 
 
 class TtrpcConfig(PluginConfig, frozen=True, kw_only=True):
@@ -63,15 +59,16 @@ class GrpcTcpConfig(PluginConfig, frozen=True, kw_only=True):
     tls_cert: str = ""
     tls_key: str = ""
     tls_common_name: str = ""
-    max_recv_message_size: int = DEFAULT_MESSAGE_BYTES
-    max_send_message_size: int = DEFAULT_MESSAGE_BYTES
+    max_recv_message_size: int = MESSAGE_SIZE
+    max_send_message_size: int = MESSAGE_SIZE
 
 
 class UnixGrpcServer:
-    """The gRPC front end on the daemon's main socket."""
+    """The gRPC front end on the daemon's main socket. `serves` tells whether it has any service."""
 
-    def __init__(self, front: GrpcFrontEnd, bound: UnixSocket) -> None:
+    def __init__(self, front: GrpcFrontEnd, bound: UnixSocket, *, serves: bool) -> None:
         self.front = front
+        self.serves = serves
         self._bound = bound
 
     def __repr__(self) -> str:
@@ -139,9 +136,9 @@ class TcpGrpcServer:
 
 
 def servable(context: InitContext[Any], kind: str) -> list[Service]:
-    """The instances of a kind that serve a service nobody else serves.
+    """Return the instances of a kind that can be served, one for each service name.
 
-    A plugin that is left out has failed, and its row says why.
+    A plugin that is left out is marked as failed, and its row says why.
     """
     from aiocontainerd.rpc import binding
 
@@ -159,36 +156,13 @@ def servable(context: InitContext[Any], kind: str) -> list[Service]:
     return [service for _, service in chosen.values()]
 
 
-def tls_context(config: GrpcTcpConfig) -> ssl.SSLContext | None:
-    """The TLS setup of the TCP listener, None without a certificate. Raises OSError for files that cannot be used."""
-    if not config.tls_cert and not config.tls_key:
-        return None
-    import ssl
-
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.minimum_version = ssl.TLSVersion.TLSv1_2
-    tls.set_alpn_protocols(["h2"])
-    tls.load_cert_chain(config.tls_cert, config.tls_key)
-    if config.tls_ca:
-        tls.load_verify_locations(config.tls_ca)
-        tls.verify_mode = ssl.CERT_REQUIRED
-    return tls
-
-
-def has_common_name(transport: asyncio.BaseTransport, wanted: str) -> bool:
-    """Whether the client's certificate carries the common name `wanted`."""
-    certificate = transport.get_extra_info("peercert") or {}
-    subject: Iterable[Iterable[tuple[str, str]]] = certificate.get("subject", ())
-    return any(("commonName", wanted) in tuple(names) for names in subject)
-
-
 async def init_exchange(context: InitContext[PluginConfig]) -> EventBus:
-    """The event exchange is the daemon's bus."""
+    """Return the daemon's bus, which is the event exchange."""
     return context.bus
 
 
 async def init_grpc(context: InitContext[GrpcConfig]) -> UnixGrpcServer:
-    """Every gRPC service on the main socket."""
+    """Bind the main socket for every gRPC service."""
     from aiocontainerd.rpc.grpc import GrpcFrontEnd
     from aiocontainerd.rpc.sockets import bind_unix
 
@@ -196,16 +170,18 @@ async def init_grpc(context: InitContext[GrpcConfig]) -> UnixGrpcServer:
     address = context.daemon.grpc_address or config.address
     if not address:
         raise SkipPlugin("no address")
+    services = servable(context, kinds.GRPC)
     front = GrpcFrontEnd(
-        servable(context, kinds.GRPC),
+        services,
         max_recv_message_size=config.max_recv_message_size,
         max_send_message_size=config.max_send_message_size,
     )
-    return _kept(context, UnixGrpcServer(front, bind_unix(_path(address), config.uid, config.gid)))
+    bound = bind_unix(_path(address), config.uid, config.gid)
+    return _kept(context, UnixGrpcServer(front, bound, serves=bool(services)))
 
 
 async def init_ttrpc(context: InitContext[TtrpcConfig]) -> UnixTtrpcServer:
-    """Every ttrpc service on the socket of the shims."""
+    """Bind the socket of the shims for every ttrpc service."""
     from aiocontainerd.rpc.sockets import bind_unix
     from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 
@@ -218,7 +194,7 @@ async def init_ttrpc(context: InitContext[TtrpcConfig]) -> UnixTtrpcServer:
 
 
 async def init_grpc_tcp(context: InitContext[GrpcTcpConfig]) -> TcpGrpcServer:
-    """The gRPC services that allow TCP (`serves_tcp = True`), on TCP."""
+    """Bind a TCP port for the gRPC services that allow it (`serves_tcp = True`)."""
     config = context.config
     if not config.address:
         raise SkipPlugin("no address")
@@ -229,19 +205,19 @@ async def init_grpc_tcp(context: InitContext[GrpcTcpConfig]) -> TcpGrpcServer:
     from aiocontainerd.rpc.sockets import bind_tcp
 
     name = config.tls_common_name
-    tls = tls_context(config)
+    secured = tls.server_context(config.tls_cert, config.tls_key, config.tls_ca)
     front = GrpcFrontEnd(
         allowed,
         max_recv_message_size=config.max_recv_message_size,
         max_send_message_size=config.max_send_message_size,
-        accept_peer=(lambda transport: has_common_name(transport, name)) if name else None,
+        accept_peer=(lambda transport: tls.has_common_name(transport, name)) if name else None,
     )
-    return _kept(context, TcpGrpcServer(front, bind_tcp(config.address), tls))
+    return _kept(context, TcpGrpcServer(front, bind_tcp(config.address), secured))
 
 
 @hookimpl
 def register_plugins() -> list[Registration]:
-    """The plugins of the core itself."""
+    """Register the event exchange and the servers."""
     return [
         Registration(kind=kinds.EVENT, id="exchange", init=init_exchange),
         Registration(kind=kinds.SERVER, id="grpc", requires=(kinds.ALL,), config=GrpcConfig, init=init_grpc),
@@ -251,7 +227,7 @@ def register_plugins() -> list[Registration]:
 
 
 def _kept(context: InitContext[Any], server: ServerT) -> ServerT:
-    """The server, which is stopped with its plugin where the daemon did not do so before."""
+    """Return the server; stop it with its plugin, in case the daemon did not stop it before."""
 
     async def stop() -> None:
         await server.stop(0)

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from aiocontainerd import api, kinds
-from aiocontainerd.daemon.reload import ADDED
+from aiocontainerd.daemon.wanted import ADDED
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.guard.health import Block

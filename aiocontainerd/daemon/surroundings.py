@@ -1,0 +1,110 @@
+"""What the daemon does to its surroundings before it starts plugins: directories, old mounts, cgroup, oom score."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aiocontainerd.config import Config
+from aiocontainerd.daemon.errors import StartError
+from aiocontainerd.sys import cgroup, mount
+
+log = logging.getLogger(__name__)
+
+_ROOT_MODE, _STATE_MODE, _TEMP_MODE = 0o700, 0o711, 0o700
+_SERVICE_MANAGERS_OWN = ("systemd", "unified")
+"""Hierarchies of a host with cgroup version 1 by which systemd tracks the daemon. They are left as they are."""
+
+
+@contextmanager
+def directories(config: Config) -> Iterator[tuple[Path, Path, Path]]:
+    """Make root, state and temp. Temporary files of this process and its children then go to temp."""
+    settings = config.settings
+    root = _made(settings.root, _ROOT_MODE, "root")
+    state = _made(settings.state, _STATE_MODE, "state")
+    if not settings.temp:
+        yield root, state, Path(tempfile.gettempdir())
+        return
+    temp = _made(settings.temp, _TEMP_MODE, "temp")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temp)
+    yield root, state, temp
+
+
+def _made(path: str, mode: int, name: str) -> Path:
+    directory = Path(path).absolute()
+    try:
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        directory.chmod(mode)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StartError(
+            f"{name} directory {directory} cannot be used: {error.strerror}; choose another with --{name}"
+        ) from error
+    return directory
+
+
+def drop_old_mounts(root: Path) -> None:
+    """Unmount and remove what a killed daemon left below `<root>/tmpmounts`. Log what cannot be removed."""
+    directory = root / "tmpmounts"
+    if not directory.is_dir():
+        return
+    try:
+        mount.unmount_recursive(str(directory))
+        for left in directory.iterdir():
+            left.rmdir()
+    except OSError as error:
+        log.warning("an old temporary mount stays: %s", error)
+
+
+def join_cgroup(path: str) -> None:
+    """Move this process into a cgroup, made where it is missing. Raises StartError. "" leaves the process alone."""
+    if not path:
+        return
+    try:
+        for directory in cgroup_directories(path):
+            (directory / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError as error:
+        raise StartError(f"cannot join cgroup {path} (cgroup.path): {error}") from error
+
+
+def cgroup_directories(path: str) -> Iterator[Path]:
+    """Make the directories of a cgroup and yield them: one, or one for each controller of version 1."""
+    base = Path(cgroup.ROOT)
+    if (base / "cgroup.controllers").exists():
+        hierarchies = [base]
+    else:
+        entries = (d for d in base.iterdir() if d.is_dir() and not d.is_symlink())
+        hierarchies = [d for d in entries if d.name not in _SERVICE_MANAGERS_OWN]
+    for hierarchy in hierarchies:
+        directory = hierarchy
+        for part in Path(path.lstrip("/")).parts:
+            directory /= part
+            directory.mkdir(exist_ok=True)
+            _inherit_cpuset(directory)
+        yield directory
+
+
+def _inherit_cpuset(directory: Path) -> None:
+    """Copy processors and memory nodes from the parent: a new cpuset of version 1 is empty and takes no process."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        file = directory / name
+        if file.exists() and not file.read_text().strip() and (directory.parent / name).exists():
+            file.write_text((directory.parent / name).read_text())
+
+
+def set_oom_score(score: int) -> None:
+    """Set the daemon's oom_score_adj. Without the right to lower it, the value stays, as in containerd."""
+    if not score:
+        return
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(score))
+    except PermissionError:
+        log.warning("oom_score = %d needs CAP_SYS_RESOURCE; left as it is", score)
+    except OSError as error:
+        raise StartError(f"oom_score = {score} cannot be set (-1000 to 1000): {error.strerror}") from error
