@@ -23,6 +23,7 @@ from aiocontainerd.guard import deadlines
 from aiocontainerd.guard.contract import Contract, Given, contract_of, of_class, of_protocol
 from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.guard.health import OPENS_AFTER, MethodRecord, PluginHealth
+from aiocontainerd.host.discovery import all_registrations
 from aiocontainerd.interfaces import PROTOCOLS, SERVICES, WITHOUT_PROTOCOL, protocol_of, rules, services
 from aiocontainerd.interfaces.rules import (
     LONG,
@@ -37,6 +38,7 @@ from aiocontainerd.interfaces.rules import (
     unlimited,
     why_unguarded,
 )
+from aiocontainerd.interfaces.shim import STEP_TIMEOUTS
 
 KINDS = sorted(value for name, value in vars(kinds).items() if name.isupper() and value != kinds.ALL)
 INSTANCES = [(kind, "acme") for kind in KINDS] + [(kinds.SERVICE, plugin_id) for plugin_id in SERVICES]
@@ -235,6 +237,11 @@ def test_each_service_has_the_contract_of_its_id() -> None:
 def test_every_class_has_a_default_that_the_operations_page_tells(key: str) -> None:
     assert f"| `{key}` | {timeouts.declared(())[key].default} |" in PAGE.read_text()
     assert key.startswith(rules.PREFIX)
+
+
+def test_the_limits_of_a_shims_steps_are_declared_by_a_plugin() -> None:
+    declared = {timeout.key for registration in all_registrations() for timeout in registration.timeouts}
+    assert set(STEP_TIMEOUTS) <= declared
 
 
 def test_every_method_without_a_deadline_has_a_reason_that_the_operations_page_tells() -> None:

@@ -12,14 +12,10 @@ from typing import Protocol
 
 from aiocontainerd.guard.clock import Clock
 from aiocontainerd.interfaces.rules import TASK
+from aiocontainerd.interfaces.shim import STEP_TIMEOUTS
 
-_SHIM = "io.containerd.timeout.shim."
-WITHIN_TASK = (
-    f"{_SHIM}start", f"{_SHIM}load", f"{_SHIM}create", *(f"{_SHIM}cleanup",) * 3, f"{_SHIM}shutdown",
-)  # fmt: skip
-"""Limits that one call of class *task* may use up one after the other."""
 TASK_MARGIN_S = 30.0
-"""What class *task* has at least beside them."""
+"""How much longer class *task* is, at the least, than the steps of a shim together."""
 _SOONEST_S = 0.01
 
 _monotonic = time.monotonic
@@ -92,5 +88,5 @@ def limit_s(timeout_s: Callable[[str], float], timeout: str, uri: str) -> float:
     seconds = timeout_s(f"{timeout}.{uri}") if timeout else 0.0
     if timeout != TASK or not seconds:
         return seconds
-    within = [timeout_s(key) for key in WITHIN_TASK]
+    within = [timeout_s(key) for key in STEP_TIMEOUTS]
     return max(seconds, sum(within) + TASK_MARGIN_S) if all(within) else 0.0

@@ -31,7 +31,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a blob. A backend's labels are empty where it keeps none."""
+    """Facts about a blob. The labels are empty in a backend that keeps none."""
 
     digest: str
     size: int
@@ -41,7 +41,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an ingest: bytes on disk, total if it was told (0 unknown), times."""
+    """Facts about an ingest: bytes on disk, expected total (0 if unknown), times."""
 
     ref: str
     offset: int
@@ -61,13 +61,13 @@ class Reader(Protocol):
 
     @deadline(WORK)
     async def read(self, size: int, offset: int) -> bytes:
-        """Up to `size` bytes from `offset`; fewer only at the end."""
+        """Return `size` bytes from `offset`; fewer only at the end."""
         ...
 
     def fileno(self) -> int:
-        """A file descriptor to hand to C code or a child process; valid until `close`.
+        """Return a file descriptor to hand to C code or a child process; it is valid until `close`.
 
-        Raises Unimplemented where the blob is in no file here; `distribution.spool.as_file` makes one then.
+        Raises Unimplemented if the blob is in no file here; `distribution.spool.as_file` makes one then.
         """
         ...
 
@@ -90,12 +90,12 @@ class Writer(Protocol):
         ...
 
     def digest(self) -> str:
-        """sha256 digest of the bytes so far."""
+        """Return the sha256 digest of the bytes so far."""
         ...
 
     @deadline(WORK)
     async def write(self, data: bytes) -> None:
-        """Append `data`, whole or with an error. Hashing and writing are done off the event loop when large."""
+        """Append all of `data`, or raise. Large data is hashed and written off the event loop."""
         ...
 
     @deadline(WORK)
@@ -113,7 +113,7 @@ class Writer(Protocol):
 
     @deadline(WORK, always=True)
     async def close(self) -> None:
-        """Release the ingest's lock; keeps its bytes unless it was committed. May be called twice."""
+        """Release the ingest's lock. Keep its bytes unless it was committed. May be called twice."""
         ...
 
     @deadline(WORK)
@@ -136,7 +136,7 @@ class ContentStore(Protocol):
 
     @items(WORK)
     def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
-        """Every blob that a filter matches, sorted by digest."""
+        """Yield every blob that a filter matches, sorted by digest."""
         ...
 
     @deadline(WORK, always=True)

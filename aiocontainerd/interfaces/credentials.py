@@ -40,5 +40,5 @@ class CredentialsProvider(Protocol):
 
     @deadline(WORK)
     async def credentials(self, host: str, reference: str) -> Credentials | None:
-        """The credentials for `host`, or None where this provider has none for it."""
+        """Return the credentials for `host`, or None if this provider has none for it."""
         ...

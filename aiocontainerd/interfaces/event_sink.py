@@ -35,7 +35,7 @@ class EventSink(Protocol):
 
     @property
     def filters(self) -> Sequence[str]:
-        """Which events; a class attribute will do. Empty for all of them."""
+        """Filters of the events to deliver, such as a class attribute. Empty means all events."""
         ...
 
     @deadline(WORK)

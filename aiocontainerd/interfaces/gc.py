@@ -13,5 +13,5 @@ class GCScheduler(Protocol):
 
     @deadline(LONG)
     async def schedule_and_wait(self) -> Collected:
-        """Collect soon and return when that collection is done; what `sync` deletes wait for."""
+        """Collect soon, and return when that collection is done. Deletions with `sync` wait for it."""
         ...

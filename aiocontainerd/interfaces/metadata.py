@@ -76,16 +76,17 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """Something a lease holds. `type` is `content`, `ingests`, `images` or `snapshots/<snapshotter>`."""
+    """A thing that a lease holds. `type` is `content`, `ingests`, `images` or `snapshots/<snapshotter>`."""
 
     id: str
     type: str
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collection removed, by kind (`content`, `images`, `ingests`, `leases`, `snapshots/<snapshotter>`).
+    """How many things a collection removed, by kind.
 
-    `duration_s` is how long it was at work, without the time in which it left the store to its callers.
+    Kinds are `content`, `images`, `ingests`, `leases`, `snapshots/<snapshotter>`.
+    `duration_s` is how long it worked, without the time in which it left the store to its callers.
     """
 
     removed: Mapping[str, int]
@@ -108,22 +109,22 @@ class NamespaceStore(Protocol):
 
     @deadline(WORK)
     async def get(self, name: str) -> Namespace:
-        """The namespace; one that is unknown has no labels, and that is no error."""
+        """Return the namespace. An unknown one has no labels; that is no error."""
         ...
 
     @deadline(WORK)
     async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
-        """Create or change: all labels, or those that `paths` name."""
+        """Create a namespace, or change all of its labels or those that `paths` name."""
         ...
 
     @deadline(WORK)
     async def list(self) -> list[Namespace]:
-        """All, sorted by name."""
+        """Return all namespaces, sorted by name."""
         ...
 
     @deadline(WORK, always=True)
     async def delete(self, name: str) -> None:
-        """Raises FailedPrecondition naming the kinds of objects that are left in it."""
+        """Delete an empty namespace. Raises FailedPrecondition naming the kinds of objects that are left in it."""
         ...
 
 
@@ -163,7 +164,7 @@ class ImageStore(Protocol):
 
     @deadline(WORK, always=True)
     async def delete(self, name: str, *, target: Descriptor | None = None) -> None:
-        """Raises NotFound where `target` is given and the image has another one."""
+        """Delete an image. Raises NotFound if `target` is given and the image has another one."""
         ...
 
 
@@ -172,7 +173,7 @@ class LeaseStore(Protocol):
 
     @deadline(WORK)
     async def create(self, lease_id: str, labels: Mapping[str, str]) -> Lease:
-        """`lease_id` "" makes one up."""
+        """Create a lease; for `lease_id` "" the store chooses the id."""
         ...
 
     @deadline(WORK, always=True)
@@ -212,7 +213,7 @@ class MetadataStore(Protocol):
         ...
 
     def snapshotter(self, name: str) -> Snapshotter:
-        """The snapshots of the current namespace in one backend. Raises InvalidArgument for an unknown backend."""
+        """Return the current namespace's snapshots in one backend. Raises InvalidArgument for an unknown backend."""
         ...
 
     @property

@@ -29,7 +29,7 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class ActiveMount(msgspec.Struct, frozen=True, kw_only=True):
-    """A mount that was made: where, when (nanoseconds since 1970), and what its handler wants to remember of it."""
+    """A mount that was made: where, when (nanoseconds since 1970), and what its handler needs to find it again."""
 
     mount: Mount
     mount_point: str
@@ -47,5 +47,5 @@ class MountHandler(Protocol):
 
     @deadline(WORK, always=True)
     async def unmount(self, path: str) -> None:
-        """Undo what `mount` did at `path`, helpers such as loop devices included."""
+        """Undo what `mount` did at `path`, including helpers such as loop devices."""
         ...

@@ -58,7 +58,7 @@ class Status(enum.IntEnum):
 
 
 class IO(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a process's streams go: fifo paths or URIs, "" for none."""
+    """Where the streams of a process go: fifo paths or URIs, "" for none."""
 
     stdin: str = ""
     stdout: str = ""
@@ -70,7 +70,7 @@ class CreateOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to create a task.
 
     `runtime` is a runtime name or the absolute path of a shim. `options` are those of this call, `runtime_options`
-    those of the container record, used where the call has none. `checkpoint` is a directory to restore from. A task of
+    those of the container record, used if the call has none. `checkpoint` is a directory to restore from. A task of
     a sandbox joins the shim at `task_api_address` (`ttrpc+unix://...`), or else the one of `sandbox_id`.
     """
 
@@ -94,7 +94,7 @@ class ExecOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a process. `pid` is 0 where it is not known."""
+    """The end of a process. `pid` is 0 if it is not known."""
 
     status: int
     exited_at_ns: int
@@ -130,12 +130,12 @@ class Process(Protocol):
 
     @deadline(TASK)
     async def start(self) -> int:
-        """Run it; returns its pid."""
+        """Run the process and return its pid."""
         ...
 
     @deadline(TASK, always=True)
     async def state(self) -> ProcessState:
-        """Bounded by `io.containerd.timeout.task.state`."""
+        """Return the state of the process. Bounded by `io.containerd.timeout.task.state`."""
         ...
 
     @deadline(TASK, always=True)
@@ -151,7 +151,7 @@ class Process(Protocol):
 
     @unlimited("the exit of a process is waited for as long as it runs", always=True)
     async def wait(self) -> Exit:
-        """Wait for its exit, without limit. Any number of callers may wait and give up."""
+        """Wait for the exit of the process, without limit. Any number of callers may wait and give up."""
         ...
 
     @deadline(TASK, always=True)
@@ -178,12 +178,12 @@ class Task(Process, Protocol):
         ...
 
     def process(self, exec_id: str) -> Process:
-        """Init for "", else the exec. A missing exec is noticed by the first call that goes to the shim."""
+        """Return init for "", else the exec. A missing exec is noticed by the first call that goes to the shim."""
         ...
 
     @deadline(TASK)
     async def exec(self, exec_id: str, options: ExecOptions) -> Process:
-        """Add an exec. Raises AlreadyExists where the id is taken."""
+        """Add an exec. Raises AlreadyExists if the id is taken."""
         ...
 
     @deadline(TASK)
@@ -194,7 +194,7 @@ class Task(Process, Protocol):
 
     @deadline(TASK, always=True)
     async def pids(self) -> Sequence[ProcessInfo]:
-        """Every process of the container."""
+        """Return every process of the container."""
         ...
 
     @deadline(TASK)
@@ -209,7 +209,7 @@ class Task(Process, Protocol):
 
     @deadline(TASK, always=True)
     async def stats(self) -> Any:
-        """Cgroup metrics. Bounded by `io.containerd.timeout.metrics.shimstats`."""
+        """Return cgroup metrics. Bounded by `io.containerd.timeout.metrics.shimstats`."""
         ...
 
 
@@ -227,10 +227,10 @@ class TaskRuntime(Protocol):
 
     @deadline(WORK, always=True)
     async def list(self, *, all_namespaces: bool = False) -> Sequence[Task]:
-        """The tasks of the current or of every namespace, sorted by namespace and id."""
+        """Return the tasks of the current or of every namespace, sorted by namespace and id."""
         ...
 
     @deadline(TASK, always=True)
     async def plugin_info(self, options: Any | None) -> Any:
-        """What a shim binary tells of itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
+        """Return what a shim binary tells of itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
         ...

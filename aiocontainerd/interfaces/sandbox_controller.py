@@ -63,7 +63,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
-    """What `create` is given besides the record; `netns_path` "" makes the controller choose."""
+    """Arguments of `create` besides the record. For `netns_path` "" the controller chooses."""
 
     rootfs: Sequence[Mount] = ()
     options: Any | None = None
@@ -72,7 +72,7 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Platform(msgspec.Struct, frozen=True, kw_only=True):
-    """What containers of a sandbox run on."""
+    """The platform that containers of a sandbox run on."""
 
     os: str
     architecture: str
@@ -80,7 +80,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartedSandbox(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox that runs; `address` and `version` are of the task API its containers share, "" and 0 for none."""
+    """A running sandbox. `address` and `version` are of the task API that its containers share, "" and 0 for none."""
 
     id: str
     pid: int = 0
@@ -92,7 +92,7 @@ class StartedSandbox(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox now. `state` is `READY`, `NOT_READY` or "" for one that is unknown; `info` only where asked for."""
+    """State of a sandbox: `READY`, `NOT_READY`, or "" for an unknown sandbox. `info` comes with `verbose` only."""
 
     id: str
     pid: int = 0
@@ -120,12 +120,12 @@ class SandboxController(Protocol):
 
     @deadline(WORK, always=True)
     async def stop(self, sandbox_id: str, *, timeout_s: float) -> None:
-        """End the sandbox; what has not ended after `timeout_s` is killed."""
+        """End the sandbox. Kill what has not ended after `timeout_s`."""
         ...
 
     @unlimited("the end of a sandbox is waited for as long as it lives", always=True)
     async def wait(self, sandbox_id: str) -> Exit:
-        """Wait for its end, without limit."""
+        """Wait for the end of the sandbox, without limit."""
         ...
 
     @deadline(QUICK, always=True)

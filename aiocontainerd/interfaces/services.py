@@ -51,20 +51,20 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class ImageService(ImageStore, Protocol):
-    """Image records whose deletion can wait for what they held to be gone."""
+    """Image records. A deletion can wait until the content is gone, too."""
 
     @deadline(WORK, always=True)
     async def delete(self, name: str, *, target: Descriptor | None = None, sync: bool = False) -> None:
-        """As ImageStore; `sync` returns only after a whole garbage collection. Its failure is Unknown."""
+        """Delete an image. With `sync`, return after a whole garbage collection, whose failure is Unknown."""
         ...
 
 
 class LeaseManager(LeaseStore, Protocol):
-    """Leases whose deletion can wait for what they held to be gone."""
+    """Leases. A deletion can wait until the things that the lease held are gone, too."""
 
     @deadline(WORK, always=True)
     async def delete(self, lease_id: str, *, sync: bool = False) -> None:
-        """As LeaseStore; `sync` returns only after a whole garbage collection."""
+        """Delete a lease. With `sync`, return after a whole garbage collection."""
         ...
 
 
@@ -72,12 +72,12 @@ class SnapshotsService(Protocol):
     """The snapshotters by name."""
 
     def snapshotter(self, name: str) -> Snapshotter:
-        """The current namespace's snapshots in that backend. Raises InvalidArgument for "" or an unknown name."""
+        """Return the current namespace's snapshots in a backend. Raises InvalidArgument for "" or an unknown name."""
         ...
 
 
 class CreateTask(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks for: see `CreateOptions`; `runtime_path` replaces the runtime of the container's record."""
+    """The request of a client, see `CreateOptions`. `runtime_path` replaces the runtime of the container's record."""
 
     container_id: str
     rootfs: Sequence[Mount] = ()
@@ -102,12 +102,12 @@ class TaskService(Protocol):
 
     @deadline(WORK)
     async def create(self, request: CreateTask) -> Task:
-        """Raises NotFound without a container record, AlreadyExists where it has a task."""
+        """Create a task. Raises NotFound without a container record, AlreadyExists if the container has a task."""
         ...
 
     @deadline(WORK)
     async def start(self, container_id: str, exec_id: str = "") -> int:
-        """The process id."""
+        """Run the process and return its pid."""
         ...
 
     @deadline(WORK, always=True)
@@ -182,7 +182,7 @@ class IntrospectionService(Protocol):
     """The daemon seen from inside."""
 
     def plugins(self, filters: Sequence[str] = ()) -> list[PluginStatus]:
-        """Every plugin that was to start, those that failed or skipped included. Raises InvalidArgument (filters)."""
+        """Return every plugin that was to start, also one that failed or skipped. Raises InvalidArgument (filters)."""
         ...
 
     @deadline(WORK, always=True)
@@ -190,7 +190,7 @@ class IntrospectionService(Protocol):
 
     @deadline(WORK, always=True)
     async def plugin_info(self, kind: str, plugin_id: str, options: Any | None) -> tuple[PluginStatus, Any | None]:
-        """A plugin and, where `options` ask for it, what its instance says of itself.
+        """Return a plugin and, if `options` ask for it, what its instance says of itself.
 
         Raises NotFound for an unknown plugin, FailedPrecondition for one that did not load, Unimplemented for one
         that has nothing to say.
@@ -200,9 +200,9 @@ class IntrospectionService(Protocol):
 
 @runtime_checkable
 class PluginInfoProvider(Protocol):
-    """An instance that tells more of itself than every plugin does."""
+    """An instance that answers `Introspection.PluginInfo`."""
 
     @deadline(TASK, always=True)
     async def plugin_info(self, options: Any) -> Any:
-        """The answer to `options`, both typed values that the API defines for this kind of plugin."""
+        """Answer `options`. Both are typed values that the API defines for this kind of plugin."""
         ...

@@ -18,9 +18,16 @@ from aiocontainerd.interfaces.rules import TASK, WORK, deadline, guarded
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 
+_LIMIT = "io.containerd.timeout.shim."
+STEP_TIMEOUTS = (
+    f"{_LIMIT}start", f"{_LIMIT}load", f"{_LIMIT}create", *(f"{_LIMIT}cleanup",) * 3, f"{_LIMIT}shutdown",
+)  # fmt: skip
+"""Limits of the steps that one call of a runtime or a shim may take, one after the other; deadline class *task* is
+longer than all of them together. The plugin that takes the steps declares these keys of `[timeouts]`."""
+
 
 class ShimCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """One shim action: what the flags and environment of the binary would say. `stdin` is the BootstrapParams."""
+    """One shim action, in place of flags and environment of the binary. `stdin` is the BootstrapParams."""
 
     namespace: str
     id: str
@@ -49,17 +56,17 @@ class ShimLauncher(Protocol):
 
     @property
     def cleans_up(self) -> bool:
-        """True where a shim that answered Delete and Shutdown leaves nothing that a `delete` action would remove."""
+        """True if a shim that answered Delete and Shutdown leaves nothing that a `delete` action would remove."""
         ...
 
     @deadline(TASK)
     async def start(self, command: ShimCommand, *, timeout_s: float) -> bytes:
-        """What `start` prints: a BootstrapResult. The shim listens when this returns."""
+        """Return what `start` prints: a BootstrapResult. The shim listens when this returns."""
         ...
 
     @deadline(TASK, always=True)
     async def delete(self, command: ShimCommand, *, timeout_s: float) -> bytes:
-        """What `delete` prints: a task DeleteResponse. The container is gone when this returns."""
+        """Return what `delete` prints: a task DeleteResponse. The container is gone when this returns."""
         ...
 
 
@@ -69,29 +76,29 @@ class ShimManager(Protocol):
 
     @deadline(WORK)
     async def launcher(self, runtime: str) -> ShimLauncher:
-        """How to start shims of a runtime name or absolute path. Raises what resolving it raises."""
+        """Return the launcher for a runtime name or the absolute path of a shim. Raises what resolving it raises."""
         ...
 
     def launcher_of(self, binary: Path) -> ShimLauncher:
-        """How to clean up after shims whose bundle names this program."""
+        """Return the launcher that cleans up after shims whose bundle names this program."""
         ...
 
     @deadline(TASK)
     async def start(self, bundle: Any, launcher: ShimLauncher, options: Any | None) -> Any:
-        """The shim of a bundle, started and connected to."""
+        """Start the shim of a bundle, connect to it and return it."""
         ...
 
     @deadline(TASK, always=True)
     async def connect(self, bundle: Any, endpoint: Any, launcher: ShimLauncher, *, joined: bool = False) -> Any:
-        """A shim that listens. Raises Unavailable where it does not."""
+        """Connect to a shim that listens and return it. Raises Unavailable if it does not listen."""
         ...
 
     @deadline(TASK, always=True)
     async def clean_up(self, bundle: Any, launcher: ShimLauncher) -> Any:
-        """What became of the container of a lost shim, once the `delete` action has run; never fails."""
+        """Run the `delete` action for a lost shim and return what became of its container; never fails."""
         ...
 
     @deadline(TASK, always=True)
     async def info(self, runtime: str, options: bytes) -> bytes:
-        """The RuntimeInfo that the program of a runtime prints about itself."""
+        """Return the RuntimeInfo that the program of a runtime prints about itself."""
         ...

@@ -48,7 +48,7 @@ class Kind(enum.IntEnum):
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a snapshot."""
+    """Facts about a snapshot."""
 
     kind: Kind
     name: str
@@ -90,7 +90,7 @@ class Snapshotter(Protocol):
 
     @deadline(WORK)
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
-        """See the life cycle. `parent` gives an active snapshot that has none a parent (capability `rebase`)."""
+        """Commit `key` as `name`. `parent` is for an active snapshot without one (capability `rebase`)."""
         ...
 
     @deadline(WORK, always=True)
@@ -98,7 +98,7 @@ class Snapshotter(Protocol):
 
     @items(WORK)
     def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
-        """Every snapshot that a filter matches, sorted by key."""
+        """Yield every snapshot that a filter matches, sorted by key."""
         ...
 
     @deadline(LONG, always=True)

@@ -52,5 +52,5 @@ class StreamProcessor(Protocol):
 
     @items(LONG)
     def process(self, media_type: str, stream: AsyncIterator[bytes], payload: Any | None) -> AsyncIterator[bytes]:
-        """The output for an input of `media_type`: an asynchronous generator."""
+        """Yield the output for an input of `media_type`. Write it as an asynchronous generator."""
         ...

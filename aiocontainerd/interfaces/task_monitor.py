@@ -33,5 +33,5 @@ class TaskMonitor(Protocol):
 
     @deadline(WORK, always=True)
     async def stop(self, task: Task) -> None:
-        """The task is about to be deleted."""
+        """Stop watching a task, which is about to be deleted."""
         ...

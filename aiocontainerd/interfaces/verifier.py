@@ -27,7 +27,7 @@ from aiocontainerd.oci.descriptor import Descriptor
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Whether an image may be used, and the reason where it may not."""
+    """Whether an image may be used, and the reason if it may not."""
 
     ok: bool
     reason: str = ""
@@ -38,5 +38,5 @@ class ImageVerifier(Protocol):
 
     @deadline(WORK)
     async def verify(self, name: str, target: Descriptor, content: ContentStore) -> Verdict:
-        """Judge the image `name`, which is `target`. Raise where no judgement is possible: that blocks, as an error."""
+        """Judge the image `name`, which is `target`. Raise if no judgement is possible: that blocks, as an error."""
         ...

@@ -28,12 +28,12 @@ class Deprecation(msgspec.Struct, frozen=True, kw_only=True):
 
 @unguarded("none of its methods is awaited")
 class DeprecationLog(Protocol):
-    """What deprecated things were used since the daemon started."""
+    """The deprecated things that were used since the daemon started."""
 
     def emit(self, deprecation: str) -> None:
         """Record a use, now. Raises InvalidArgument for an id that no deprecation has."""
         ...
 
     def warnings(self) -> list[Deprecation]:
-        """Each deprecation used so far with its latest use, sorted by id."""
+        """Return each deprecation used so far with its latest use, sorted by id."""
         ...
