@@ -6,16 +6,18 @@ the writer which records a mutation changed.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import sqlite3
 
 Name = tuple[str, str, str]
 """A resource: namespace, type, key. The labels of a namespace are (namespace, "namespaces", "")."""
 
 NAMESPACES = "namespaces"
-MAX_BYTES = 4 << 20
-"""Limit for all records together, by the estimates of those who read them."""
+CACHE_BYTES = 4 << 20
+"""Default limit for all records together, by the estimates of those who read them."""
 
 _NOTE = "SELECT note_change({0}.namespace, {0}.type, {0}.key);"
 _NOTE_LABELS = f"SELECT note_change({{0}}.namespace, '{NAMESPACES}', '');"
@@ -32,7 +34,7 @@ _WATCHED = (
 class RecordCache:
     """The records that were read last. None stands for a record that does not exist. Use it on the event loop only."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._records: dict[Name, tuple[Any, int]] = {}

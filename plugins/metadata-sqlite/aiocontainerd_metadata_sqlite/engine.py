@@ -25,7 +25,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd.errors import FailedPrecondition, Internal, Unavailable
-from aiocontainerd_metadata_sqlite.cache import Name, RecordCache, watch_changes
+from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES, Name, RecordCache, watch_changes
 from aiocontainerd_metadata_sqlite.schema import migrate
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class _Job:
 class Engine:
     """One database file. Open with `open`, and close with `aclose`, on the event loop that uses it."""
 
-    def __init__(self, path: Path, *, sync: bool = True) -> None:
+    def __init__(self, path: Path, *, sync: bool = True, cache_bytes: int = CACHE_BYTES) -> None:
         self.path = path
         self._sync = sync
         self._queue: SimpleQueue[list[_Job] | None] = SimpleQueue()
@@ -80,7 +80,7 @@ class Engine:
         self._waiting = 0
         self._commits = self._mutations = self._failed = self._largest = self._reads = 0
         self._answered_groups = 0
-        self._records = RecordCache()
+        self._records = RecordCache(cache_bytes)
         self._changed: set[Name] = set()
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []

@@ -6,9 +6,17 @@ Its id is `bolt`, containerd's own, although it keeps its records in SQLite: the
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, Timeout, hookimpl, kinds
+from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES
+
+GC_BACKEND = Timeout(
+    "io.containerd.timeout.gc.backend",
+    "1m0s",
+    "Each step of a garbage collection in a content store or snapshotter, such as listing or removing.",
+)
 
 
 class Config(PluginConfig, frozen=True):
@@ -18,6 +26,8 @@ class Config(PluginConfig, frozen=True):
     """Whether a namespace may have a blob of another one without sending its bytes."""
     no_sync: bool = False
     """Commits do not wait for the disk: faster, and a power failure loses what was acknowledged last."""
+    cache_bytes: int = CACHE_BYTES
+    """Memory for the records that were read last; 0 keeps none."""
 
 
 async def init(context: InitContext[Config]) -> object:
@@ -32,6 +42,8 @@ async def init(context: InitContext[Config]) -> object:
         bus=context.bus,
         policy=context.config.content_sharing_policy,
         sync=not context.config.no_sync,
+        cache_bytes=context.config.cache_bytes,
+        backend_limit_s=lambda: context.timeout_s(GC_BACKEND) or math.inf,
     )
     context.exports.update(path=str(path), policy=context.config.content_sharing_policy)
     context.on_stop(store.aclose)
@@ -48,6 +60,7 @@ def register_plugins() -> list[Registration]:
             id="bolt",
             config=Config,
             requires=(kinds.CONTENT, kinds.SNAPSHOTTER, kinds.EVENT),
+            timeouts=(GC_BACKEND,),
             init=init,
         )
     ]

@@ -1,4 +1,4 @@
-"""Backends drop what no namespace knows (facts/core 10): blobs, ingests, and snapshots child-first."""
+"""Delete from the backends what no namespace has (facts/core 10): blobs, ingests, and snapshots child-first."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
 
 log = logging.getLogger(__name__)
 
-BACKEND_TIMEOUT_S = 60.0
-"""For one call of a backend."""
 _BATCH = 200
 
 
-async def prune_content(engine: Engine, content: NamespacedContent) -> None:
-    """Delete blob files that are in no namespace, abort ingests that are in none. Raises ContainerdError, TimeoutError.
+async def prune_content(engine: Engine, content: NamespacedContent, limit_s: float) -> None:
+    """Delete blob files and abort ingests that are in no namespace. Raise ContainerdError, TimeoutError.
 
-    A file is claimed before it is asked a last time whether a namespace knows it: no call can begin to count on it
-    between the answer and the deletion.
+    `limit_s` limits each call of the backend. A file is claimed before the last look whether a namespace has it, so
+    that no call can begin to use the file between that look and its deletion.
     """
-    with anyio.fail_after(BACKEND_TIMEOUT_S):
+    with anyio.fail_after(limit_s):
         digests = [info.digest async for info in content.backend.walk()]
     for at in range(0, len(digests), _BATCH):
         batch = digests[at : at + _BATCH]
         unknown = await engine.read(lambda db, batch=batch: _unknown_blobs(db, batch))  # type: ignore[misc]  # mypy infers no lambda with a default
         if unknown:
-            await _delete_blobs(engine, content, unknown)
-    await _abort_ingests(engine, content)
+            await _delete_blobs(engine, content, unknown, limit_s)
+    await _abort_ingests(engine, content, limit_s)
 
 
-async def prune_snapshots(engine: Engine, snapshotter: NamespacedSnapshotter) -> bool:
-    """Remove a backend's unknown snapshots and have it clean up; False if some must wait for another time."""
+async def prune_snapshots(engine: Engine, snapshotter: NamespacedSnapshotter, limit_s: float) -> bool:
+    """Remove a backend's unknown snapshots and let it clean up. Return False if some must wait for the next time.
+
+    `limit_s` limits each call of the backend.
+    """
     backend = snapshotter.backend
-    with anyio.fail_after(BACKEND_TIMEOUT_S):
+    with anyio.fail_after(limit_s):
         parents = {info.name: info.parent async for info in backend.walk()}
     busy = frozenset(snapshotter.in_progress)
     known = await engine.read(lambda db: snapshot_rows.known_names(db, snapshotter.name))
@@ -50,22 +51,23 @@ async def prune_snapshots(engine: Engine, snapshotter: NamespacedSnapshotter) ->
     for key in doomed(parents, known, busy):
         await anyio.lowlevel.checkpoint()  # a backend that answers at once must not keep others from the loop
         try:
-            with anyio.fail_after(BACKEND_TIMEOUT_S):
+            with anyio.fail_after(limit_s):
                 await backend.remove(key)
         except NotFound:
             continue
         except FailedPrecondition as held:
             log.info("snapshotter %s keeps snapshot %s for now: %s", snapshotter.name, key, held)
             complete = False
-    await _clean_up(snapshotter)
+    await _clean_up(snapshotter, limit_s)
     return complete
 
 
 def doomed(parents: Mapping[str, str], known: Mapping[str, int], busy: Collection[str]) -> list[str]:
-    """The backend snapshots to remove, children before their parents; `parents` has every one, `known` the numbers.
+    """Return the backend snapshots to remove, children before their parents. Pure.
 
-    A snapshot that has the number of a record whose own snapshot is missing is a commit that was cut short: it is
-    kept for as long as that record, so that the commit may be tried again.
+    `parents` has every snapshot of the backend, `known` the numbers of the records. A record whose own snapshot is
+    missing, while another snapshot has its number, is a commit that was cut short. That snapshot stays as long as the
+    record, so that the commit can be tried again.
     """
     waiting = {(_namespace(name), number) for name, number in known.items() if name not in parents}
     garbage = {name for name in parents if name not in known and name not in busy and _numbered(name) not in waiting}
@@ -77,7 +79,7 @@ def doomed(parents: Mapping[str, str], known: Mapping[str, int], busy: Collectio
 
 
 def _children_first(top: str, children: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """`top` and everything below it, each after its children; layers may be deeper than the call stack."""
+    """Return `top` and everything below it, each after its children. Chains may be longer than the call stack."""
     order, stack = [], [top]
     while stack:
         name = stack.pop()
@@ -96,20 +98,20 @@ def _numbered(backend_key: str) -> tuple[str, int]:
     return namespace, int(number) if number.isdecimal() else -1
 
 
-async def _clean_up(snapshotter: NamespacedSnapshotter) -> None:
+async def _clean_up(snapshotter: NamespacedSnapshotter, limit_s: float) -> None:
     try:
-        with anyio.fail_after(BACKEND_TIMEOUT_S):
+        with anyio.fail_after(limit_s):
             await snapshotter.backend.cleanup()
     except (Unimplemented, NotImplementedError):
         log.debug("snapshotter %s has nothing to clean up", snapshotter.name)
 
 
-async def _delete_blobs(engine: Engine, content: NamespacedContent, unknown: Sequence[str]) -> None:
+async def _delete_blobs(engine: Engine, content: NamespacedContent, unknown: Sequence[str], limit_s: float) -> None:
     claimed = content.guard.claim(unknown)
     try:
         for digest in await engine.read(lambda db: _unknown_blobs(db, claimed)):
             await anyio.lowlevel.checkpoint()
-            with anyio.fail_after(BACKEND_TIMEOUT_S):
+            with anyio.fail_after(limit_s):
                 await _forgiving_delete(content, digest)
     finally:
         content.guard.release(claimed)
@@ -122,21 +124,21 @@ async def _forgiving_delete(content: NamespacedContent, digest: str) -> None:
         log.debug("blob %s is gone already", digest)
 
 
-async def _abort_ingests(engine: Engine, content: NamespacedContent) -> None:
-    """A row is made before its ingest, so an ingest listed before the rows were read has one, or is garbage."""
-    with anyio.fail_after(BACKEND_TIMEOUT_S):
+async def _abort_ingests(engine: Engine, content: NamespacedContent, limit_s: float) -> None:
+    """Abort ingests without a row. Rows are made before their ingests, so the ingests are listed first."""
+    with anyio.fail_after(limit_s):
         present = [status.ref for status in await content.backend.statuses()]
     if not present:
         return
     known = await engine.read(lambda db: {row[0] for row in db.execute("SELECT backend_ref FROM ingests")})
     for ref in present:
         if ref not in known:
-            await _forgiving_abort(content, ref)
+            await _forgiving_abort(content, ref, limit_s)
 
 
-async def _forgiving_abort(content: NamespacedContent, ref: str) -> None:
+async def _forgiving_abort(content: NamespacedContent, ref: str, limit_s: float) -> None:
     try:
-        with anyio.fail_after(BACKEND_TIMEOUT_S):
+        with anyio.fail_after(limit_s):
             await content.backend.abort(ref)
     except ContainerdError as error:
         log.debug("ingest %s is not aborted: %s", ref, error)

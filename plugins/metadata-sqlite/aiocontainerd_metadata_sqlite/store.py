@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.metadata import Collected
 from aiocontainerd.interfaces.snapshotter import Snapshotter, named
 from aiocontainerd_metadata_sqlite import images, prune, snapshots
+from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES
 from aiocontainerd_metadata_sqlite.collect import Sweeper, Swept
 from aiocontainerd_metadata_sqlite.containers import Containers
 from aiocontainerd_metadata_sqlite.content import NamespacedContent, Policy
@@ -28,7 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class SqliteMetadataStore:
-    """See `aiocontainerd.interfaces.metadata.MetadataStore`. Open with `open`, close with `aclose`."""
+    """See `aiocontainerd.interfaces.metadata.MetadataStore`. Open with `open`, close with `aclose`.
+
+    `cache_bytes` is the memory for records that were read last. `backend_limit_s()` limits each call that a collection
+    makes to a backend.
+    """
 
     def __init__(
         self,
@@ -39,8 +45,11 @@ class SqliteMetadataStore:
         bus: Publisher,
         policy: Policy = "shared",
         sync: bool = True,
+        cache_bytes: int = CACHE_BYTES,
+        backend_limit_s: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        self.engine = Engine(path, sync=sync)
+        self.engine = Engine(path, sync=sync, cache_bytes=cache_bytes)
+        self._backend_limit_s = backend_limit_s
         self._session = Session(self.engine, bus)
         self._sweeper = Sweeper(self.engine, self._session.pinned)
         self._namespaces = Namespaces(self._session)
@@ -147,7 +156,7 @@ class SqliteMetadataStore:
 
     async def _prune_backend(self, resource_type: str) -> bool:
         if resource_type == CONTENT:
-            await prune.prune_content(self.engine, self._content)
+            await prune.prune_content(self.engine, self._content, self._backend_limit_s())
             return True
         found = self._snapshotters.get(resource_type.removeprefix(SNAPSHOTS))
-        return found is None or await prune.prune_snapshots(self.engine, found)
+        return found is None or await prune.prune_snapshots(self.engine, found, self._backend_limit_s())

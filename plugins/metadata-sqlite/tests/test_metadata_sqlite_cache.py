@@ -38,6 +38,17 @@ async def test_a_second_lookup_reads_nothing(engine: Engine) -> None:
     assert engine.statistics().reads == 1
 
 
+async def test_a_cache_of_no_bytes_keeps_nothing(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "meta.db", cache_bytes=0)
+    await engine.open()
+    try:
+        await engine.write(add)
+        assert await find(engine) == await find(engine) == 1
+        assert engine.statistics().reads == 2
+    finally:
+        await engine.aclose()
+
+
 async def test_a_lookup_sees_creation_and_removal(engine: Engine) -> None:
     assert await find(engine) is None
     await engine.write(add)

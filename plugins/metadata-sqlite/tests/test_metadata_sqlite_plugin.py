@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
-from aiocontainerd_metadata_sqlite.plugin import Config, register_plugins
+from aiocontainerd_metadata_sqlite.plugin import GC_BACKEND, Config, register_plugins
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
-from aiocontainerd.host.state import State
+from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, kinds
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter
 
@@ -29,8 +32,9 @@ async def _bus(context: InitContext[PluginConfig]) -> object:
     return context.bus
 
 
-@pytest.mark.anyio
-async def test_plugin_opens_its_database_and_exports_path_and_policy(tmp_path: Path) -> None:
+@asynccontextmanager
+async def running(tmp_path: Path, config: Config, limits_s: Mapping[str, float]) -> AsyncIterator[Plugin]:
+    """The plugin in a daemon with a content store and a snapshotter."""
     registry = Registry()
     registry.add(Registration(kind=kinds.CONTENT, id="content", init=_content))
     registry.add(Registration(kind=kinds.SNAPSHOTTER, id="fake", init=_snapshotter))
@@ -45,10 +49,16 @@ async def test_plugin_opens_its_database_and_exports_path_and_policy(tmp_path: P
         ttrpc_address="",
         bus=FakeBus(),  # type: ignore[arg-type]  # all that the store needs of the bus
         plugins=lambda: registry.plugins,
-        timeout_s=lambda _key: 30.0,
+        timeout_s=lambda key: limits_s.get(key, 30.0),
     )
-    async with registry.run(daemon, lambda registration: registration.config()):
+    async with registry.run(daemon, lambda found: config if found is registration else found.config()):
         assert plugin.state == State.LOADED, plugin.reason
+        yield plugin
+
+
+@pytest.mark.anyio
+async def test_plugin_opens_its_database_and_exports_path_and_policy(tmp_path: Path) -> None:
+    async with running(tmp_path, Config(), {}) as plugin:
         assert plugin.uri == "io.containerd.metadata.v1.bolt"
         path = tmp_path / "root" / plugin.uri / "meta.db"
         assert plugin.exports == {"path": str(path), "policy": "shared"}
@@ -56,6 +66,30 @@ async def test_plugin_opens_its_database_and_exports_path_and_policy(tmp_path: P
         with context.use(namespace="t1"):
             await plugin.instance.leases.create("l", {})
     assert not path.with_suffix(".db-wal").exists()
+
+
+@pytest.mark.anyio
+async def test_a_backend_that_hangs_costs_a_collection_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hangs(_self: FakeSnapshotter) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(FakeSnapshotter, "cleanup", hangs)
+    async with running(tmp_path, Config(), {GC_BACKEND.key: 0.05}) as plugin:
+        with anyio.fail_after(20):
+            await plugin.instance.collect()
+    assert caplog.messages == ["cannot prune the backend of snapshots/fake, will try again: TimeoutError"]
+
+
+@pytest.mark.anyio
+async def test_the_size_of_the_cache_is_that_of_the_config(tmp_path: Path) -> None:
+    async with running(tmp_path, Config(cache_bytes=0), {}) as plugin:
+        store: SqliteMetadataStore = plugin.instance
+        with context.use(namespace="t1"):
+            for _ in range(2):
+                await store.namespaces.get("t1")
+        assert store.statistics().reads == 2
 
 
 def test_config_has_containerds_keys_and_refuses_others() -> None:
