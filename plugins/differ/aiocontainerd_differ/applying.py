@@ -1,7 +1,6 @@
-"""Runs an unpack beside the event loop: in a child process, or in a thread where the layer is small.
+"""Run an unpack beside the event loop: in a thread for a small layer, else in a child process.
 
-A child keeps the interpreter lock of the daemon free and can be killed; it takes some 25 ms to start, which a
-small layer is not worth.
+A child does not need the daemon's interpreter lock, and can be killed. It takes some 25 ms to start.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from aiocontainerd_differ.targets import Target, in_user_namespace, process_umas
 from aiocontainerd_differ.unpack import Job, Result, Stopped, unpack
 
 SMALL_BYTES = 128 << 10
+"""Blobs up to this size are unpacked in a thread."""
 
 
-async def run_unpack(blob_fd: int, size: int, target: Target, *, sniff: bool, timeout_s: float) -> Result:
-    """Unpack the blob of `size` bytes into `target`. Raises Unknown, ResourceExhausted with the reason alone."""
+async def run_unpack(blob_fd: int, size: int, target: Target, *, sniff: bool, max_entries: int) -> Result:
+    """Unpack the blob of `size` bytes into `target`. Raise Unknown or ResourceExhausted with the reason alone."""
     root_fd = await anyio.to_thread.run_sync(os.open, target.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         job = Job(
@@ -33,15 +33,15 @@ async def run_unpack(blob_fd: int, size: int, target: Target, *, sniff: bool, ti
             lowers=list(target.lowers),
             in_user_namespace=in_user_namespace(),
             sniff=sniff,
+            max_entries=max_entries,
         )
-        with anyio.fail_after(timeout_s):
-            return await (_in_thread(job) if size <= SMALL_BYTES else _in_child(job))
+        return await (_in_thread(job) if size <= SMALL_BYTES else _in_child(job))
     finally:
         os.close(root_fd)
 
 
 async def _in_thread(job: Job) -> Result:
-    """A cancelled call waits for the thread, which stops before its next entry or chunk."""
+    """Unpack in a thread. A cancelled call waits until the thread stops, before its next entry or chunk."""
     stop, turn = threading.Event(), threading.Lock()
 
     def run() -> Result:

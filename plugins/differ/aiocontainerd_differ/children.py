@@ -1,4 +1,4 @@
-"""Starting the child processes of the differ and reading their answers."""
+"""Start the child processes of the differ, and read their answers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 def program(call: str) -> list[str]:
-    """The command of a child that makes a call of `worker.py`.
+    """Return the command of a child that makes a call of `worker.py`.
 
-    The directories of its modules are named, so it needs no site packages set up; call and answer are Python, for
-    which it needs no parser of another language.
+    To start quickly, the child gets the directories of its modules instead of setting up site packages, and call and
+    answer are Python literals, which need no other parser.
     """
     places = list(dict.fromkeys(_place_of(module) for module in _MODULES))
     code = f"import sys; sys.path[:0] = {places!r}; from aiocontainerd_differ.worker import Job, apply, diff; {call}"
@@ -41,7 +41,7 @@ def program(call: str) -> list[str]:
 
 @asynccontextmanager
 async def running(command: Sequence[str], *, pass_fds: Sequence[int] = ()) -> AsyncIterator[Process]:
-    """A child for the length of the block, killed where that ends early: of itself it may take a while to notice."""
+    """Run a child for the length of the block. Kill it if the block fails: by itself it may notice that late."""
     async with await anyio.open_process(command, pass_fds=pass_fds, env={}) as process:
         try:
             yield process
@@ -52,14 +52,14 @@ async def running(command: Sequence[str], *, pass_fds: Sequence[int] = ()) -> As
 
 
 def check(answer: bytes, complaint: bytes, status: int, action: str) -> None:
-    """Raise Unknown with the child's last words unless it ended well and said something."""
+    """Raise Unknown with the last line of the child's standard error if it failed or gave no answer."""
     if status != 0 or not answer:
         reason = complaint.decode(errors="replace").strip().rpartition("\n")[2] or "no message"
         raise Unknown(f"{action} process ended with {status}: {reason}")
 
 
 def decode_answer(answer: bytes) -> Result:
-    """The child's result. Raises what the child reported."""
+    """Return the child's result. Raise the error that it reported."""
     decoded = msgspec.convert(ast.literal_eval(answer.decode()), _Answer)
     if decoded.error:
         raise system_error(decoded.error, decoded.errno)
@@ -67,7 +67,7 @@ def decode_answer(answer: bytes) -> Result:
 
 
 def system_error(text: str, number: int) -> ContainerdError:
-    """ResourceExhausted for a full disk, Unknown for anything else."""
+    """Return ResourceExhausted for a full disk, Unknown for anything else."""
     return ResourceExhausted(text) if number in _NO_SPACE else Unknown(text)
 
 

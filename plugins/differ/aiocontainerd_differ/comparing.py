@@ -33,8 +33,6 @@ async def compare(
     lower: Sequence[Mount],
     upper: Sequence[Mount],
     options: CompareOptions,
-    *,
-    timeout_s: float,
 ) -> Descriptor:
     """Write the difference as a layer; a failure leaves no ingest of a ref that was made up here."""
     compression = _COMPRESSION.get(options.media_type)
@@ -48,8 +46,7 @@ async def compare(
             "compression": compression,
             "epoch_s": _seconds(options.source_date_epoch_ns),
         }
-        with anyio.fail_after(timeout_s):
-            info = await _ingest(content, job, options)
+        info = await _ingest(content, job, options)
     return Descriptor(options.media_type or OCI_LAYER_GZIP, info.digest, info.size)
 
 

@@ -1,4 +1,4 @@
-"""The walking differ: `Differ` (interfaces/differ.py) over a namespaced content store."""
+"""Apply and compare layers: a `Differ` (interfaces/differ.py) over a namespaced content store."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from aiocontainerd_differ.media_types import OCI_LAYER, is_sniffed
 from aiocontainerd_differ.processing import Step, processed, steps_from
 from aiocontainerd_differ.targets import Target, direct_target
 
-TIMEOUT_S = 3600.0
+MAX_ENTRIES = 5_000_000
 _NONE: Mapping[str, StreamProcessor] = MappingProxyType({})
 
 
 class WalkingDiffer:
-    """Applies layers of `content` and computes new ones. `temp_root` is where trees are mounted for that."""
+    """Applies layers of `content` and computes new ones. Trees are mounted below `temp_root` while they are worked on.
+
+    `at_once` is how many layers it works on at the same time, `max_entries` how many entries a layer may have. The
+    deadline of a call is its caller's, which is the guard in the daemon.
+    """
 
     def __init__(
         self,
@@ -35,25 +39,26 @@ class WalkingDiffer:
         temp_root: str,
         *,
         sync_fs: bool = False,
-        timeout_s: float = TIMEOUT_S,
+        at_once: int = 0,
+        max_entries: int = MAX_ENTRIES,
         processors: Mapping[str, StreamProcessor] = _NONE,
     ) -> None:
         self._content = content
         self._temp_root = temp_root
         self._sync_fs = sync_fs
-        self._timeout_s = timeout_s
+        self._max_entries = max_entries
         self._processors = processors
-        self._limiter = anyio.CapacityLimiter(max(2, os.cpu_count() or 1))
+        self._limiter = anyio.CapacityLimiter(at_once or max(2, os.cpu_count() or 1))
 
     def __repr__(self) -> str:
         return f"<WalkingDiffer {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """How many layers are being applied."""
+        """Return how many layers are being applied or compared."""
         return {"applying": self._limiter.borrowed_tokens}
 
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor:
-        """Unpack `layer`; returns the descriptor of the uncompressed stream. Errors name the layer's digest."""
+        """Unpack `layer`; return the descriptor of the uncompressed stream. Errors name the layer's digest."""
         steps, media_type = steps_from(layer.media_type, self._processors)
         async with (
             self._limiter,
@@ -63,7 +68,7 @@ class WalkingDiffer:
         ):
             sniff = is_sniffed(media_type)
             try:
-                result = await run_unpack(blob, size, target, sniff=sniff, timeout_s=self._timeout_s)
+                result = await run_unpack(blob, size, target, sniff=sniff, max_entries=self._max_entries)
             except (Unknown, ResourceExhausted) as error:
                 raise type(error)(f"failed to apply layer {layer.digest}: {error.message}") from error
             if options.sync_fs or self._sync_fs:
@@ -71,11 +76,11 @@ class WalkingDiffer:
         return Descriptor(OCI_LAYER, result.digest, result.size)
 
     async def compare(self, lower: Sequence[Mount], upper: Sequence[Mount], options: CompareOptions) -> Descriptor:
-        """Write the difference of two trees to the content store as a layer; returns its descriptor."""
+        """Write the difference of two trees to the content store as a layer; return its descriptor."""
         from aiocontainerd_differ.comparing import compare
 
         async with self._limiter:
-            return await compare(self._content, self._temp_root, lower, upper, options, timeout_s=self._timeout_s)
+            return await compare(self._content, self._temp_root, lower, upper, options)
 
     async def _reader(self, layer: Descriptor) -> Reader:
         try:
@@ -95,7 +100,7 @@ class WalkingDiffer:
 
 @asynccontextmanager
 async def _plain(reader: Reader, steps: Sequence[Step], options: ApplyOptions) -> AsyncIterator[tuple[int, int]]:
-    """The layer as a file, and its size; through processors where it needs any."""
+    """Give the layer as a file, and its size. Pass it through the processors that it needs."""
     if steps:
         async with processed(reader, steps, options.payloads) as file:
             yield file

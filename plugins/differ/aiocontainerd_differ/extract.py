@@ -22,13 +22,22 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {tar.CHAR: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
 _DROPPED_XATTRS = (b"trusted.", b"user.overlay.")
 _SPECIAL_BITS = 0o7000
-_MAX_ENTRIES = 5_000_000
 
 
 class Extractor:
-    """Applies entries to the tree below `root_fd`. `umask` is the process's, whose effect is undone."""
+    """Applies entries to the tree below `root_fd`. `umask` is that of the process; its effect on modes is undone."""
 
-    def __init__(self, root_fd: int, *, overlay: bool, lowers: list[str], umask: int, in_user_namespace: bool) -> None:
+    def __init__(
+        self,
+        root_fd: int,
+        *,
+        overlay: bool,
+        lowers: list[str],
+        umask: int,
+        in_user_namespace: bool,
+        max_entries: int,
+    ) -> None:
+        self._max_entries = max_entries
         self._parents = Parents(lowers)
         self._tree = Tree(root_fd, self._made_parent)
         self._whiteouts = OverlayWhiteouts(self._tree) if overlay else RemovingWhiteouts(self._tree)
@@ -49,13 +58,13 @@ class Extractor:
         return f"<Extractor {self._tree!r}>"
 
     def run(self, reader: TarReader, stopped: Callable[[], bool]) -> None:
-        """Apply every entry, then the times of directories. Raises InvalidArchive, or OSError naming the entry."""
+        """Apply every entry, then the times of directories. Raise InvalidArchive, or OSError naming the entry."""
         entries = 0
         try:
             while (header := reader.next_header()) is not None and not stopped():
                 entries += 1
-                if entries > _MAX_ENTRIES:
-                    raise InvalidArchive(f"more than {_MAX_ENTRIES} entries")
+                if entries > self._max_entries:
+                    raise InvalidArchive(f"more than {self._max_entries} entries")
                 self._entry(header, reader)
             self._set_directory_times()
         finally:
@@ -158,7 +167,7 @@ class Extractor:
         self._finish_by_name(header, place, base)
 
     def _finish_by_name(self, header: Header, place: Place, base: bytes) -> None:
-        """Owner, xattrs, mode and times of what must not or cannot be opened. Links are never followed."""
+        """Set owner, xattrs, mode and times by name, for what must not or cannot be opened. Never follow a link."""
         os.chown(base, header.uid, header.gid, dir_fd=place.fd, follow_symlinks=False)
         path = b"/proc/self/fd/%d/%s" % (place.fd, base)
         _set_xattrs(path, header)
@@ -173,7 +182,7 @@ class Extractor:
             self._directory_times[path] = mtime_ns
 
     def _set_directory_times(self) -> None:
-        """A later entry may have put something else, such as a link, where a directory was, or on the way to it."""
+        """Set the times of the directories that are still there: a later entry may have replaced one, say by a link."""
         for path, mtime_ns in self._directory_times.items():
             parent, _, base = path.rpartition(b"/")
             try:
@@ -185,7 +194,7 @@ class Extractor:
 
 
 def _set_xattrs(target: int | bytes, header: Header) -> None:
-    """Set what PAX recorded. `trusted.*` and overlay's own are no layer's business; ENOTSUP is the file system's."""
+    """Set the attributes of PAX records, but `trusted.*` and overlay's own. Ignore what the file system has not."""
     for name, value in header.xattrs.items():
         if name.startswith(_DROPPED_XATTRS):
             continue

@@ -1,6 +1,6 @@
-"""The uncompressed stream of a blob, in bounded chunks, with its digest and size.
+"""Inflate a blob: yield its uncompressed stream in bounded chunks, and measure digest and size.
 
-What the blob is compressed with is told by its first bytes (facts/core 8). isal and zstandard inflate without the GIL.
+The first bytes tell the compression (facts/core 8). isal and zstandard inflate without the GIL.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _MAX_ZSTD_WINDOW = 1 << 27
 
 
 class BrokenStream(Exception):
-    """A compressed stream that is damaged or ends early. The text names the format."""
+    """Raised for a compressed stream that is damaged or ends early. The text names the format."""
 
 
 def inflated(fd: int, *, sniff: bool = True) -> Iterator[bytes]:
-    """Non-empty chunks of the uncompressed bytes of `fd`, a file or a pipe; as they are without `sniff`.
+    """Yield the uncompressed bytes of `fd`, a file or a pipe, in non-empty chunks. Without `sniff`, inflate nothing.
 
-    Raises BrokenStream.
+    Raise BrokenStream.
     """
     head = _read_full(fd, INPUT_BYTES)
     if not sniff:
@@ -37,7 +37,7 @@ def inflated(fd: int, *, sniff: bool = True) -> Iterator[bytes]:
 
 
 class Measured:
-    """Passes chunks through and knows their digest and size."""
+    """Passes chunks on, and keeps their digest and size."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -46,11 +46,11 @@ class Measured:
 
     @property
     def digest(self) -> str:
-        """sha256 digest of what passed."""
+        """Return the sha256 digest of what was passed on."""
         return f"sha256:{self._hasher.hexdigest()}"
 
     def next_chunk(self) -> bytes:
-        """The next chunk, b"" at the end."""
+        """Return the next chunk, b"" at the end."""
         chunk = next(self._chunks, b"")
         self._hasher.update(chunk)
         self.size += len(chunk)
@@ -58,7 +58,7 @@ class Measured:
 
 
 def _read_full(fd: int, size: int) -> bytes:
-    """Like a read of a file, from a pipe too: fewer bytes only at the end."""
+    """Read `size` bytes, fewer only at the end; a pipe may need several reads."""
     parts = []
     while size and (part := os.read(fd, size)):
         parts.append(part)
@@ -73,7 +73,7 @@ def _plain(fd: int, head: bytes) -> Iterator[bytes]:
 
 
 def _gunzip(fd: int, data: bytes) -> Iterator[bytes]:
-    """All members of a gzip stream; NUL padding after the last one is no member."""
+    """Yield the data of all members of a gzip stream. Skip NUL padding after the last one."""
     from isal import igzip_lib, isal_zlib
 
     def start() -> igzip_lib.IgzipDecompressor:
@@ -113,7 +113,7 @@ def _next_member(unused: bytes, fd: int) -> bytes:
 
 
 class _Joined:
-    """The bytes already read, then the rest of the file: what zstandard's reader reads from."""
+    """A source for zstandard's reader: the bytes that were read already, then the rest of the file."""
 
     def __init__(self, fd: int, head: bytes) -> None:
         self._fd = fd
@@ -130,7 +130,7 @@ def _unzstd(fd: int, head: bytes) -> Iterator[bytes]:
     import zstandard
 
     decoder = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
-    source = _Joined(fd, head)  # which has the one method that is called
+    source = _Joined(fd, head)  # has `read`, which is all that is called
     reader = decoder.stream_reader(source, read_size=INPUT_BYTES, read_across_frames=True)  # type: ignore[arg-type]
     read: Callable[[int], bytes] = reader.read
     try:

@@ -1,4 +1,4 @@
-"""The difference of two trees as a layer: an archive, compressed, and its digest from before that (facts/core 8)."""
+"""Write the difference of two trees as a compressed archive; return the digest of the plain one (facts/core 8)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Plain:
 
 
 def compressor(name: str) -> _Compressor:
-    """`gzip`, `zstd` or "" for none; the same input always gives the same bytes."""
+    """Return the compressor for `gzip`, `zstd` or "" (none). The same input always gives the same bytes."""
     made: Any = _Plain()
     if name == "gzip":
         from isal import isal_zlib
@@ -56,7 +56,7 @@ def compressor(name: str) -> _Compressor:
 
 
 class _Output:
-    """Gathers small pieces, digests, compresses and hands on."""
+    """Gathers small pieces, digests and compresses them, and passes the result to `sink`."""
 
     def __init__(self, compression: str, sink: Callable[[bytes], object]) -> None:
         self._compressor = compressor(compression)
@@ -90,7 +90,7 @@ class _Output:
 
 
 class _Source(NamedTuple):
-    """The entry that hard links to the same file refer to."""
+    """The entry that hard links to the same file name as their target."""
 
     path: bytes
     records: dict[bytes, bytes] | None
@@ -108,7 +108,7 @@ class LayerWriter:
         self._same: dict[tuple[int, int], list[Change]] = {}
 
     def add(self, change: Change) -> None:
-        """Write the entries of one change; a path that stayed the same has one only as a hard link to a new one."""
+        """Write the entries of one change. An unchanged path has one only if it is a hard link to a changed path."""
         status = change.status
         if status is None:
             self._parents(change.path)
@@ -116,7 +116,7 @@ class LayerWriter:
             self._output.write(tar_writer.header(parent + slash + PREFIX + name))
             return
         inode = (status.st_dev, status.st_ino)
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), tar.DIRECTORY)  # of a socket no layer has an entry to link to
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), tar.DIRECTORY)  # a socket has no entry to link to
         linked = status.st_nlink > 1 and kind != tar.DIRECTORY
         if linked and inode in self._sources:
             self._link(change.path, status, self._sources[inode])
@@ -143,12 +143,12 @@ class LayerWriter:
             self._data(change, size)
 
     def _link(self, path: bytes, status: os.stat_result, source: _Source) -> None:
-        """A link repeats the file's capabilities: whoever unpacks gives it an owner, which takes them off the file."""
+        """Write a hard link. Repeat the file's capabilities: unpacking sets the owner, which removes them."""
         self._parents(path)
         self._header(path, status, tar.LINK, link=source.path, records=source.records)
 
     def _parents(self, path: bytes) -> None:
-        """The directories on the way, which stayed the same or the walk would have written them."""
+        """Write the directories on the way that have no entry yet: the unchanged ones."""
         parts = path.split(b"/")[:-1]
         for depth in range(1, len(parts) + 1):
             parent = b"/".join(parts[:depth])

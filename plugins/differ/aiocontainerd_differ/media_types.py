@@ -20,9 +20,9 @@ _SNIFFED = frozenset(
 
 
 def is_sniffed(media_type: str) -> bool:
-    """Whether a layer's compression is told by its first bytes; False for a plain tar.
+    """Return whether the first bytes tell a layer's compression; False for a plain tar.
 
-    Docker's types don't always say that a layer is compressed. Raises Unknown for a type that is no layer.
+    Docker's types don't always say that a layer is compressed. Raise Unknown for a type that is no layer.
     """
     if media_type in _PLAIN:
         return False

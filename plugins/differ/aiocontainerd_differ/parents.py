@@ -1,4 +1,4 @@
-"""Missing parents: directories of a layer's paths that only the layers below hold (facts/core 8)."""
+"""Copy up parents: directories of a layer's paths that only the layers below have (facts/core 8)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Parents:
-    """The lower directories of an overlay, topmost first; empty for a tree that holds everything."""
+    """The lower directories of an overlay, topmost first; none for a tree that is complete by itself."""
 
     def __init__(self, lowers: list[str]) -> None:
         self._lowers = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in lowers]
@@ -20,9 +20,9 @@ class Parents:
             os.close(self._lowers.pop())
 
     def copy_up(self, fd: int, path: bytes) -> int | None:
-        """Give the new directory `fd` owner, mode and xattrs of the one at `path` below.
+        """Give the new directory `fd` owner, mode and xattrs of the directory at `path` in the layers below.
 
-        Returns its modification time in ns, None where no lower layer has such a directory.
+        Return its modification time in ns, None if no lower layer has it.
         """
         below = self._find(path)
         if below is None:
@@ -49,7 +49,7 @@ class Parents:
 
 
 def _open_below(lower: int, parts: list[bytes]) -> int | str:
-    """A descriptor of the directory; `missing` where a lower layer may have it, `hidden` where none may count."""
+    """Return a descriptor of the directory; `missing` if a lower layer may have it, `hidden` if no lower one counts."""
     fd = os.dup(lower)
     for name in parts:
         try:

@@ -5,26 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, hookimpl, kinds
 
 if TYPE_CHECKING:
     from aiocontainerd.config.records import StreamProgram
 
 
 class Config(PluginConfig, frozen=True, kw_only=True):
-    """`sync_fs` syncs the file system of each applied layer, whatever the call says."""
+    """`sync_fs` syncs the file system of each applied layer, whatever the call says.
+
+    `at_once` is how many layers are unpacked or compared at the same time; 0 means the number of processors, but at
+    least 2. A layer of more than `max_entries` entries is refused.
+    """
 
     sync_fs: bool = False
+    at_once: int = 0
+    max_entries: int = 5_000_000
 
 
 async def init(context: InitContext[Config]) -> object:
-    """The differ over the content of the call's namespace."""
+    """Return the differ over the content of the call's namespace. Raise PluginError for a number below 0."""
     from aiocontainerd_differ.differ import WalkingDiffer
 
     metadata = context.get(kinds.METADATA, "bolt")
     temp_root = context.daemon.root / "tmpmounts"
     processors = context.get_all(kinds.STREAM_PROCESSOR)
-    return WalkingDiffer(metadata.content, str(temp_root), sync_fs=context.config.sync_fs, processors=processors)
+    config = context.config
+    for key in ("at_once", "max_entries"):
+        if getattr(config, key) < 0:
+            raise PluginError(f"{key} is {getattr(config, key)}, which is less than 0")
+    return WalkingDiffer(
+        metadata.content,
+        str(temp_root),
+        sync_fs=config.sync_fs,
+        at_once=config.at_once,
+        max_entries=config.max_entries,
+        processors=processors,
+    )
 
 
 @hookimpl

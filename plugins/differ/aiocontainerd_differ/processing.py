@@ -1,4 +1,4 @@
-"""Layers of other media types, made into ones the differ knows (interfaces/stream_processor.py)."""
+"""Turn layers of other media types into ones the differ knows (interfaces/stream_processor.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_STEPS = 8
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One processor on the way, and the media type that it is given."""
+    """One processor on the way, and the media type of its input."""
 
     media_type: str
     processor_id: str
@@ -27,12 +27,12 @@ class Step(msgspec.Struct, frozen=True):
 
 
 def steps_from(media_type: str, processors: Mapping[str, StreamProcessor]) -> tuple[list[Step], str]:
-    """The processors on the way to a type that the differ knows, and that type. Of several, the last id is taken.
+    """Return the processors on the way to a type that the differ knows, and that type. Pure.
 
-    A plain tar ends the way; a layer that is one from the start goes through a processor that accepts it
-    (facts/core 8).
+    Of several processors that accept a type, take the one with the last id. Stop at a plain tar; but if the layer is
+    one from the start, use a processor that accepts it (facts/core 8).
 
-    Raises Unknown for a type that none accepts, or that leads to none.
+    Raise Unknown for a type that no processor accepts, and for a way without end.
     """
     steps: list[Step] = []
     while (found := _accepting(media_type, processors)) is not None:
@@ -57,7 +57,7 @@ def _accepting(media_type: str, processors: Mapping[str, StreamProcessor]) -> St
 async def processed(
     reader: Reader, steps: Sequence[Step], payloads: Mapping[str, typeurl.Any]
 ) -> AsyncIterator[tuple[int, int]]:
-    """A descriptor of what comes out at the end, and its size in bytes, until the block ends."""
+    """Give a descriptor of the output of the last step, and its size in bytes, until the block ends."""
     async with AsyncExitStack() as streams:
         stream = await _opened(streams, _chunks(reader))
         for step in steps:
@@ -69,7 +69,7 @@ async def processed(
 
 
 async def _opened(streams: AsyncExitStack, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The stream, which is closed with the others; one that cannot be closed needs no closing."""
+    """Return the stream, and close it with the others if it can be closed."""
     if hasattr(stream, "aclose"):
         closable: AnyValue = stream
         await streams.enter_async_context(aclosing(closable))
@@ -77,7 +77,7 @@ async def _opened(streams: AsyncExitStack, stream: AsyncIterator[bytes]) -> Asyn
 
 
 async def _told(stream: AsyncIterator[bytes], step: Step) -> AsyncIterator[bytes]:
-    """The stream; what the processor raises is told of the layer, under the processor's name."""
+    """Yield the stream. Turn what the processor raises into Unknown with the processor's name."""
     try:
         async for data in stream:
             yield data

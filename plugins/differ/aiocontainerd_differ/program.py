@@ -1,8 +1,8 @@
-"""Stream processors that are programs: the tables of `[stream_processors]` (facts/core 8).
+"""Run programs as stream processors: the tables of `[stream_processors]` (facts/core 8).
 
-The layer is the program's standard input and its standard output is what comes out. `STREAM_PROCESSOR_MEDIATYPE` in its
-environment is the media type of the input; the payload of the call, a serialised `google.protobuf.Any`, is descriptor 3
-of a program that has one. A program that does not end well fails the layer with what it wrote to standard error.
+The program reads the layer from standard input and writes the result to standard output. Its environment has the media
+type of the input in `STREAM_PROCESSOR_MEDIATYPE`. If the call has a payload, descriptor 3 has it, a serialised
+`google.protobuf.Any`. A program that fails makes the layer fail, with what it wrote to standard error.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _CHUNK = 1 << 20
 _COMPLAINT_BYTES = 4096
 _CLEANUP_S = 10.0
 _LAST_WORDS_S = 1.0
-"""For the rest of a failed program's standard error, which a child in another process group may keep open."""
+"""How long to read the standard error of a failed program: a child in another process group may keep it open."""
 _RESTORED = [signal.SIGPIPE, signal.SIGXFSZ]
-"""Signals that the interpreter ignores, which a program would inherit."""
+"""Signals that the interpreter ignores. The program gets their default action back."""
 
 
 class Program(msgspec.Struct, frozen=True):
-    """What is executed: a name or path, its arguments, and what its environment has besides the daemon's."""
+    """What to execute: a name or path with its arguments, and what to add to the daemon's environment."""
 
     id: str
     argv: Sequence[str]
@@ -46,7 +46,7 @@ class Program(msgspec.Struct, frozen=True):
 
 
 class ProgramProcessor:
-    """A StreamProcessor that runs a program for each layer. `tasks` feeds it and hears its complaints."""
+    """A StreamProcessor that runs a program for each layer. `tasks` starts the tasks that write to it and read it."""
 
     def __init__(self, program: Program, accepts: Sequence[str], returns: str, tasks: PluginTasks) -> None:
         self.accepts, self.returns = tuple(accepts), returns
@@ -58,14 +58,16 @@ class ProgramProcessor:
         return f"<ProgramProcessor {self._program.argv[0]} {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """How many layers go through it."""
+        """Return how many layers it works on."""
         return {"running": self._running}
 
     async def process(
         self, media_type: str, stream: AsyncIterator[bytes], payload: typeurl.Any | None
     ) -> AsyncGenerator[bytes, None]:
-        """What the program makes of `stream`. Raises Unknown with its exit status and standard error, and whatever the
-        stream raises."""
+        """Yield what the program makes of `stream`.
+
+        Raise Unknown with its exit status and standard error, and whatever the stream raises.
+        """
         run = Run(self._program)
         self._running += 1
         try:
@@ -82,7 +84,7 @@ class ProgramProcessor:
 
 
 def processor(name: str, settings: Settings, tasks: PluginTasks) -> ProgramProcessor:
-    """The processor of a table of `[stream_processors]`. Raises PluginError naming a key that cannot be used."""
+    """Return the processor of a table of `[stream_processors]`. Raise PluginError naming a key that cannot be used."""
     for key in ("accepts", "returns", "path"):
         if not getattr(settings, key):
             raise PluginError(f'stream_processors."{name}".{key} is missing')
@@ -97,7 +99,7 @@ def processor(name: str, settings: Settings, tasks: PluginTasks) -> ProgramProce
 
 
 class Run:
-    """One process of a program, from start to its last descriptor."""
+    """One process of a program, and the descriptors to it."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -114,7 +116,7 @@ class Run:
         return f"<Run of {self._program.id} pid={self._pid} status={self._status}>"
 
     def start(self, media_type: str, payload: typeurl.Any | None) -> None:
-        """Execute it, in a process group of its own. Raises Unknown where that cannot be. Blocks."""
+        """Execute the program in a new process group. Raise Unknown if that fails. Blocks."""
         with ExitStack() as theirs:
             stdin, self._stdin = self._pipe(theirs, ours=1)
             stdout, self._stdout = self._pipe(theirs, ours=0)
@@ -140,13 +142,13 @@ class Run:
         self._fds.callback(os.close, self._pidfd)
 
     def attend(self, stream: AsyncIterator[bytes], tasks: PluginTasks) -> None:
-        """Start what feeds it and hears its complaints."""
+        """Start the tasks that write its standard input and read its standard error."""
         self._fed, self._heard = anyio.Event(), anyio.Event()
         tasks.start_soon(self._feed, stream, self._fed, name="feed")
         tasks.start_soon(self._hear, self._heard, name="hear")
 
     async def _feed(self, stream: AsyncIterator[bytes], done: anyio.Event) -> None:
-        """Write the stream to the program; one that reads no more is no failure, the stream is read to its end."""
+        """Write the stream to the program. If the program stops reading, read the stream to its end anyway."""
         try:
             with self._feeding:
                 async for data in stream:
@@ -158,7 +160,7 @@ class Run:
             done.set()
 
     async def _hear(self, done: anyio.Event) -> None:
-        """Keep the end of what the program writes to standard error."""
+        """Read standard error and keep the last 4 KiB of it."""
         try:
             with self._hearing:
                 while data := await _read(self._stderr):
@@ -167,11 +169,11 @@ class Run:
             done.set()
 
     async def output(self) -> bytes:
-        """The next piece, b"" at the end."""
+        """Return the next piece of standard output, b"" at the end."""
         return await _read(self._stdout)
 
     async def check(self) -> None:
-        """Wait for its end, and raise what went wrong: Unknown, or what the stream raised."""
+        """Wait until the program has ended. Raise Unknown if it failed, and whatever the stream raised."""
         await self._wait()
         await _done(self._fed)
         if self._failure is not None:
@@ -187,7 +189,7 @@ class Run:
         raise self._error(f"{ending}: {complaint}" if complaint else ending)
 
     async def end(self) -> None:
-        """Kill what runs and wait for it, and for the tasks of this run."""
+        """Kill the program if it runs. Wait for it and for the tasks of this run."""
         if self._pidfd >= 0 and self._status is None:
             _kill_group(self._pid)
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -198,7 +200,7 @@ class Run:
         await _done(self._heard)
 
     def close(self) -> None:
-        """Give back every descriptor."""
+        """Close every descriptor."""
         self._close_stdin()
         self._fds.close()
 
@@ -223,7 +225,7 @@ class Run:
             self._stdin = -1
 
     def _pipe(self, theirs: ExitStack, *, ours: int) -> tuple[int, int]:
-        """The program's end of a new pipe, closed with `theirs`, and our own, which never blocks."""
+        """Make a pipe. Return the program's end, which `theirs` closes, and our end, which does not block."""
         ends = os.pipe2(os.O_CLOEXEC)
         kept, given = ends[ours], ends[1 - ours]
         theirs.callback(os.close, given)
@@ -242,9 +244,9 @@ async def _done(event: anyio.Event | None) -> None:
 
 
 def _reaped(pidfd: int) -> int:
-    """The exit status of a child that has ended, or minus the number of the signal that ended it.
+    """Return the exit status of a child that has ended, or minus the number of the signal that ended it.
 
-    What a failed one left running is killed, while its process group cannot be another's yet.
+    Kill what a failed program left running. That is safe before it is reaped: until then nobody else gets its group.
     """
     found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
     assert found is not None

@@ -1,4 +1,4 @@
-"""Where a layer goes: the directory behind a list of mounts, if writing there is the same as writing through them."""
+"""Find the directory behind a list of mounts, if writing there is the same as writing through the mounts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def direct_target(mounts: Sequence[Mount]) -> Target | None:
-    """The directory to write to without mounting anything; None where the mounts must be mounted."""
+    """Return the directory to write to without mounting anything; None if the mounts must be mounted."""
     if len(mounts) != 1:
         return None
     (mount,) = mounts
@@ -44,7 +44,7 @@ def _overlay_target(mount: Mount) -> Target | None:
 
 
 def overlay_guide(lower: Sequence[Mount], upper: Sequence[Mount]) -> str:
-    """The upper directory of `upper`, if that is an overlay over exactly what `lower` shows; else ""."""
+    """Return the upper directory of `upper` if that is an overlay over exactly what `lower` shows; else ""."""
     if len(lower) != 1 or len(upper) != 1 or upper[0].type != "overlay":
         return ""
     below = mount_options.value_of(upper[0].options, "lowerdir")
@@ -56,13 +56,13 @@ def overlay_guide(lower: Sequence[Mount], upper: Sequence[Mount]) -> str:
 
 
 def in_user_namespace() -> bool:
-    """Whether this process is in a user namespace that maps ids."""
+    """Return whether this process is in a user namespace that maps ids."""
     with open("/proc/self/uid_map") as file:
         return file.readline().split() != _IDENTITY
 
 
 def process_umask() -> int:
-    """The umask of this process, read without changing it."""
+    """Return the umask of this process without changing it."""
     with open("/proc/self/status") as file:
         for line in file:
             if line.startswith("Umask:"):

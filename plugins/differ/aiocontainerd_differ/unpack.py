@@ -1,7 +1,7 @@
-"""One layer into one tree: read, inflate, digest, extract. Blocking; for a child process or a thread.
+"""Unpack one layer into one tree: read, inflate, digest, extract. Blocks; for a child process or a thread.
 
-Inflating and hashing run in a thread of their own, without the GIL, a few chunks ahead of the extraction. A child
-process is there for one layer, and so nothing is imported here that takes longer than it saves, such as typing.
+Inflating and hashing run in another thread, without the GIL, a few chunks ahead of the extraction. A child process
+unpacks one layer only, so this module imports nothing that takes long to import, such as typing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ _AHEAD = 8
 
 
 class Job:
-    """What to unpack and how. `lowers` are an overlay's, topmost first.
+    """What to unpack and how. `lowers` are the lower directories of an overlay, topmost first.
 
-    `sniff` tells compression by the first bytes; without it they are tar.
+    With `sniff` the first bytes tell the compression; without it the blob is a plain tar.
     """
 
     def __init__(
-        self, *, blob_fd: int, root_fd: int, overlay: bool, lowers: list[str], in_user_namespace: bool, sniff: bool
+        self,
+        *,
+        blob_fd: int,
+        root_fd: int,
+        overlay: bool,
+        lowers: list[str],
+        in_user_namespace: bool,
+        sniff: bool,
+        max_entries: int,
     ) -> None:
         self.blob_fd = blob_fd
         self.root_fd = root_fd
@@ -32,6 +40,7 @@ class Job:
         self.lowers = lowers
         self.in_user_namespace = in_user_namespace
         self.sniff = sniff
+        self.max_entries = max_entries
 
 
 class Result:
@@ -43,13 +52,13 @@ class Result:
 
 
 class Stopped(Exception):
-    """The caller gave up; the tree is half written."""
+    """Raised when the caller has given up. The tree is half written."""
 
 
 def unpack(job: Job, umask: int, stopped: Callable[[], bool] = lambda: False, *, ahead: bool = True) -> Result:
-    """Do `job` in a process of this umask.
+    """Do `job`; `umask` is that of the process. With `ahead`, inflate in another thread.
 
-    Raises InvalidArchive, BrokenStream, OSError; Stopped once `stopped()` is true.
+    Raise InvalidArchive, BrokenStream or OSError; Stopped once `stopped()` is true.
     """
     stream = Measured(inflated(job.blob_fd, sniff=job.sniff))
     if not ahead:
@@ -67,6 +76,7 @@ def _extract(job: Job, umask: int, next_chunk: Callable[[], bytes], stopped: Cal
         lowers=job.lowers,
         umask=umask,
         in_user_namespace=job.in_user_namespace,
+        max_entries=job.max_entries,
     )
 
     def chunk_unless_stopped() -> bytes:
@@ -80,7 +90,7 @@ def _extract(job: Job, umask: int, next_chunk: Callable[[], bytes], stopped: Cal
 
 
 class _Ahead:
-    """Runs a stream in a thread, at most a few chunks ahead."""
+    """Reads a stream in a thread, a few chunks ahead at most."""
 
     def __init__(self, stream: Measured) -> None:
         self._stream = stream
@@ -100,7 +110,7 @@ class _Ahead:
             self._thread.join(0.01)
 
     def next_chunk(self) -> bytes:
-        """The next chunk, b"" at the end; raises what the stream raised."""
+        """Return the next chunk, b"" at the end. Raise what the stream raised."""
         if self._ended:
             return b""
         item = self._queue.get()
@@ -117,7 +127,7 @@ class _Ahead:
                 self._queue.put(chunk)
                 if not chunk:
                     return
-        except BaseException as error:  # noqa: BLE001 - raised again by next_chunk, in the thread that reads
+        except BaseException as error:  # noqa: BLE001 - `next_chunk` raises it in the thread that reads
             self._queue.put(error)
 
     def _discard(self) -> None:

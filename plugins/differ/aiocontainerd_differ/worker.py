@@ -1,6 +1,6 @@
-"""The child process that unpacks or writes one layer; nothing of the daemon is loaded, it may be killed any time.
+"""Unpack or write one layer in a child process. It loads nothing of the daemon, and may be killed at any time.
 
-The answer is a Python literal. The end of standard input is the end of the daemon, or of its interest.
+The answer is a Python literal. The process ends when its standard input does: then the daemon has ended or given up.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _RECURSION = 5000
 
 
 def apply(job: Job) -> None:
-    """Unpack a layer; the answer goes to standard output."""
+    """Unpack a layer. Write the answer to standard output."""
     _prepare()
     os.write(1, _answer(lambda: unpack(job, umask=0)))
 
 
 def diff(*, lower: str, upper: str, guide: str, compression: str, epoch_s: int | None) -> None:
-    """Write the layer that makes `lower` `upper` to standard output; the answer goes to standard error."""
+    """Write the difference from `lower` to `upper` as a layer to standard output, and the answer to standard error."""
     from aiocontainerd_differ.layer import write_layer
 
     _prepare()

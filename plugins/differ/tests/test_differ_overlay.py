@@ -206,6 +206,6 @@ async def test_child_that_notices_nothing_is_killed_with_its_call(
 
 @pytest.mark.anyio
 async def test_apply_that_takes_too_long_is_ended(layers: Path, content: LocalStore) -> None:
-    late = differ.WalkingDiffer(content, str(layers / "tmpmounts"), timeout_s=0)
-    with pytest.raises(TimeoutError):
-        await late.apply(await put(content, tar_of([symlink("a", "b")])), bind(layers / "lower"), ApplyOptions())
+    walking = differ.WalkingDiffer(content, str(layers / "tmpmounts"))
+    with pytest.raises(TimeoutError), anyio.fail_after(0):
+        await walking.apply(await put(content, tar_of([symlink("a", "b")])), bind(layers / "lower"), ApplyOptions())

@@ -15,13 +15,14 @@ from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, Registration, kinds
 
+URI = "io.containerd.differ.v1.walking"
+
 
 async def metadata(_context: InitContext[Any]) -> object:
     return SimpleNamespace(content=None)
 
 
-@pytest.mark.anyio
-async def test_differ_is_loaded_after_the_metadata_store(tmp_path: Path) -> None:
+def registry_and_daemon(tmp_path: Path) -> tuple[Registry, DaemonInfo]:
     registry = Registry()
     for registration in plugin.register_plugins():
         registry.add(registration)
@@ -36,7 +37,29 @@ async def test_differ_is_loaded_after_the_metadata_store(tmp_path: Path) -> None
         plugins=lambda: registry.plugins,
         timeout_s=lambda _name: 30.0,
     )
-    uri = "io.containerd.differ.v1.walking"
-    async with registry.run(daemon, lambda registration: registration.config(), required=[uri]):
-        assert isinstance(registry[uri].instance, WalkingDiffer)
-        assert repr(registry[uri].instance) == "<WalkingDiffer {'applying': 0}>"
+    return registry, daemon
+
+
+@pytest.mark.anyio
+async def test_differ_is_loaded_after_the_metadata_store(tmp_path: Path) -> None:
+    registry, daemon = registry_and_daemon(tmp_path)
+    async with registry.run(daemon, lambda registration: registration.config(), required=[URI]):
+        assert isinstance(registry[URI].instance, WalkingDiffer)
+        assert repr(registry[URI].instance) == "<WalkingDiffer {'applying': 0}>"
+
+
+@pytest.mark.anyio
+async def test_the_config_says_how_many_layers_at_once_and_how_many_entries(tmp_path: Path) -> None:
+    registry, daemon = registry_and_daemon(tmp_path)
+    given = plugin.Config(at_once=3, max_entries=7)
+    async with registry.run(daemon, lambda found: given if found.id == "walking" else found.config()):
+        differ: WalkingDiffer = registry[URI].instance
+        assert (differ._limiter.total_tokens, differ._max_entries) == (3, 7)
+
+
+@pytest.mark.anyio
+async def test_a_number_below_0_is_refused(tmp_path: Path) -> None:
+    registry, daemon = registry_and_daemon(tmp_path)
+    given = plugin.Config(at_once=-1)
+    async with registry.run(daemon, lambda found: given if found.id == "walking" else found.config()):
+        assert "at_once is -1, which is less than 0" in registry[URI].reason

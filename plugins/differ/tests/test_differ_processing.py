@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from aiocontainerd_differ.differ import WalkingDiffer
 from aiocontainerd_differ.processing import MAX_STEPS, steps_from
@@ -82,6 +83,31 @@ async def test_what_a_processor_raises_applies_nothing(tmp_path: Path, processor
         await applied(tmp_path, processors, b"no bzip2", BZIP2)
     assert list((tmp_path / "tree").iterdir()) == []
     assert processors["bunzip"].closed == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.anyio
+async def test_no_more_layers_are_worked_on_than_at_once(tmp_path: Path, at_once: int) -> None:
+    class Waiting(Processor):
+        async def process(
+            self, media_type: str, stream: AsyncIterator[bytes], payload: typeurl.Any | None
+        ) -> AsyncIterator[bytes]:
+            self.payloads.append(payload)
+            await anyio.sleep_forever()
+            yield b""
+
+    waiting, content = Waiting(BZIP2, TAR, None), FakeContentStore()
+    differ = WalkingDiffer(content, str(tmp_path / "temp"), at_once=at_once, processors={"waiting": waiting})
+    layer = Descriptor(BZIP2, content.put(b"blob"), 4)
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(differ.apply, layer, bind(tmp_path), ApplyOptions())
+        with anyio.fail_after(20):
+            while len(waiting.payloads) < at_once:  # noqa: ASYNC110 - seen from outside
+                await anyio.sleep(0.005)
+        await anyio.wait_all_tasks_blocked()
+        assert len(waiting.payloads) == differ.statistics()["applying"] == at_once
+        group.cancel_scope.cancel()
 
 
 def test_a_known_type_needs_no_processor_and_an_unknown_one_is_said(processors: Any) -> None:

@@ -35,7 +35,7 @@ def headers(blob: bytes, chunk: int = 700) -> list[Header]:
     return found
 
 
-def apply_bytes(blob: bytes, root: Path) -> Result:
+def apply_bytes(blob: bytes, root: Path, max_entries: int = 100_000) -> Result:
     with tempfile.TemporaryFile() as file:
         file.write(blob)
         file.seek(0)
@@ -49,11 +49,19 @@ def apply_bytes(blob: bytes, root: Path) -> Result:
                     lowers=[],
                     in_user_namespace=False,
                     sniff=True,
+                    max_entries=max_entries,
                 ),
                 0o777,
             )
         finally:
             os.close(root_fd)
+
+
+def test_a_layer_has_at_most_so_many_entries(tmp_path: Path) -> None:
+    blob = tar_of([entry("a", b""), entry("b", b"")])
+    apply_bytes(blob, tmp_path, max_entries=2)
+    with pytest.raises(InvalidArchive, match="more than 1 entries"):
+        apply_bytes(blob, tmp_path, max_entries=1)
 
 
 @pytest.mark.parametrize("chunk", [1, 511, 512, 513, 1 << 20])

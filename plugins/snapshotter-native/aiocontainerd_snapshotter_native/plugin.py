@@ -13,7 +13,7 @@ class Config(PluginConfig, frozen=True):
 
 @register(kinds.SNAPSHOTTER, "native", config=Config)
 async def init(context: InitContext[Config]) -> object:
-    """The started snapshotter; stopping the plugin closes it."""
+    """Return the started snapshotter. Stopping the plugin closes it."""
     from aiocontainerd_snapshotter_native.snapshotter import NativeSnapshotter
 
     root = context.config.root_path or str(context.root)

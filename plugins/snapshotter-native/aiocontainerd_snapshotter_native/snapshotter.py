@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from aiocontainerd.interfaces.snapshotter import Kind, Usage
@@ -11,7 +12,6 @@ from aiocontainerd.snapshots.layer import Layer
 from aiocontainerd.sys import programs
 from aiocontainerd.sys.mount import Mount
 
-COPY_TIMEOUT_S = 3600.0
 _COPY = ("cp", "--archive", "--reflink=auto")
 
 
@@ -42,7 +42,10 @@ class NativeSnapshotter(SnapshotterBase):
 
 
 async def copy_tree(source: str, target: str) -> None:
-    """Make the directory `target` a copy of `source`, in a child process. Raises OSError with what it printed."""
-    done = await programs.run((*_COPY, "--", f"{source}/.", target), timeout_s=COPY_TIMEOUT_S)
+    """Make the directory `target` a copy of `source`, in a child process. Raise OSError with what it printed.
+
+    The deadline is that of the call to the snapshotter: the daemon cancels it, and the child is killed.
+    """
+    done = await programs.run((*_COPY, "--", f"{source}/.", target), timeout_s=math.inf)
     if done.status != 0:
         raise OSError(f"cannot copy {source} to {target}: {done.text()}")
