@@ -69,10 +69,10 @@ class Heartbeat:
         if self._timer is not None:
             self._timer.cancel()
 
-    def comes_within(self, seconds: float) -> bool:
-        """Wait in another thread for the next sign of life; return whether it comes."""
+    def wait(self, seconds: float) -> None:
+        """Wait in another thread for the next sign of life, but no longer than that."""
         self._came.clear()
-        return self._came.wait(seconds)
+        self._came.wait(seconds)
 
 
 class Watchdog:
@@ -117,21 +117,23 @@ class Watchdog:
 
     def _run(self, loop: asyncio.AbstractEventLoop, thread: int, heartbeat: Heartbeat) -> None:
         while not self._stop.wait(max(heartbeat.due + self.threshold_s - time.monotonic(), _SOONEST_S)):
-            late_s = time.monotonic() - heartbeat.due
+            due = heartbeat.due
+            late_s = time.monotonic() - due
             if late_s >= self.threshold_s:
                 place = self._place(loop, sys._current_frames().get(thread))
                 self._log(place, late_s)
-                self._count(place, heartbeat)
+                self._wait_for_beat(heartbeat, due)
+                self._count(place, max(late_s, heartbeat.late_s))
 
-    def _count(self, place: Place, heartbeat: Heartbeat) -> None:
-        """Wait until the loop runs again, and count the block."""
-        blocked_since = heartbeat.due
-        while not heartbeat.comes_within(self.threshold_s / 4) and heartbeat.due == blocked_since:
-            if self._stop.is_set():
-                return
+    def _wait_for_beat(self, heartbeat: Heartbeat, due: float) -> None:
+        """Wait until the loop runs again: until the sign of life that was due at `due` has come."""
+        while heartbeat.due == due and not self._stop.is_set():
+            heartbeat.wait(self.threshold_s / 4)
+
+    def _count(self, place: Place, seconds: float) -> None:
         self.blocks += 1
         if place.plugin:
-            self._note(Block(plugin=place.plugin, where=place.where, seconds=heartbeat.late_s))
+            self._note(Block(plugin=place.plugin, where=place.where, seconds=seconds))
 
     def _place(self, loop: asyncio.AbstractEventLoop, frame: FrameType | None) -> Place:
         task = asyncio.current_task(loop)
