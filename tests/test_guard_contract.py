@@ -227,6 +227,17 @@ def test_a_class_without_a_protocol_has_its_own_methods_never_refused_unless_it_
     assert contract.streams == {"watch": Rule(timeout=WORK, always=True, each_item=True)}
 
 
+@pytest.mark.parametrize(("kind", "plugin_id"), [one for one in INSTANCES if contract_of(*one, object) is not None])
+def test_a_plugin_of_any_kind_may_give_information_about_itself(kind: str, plugin_id: str) -> None:
+    class Informing:
+        async def plugin_info(self, options: object) -> object: ...
+
+    contract = contract_of(kind, plugin_id, Informing)
+    assert contract is not None
+    assert contract.calls["plugin_info"].always
+    assert "plugin_info" not in of_protocol(Leaf).calls
+
+
 def test_each_service_has_the_contract_of_its_id() -> None:
     assert protocol_of(kinds.SERVICE, "tasks-service") is services.TaskService
     assert protocol_of(kinds.SERVICE, "acme-service") is None

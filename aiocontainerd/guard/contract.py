@@ -55,12 +55,21 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
 def contract_of(kind: str, plugin_id: str, instance: type) -> Contract | None:
     """Return what to guard of a plugin's instance, None for a kind that is not guarded.
 
-    A kind without a Protocol has the public asynchronous methods of the instance's class.
+    A kind without a Protocol has the public asynchronous methods of the instance's class. A plugin of any other kind
+    may be a PluginInfoProvider besides.
     """
     protocol = protocol_of(kind, plugin_id)
     if protocol is None:
         return of_class(instance)
-    return None if why_unguarded(protocol) else of_protocol(protocol)
+    return None if why_unguarded(protocol) else _of_plugin(protocol)
+
+
+@cache
+def _of_plugin(protocol: type) -> Contract:
+    from aiocontainerd.interfaces.services import PluginInfoProvider  # it imports most contracts
+
+    contract = of_protocol(protocol)
+    return msgspec.structs.replace(contract, calls={**of_protocol(PluginInfoProvider).calls, **contract.calls})
 
 
 @cache
