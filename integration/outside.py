@@ -16,7 +16,7 @@ UNTIL_S = 20.0
 
 
 def wait_for(condition: object, what: str, limit_s: float = UNTIL_S) -> None:
-    """Wait until a value or a call is true. Raises AssertionError naming `what`."""
+    """Wait until a value or a call is true. Raise AssertionError naming `what`."""
     until = time.monotonic() + limit_s
     while not (condition() if callable(condition) else condition):
         assert time.monotonic() < until, f"waited {limit_s:g} s for {what}"

@@ -96,7 +96,7 @@ class Violation(msgspec.Struct, frozen=True):
 
 
 def is_checked() -> bool:
-    """Whether blockbuster is installed."""
+    """Return whether blockbuster is installed."""
     return find_spec("blockbuster") is not None
 
 

@@ -53,12 +53,12 @@ class ContentStoreContract(Contract):
 
     @pytest.fixture
     def labelled(self) -> bool:
-        """Whether blobs have labels."""
+        """Return whether blobs have labels."""
         return self.keeps_labels
 
     @pytest.fixture
     def has_files(self) -> bool:
-        """Whether a blob is in a file of this side."""
+        """Return whether a blob is in a file of this side."""
         return True
 
     async def test_committed_ingest_is_a_blob_and_no_ingest_any_more(self, store: ContentStore) -> None:

@@ -23,7 +23,7 @@ class Deviation(msgspec.Struct, frozen=True):
     target: str = ""
 
     def is_of(self, suite: str, test: str, target: str) -> bool:
-        """Whether a test, by its class and name, is meant."""
+        """Return whether a test, by its class and name, is meant."""
         return suite == self.suite and self.test in (test, test.partition("[")[0]) and target.endswith(self.target)
 
 

@@ -92,7 +92,7 @@ class FaultChild:
         return self._process.stdout
 
     def run(self, request: Request) -> Outcome:
-        """One request. Raises RuntimeError with what went wrong in the fork."""
+        """One request. Raise RuntimeError with what went wrong in the fork."""
         self._send(request)
         outcome = msgspec.json.decode(self._output.readline() or b'{"error": "the program ended"}', type=Outcome)
         if outcome.error:

@@ -43,7 +43,7 @@ async def running(
     """Run what `target` was decorated with, or a Registration, until the block ends.
 
     Every deadline is `timeout_s`. `context.ready()` returns True before the block begins.
-    Raises ValueError for a target that registers nothing, or several plugins.
+    Raise ValueError for a target that registers nothing, or several plugins.
     """
     registration = _registration(target)
     registry = Registry()

@@ -83,7 +83,7 @@ class Metadata(msgspec.Struct, frozen=True):
 def registration_of(path: str, kind: str, plugin_id: str = "") -> Registration:
     """The plugin of `module` or `module:Name` that is of a kind; a class that registers nothing is one as it stands.
 
-    Raises TargetError where there is none, or several and no id.
+    Raise TargetError where there is none, or several and no id.
     """
     found = [r for r in _registrations(path, kind, plugin_id) if r.kind == kind and plugin_id in ("", r.id)]
     if len(found) == 1:
@@ -96,7 +96,7 @@ def registration_of(path: str, kind: str, plugin_id: str = "") -> Registration:
 
 
 def has_kind(path: str, kind: str, plugin_id: str = "") -> bool:
-    """Whether a path brings a plugin of a kind. A class that registers nothing is known by its methods."""
+    """Return whether a path brings a plugin of a kind. A class that registers nothing is known by its methods."""
     target = loaded(path)
     if _is_bare(target):
         return all(hasattr(target, method) for method in _METHODS_OF.get(kind, ("",)))
@@ -118,7 +118,7 @@ def _registrations(path: str, kind: str, plugin_id: str) -> Sequence[Registratio
 
 
 def loaded(path: str) -> Any:
-    """The module or object of a path. Raises TargetError."""
+    """The module or object of a path. Raise TargetError."""
     try:
         return loading.load(path)
     except (ImportError, PluginError) as error:
@@ -126,7 +126,7 @@ def loaded(path: str) -> Any:
 
 
 def _is_bare(target: Any) -> bool:
-    """Whether it is a class that registers nothing."""
+    """Return whether it is a class that registers nothing."""
     return isinstance(target, type) and not authoring.carried(target) and not hasattr(target, "register_plugins")
 
 

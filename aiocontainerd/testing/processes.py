@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def ended(pid: int) -> bool:
-    """Whether a process is gone, or a zombie that its parent (of an orphan: an init that may be idle) has not reaped.
+    """Return whether a process is gone, or a zombie. The parent of an orphan is an init, which may reap it late.
 
     It may go at any instant, also between two looks of the caller: ask again instead of reading its files.
     """

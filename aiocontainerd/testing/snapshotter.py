@@ -307,7 +307,7 @@ class SnapshotterContract(SnapshotterRecordsContract):
 
     @pytest.fixture
     def rebases(self) -> bool:
-        """Whether a commit may name a parent."""
+        """Return whether a commit may name a parent."""
         return self.can_rebase
 
     async def test_usage_counts_what_was_written(self, snapshotter: Snapshotter, temp: Path) -> None:

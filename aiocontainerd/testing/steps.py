@@ -94,6 +94,6 @@ class Steps:
 
 
 def _writes(args: tuple[Any, ...]) -> bool:
-    """Whether an `open` event, of path, mode and flags, may change something."""
+    """Return whether an `open` event, of path, mode and flags, may change something."""
     flags = args[2]
     return isinstance(flags, int) and bool(flags & _CHANGES)

@@ -29,7 +29,7 @@ class Bench(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether the target is behind a socket: it cannot be killed, moved to another disk, or given a root."""
+        """Return whether the target is behind a socket: it cannot be killed, moved to another disk, or given a root."""
         ...
 
     def open(self, kind: str, root: Path, needs: Mapping[str, Any]) -> AbstractAsyncContextManager[Any]:
@@ -55,7 +55,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def remote(self) -> bool:
-        """Whether the target is a socket."""
+        """Return whether the target is a socket."""
         return self.text.startswith("unix://")
 
     @property
@@ -83,7 +83,7 @@ def target_of(
     capabilities: Sequence[str] = (),
     deviations: str = "",
 ) -> Target:
-    """The target of options as they were typed. Raises TargetError."""
+    """The target of options as they were typed. Raise TargetError."""
     if "://" in text and not text.startswith("unix://"):
         raise TargetError(f"--target {text}: only unix:// sockets can be a target")
     settings: dict[str, Any] = {}

@@ -34,7 +34,7 @@ class Answer(msgspec.Struct, frozen=True, rename="pascal"):
 async def ask(command: Sequence[str], host: str, timeout_s: float) -> Credentials | None:
     """Run a helper for a registry; None where it has no credentials for it.
 
-    Raises DeadlineExceeded after `timeout_s`, Unknown where it fails, cannot be run, or prints something else.
+    Raise DeadlineExceeded after `timeout_s`, Unknown where it fails, cannot be run, or prints something else.
     """
     name = DOCKER_HUB if host in _HUB_HOSTS else host
     output = await programs.run([*command, "get"], stdin=name.encode() + b"\n", timeout_s=timeout_s)

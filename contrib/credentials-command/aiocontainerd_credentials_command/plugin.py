@@ -56,7 +56,7 @@ class CommandCredentials:
         return f"<CommandCredentials {sorted(self._hosts)} kept={sorted(self._kept)}>"
 
     async def start(self, context: InitContext[Config]) -> None:
-        """Raises SkipPlugin where no host has a command, PluginError for a command without a program."""
+        """Raise SkipPlugin where no host has a command, PluginError for a command without a program."""
         if not self._hosts:
             raise SkipPlugin("no command is configured for any host")
         for host, command in self._hosts.items():
@@ -65,7 +65,7 @@ class CommandCredentials:
         context.exports["hosts"] = ",".join(sorted(self._hosts))
 
     async def credentials(self, host: str, reference: str) -> Credentials | None:  # noqa: ARG002 - the Protocol's
-        """None where no command is for the host, or the command knows nothing of it. Raises what `ask` does."""
+        """None where no command is for the host, or the command knows nothing of it. Raise what `ask` does."""
         command = command_of(self._hosts, host)
         if command is None:
             return None

@@ -59,7 +59,7 @@ class Webhook:
         return {"delivered": self._delivered, "retried": self._retried}
 
     async def start(self, context: InitContext[Config]) -> None:
-        """Open the target. Raises SkipPlugin where none is configured, PluginError for one that cannot be."""
+        """Open the target. Raise SkipPlugin where none is configured, PluginError for one that cannot be."""
         if not self._config.target:
             raise SkipPlugin("no target is configured")
         try:
@@ -73,7 +73,7 @@ class Webhook:
             await self._target.aclose()
 
     async def deliver(self, envelope: Envelope) -> None:
-        """Write one event, with retries. Raises Unavailable where the last one fails, or none would help."""
+        """Write one event, with retries. Raise Unavailable where the last one fails, or none would help."""
         line = line_of(envelope)
         for pause_s in self._pauses_s:
             try:
@@ -99,7 +99,7 @@ class Webhook:
 
 
 def pauses_s(config: Config) -> Iterator[float]:
-    """Seconds between one attempt and the next. Raises PluginError for what cannot be."""
+    """Seconds between one attempt and the next. Raise PluginError for what cannot be."""
     if config.attempts < 1:
         raise PluginError(f"attempts is {config.attempts}, it must be at least 1")
     pause_s, longest_s = _seconds("backoff", config.backoff), _seconds("backoff_max", config.backoff_max)

@@ -31,14 +31,14 @@ class Target(Protocol):
     """Takes lines. `str` is its name in messages, without secrets."""
 
     async def write(self, line: bytes) -> None:
-        """Write one line. Raises Unreached or Refused."""
+        """Write one line. Raise Unreached or Refused."""
         ...
 
     async def aclose(self) -> None: ...
 
 
 def target_of(text: str, token: Secret) -> Target:
-    """The target of a path or URL. Raises ValueError, saying what is wrong with it."""
+    """The target of a path or URL. Raise ValueError, saying what is wrong with it."""
     if text.startswith("/"):
         return FileTarget(text)
     url = urlsplit(text)

@@ -29,7 +29,7 @@ class Hello:
         self._greeting = greeting
 
     async def say_hello(self, request: api.SayHelloRequest) -> api.SayHelloResponse:
-        """Greet once. Raises InvalidArgument where there is no name."""
+        """Greet once. Raise InvalidArgument where there is no name."""
         if not request.name:
             raise errors.InvalidArgument("name must not be empty")
         return api.SayHelloResponse(message=f"{self._greeting}, {request.name}!", namespace=call.namespace())

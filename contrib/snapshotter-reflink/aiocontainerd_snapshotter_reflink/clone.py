@@ -16,7 +16,7 @@ FICLONE = 0x40049409
 def clone_tree(source: str, target: str) -> None:
     """Make `target` a copy of the directory `source`: owners, modes, times, attributes, hard links, devices, holes.
 
-    It ends with the call it works for where that is cancelled. Raises OSError naming the path.
+    It ends with the call it works for where that is cancelled. Raise OSError naming the path.
     """
     first_copies: dict[tuple[int, int], str] = {}
     directories = [(source, target)]

@@ -40,13 +40,13 @@ class SignatureVerifier:
         self._config = config
 
     async def start(self, context: InitContext[Config]) -> None:
-        """Raises SkipPlugin where it is not configured. What is wrong with directories blocks pulls, not the start."""
+        """Raise SkipPlugin where it is not configured. What is wrong with directories blocks pulls, not the start."""
         if not self._config.keys_dir or not self._config.signatures_dir:
             raise SkipPlugin("keys_dir and signatures_dir are not configured")
         context.exports.update(keys_dir=self._config.keys_dir, signatures_dir=self._config.signatures_dir)
 
     async def verify(self, name: str, target: Descriptor, content: ContentStore) -> Verdict:  # noqa: ARG002 - the Protocol's
-        """Raises FailedPrecondition naming the file where a key or the signature cannot be read."""
+        """Raise FailedPrecondition naming the file where a key or the signature cannot be read."""
         if not any(fnmatchcase(name, pattern) for pattern in self._config.images):
             return Verdict(True, "no signature is needed")
         keys, signatures = Path(self._config.keys_dir), Path(self._config.signatures_dir)

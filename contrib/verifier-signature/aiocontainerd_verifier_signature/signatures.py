@@ -24,7 +24,7 @@ class Unreadable(Exception):
 def signer_of(digest: str, keys: Path, signatures: Path) -> str:
     """The name of the key that signed the digest, "" where none did.
 
-    Raises FileNotFoundError where there is no signature, Unreadable naming what cannot be read.
+    Raise FileNotFoundError where there is no signature, Unreadable naming what cannot be read.
     """
     from cryptography.exceptions import InvalidSignature
 
@@ -56,7 +56,7 @@ def _signature(digest: str, directory: Path) -> bytes:
 
 
 def _trusted(directory: Path) -> Iterator[tuple[str, Ed25519PublicKey]]:
-    """The keys by the names of their files, without `.pem`. Raises Unreadable where there is none, or a bad one."""
+    """The keys by the names of their files, without `.pem`. Raise Unreadable where there is none, or a bad one."""
     try:
         paths = sorted(path for path in directory.iterdir() if path.suffix == ".pem")
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Where things are below the store's root, and how an ingest is recorded there (facts/core 4, "On disk").
+"""Name the paths below the store's root, and record ingests there (facts/core 4, "On disk").
 
-Every function here is plain blocking file work; callers run it off the event loop where it may take long.
+All of this is blocking file work. Callers run it off the event loop where it may take long.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class Layout:
         self.ingests = root / "ingest"
 
     def blob(self, digest: str) -> Path:
-        """The file of a blob. Raises InvalidArgument for a digest that is none."""
+        """Return the path of a blob. Raise InvalidArgument for a malformed digest."""
         algorithm, encoded = split_digest(digest)
         return self.blobs / algorithm / encoded
 
     def ingest(self, ref: str) -> Path:
-        """The directory of an ingest; the ref is hashed, so no ref can name another place."""
+        """Return the directory of an ingest. It is named by a hash, so that no ref can lead elsewhere."""
         return self.ingests / hashlib.sha256(ref.encode()).hexdigest()
 
 
 def blob_info(path: Path, digest: str) -> Info:
-    """What the file system knows of a blob. Raises NotFound."""
+    """Return size and times of a blob from its file. Raise NotFound."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -45,7 +45,7 @@ def blob_info(path: Path, digest: str) -> Info:
 
 
 def blob_infos(layout: Layout) -> list[Info]:
-    """Every blob, sorted by digest. Files whose name is no digest are not blobs."""
+    """Return every blob, sorted by digest. Ignore files whose name is not a digest."""
     return sorted(_scan_blobs(layout.blobs), key=lambda info: info.digest)
 
 
@@ -76,9 +76,9 @@ def create_ingest(directory: Path, ref: str, total: int) -> Status:
 
 
 def read_ingest(directory: Path) -> Status:
-    """The status of an ingest. Raises FileNotFoundError or ValueError where its record is missing or unreadable.
+    """Return the status of an ingest. Raise FileNotFoundError or ValueError if its record is missing or unreadable.
 
-    The time of the last write may be later than what the record says, which is written when a writer closes.
+    The last write may be later than the record says, which is written when a writer closes.
     """
     ref = (directory / "ref").read_text()
     data = (directory / "data").stat()
@@ -90,7 +90,7 @@ def read_ingest(directory: Path) -> Status:
 
 
 def resumable(directory: Path, ref: str, total: int) -> Status | None:
-    """The ingest to go on with; None for a new one, a broken one, or one that was told another total."""
+    """Return the ingest to resume; None if it is new or broken, or had another total."""
     try:
         status = read_ingest(directory)
     except (OSError, ValueError):
@@ -100,7 +100,7 @@ def resumable(directory: Path, ref: str, total: int) -> Status | None:
 
 
 def ingest_statuses(layout: Layout) -> list[Status]:
-    """Every readable ingest, sorted by ref. One that ends or breaks while it is looked at is left out."""
+    """Return every readable ingest, sorted by ref. Leave out those that end or break meanwhile."""
     found = []
     if layout.ingests.is_dir():
         for entry in os.scandir(layout.ingests):
@@ -122,7 +122,7 @@ def remove_unreadable_ingests(layout: Layout) -> None:
 
 
 def remove_ingest(directory: Path, ref: str) -> None:
-    """Remove an ingest with its data. Raises NotFound where there is none.
+    """Remove an ingest with its data. Raise NotFound where there is none.
 
     It is renamed away first, so that a crash leaves it whole or gone; what a crash kept from being deleted goes with
     the next removal.

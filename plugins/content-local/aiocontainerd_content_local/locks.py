@@ -1,4 +1,4 @@
-"""One holder per ref. Waiting is short: clients that find a ref locked poll (facts/core 4)."""
+"""Lock refs: one holder each. Waiting is short, since clients that find a ref locked poll (facts/core 4)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RefLocks:
         return len(self._held)
 
     async def acquire(self, ref: str) -> None:
-        """Take the lock of `ref`, waiting a moment for a holder that is about to let go. Raises Unavailable."""
+        """Take the lock of `ref`, waiting a moment for a holder that is about to let go. Raise Unavailable."""
         with anyio.move_on_after(self._wait_s):
             while (held := self._held.get(ref)) is not None:
                 await held.released.wait()

@@ -8,11 +8,11 @@ from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookim
 
 
 class Config(PluginConfig, frozen=True, kw_only=True):
-    """The store has no settings: it lives in its plugin's root directory."""
+    """The store has no settings. It lives in the root directory of its plugin."""
 
 
 async def init(context: InitContext[Config]) -> object:
-    """Open the store; what earlier runs left, ingests included, stays, but for ingests that nobody could go on with."""
+    """Open the store. Blobs and ingests of earlier runs stay, but for ingests that cannot be resumed."""
     from aiocontainerd_content_local.store import LocalStore
 
     context.exports["root"] = str(context.root)

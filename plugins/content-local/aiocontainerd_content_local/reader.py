@@ -1,4 +1,4 @@
-"""An open blob."""
+"""Read an open blob."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class LocalReader:
 
     @property
     def size(self) -> int:
-        """Bytes in the blob."""
+        """Return the size of the blob in bytes."""
         return self._size
 
     async def read(self, size: int, offset: int) -> bytes:
-        """Up to `size` bytes from `offset`; fewer only at the end."""
+        """Return up to `size` bytes from `offset`; fewer only at the end."""
         wanted = max(0, min(size, self._size - offset))
         if wanted <= _INLINE_BYTES:
             cached = _read_cached(self._fd, wanted, offset)
@@ -39,7 +39,7 @@ class LocalReader:
         return await anyio.to_thread.run_sync(_read_whole, self._fd, wanted, offset)
 
     def fileno(self) -> int:
-        """The open file; valid until `close`."""
+        """Return the descriptor of the file, valid until `close`."""
         return self._fd
 
     async def close(self) -> None:
@@ -63,7 +63,7 @@ def _opened(path: Path, digest: str) -> int:
 
 
 def _read_cached(fd: int, size: int, offset: int) -> bytes | None:
-    """The bytes if they are in memory, None where reading would wait for the disk."""
+    """Return the bytes if they are in memory, None if reading would wait for the disk."""
     buffer = bytearray(size)
     try:
         done = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)

@@ -1,4 +1,4 @@
-"""The local content store: `ContentStore` (interfaces/content.py) over files."""
+"""Store content in files: a `ContentStore` (interfaces/content.py)."""
 
 from __future__ import annotations
 
@@ -31,37 +31,37 @@ class LocalStore:
         return f"<LocalStore {self._layout.root} {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """How many ingests are open."""
+        """Return how many ingests are open."""
         return {"open_ingests": len(self._locks)}
 
     async def info(self, digest: str) -> Info:
-        """Size and times of a blob; labels are the metadata store's. Raises NotFound."""
+        """Return size and times of a blob; the metadata store has its labels. Raise NotFound."""
         return layout.blob_info(self._layout.blob(digest), digest)
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:  # noqa: ARG002 - the Protocol's signature
-        """Always raises FailedPrecondition: this backend keeps no labels (facts/core 4)."""
+        """Raise FailedPrecondition: this backend keeps no labels (facts/core 4)."""
         raise FailedPrecondition("update not supported on immutable content store")
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
-        """Every blob that a filter matches, sorted by digest."""
+        """Yield every blob that a filter matches, sorted by digest."""
         matches = _matcher(filters)
         for info in await anyio.to_thread.run_sync(layout.blob_infos, self._layout):
             if matches(_info_fields(info)):
                 yield info
 
     async def delete(self, digest: str) -> None:
-        """Remove a blob; who has it open keeps reading. Raises NotFound."""
+        """Remove a blob; who has it open keeps reading. Raise NotFound."""
         try:
             await anyio.to_thread.run_sync(os.unlink, self._layout.blob(digest))
         except FileNotFoundError:
             raise NotFound(f"content digest {digest}") from None
 
     async def reader(self, digest: str) -> LocalReader:
-        """Open a blob. Raises NotFound."""
+        """Open a blob. Raise NotFound."""
         return LocalReader(self._layout.blob(digest), digest)
 
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> LocalWriter:
-        """Open an ingest, resuming what is there. Raises AlreadyExists for a blob `expected`, Unavailable if locked."""
+        """Open an ingest, resuming what is there. Raise AlreadyExists for a blob `expected`, Unavailable if locked."""
         if not ref:
             raise InvalidArgument("ref must not be empty")
         if expected and self._has_blob(expected):
@@ -76,7 +76,7 @@ class LocalStore:
         return writer
 
     async def status(self, ref: str) -> Status:
-        """The status of an ingest, open or not. Raises NotFound."""
+        """Return the status of an ingest, open or not. Raise NotFound."""
         try:
             return await anyio.to_thread.run_sync(layout.read_ingest, self._layout.ingest(ref))
         except (FileNotFoundError, NotADirectoryError):
@@ -85,13 +85,13 @@ class LocalStore:
             raise DataLoss(f"reference {ref}: {bad}") from bad
 
     async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
-        """Every ingest that a filter (field `ref`) matches, sorted by ref."""
+        """Return every ingest that a filter (field `ref`) matches, sorted by ref."""
         matches = _matcher(filters)
         found = await anyio.to_thread.run_sync(layout.ingest_statuses, self._layout)
         return [status for status in found if matches(_status_fields(status))]
 
     async def abort(self, ref: str) -> None:
-        """Remove an ingest, open or not; whoever writes it finds out at commit. Raises NotFound."""
+        """Remove an ingest, open or not; whoever writes it finds out at commit. Raise NotFound."""
         await anyio.to_thread.run_sync(layout.remove_ingest, self._layout.ingest(ref), ref)
 
     async def remove_unreadable(self) -> None:
@@ -99,7 +99,7 @@ class LocalStore:
         await anyio.to_thread.run_sync(layout.remove_unreadable_ingests, self._layout)
 
     def _has_blob(self, digest: str) -> bool:
-        """False for a malformed digest, which only the commit refuses (facts/core 4)."""
+        """Return whether a blob exists; False for a malformed digest, which only the commit refuses (facts/core 4)."""
         try:
             return self._layout.blob(digest).exists()
         except InvalidArgument:
@@ -107,7 +107,7 @@ class LocalStore:
 
 
 def _matcher(filters: Sequence[str]) -> Callable[[Mapping[tuple[str, ...], str]], bool]:
-    """Whether the fields of a record match; no filter matches everything and needs no filter language loaded."""
+    """Return whether the fields of a record match; no filter matches everything and needs no filter language loaded."""
     if not filters:
         return lambda _fields: True
     from aiocontainerd.filters import compile_filters

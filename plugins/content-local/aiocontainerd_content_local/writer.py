@@ -1,7 +1,7 @@
-"""An open ingest: appends, and the steps that make it a blob (facts/core 4).
+"""Append to an open ingest, and make it a blob step by step (facts/core 4).
 
-Bytes are hashed with sha256 as they come. hashlib and write(2) let go of the GIL, so large data is handled in a thread;
-small data costs less than the hop and is handled in place.
+Bytes are hashed with sha256 as they come. hashlib and write(2) release the GIL, so large data goes to a thread. For
+small data the way to a thread would cost more than the work.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class LocalWriter:
         return f"<LocalWriter {self._status.ref} {state}>"
 
     async def open(self, total: int) -> None:
-        """Resume what is there or start afresh; `close` is due even when this fails.
+        """Resume the ingest or start a new one. Call `close` even if this fails.
 
-        Raises NotFound for an ingest that is aborted meanwhile.
+        Raise NotFound for an ingest that is aborted meanwhile.
         """
         try:
             await self._off_loop(self._open, total)
@@ -70,15 +70,15 @@ class LocalWriter:
 
     @property
     def offset(self) -> int:
-        """Bytes written so far."""
+        """Return the number of bytes written so far."""
         return self._offset
 
     def digest(self) -> str:
-        """sha256 digest of the bytes so far."""
+        """Return the sha256 digest of the bytes so far."""
         return f"sha256:{self._hasher.hexdigest()}"
 
     async def write(self, data: bytes) -> None:
-        """Append `data`. Raises ResourceExhausted where the disk is full; the ingest then ends where it did before."""
+        """Append `data`. Raise ResourceExhausted where the disk is full; the ingest then ends where it did before."""
         if len(data) <= _INLINE_BYTES and self._turn.acquire(blocking=False):
             try:
                 self._check_open()
@@ -93,11 +93,11 @@ class LocalWriter:
         await self._off_loop(self._truncate)
 
     async def status(self) -> Status:
-        """The ingest as this writer sees it."""
+        """Return the status of the ingest."""
         return msgspec.structs.replace(self._status, offset=self._offset)
 
     async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:  # noqa: ARG002 - a backend keeps no labels, the metadata store does
-        """Check, make durable, rename into place. Raises FailedPrecondition (kept), AlreadyExists (removed)."""
+        """Check, make durable, rename into place. Raise FailedPrecondition (kept), AlreadyExists (removed)."""
         info = await self._off_loop(self._commit, size, expected)
         await self.close()
         return info
@@ -173,7 +173,7 @@ class LocalWriter:
                     self._record_update()
 
     def _named(self, error: OSError) -> Exception:
-        """The error with the ref in it, and of a class that says a full disk is nobody's bad request."""
+        """Return the error to raise: ResourceExhausted naming the ref for a full disk, else OSError naming the file."""
         if error.errno in _NO_SPACE:
             return ResourceExhausted(f"ref {self._status.ref} at offset {self._offset}: {error.strerror}")
         return OSError(error.errno, error.strerror, str(self._directory / "data"))
@@ -217,7 +217,7 @@ class LocalWriter:
             pass
 
     def _record_update(self) -> None:
-        """Best effort: an aborted ingest has no directory, and a full disk must not keep the lock."""
+        """Try to record the time of the last write. Neither an aborted ingest nor a full disk must keep the lock."""
         try:
             layout.write_time(self._directory / "updatedat", self._status.updated_at_ns)
         except OSError:

@@ -134,7 +134,7 @@ class RegularFile:
 
 
 def open_regular(directory_fd: int, name: bytes) -> RegularFile:
-    """Open a file. Raises OSError naming it, also when it is not a regular one any more."""
+    """Open a file. Raise OSError naming it, also when it is not a regular one any more."""
     fd = os.open(name, _OPEN_FILE, dir_fd=directory_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)

@@ -67,7 +67,7 @@ class Header:
             self.type = REGULAR
 
     def override(self, records: Mapping[bytes, bytes]) -> None:
-        """Let PAX records replace what the block says. Raises InvalidArchive for a value that is none."""
+        """Let PAX records replace what the block says. Raise InvalidArchive for a value that is none."""
         xattrs = {}
         for key, value in records.items():
             if b"\0" in key:
@@ -118,7 +118,7 @@ class Header:
 
 
 def is_end(block: bytes) -> bool:
-    """Whether a block is one of the zeroes that end an archive."""
+    """Return whether a block is one of the zeroes that end an archive."""
     return block == _ZERO
 
 
@@ -133,7 +133,7 @@ def verify_checksum(block: bytes) -> None:
 
 
 def number(field: bytes) -> int:
-    """A numeric field: octal text, or base 256 when the first bit is set. Raises InvalidArchive."""
+    """A numeric field: octal text, or base 256 when the first bit is set. Raise InvalidArchive."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False) & ~(0x80 << 8 * (len(field) - 1))
         return value - (1 << 8 * len(field) - 1) if field[0] & 0x40 else value
@@ -144,7 +144,7 @@ def number(field: bytes) -> int:
 
 
 def pax_records(data: bytes) -> dict[bytes, bytes]:
-    """The records `<length> <key>=<value>\\n` of a PAX block. Raises InvalidArchive."""
+    """The records `<length> <key>=<value>\\n` of a PAX block. Raise InvalidArchive."""
     records = {}
     at = 0
     while at < len(data):
@@ -160,7 +160,7 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
 
 
 def pax_time_ns(value: bytes) -> int:
-    """Nanoseconds of a PAX time, decimal seconds that may be negative and have a fraction. Raises ValueError."""
+    """Nanoseconds of a PAX time, decimal seconds that may be negative and have a fraction. Raise ValueError."""
     seconds, _, fraction = value.partition(b".")
     nanos = _decimal(fraction[:9].ljust(9, b"0")) if fraction else 0
     whole = _decimal(seconds) * 1_000_000_000
@@ -168,7 +168,7 @@ def pax_time_ns(value: bytes) -> int:
 
 
 def _decimal(text: bytes) -> int:
-    """Digits with perhaps a minus: what PAX allows, which is less than `int` does. Raises ValueError."""
+    """Digits with perhaps a minus: what PAX allows, which is less than `int` does. Raise ValueError."""
     if not text.removeprefix(b"-").isdigit():
         raise ValueError(text)
     return int(text)

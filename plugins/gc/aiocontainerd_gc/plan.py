@@ -1,4 +1,4 @@
-"""When to collect, decided from counters and durations alone (facts/core 10)."""
+"""Decide when to collect, from counters and durations (facts/core 10). Pure."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Changes(msgspec.Struct):
 
 
 def clamped_pause(threshold: float) -> float:
-    """The pause threshold within 0 to 0.5; with 0 the interval stays the first one."""
+    """Return the pause threshold, at least 0 and at most 0.5. With 0 the interval stays the first one."""
     return min(max(threshold, 0.0), MAX_PAUSE_THRESHOLD)
 
 
 def interval_s(average_s: float, pause_threshold: float) -> float:
-    """Seconds between timer runs so that collections of `average_s` take no more than their part of the time."""
+    """Return the seconds between timer runs. Collections of `average_s` then take no more than their part."""
     if pause_threshold <= 0:
         return FIRST_INTERVAL_S
     average_s = max(average_s, MIN_AVERAGE_S)
@@ -49,10 +49,10 @@ def interval_s(average_s: float, pause_threshold: float) -> float:
 
 
 def is_due(changes: Changes, thresholds: Thresholds) -> bool:
-    """Whether the timer should collect."""
+    """Return whether the timer is to collect."""
     return changes.deletions > 0 or changes.mutations >= max(thresholds.mutations, 1)
 
 
 def is_urgent(changes: Changes, thresholds: Thresholds) -> bool:
-    """Whether to collect without waiting for the timer."""
+    """Return whether to collect without waiting for the timer."""
     return 0 < thresholds.deletions <= changes.deletions

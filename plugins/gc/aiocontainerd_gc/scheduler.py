@@ -1,6 +1,6 @@
-"""The scheduler: one task that sleeps until something changes, and collects when that is due.
+"""Sleep until something changes, and collect when that is due.
 
-While nothing changes nothing runs: no timer is armed after a collection until the next change is committed.
+While nothing changes, nothing runs: after a collection no timer starts before the next change is committed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Scheduler:
         return f"<Scheduler every {self._interval_s:g}s {self.statistics()}>"
 
     def statistics(self) -> Statistics:
-        """What was done, and what is pending."""
+        """Return the counters."""
         return Statistics(
             collections=self._collections,
             failures=self._failures,
@@ -73,7 +73,7 @@ class Scheduler:
     async def schedule_and_wait(self) -> Collected:
         """Have one collection begin after this call and wait for it; calls that wait together share one.
 
-        Raises Unknown `gc failed`.
+        Raise Unknown `gc failed`.
         """
         if self._stopped:
             raise Unknown("gc failed")
@@ -102,7 +102,7 @@ class Scheduler:
             _settle(waiters, Unknown("gc failed"))
 
     async def _sleep_unless_hurried(self, seconds: float) -> None:
-        """One who waits, or enough deletions, shorten the sleep to the schedule delay."""
+        """Sleep. A waiting call, or enough deletions, shorten the sleep to the schedule delay."""
         with anyio.move_on_after(seconds):
             await self._hurry.wait()
             await anyio.sleep(self._thresholds.delay_s)
@@ -125,7 +125,7 @@ class Scheduler:
             _settle(waiters, collected)
 
     def _failed(self, changes: Changes) -> None:
-        """What the collection was for is still to do."""
+        """Count a failure. The changes stay to be collected."""
         self._failures += 1
         self._changes.add(changes)
         if plan.is_due(self._changes, self._thresholds):

@@ -1,10 +1,10 @@
-"""Garbage collection of records (facts/core 10): mark on a read snapshot, sweep in batches on the writer.
+"""Collect garbage among the records (facts/core 10): mark on a read snapshot, sweep in batches on the writer.
 
-No lock is held between the two. While a collection runs, triggers note every resource that got a new edge, new
-attributes or came to be. Before each batch is deleted, those, what calls in progress have pinned, and whatever they
-lead to among the resources that the mark did not reach, are spared until the next collection.
+No lock is held between the two. While a collection runs, SQL triggers note every resource that is new, or gets a new
+edge or new attributes. Calls in progress pin the resources that they work on. Before each batch is deleted, all of
+these are spared until the next collection, and so is every unmarked resource that they lead to.
 
-A collection gives way: its batches are small, and while clients write it leaves them most of the writer's time.
+A collection gives way to clients: its batches are small, and while clients write it rests between them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ BATCH = 16
 """Records deleted in one mutation: about a millisecond, which is how long a client's write may wait for it."""
 _UNMARKED_AT_ONCE = 400
 _REST = 3.0
-"""How much longer than a mutation of its own the sweep leaves the writer alone while clients use it."""
+"""While clients write, the sweep rests after each batch for this many times the time that the batch took."""
 _LONGEST_REST_S = 0.1
 
-# CROSS JOIN keeps SQLite to the order written: from what was reached outwards, each step by an index. Ids come as one
-# row, for each row takes the interpreter's lock from the event loop.
+# CROSS JOIN makes SQLite join in the written order: from what was reached outwards, each step by an index. All ids come
+# in one row, since each row takes the interpreter's lock from the event loop.
 _MARK = """
 WITH RECURSIVE live (id, flat) AS (
     SELECT id, flat FROM resources WHERE rooted AND (expires_ns IS NULL OR expires_ns > :now)
@@ -107,30 +107,30 @@ class Swept(msgspec.Struct, frozen=True):
 
 
 class Marked(msgspec.Struct, frozen=True):
-    """What the mark did not reach (newest first), and what it reached only from flat leases."""
+    """Ids that the mark did not reach, newest first, and ids that it reached only from flat leases."""
 
     dead: Sequence[int]
     flat: Sequence[int]
 
 
 def mark(db: Connection, now_ns: int) -> Marked:
-    """Find what no root leads to, within the read snapshot of `db`."""
+    """Find the resources that no root leads to, in the read snapshot of `db`."""
     dead, flat = db.execute(_MARK, {"now": now_ns}).fetchone()
     return Marked(sorted(json.loads(dead), reverse=True), json.loads(flat))
 
 
 class Sweeper:
-    """One collection of records at a time."""
+    """Runs collections of records, one at a time."""
 
     def __init__(self, engine: Engine, pinned: Mapping[tuple[str, str, str], int]) -> None:
         self._engine = engine
         self._pinned = pinned
         self._lock = anyio.Lock()
         self.rested_s = 0.0
-        """What collections have left to clients, in seconds, since the start."""
+        """Seconds that collections have rested for clients since the start."""
 
     async def run(self, swept: Callable[[Sequence[Swept]], None]) -> Mapping[str, int]:
-        """Mark and sweep; `swept(batch)` is called after the commit of each batch. Returns counts by type."""
+        """Mark and sweep. Call `swept(batch)` after the commit of each batch. Return the numbers deleted, by type."""
         removed: Counter[str] = Counter()
 
         def done(batch: Sequence[Swept]) -> None:
@@ -157,7 +157,7 @@ class Sweeper:
             await self._mutate(lambda db, ids=ids: self._sweep_batch(db, ids), then=done)  # type: ignore[misc]  # mypy infers no lambda with a default
 
     async def _mutate(self, function: Callable[[Connection], T], *, then: Callable[[T], None] | None = None) -> None:
-        """One mutation, and after it a rest where a client's came meanwhile."""
+        """Run one mutation. Rest after it if clients wrote meanwhile, or wait to."""
         before, began_s = self._engine.statistics().mutations, time.monotonic()
         await self._engine.write(function, then=then)
         took_s, after = time.monotonic() - began_s, self._engine.statistics()

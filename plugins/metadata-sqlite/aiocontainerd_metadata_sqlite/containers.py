@@ -1,4 +1,4 @@
-"""Container records (facts/core 3)."""
+"""Keep container records (facts/core 3)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Containers:
         self._session = session
 
     async def get(self, container_id: str) -> Container:
-        """Raises NotFound."""
+        """Raise NotFound."""
         namespace = self._session.caller().namespace
         found = await self._session.lookup(
             (namespace, CONTAINERS, container_id), lambda db: _load(db, namespace, container_id), _size_bytes
@@ -46,13 +46,13 @@ class Containers:
         return found[1]
 
     async def list(self, filters: Sequence[str] = ()) -> list[Container]:
-        """Those that match, sorted by id."""
+        """Return the containers that match, sorted by id."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, container_field)
         return await self._session.read(lambda db: select(_load_all(db, namespace), matches))
 
     async def create(self, container: Container) -> Container:
-        """Both timestamps are set here. Raises AlreadyExists, InvalidArgument."""
+        """Create a record and set both its times. Raise AlreadyExists, InvalidArgument."""
         namespace = self._session.caller().namespace
         _validate(container, "create container failed validation")
         now = timestamps.now_ns()
@@ -85,7 +85,7 @@ class Containers:
         return await self._session.mutate(insert, then=announce)
 
     async def update(self, container: Container, paths: Sequence[str] = ()) -> Container:
-        """Raises NotFound, InvalidArgument for a field that cannot be updated."""
+        """Raise NotFound, InvalidArgument for a field that cannot be updated."""
         if not container.id:
             raise InvalidArgument("Container.ID required")
         namespace = self._session.caller().namespace
@@ -121,7 +121,7 @@ class Containers:
         return await self._session.mutate(store, then=announce)
 
     async def delete(self, container_id: str) -> None:
-        """Raises NotFound. Tasks are not looked at, snapshots are left to garbage collection."""
+        """Raise NotFound. Tasks are not looked at, snapshots are left to garbage collection."""
         namespace = self._session.caller().namespace
 
         def remove(db: Connection) -> None:
@@ -162,7 +162,7 @@ def _check(container: Container) -> None:
 
 
 def _updated(current: Container, given: Container, paths: Sequence[str]) -> Container:
-    """`current` with the fields that `paths` name taken from `given`."""
+    """Return `current` with the fields that `paths` name taken from `given`."""
     if not paths:
         if given.snapshotter != current.snapshotter:
             raise InvalidArgument("container.Snapshotter field is immutable")
@@ -264,7 +264,7 @@ def _has_any(db: Connection, namespace: str) -> bool:
 
 
 def _size_bytes(found: tuple[int, Container] | None) -> int:
-    """About what a record takes in memory: mostly its opaque values."""
+    """Estimate the memory that a record takes: mostly its opaque values."""
     if found is None:
         return _BARE_BYTES
     container = found[1]

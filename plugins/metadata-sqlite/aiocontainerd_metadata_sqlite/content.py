@@ -1,4 +1,4 @@
-"""The content of each namespace: a view of one backend store that knows none (facts/core 4)."""
+"""Show each namespace its part of one content store, which knows no namespaces (facts/core 4)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from aiocontainerd.interfaces.content import ContentStore, Info, Reader, Status
 from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.filtering import content_field, matcher, select, status_field
-from aiocontainerd_metadata_sqlite.guard import BlobGuard
 from aiocontainerd_metadata_sqlite.ingests import NamespacedWriter, open_ingest
+from aiocontainerd_metadata_sqlite.pins import BlobPins
 from aiocontainerd_metadata_sqlite.references import CONTENT, INGESTS
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Session
@@ -35,15 +35,15 @@ class NamespacedContent:
     def __init__(self, session: Session, backend: ContentStore, policy: Policy) -> None:
         self.policy: Policy = policy
         self.backend = backend
-        self.guard = BlobGuard()
+        self.pins = BlobPins()
         self._session = session
         self._open: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        return f"<NamespacedContent {self.policy}, {len(self._open)} ingests open, {self.guard!r}>"
+        return f"<NamespacedContent {self.policy}, {len(self._open)} ingests open, {self.pins!r}>"
 
     async def info(self, digest: str) -> Info:
-        """Raises NotFound, InvalidArgument for what is no digest."""
+        """Raise NotFound, InvalidArgument for what is no digest."""
         _validate(digest)
         return await self._info(digest)
 
@@ -55,7 +55,7 @@ class NamespacedContent:
         return found[1]
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
-        """Raises NotFound, InvalidArgument for a path other than `labels` and `labels.<key>`."""
+        """Raise NotFound, InvalidArgument for a path other than `labels` and `labels.<key>`."""
         _validate(info.digest)
         namespace = self._session.caller().namespace
         for path in paths:
@@ -76,16 +76,16 @@ class NamespacedContent:
         return await self._session.mutate(store)
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
-        """Those that match, sorted by digest, as they were when the walk began."""
+        """Yield the blobs that match, sorted by digest, as they were when the walk began."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, content_field)
         for info in await self._session.read(lambda db: select(_load_all(db, namespace), matches)):
             yield info
 
     async def delete(self, digest: str) -> None:
-        """Unlink the blob from the namespace; its file is left to garbage collection.
+        """Remove the blob from the namespace; garbage collection deletes its file.
 
-        Raises NotFound, InvalidArgument for what is no digest.
+        Raise NotFound, InvalidArgument for what is no digest.
         """
         split_digest(digest)
         caller = self._session.caller()
@@ -104,7 +104,7 @@ class NamespacedContent:
         await self._session.mutate(unlink, deletion=True, then=unlinked)
 
     async def reader(self, digest: str) -> Reader:
-        """Raises NotFound, whatever other namespaces hold; InvalidArgument for what is no digest."""
+        """Raise NotFound, whatever other namespaces hold; InvalidArgument for what is no digest."""
         try:
             split_digest(digest)
         except InvalidArgument as bad:
@@ -113,14 +113,14 @@ class NamespacedContent:
         return await self.backend.reader(digest)
 
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> NamespacedWriter:
-        """Open an ingest. Raises AlreadyExists (and leases the blob), Unavailable, NotFound for the lease.
+        """Open an ingest. Raise AlreadyExists (and leases the blob), Unavailable, NotFound for the lease.
 
         A blob that the sharing policy lets this namespace have is not sent again: the writer starts at its end.
         """
         if not ref:
             raise InvalidArgument("ref must not be empty")
         caller = self._session.caller()
-        writer = NamespacedWriter(self._session, self.backend, self.guard, caller, ref, self._unlock)
+        writer = NamespacedWriter(self._session, self.backend, self.pins, caller, ref, self._unlock)
         try:
             await writer.pin(expected)
             number = await self._session.next_number()
@@ -137,7 +137,7 @@ class NamespacedContent:
         return writer
 
     async def status(self, ref: str) -> Status:
-        """Raises NotFound."""
+        """Raise NotFound."""
         backend_ref = await self._backend_ref(ref)
         try:
             return msgspec.structs.replace(await self.backend.status(backend_ref), ref=ref)
@@ -145,7 +145,7 @@ class NamespacedContent:
             raise NotFound(f"reference {ref}") from None
 
     async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
-        """Those that match, sorted by ref."""
+        """Return the ingests that match, sorted by ref."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, status_field)
         refs = await self._session.read(lambda db: _backend_refs(db, namespace))
@@ -156,7 +156,7 @@ class NamespacedContent:
         return select(mine, matches)
 
     async def abort(self, ref: str) -> None:
-        """Drop an ingest, also one that is open elsewhere. Raises NotFound."""
+        """Drop an ingest, also one that is open elsewhere. Raise NotFound."""
         caller = self._session.caller()
 
         def remove(db: Connection) -> str:

@@ -1,10 +1,10 @@
-"""The way to the database: one writer thread with group commit, and reader threads with snapshots.
+"""Run mutations in one writer thread with group commit, and reads in reader threads with snapshots.
 
-Mutations that wait at the same moment join one transaction. Each runs in a savepoint of its own, so a failure undoes
-that mutation only and goes to its caller; one COMMIT, which is one fsync, makes the whole group durable, and then all
-callers are answered. A lone mutation is a group of one and waits for nobody. A read runs in its own transaction on
-another connection: it sees everything acknowledged before it began and nothing half done. A lookup reads one resource;
-`cache` answers it again until a mutation of that resource is acknowledged.
+Mutations that wait at the same moment join one transaction. Each runs in its own savepoint: one that fails is undone
+alone, and its caller gets the error. One COMMIT, which is one fsync, makes the whole group durable; then all callers
+are answered. A lone mutation is a group of one and waits for nobody. A read runs in its own transaction on another
+connection: it sees everything that was acknowledged before it began, and no part of what was not. A lookup reads one
+resource; `cache` answers it again until a mutation of that resource is acknowledged.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Engine:
         return f"<Engine {self.path} {state} {self.statistics()}>"
 
     def statistics(self) -> Statistics:
-        """What the engine did so far."""
+        """Return the counters."""
         return Statistics(
             commits=self._commits,
             mutations=self._mutations,
@@ -106,19 +106,19 @@ class Engine:
         )
 
     async def open(self) -> None:
-        """Open and migrate the database. Raises FailedPrecondition for one of a newer version, sqlite3.Error."""
+        """Open and migrate the database. Raise FailedPrecondition for one of a newer version, sqlite3.Error."""
         self._loop = asyncio.get_running_loop()
         self._connection = await anyio.to_thread.run_sync(self._open_writer)
         self._thread.start()
 
     async def write(self, function: Callable[[sqlite3.Connection], T], *, then: Callable[[T], None] | None = None) -> T:
-        """Run `function` on the writer and return its result once it is on disk; what it raises undoes it alone.
+        """Run `function` on the writer and return its result once it is on disk. If it raises, undo it alone.
 
-        Raises Internal, naming the database, for what SQLite cannot do, such as write to a full disk.
+        Raise Internal, naming the database, for what SQLite cannot do, such as write to a full disk.
 
         `then(result)` is called on the event loop right after the commit, in the order of the commits, even if the
-        caller was cancelled meanwhile. A caller that is cancelled learns so after its mutation has settled, so that
-        what it holds for the mutation is not given back too early.
+        caller was cancelled meanwhile. The caller's cancellation is raised after the mutation has settled, so that it
+        gives back nothing that the mutation still needs.
         """
         if self._closed or self._loop is None:
             raise Unavailable(f"metadata database {self.path} is not open")
@@ -135,7 +135,7 @@ class Engine:
         return result
 
     async def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `function` on a reader within one snapshot of the database. Raises Internal as `write` does."""
+        """Run `function` on a reader within one snapshot of the database. Raise Internal as `write` does."""
         if self._closed or self._loop is None:
             raise Unavailable(f"metadata database {self.path} is not open")
         self._reads += 1
@@ -150,9 +150,9 @@ class Engine:
         function: Callable[[sqlite3.Connection], T],
         size_bytes: Callable[[T], int] = lambda _record: _RECORD_BYTES,
     ) -> T:
-        """`read` of the resource `name`, or what an earlier one returned while nobody has changed it since.
+        """Return what `function` reads of the resource `name`, or what it read last if nobody changed that since.
 
-        `function` depends on that resource alone. `size_bytes` estimates what its result takes in memory.
+        `function` reads that resource alone. `size_bytes` estimates the memory that its result takes.
         """
         if self._closed:
             raise Unavailable(f"metadata database {self.path} is not open")
@@ -168,7 +168,7 @@ class Engine:
         return record
 
     async def aclose(self) -> None:
-        """Finish what was handed in, then close. May be called twice."""
+        """Finish the mutations that wait, then close. May be called twice."""
         if self._closed:
             return
         self._closed = True
@@ -228,7 +228,7 @@ class Engine:
             self._answer_later(group)
 
     def _run_group(self, jobs: list[_Job], group: list[_Job]) -> None:
-        """Run `jobs` and whatever arrives meanwhile; `group` collects all that this transaction carries."""
+        """Run `jobs` and those that arrive meanwhile. `group` collects every job of this transaction."""
         connection = self._connection
         assert connection is not None
         group.extend(jobs)
@@ -265,7 +265,7 @@ class Engine:
         connection.execute("RELEASE mutation")
 
     def _fail_group(self, group: list[_Job], error: Exception) -> None:
-        """Nothing of the group was committed: whoever thought to have succeeded must learn it."""
+        """Give every mutation of a group an error: nothing of the group was committed."""
         assert self._connection is not None
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
@@ -295,7 +295,7 @@ class Engine:
 
 
 async def _settled(future: asyncio.Future[Any]) -> None:
-    """Wait until `future` is done, and only then pass on a cancellation, native or of a scope, that came meanwhile."""
+    """Wait until `future` is done. Raise a cancellation that came meanwhile only then."""
     cancelled: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):
         while not future.done():
@@ -316,7 +316,7 @@ def _call(then: Callable[[Any], None], result: Any) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise FailedPrecondition for a file that SQLite did not write: containerd's own database has this very name."""
+    """Raise FailedPrecondition for a file that SQLite did not write: containerd's own database has the same name."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_SQLITE_MAGIC))
@@ -348,7 +348,7 @@ def _connect(path: Path, sync: bool) -> sqlite3.Connection:
 
 
 def _sync_directory(directory: Path) -> None:
-    """The names of a new database and its log are durable only with their directory."""
+    """Sync a directory, which makes the names of a new database and its log durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

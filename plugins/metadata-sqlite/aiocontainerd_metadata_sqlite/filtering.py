@@ -1,4 +1,4 @@
-"""What filters see of each record (facts/core 2)."""
+"""Give filters the fields of each record (facts/core 2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Matcher = Callable[[R], bool]
 
 
 def matcher(filters: Sequence[str], fields: Callable[[R, Path], str | None]) -> Matcher[R]:
-    """The test that `filters` make of a record. Raises InvalidArgument for filters that do not parse."""
+    """Return a function that tells whether a record matches. Raise InvalidArgument for filters that do not parse."""
     if not filters:
         return lambda _record: True
     from aiocontainerd.filters import compile_filters
@@ -26,14 +26,14 @@ def matcher(filters: Sequence[str], fields: Callable[[R, Path], str | None]) -> 
 
 
 def container_field(record: Container, path: Path) -> str | None:
-    """`id`, `image`, `runtime.name`, `labels.*`."""
+    """Return `id`, `image`, `runtime.name`, `labels.*`."""
     if path == ("runtime", "name"):
         return record.runtime_name
     return _simple({"id": record.id, "image": record.image}, record.labels, path)
 
 
 def image_field(record: Image, path: Path) -> str | None:
-    """`name`, `target.digest`, `target.mediatype`, `labels.*`, `annotations.*`."""
+    """Return `name`, `target.digest`, `target.mediatype`, `labels.*`, `annotations.*`."""
     if path[0] == "target":
         return _simple({"digest": record.target.digest, "mediatype": record.target.media_type}, {}, path[1:] or ("",))
     if path[0] == "annotations":
@@ -42,29 +42,29 @@ def image_field(record: Image, path: Path) -> str | None:
 
 
 def lease_field(record: Lease, path: Path) -> str | None:
-    """`id`, `labels.*`."""
+    """Return `id`, `labels.*`."""
     return _simple({"id": record.id}, record.labels, path)
 
 
 def content_field(record: ContentInfo, path: Path) -> str | None:
-    """`digest`, `labels.*`."""
+    """Return `digest`, `labels.*`."""
     return _simple({"digest": record.digest}, record.labels, path)
 
 
 def status_field(record: Status, path: Path) -> str | None:
-    """`ref`."""
+    """Return `ref`."""
     return _simple({"ref": record.ref}, {}, path)
 
 
 def snapshot_field(record: SnapshotInfo, path: Path) -> str | None:
-    """`kind`, `name`, `parent`, `labels.*`."""
+    """Return `kind`, `name`, `parent`, `labels.*`."""
     if path == ("parent",):
         return record.parent
     return _simple({"kind": record.kind.name.lower(), "name": record.name}, record.labels, path)
 
 
 def select(records: Iterable[R], matches: Matcher[R]) -> list[R]:
-    """The records that match, in their order."""
+    """Return the records that match, in their order."""
     return [record for record in records if matches(record)]
 
 

@@ -1,4 +1,4 @@
-"""Image records (facts/core 5)."""
+"""Keep image records (facts/core 5)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Images:
         self._session = session
 
     async def get(self, name: str) -> Image:
-        """Raises NotFound."""
+        """Raise NotFound."""
         namespace = self._session.caller().namespace
         found = await self._session.lookup((namespace, IMAGES, name), lambda db: _load(db, namespace, name))
         if found is None:
@@ -39,13 +39,13 @@ class Images:
         return found[1]
 
     async def list(self, filters: Sequence[str] = ()) -> list[Image]:
-        """Those that match, sorted by name."""
+        """Return the images that match, sorted by name."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, image_field)
         return await self._session.read(lambda db: select(_load_all(db, namespace), matches))
 
     async def create(self, image: Image, *, epoch_ns: int | None = None) -> Image:
-        """Raises AlreadyExists, InvalidArgument. The target blob need not exist."""
+        """Create a record; the target blob need not exist. Raise AlreadyExists, InvalidArgument."""
         _require_name(image)
         caller = self._session.caller()
         _validate(image)
@@ -72,7 +72,7 @@ class Images:
         return await self._session.mutate(insert, then=lambda done: self._announce("create", done, caller))
 
     async def update(self, image: Image, paths: Sequence[str] = (), *, epoch_ns: int | None = None) -> Image:
-        """Raises NotFound, InvalidArgument. Without `paths`, labels and target are replaced."""
+        """Change a record; without `paths`, replace labels and target. Raise NotFound, InvalidArgument."""
         _require_name(image)
         caller = self._session.caller()
         now = epoch_or(epoch_ns, timestamps.now_ns())
@@ -102,7 +102,7 @@ class Images:
         return await self._session.mutate(store, then=lambda done: self._announce("update", done, caller))
 
     async def delete(self, name: str, *, target: Descriptor | None = None) -> None:
-        """Raises NotFound, also where `target` is given and the image has another one."""
+        """Delete a record. Raise NotFound, also if `target` is given and the image has another one."""
         caller = self._session.caller()
 
         def remove(db: Connection) -> None:
@@ -126,7 +126,7 @@ class Images:
 
 
 def publish_deleted(session: Session, name: str, namespace: str) -> None:
-    """The event of a deleted image, whether a client or garbage collection deleted it (facts/core 10)."""
+    """Publish that an image was deleted, by a client or by garbage collection (facts/core 10)."""
     session.publish("/images/delete", api.images.ImageDelete(name=name), namespace)
 
 
@@ -153,7 +153,7 @@ def _without_empty(image: Image) -> Image:
 
 
 def _updated(current: Image, given: Image, paths: Sequence[str]) -> Image:
-    """`current` with the fields that `paths` name taken from `given`."""
+    """Return `current` with the fields that `paths` name taken from `given`."""
     target = current.target
     for path in paths or ("labels", "target"):
         if path == "target":
@@ -175,7 +175,7 @@ def _edges(image: Image) -> list[Edge]:
 
 
 def _hold_expiring(db: Connection, caller: Caller, image: Image) -> None:
-    """Only an image that can expire needs its lease (facts/core 5)."""
+    """Hold the image by the call's lease if the image can expire; no other needs a lease (facts/core 5)."""
     if label_rules.GC_EXPIRE in image.labels:
         resources.hold(db, caller.namespace, caller.lease, IMAGES, image.name)
 

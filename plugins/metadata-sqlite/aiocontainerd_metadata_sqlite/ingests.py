@@ -1,4 +1,4 @@
-"""Ingests of a namespace: opening one, and the writer that a namespace's content hands out (facts/core 4)."""
+"""Open an ingest of a namespace, write it and commit it (facts/core 4)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
 from aiocontainerd.interfaces.content import ContentStore, Info, Status, Writer
 from aiocontainerd_metadata_sqlite import resources
-from aiocontainerd_metadata_sqlite.guard import BlobGuard
+from aiocontainerd_metadata_sqlite.pins import BlobPins
 from aiocontainerd_metadata_sqlite.references import CONTENT, INGESTS, Edge, Kind
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Caller, Session
 
 LIFETIME_NS = 24 * 3600 * timestamps.NANOSECONDS
-"""How long an ingest that no lease holds is kept after it was last opened."""
+"""How long an ingest without a lease is kept after it was opened last."""
 CLOSE_TIMEOUT_S = 10.0
-"""For the backend to close an ingest."""
+"""Limit for the backend to close an ingest."""
 _CHUNK = 1 << 20
 _SHARED_SIZE = "SELECT c.size FROM resources r JOIN content c ON c.id = r.id WHERE r.type = 'content' AND r.key = ?"
 _FROM_SHAREABLE = (
@@ -31,7 +31,7 @@ _FROM_SHAREABLE = (
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """What opening an ingest found: the blob itself, one of another namespace to link, or neither."""
+    """The outcome of opening an ingest: the blob exists, or is one of another namespace to link, or neither."""
 
     backend_ref: str = ""
     exists: bool = False
@@ -42,7 +42,7 @@ class Opened(msgspec.Struct, frozen=True):
 def open_ingest(
     db: Connection, caller: Caller, ref: str, number: int, expected: str, total: int, policy: str
 ) -> Opened:
-    """Make or refresh the row of an ingest and lease it; where `expected` is here already, lease that blob."""
+    """Make or refresh the row of an ingest and lease it. If the blob `expected` exists already, lease that instead."""
     if expected and resources.find(db, caller.namespace, CONTENT, expected) is not None:
         resources.hold(db, caller.namespace, caller.lease, CONTENT, expected)
         return Opened(exists=True)
@@ -53,20 +53,20 @@ def open_ingest(
 
 
 class NamespacedWriter:
-    """An open ingest of a namespace. Holds its lock, and its pins on rows and files, until `close`."""
+    """An open ingest of a namespace. It holds the lock of the ingest, and pins on rows and files, until `close`."""
 
     def __init__(
         self,
         session: Session,
         backend: ContentStore,
-        guard: BlobGuard,
+        pins: BlobPins,
         caller: Caller,
         ref: str,
         unlock: Callable[[str], None],
     ) -> None:
         self._session = session
         self._backend = backend
-        self._guard = guard
+        self._pins = pins
         self._caller = caller
         self._ref = ref
         self._unlock = unlock
@@ -86,13 +86,13 @@ class NamespacedWriter:
     async def pin(self, digest: str) -> None:
         """Keep the file of `digest` until this writer closes."""
         if digest and digest not in self._pinned:
-            await self._guard.pin(digest)
+            await self._pins.pin(digest)
             self._pinned.append(digest)
 
     async def begin(self, opened: Opened, total: int) -> None:
-        """Take over an ingest whose lock is held; opens the backend's unless the blob can be linked.
+        """Begin with an ingest whose lock is held. Open it in the backend, unless the blob can be linked.
 
-        Raises NotFound for an ingest that is aborted meanwhile.
+        Raise NotFound for an ingest that is aborted meanwhile.
         """
         self._backend_ref, self._shared = opened.backend_ref, opened.shared
         if self._shared is None:
@@ -109,7 +109,7 @@ class NamespacedWriter:
         return self._shared[0] if self._inner is None and self._shared else self._open_inner().digest()
 
     async def write(self, data: bytes) -> None:
-        """Append; bytes after a blob that could have been linked make a copy of it first."""
+        """Append. If the ingest could link a blob, copy that blob first."""
         await self._own(copy=True)
         await self._open_inner().write(data)
 
@@ -126,9 +126,9 @@ class NamespacedWriter:
         )
 
     async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
-        """Commit to the backend, then link. Raises AlreadyExists where the namespace has the blob: the ingest is gone.
+        """Commit to the backend, then link. Raise AlreadyExists if the namespace has the blob; the ingest is gone then.
 
-        A blob that only other namespaces have is no error: the backend's duplicate is dropped.
+        If only other namespaces have the blob, that is no error: the backend drops its duplicate.
         """
         self._check_open()
         given = label_rules.without_empty(labels or {})
@@ -156,7 +156,7 @@ class NamespacedWriter:
             if self._backend_ref:
                 self._unlock(self._backend_ref)
             for digest in self._pinned:
-                self._guard.unpin(digest)
+                self._pins.unpin(digest)
             self._session.unpin([self._row])
 
     async def __aenter__(self) -> Self:
@@ -174,7 +174,7 @@ class NamespacedWriter:
         return self._inner
 
     async def _own(self, *, copy: bool) -> None:
-        """Turn a blob to link into an ingest of this namespace's own, with the blob's bytes or none."""
+        """Open the backend's ingest instead of linking a blob. With `copy`, begin with the blob's bytes."""
         self._check_open()
         if self._inner is not None or self._shared is None:
             return
@@ -241,7 +241,7 @@ async def _copy(backend: ContentStore, digest: str, to: Writer) -> None:
 
 
 def _touch(db: Connection, caller: Caller, ref: str, number: int, expected: str) -> str:
-    """The backend's name of an ingest, which is made where missing; its expiry starts again (facts/core 4)."""
+    """Return the backend's name of an ingest. Make its row if it is new; let its time start again (facts/core 4)."""
     now = timestamps.now_ns()
     row = db.execute(
         "SELECT r.id, i.backend_ref FROM resources r JOIN ingests i ON i.id = r.id"
@@ -264,7 +264,7 @@ def _touch(db: Connection, caller: Caller, ref: str, number: int, expected: str)
 
 
 def _shareable_size(db: Connection, digest: str, total: int, policy: str) -> int | None:
-    """Size of a blob of another namespace that this one may link without sending its bytes."""
+    """Return the size of a blob of another namespace that this one may link without sending its bytes."""
     if policy == "shared":
         row = db.execute(f"{_SHARED_SIZE} LIMIT 1", (digest,)).fetchone()
     else:

@@ -1,4 +1,4 @@
-"""Leases and what they hold (facts/core 9)."""
+"""Keep leases and what they hold (facts/core 9)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Leases:
         self._session = session
 
     async def create(self, lease_id: str, labels: Mapping[str, str]) -> Lease:
-        """`lease_id` "" makes one up. Raises AlreadyExists."""
+        """Create a lease; "" makes up an id. Raise AlreadyExists."""
         namespace = self._session.caller().namespace
         now = timestamps.now_ns()
         lease = Lease(id=lease_id or _made_up(now), created_at_ns=now, labels=without_empty(labels))
@@ -39,7 +39,7 @@ class Leases:
         return await self._session.mutate(insert)
 
     async def delete(self, lease_id: str) -> None:
-        """Raises NotFound. What it held is left to garbage collection."""
+        """Delete a lease; garbage collection deletes what it held. Raise NotFound."""
         namespace = self._session.caller().namespace
         await self._session.mutate(
             lambda db: resources.delete(db, _found(db, namespace, lease_id)),
@@ -47,13 +47,13 @@ class Leases:
         )
 
     async def list(self, filters: Sequence[str] = ()) -> list[Lease]:
-        """Those that match, sorted by id."""
+        """Return the leases that match, sorted by id."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, lease_field)
         return await self._session.read(lambda db: select(_load_all(db, namespace), matches))
 
     async def add_resource(self, lease_id: str, resource: Resource) -> None:
-        """Whether the resource exists is not checked. Raises NotFound, InvalidArgument, Unimplemented."""
+        """Add a resource, which need not exist. Raise NotFound, InvalidArgument, Unimplemented."""
         namespace = self._session.caller().namespace
 
         def add(db: Connection) -> None:
@@ -64,7 +64,7 @@ class Leases:
         await self._session.mutate(add)
 
     async def delete_resource(self, lease_id: str, resource: Resource) -> None:
-        """Of an entry that is not there, OK. Raises NotFound for the lease, InvalidArgument, Unimplemented."""
+        """Drop a resource, if the lease holds it. Raise NotFound for the lease, InvalidArgument, Unimplemented."""
         namespace = self._session.caller().namespace
 
         def remove(db: Connection) -> None:
@@ -75,7 +75,7 @@ class Leases:
         await self._session.mutate(remove, deletion=True)
 
     async def resources(self, lease_id: str) -> Sequence[Resource]:
-        """In the order of type and id. Raises NotFound."""
+        """Return what a lease holds, sorted by type and id. Raise NotFound."""
         namespace = self._session.caller().namespace
 
         def query(db: Connection) -> list[Resource]:

@@ -1,4 +1,4 @@
-"""Namespaces (facts/core 1)."""
+"""Keep namespaces and their labels (facts/core 1)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Namespaces:
         self._session = session
 
     async def create(self, name: str, labels: Mapping[str, str]) -> None:
-        """Raises AlreadyExists, InvalidArgument for a malformed name or label, Unknown for the name `version`."""
+        """Raise AlreadyExists, InvalidArgument for a malformed name or label, Unknown for the name `version`."""
         identifiers.validate(name)
         label_rules.validate(labels, _WHERE)
         _refuse_reserved(name)
@@ -39,11 +39,11 @@ class Namespaces:
         await self._session.mutate(insert, then=lambda _done: self._session.publish("/namespaces/create", event, name))
 
     async def get(self, name: str) -> Namespace:
-        """Never fails for an unknown name."""
+        """Return a namespace with its labels; an unknown one has none."""
         return Namespace(name, await self._session.lookup((name, NAMESPACES, ""), lambda db: _labels(db, name)))
 
     async def update(self, namespace: Namespace, paths: Sequence[str] = ()) -> Namespace:
-        """Raises InvalidArgument for a path other than `labels.<key>`."""
+        """Raise InvalidArgument for a path other than `labels.<key>`."""
         check_namespace_update(namespace, paths)
         _refuse_reserved(namespace.name)
 
@@ -60,7 +60,7 @@ class Namespaces:
         return await self._session.mutate(store, then=announce)
 
     async def list(self) -> list[Namespace]:
-        """All, sorted by name."""
+        """Return all namespaces, sorted by name."""
 
         def query(db: Connection) -> list[Namespace]:
             names = db.execute("SELECT name FROM namespaces ORDER BY name").fetchall()
@@ -69,7 +69,7 @@ class Namespaces:
         return await self._session.read(query)
 
     async def delete(self, name: str) -> None:
-        """Raises NotFound, FailedPrecondition. Leases, sandboxes and ingests go with their namespace."""
+        """Raise NotFound, FailedPrecondition. Leases, sandboxes and ingests go with their namespace."""
 
         def remove(db: Connection) -> None:
             if not _exists(db, name):
@@ -105,7 +105,7 @@ def _put(db: Connection, name: str, labels: Mapping[str, str]) -> None:
 
 
 def _left_in(db: Connection, name: str) -> list[str]:
-    """The kinds of objects that keep a namespace from being deleted, in containerd's words and order."""
+    """Return the kinds of objects that keep a namespace from being deleted, in containerd's words and order."""
     rows = db.execute("SELECT DISTINCT type FROM resources WHERE namespace = ? ORDER BY type", (name,)).fetchall()
     types = [row[0] for row in rows]
     snapshotters = [t.removeprefix(references.SNAPSHOTS) for t in types if t.startswith(references.SNAPSHOTS)]
@@ -116,6 +116,6 @@ def _left_in(db: Connection, name: str) -> list[str]:
 
 
 def _refuse_reserved(name: str) -> None:
-    """containerd's database has a key of that name beside its namespaces; clients see the refusal."""
+    """Raise Unknown for the name of a key that containerd's database has beside its namespaces, as containerd does."""
     if name == _RESERVED:
         raise Unknown("incompatible value")

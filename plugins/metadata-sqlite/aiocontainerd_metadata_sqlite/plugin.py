@@ -23,7 +23,7 @@ class Config(PluginConfig, frozen=True):
     """Config of the metadata store."""
 
     content_sharing_policy: Literal["shared", "isolated"] = "shared"
-    """Whether a namespace may have a blob of another one without sending its bytes."""
+    """Return whether a namespace may have a blob of another one without sending its bytes."""
     no_sync: bool = False
     """Commits do not wait for the disk: faster, and a power failure loses what was acknowledged last."""
     cache_bytes: int = CACHE_BYTES

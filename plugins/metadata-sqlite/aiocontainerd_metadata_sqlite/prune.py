@@ -107,14 +107,14 @@ async def _clean_up(snapshotter: NamespacedSnapshotter, limit_s: float) -> None:
 
 
 async def _delete_blobs(engine: Engine, content: NamespacedContent, unknown: Sequence[str], limit_s: float) -> None:
-    claimed = content.guard.claim(unknown)
+    claimed = content.pins.claim(unknown)
     try:
         for digest in await engine.read(lambda db: _unknown_blobs(db, claimed)):
             await anyio.lowlevel.checkpoint()
             with anyio.fail_after(limit_s):
                 await _forgiving_delete(content, digest)
     finally:
-        content.guard.release(claimed)
+        content.pins.release(claimed)
 
 
 async def _forgiving_delete(content: NamespacedContent, digest: str) -> None:

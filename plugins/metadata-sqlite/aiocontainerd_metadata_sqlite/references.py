@@ -1,4 +1,4 @@
-"""What labels mean to garbage collection: from a resource's labels to edges and attributes, pure (facts/core 10)."""
+"""Turn a resource's labels into edges and attributes for garbage collection (facts/core 10). Pure."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def attributes(resource_type: str, given: Mapping[str, str]) -> Attributes:
-    """Attributes of a resource. Leases, images, containers and sandboxes are rooted; unparsable times are ignored."""
+    """Return what labels say of a resource itself. Leases, images, containers and sandboxes are always rooted.
+
+    Times that do not parse are ignored.
+    """
     snapshot = resource_type.startswith(SNAPSHOTS)
     if snapshot or resource_type == CONTENT:
         used = _time(given.get(_USED_AT)) if snapshot else None
@@ -75,7 +78,7 @@ def attributes(resource_type: str, given: Mapping[str, str]) -> Attributes:
 
 
 def edges(resource_type: str, given: Mapping[str, str]) -> set[Edge]:
-    """The edges that the labels of a resource make; labels that mean nothing on its type make none."""
+    """Return the edges that the labels of a resource make. Ignore labels that mean nothing on its type."""
     snapshot = resource_type.startswith(SNAPSHOTS)
     result: set[Edge] = set()
     for label, value in given.items():
@@ -90,7 +93,7 @@ def edges(resource_type: str, given: Mapping[str, str]) -> set[Edge]:
 
 
 def _named(name: str, value: str, kind: Kind, targets: Mapping[str, str]) -> Iterator[Edge]:
-    """`name` is what follows `gc.ref.` or `gc.bref.`: a target kind, perhaps with `.x` or `/x` to tell labels apart."""
+    """Yield the edge of a label. `name` follows `gc.ref.` or `gc.bref.`: a target kind, then any `.x` or `/x`."""
     word = name.partition("/")[0].partition(".")[0]
     if word == "snapshot" and name.startswith("snapshot."):
         snapshotter = name.removeprefix("snapshot.").partition("/")[0]
@@ -100,7 +103,7 @@ def _named(name: str, value: str, kind: Kind, targets: Mapping[str, str]) -> Ite
 
 
 def _conditional(name: str, value: str) -> Iterator[Edge]:
-    """One edge a condition, since any one that holds is enough: `usedat<24h,usedat>8h|<key>`."""
+    """Yield an edge for each condition of `usedat<24h,usedat>8h|<key>`: one that holds is enough."""
     snapshotter = name.lstrip("./").partition("/")[0]
     conditions, separator, key = value.partition("|")
     for condition in conditions.split(",") if separator else ():
@@ -130,5 +133,5 @@ def _time(text: str | None) -> int | None:
 
 
 def clamp(ns: int) -> int:
-    """The nearest integer that the database can hold."""
+    """Return the nearest integer that the database can hold."""
     return min(max(ns, MIN_NS), MAX_NS)

@@ -1,4 +1,4 @@
-"""Rows that every kind of resource has: its name, labels, edges and leases. Functions of a connection (writer side)."""
+"""Read and write the rows that every kind of resource has: name, labels, edges, leases. For the writer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Connection = sqlite3.Connection
 
 
 def ensure_namespace(db: Connection, namespace: str) -> None:
-    """Any write makes its namespace (facts/core 0)."""
+    """Make the namespace if it is new: any write does that (facts/core 0)."""
     db.execute("INSERT INTO namespaces (name) VALUES (?) ON CONFLICT DO NOTHING", (namespace,))
 
 
 def find(db: Connection, namespace: str, resource_type: str, key: str) -> int | None:
-    """Id of a resource."""
+    """Return the id of a resource, None if it does not exist."""
     row = db.execute(
         "SELECT id FROM resources WHERE namespace = ? AND type = ? AND key = ?", (namespace, resource_type, key)
     ).fetchone()
@@ -36,7 +36,7 @@ def add(
     labels: Mapping[str, str],
     built_in: Iterable[Edge] = (),
 ) -> int:
-    """Insert a resource that does not exist with its labels and edges, and return its id."""
+    """Insert a new resource with its labels and edges, and return its id."""
     ensure_namespace(db, namespace)
     a = references.attributes(resource_type, labels)
     inserted = db.execute(
@@ -62,7 +62,7 @@ def change(
     labels: Mapping[str, str],
     built_in: Iterable[Edge] = (),
 ) -> None:
-    """Give a resource other labels and built-in edges; what it holds as a lease stays."""
+    """Replace the labels and built-in edges of a resource. What it holds as a lease stays."""
     a = references.attributes(resource_type, labels)
     db.execute(
         "UPDATE resources SET updated_ns = ?, rooted = ?, flat = ?, expires_ns = ?, used_at_ns = ? WHERE id = ?",
@@ -75,17 +75,17 @@ def change(
 
 
 def delete(db: Connection, resource: int) -> None:
-    """Delete a resource with everything that hangs on it."""
+    """Delete a resource with its labels, edges and details."""
     db.execute("DELETE FROM resources WHERE id = ?", (resource,))
 
 
 def labels_of(db: Connection, resource: int) -> dict[str, str]:
-    """The labels of one resource."""
+    """Return the labels of one resource."""
     return dict(db.execute("SELECT key, value FROM labels WHERE resource = ? ORDER BY key", (resource,)).fetchall())
 
 
 def labels_of_all(db: Connection, namespace: str, resource_type: str) -> dict[int, dict[str, str]]:
-    """The labels of every resource of a type that has some, by id."""
+    """Return the labels of all resources of a type by id. Those without labels are left out."""
     result: dict[int, dict[str, str]] = {}
     rows = db.execute(
         "SELECT l.resource, l.key, l.value FROM resources r JOIN labels l ON l.resource = r.id"
@@ -98,7 +98,7 @@ def labels_of_all(db: Connection, namespace: str, resource_type: str) -> dict[in
 
 
 def hold(db: Connection, namespace: str, lease: str, resource_type: str, key: str) -> None:
-    """Add a resource to the lease of the call; nothing where the call has none. Raises NotFound (facts/core 9)."""
+    """Add a resource to the lease of the call, if it has one. Raise NotFound for an unknown lease (facts/core 9)."""
     if not lease:
         return
     holder = find(db, namespace, references.LEASES, lease)
@@ -108,7 +108,7 @@ def hold(db: Connection, namespace: str, lease: str, resource_type: str, key: st
 
 
 def let_go(db: Connection, namespace: str, lease: str, resource_type: str, key: str) -> None:
-    """Drop a resource from the lease of the call. One that is gone, lease or entry, is no error."""
+    """Drop a resource from the lease of the call. Do nothing if lease or entry is gone."""
     if lease:
         db.execute(
             "DELETE FROM refs WHERE kind = ? AND type = ? AND key = ? AND source ="
@@ -118,7 +118,7 @@ def let_go(db: Connection, namespace: str, lease: str, resource_type: str, key: 
 
 
 def reserve_numbers(db: Connection, name: str, count: int) -> int:
-    """Take the next `count` numbers of a sequence for good; returns the first."""
+    """Take the next `count` numbers of a sequence for good, and return the first."""
     (reserved,) = db.execute(
         "INSERT INTO sequences (name, reserved) VALUES (?, ?)"
         " ON CONFLICT (name) DO UPDATE SET reserved = reserved + excluded.reserved RETURNING reserved",

@@ -1,4 +1,4 @@
-"""Tables of the metadata database, and the way from every older version of them to this one.
+"""Create the tables of the metadata database, and migrate older versions of them.
 
 Everything that has a name in a namespace is a row of `resources`: its type is `content`, `ingests`, `images`,
 `containers`, `sandboxes`, `leases` or `snapshots/<snapshotter>`, as in the API of leases. Ids and numbers from
@@ -107,7 +107,7 @@ CREATE TABLE sequences (name TEXT PRIMARY KEY, reserved INTEGER NOT NULL) STRICT
 """
 
 MIGRATIONS: tuple[str, ...] = (_FIRST,)
-"""Script n takes a database of version n to n + 1. Only ever appended to."""
+"""Script n migrates version n to n + 1. Only append to this: databases of every version exist."""
 
 VERSION = len(MIGRATIONS)
 
@@ -115,7 +115,7 @@ VERSION = len(MIGRATIONS)
 def migrate(connection: sqlite3.Connection, path: Path) -> int:
     """Bring the database to `VERSION` in one transaction and return the version it had.
 
-    Raises FailedPrecondition for a database that a newer release wrote; nothing is changed then.
+    Raise FailedPrecondition for a database that a newer release wrote; nothing is changed then.
     """
     found = version(connection)
     if found > VERSION:
@@ -135,5 +135,5 @@ def migrate(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def version(connection: sqlite3.Connection) -> int:
-    """The version of an open database; 0 is an empty one."""
+    """Return the version of an open database; 0 for an empty one."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])

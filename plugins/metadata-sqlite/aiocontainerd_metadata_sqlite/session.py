@@ -1,4 +1,4 @@
-"""What the stores of one database share: mutations and reads with the call's namespace and lease, events, pins."""
+"""Give the parts of the store what they share: mutations, reads, the current call, events, numbers, pins."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ _NUMBERS_AT_ONCE = 1000
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Whom a mutation is for: the namespace and lease (or "") of the current call."""
+    """Namespace and lease of the current call; "" for no lease."""
 
     namespace: str
     lease: str
 
 
 class Publisher(Protocol):
-    """What the store needs of the event bus."""
+    """The part of the event bus that the store uses."""
 
     def publish(self, topic: str, event: betterproto2.Message, *, namespace: str | None = None) -> None: ...
 
 
 class Session:
-    """The engine with what belongs to every mutation."""
+    """The database, and what belongs to every mutation of it."""
 
     def __init__(self, engine: Engine, bus: Publisher) -> None:
         self.engine = engine
         self.pinned: Counter[tuple[str, str, str]] = Counter()
-        """Resources (namespace, type, key) that a call in progress works on; a sweep spares them."""
+        """Resources (namespace, type, key) that calls in progress work on. A sweep spares them."""
         self.dirty: set[str] = set()
-        """Types whose backend may hold what no namespace knows: `content` and `snapshots/<snapshotter>`."""
+        """Types whose backend may have objects without a record: `content` and `snapshots/<snapshotter>`."""
         self._bus = bus
         self._callbacks: list[Callable[[bool], None]] = []
         self._numbers: Iterator[int] = iter(())
 
     def caller(self) -> Caller:
-        """The current call. Raises FailedPrecondition without a namespace, InvalidArgument for a malformed one."""
+        """Return the current call. Raise FailedPrecondition if it has no namespace, InvalidArgument for a bad one."""
         return Caller(context.namespace(), context.lease())
 
     async def mutate(
@@ -61,7 +61,7 @@ class Session:
         deletion: bool = False,
         then: Callable[[T], None] | None = None,
     ) -> T:
-        """Commit `function`, then call `then(result)` and tell those who watch mutations."""
+        """Commit `function`, then call `then(result)` and the callbacks of `on_mutation`."""
 
         def committed(result: T) -> None:
             if then is not None:
@@ -72,13 +72,13 @@ class Session:
         return await self.engine.write(function, then=committed)
 
     async def read(self, function: Callable[[Connection], T]) -> T:
-        """Run a query in a snapshot that contains everything acknowledged."""
+        """Run a query in a snapshot that has everything acknowledged so far."""
         return await self.engine.read(function)
 
     async def lookup(
         self, name: Name, function: Callable[[Connection], T], size_bytes: Callable[[T], int] | None = None
     ) -> T:
-        """The record of one resource as `function` reads it; see `Engine.lookup`."""
+        """Return what `function` reads of one resource; see `Engine.lookup`."""
         if size_bytes is None:
             return await self.engine.lookup(name, function)
         return await self.engine.lookup(name, function, size_bytes)
@@ -92,7 +92,7 @@ class Session:
         self._bus.publish(topic, message, namespace=namespace)
 
     async def next_number(self) -> int:
-        """A number that no backend name of this database ever had; most cost no write."""
+        """Return the next unused backend number. Numbers are reserved 1 000 at a time."""
         number = next(self._numbers, None)
         while number is None:
             first = await self.engine.write(lambda db: resources.reserve_numbers(db, "backend", _NUMBERS_AT_ONCE))
@@ -118,7 +118,7 @@ class Session:
 
 
 def epoch_or(epoch_ns: int | None, now_ns: int) -> int:
-    """The time to record. Raises InvalidArgument for a source date epoch that 64 bits of nanoseconds cannot hold."""
+    """Return the time to record. Raise InvalidArgument for an epoch that 64 bits of nanoseconds cannot hold."""
     if epoch_ns is None:
         return now_ns
     if not MIN_NS <= epoch_ns <= MAX_NS:

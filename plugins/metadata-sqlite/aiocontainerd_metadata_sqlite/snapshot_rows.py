@@ -1,4 +1,4 @@
-"""Rows of snapshots: functions of a connection."""
+"""Read and write the rows of snapshots."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def load(db: Connection, namespace: str, resource_type: str, key: str) -> Row | None:
-    """One row."""
+    """Return the row of a snapshot, None if there is none."""
     row = db.execute(f"{_SELECT} AND r.key = ?", (namespace, resource_type, key)).fetchone()
     return None if row is None else _row(row, resources.labels_of(db, row[0]))
 
 
 def load_all(db: Connection, namespace: str, resource_type: str) -> list[Row]:
-    """All of a namespace and snapshotter, sorted by key."""
+    """Return all rows of a namespace and snapshotter, sorted by key."""
     labels = resources.labels_of_all(db, namespace, resource_type)
     rows = db.execute(f"{_SELECT} ORDER BY r.key", (namespace, resource_type)).fetchall()
     return [_row(row, labels.get(row[0], {})) for row in rows]
 
 
 def insert(db: Connection, row: Row, namespace: str, resource_type: str, now_ns: int) -> None:
-    """Store a new row; its id and times are set here."""
+    """Insert a row; set its id and times."""
     resource = resources.add(
         db,
         namespace,
@@ -87,7 +87,7 @@ def relabel(
 
 
 def has_children(db: Connection, namespace: str, resource_type: str, key: str) -> bool:
-    """Whether a snapshot is the parent of one."""
+    """Return whether a snapshot is the parent of another."""
     query = (
         "SELECT 1 FROM refs f JOIN snapshots s ON s.id = f.source"
         " WHERE f.namespace = ? AND f.type = ? AND f.key = ? AND f.kind = ? LIMIT 1"
@@ -96,7 +96,7 @@ def has_children(db: Connection, namespace: str, resource_type: str, key: str) -
 
 
 def known_names(db: Connection, snapshotter: str) -> dict[str, int]:
-    """Every backend name that some namespace has, with its number."""
+    """Return every backend name of a snapshotter that a namespace has, with its number."""
     query = "SELECT backend_key, sequence FROM snapshots WHERE snapshotter = ?"
     return dict(db.execute(query, (snapshotter,)).fetchall())
 

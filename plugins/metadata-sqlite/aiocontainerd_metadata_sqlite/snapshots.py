@@ -1,8 +1,8 @@
-"""The snapshots of each namespace in one backend, which knows no namespaces (facts/core 6).
+"""Show each namespace its snapshots in one backend, which knows no namespaces (facts/core 6).
 
-The backend's name of a snapshot is `<namespace>/<number>/<key>`; a number is never given out twice. The backend acts
-first and the record follows, so that a crash between leaves a backend snapshot that nobody knows, which garbage
-collection removes. A commit keeps the number: one that was cut short is found again when it is tried again.
+The backend's name of a snapshot is `<namespace>/<number>/<key>`; no number is used twice. The backend acts before the
+record is written. A crash between the two leaves a backend snapshot without a record, which garbage collection
+removes. A commit keeps the number, so that a commit that was cut short is found when it is tried again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NamespacedSnapshotter:
         self.name = name
         self.backend = backend
         self.in_progress: set[str] = set()
-        """Names that a call is making in the backend and has not recorded yet; pruning leaves them alone."""
+        """Names that calls are making in the backend and have not recorded yet. Pruning spares them."""
         self._session = session
         self._type = SNAPSHOTS + name
         self._commits = Claims()
@@ -54,12 +54,12 @@ class NamespacedSnapshotter:
         return f"<NamespacedSnapshotter {self.name}, {len(self.in_progress)} in progress>"
 
     async def stat(self, key: str) -> Info:
-        """The record, with the backend's labels under the namespace's. Raises NotFound."""
+        """Return the record. Its labels are those of the namespace over those of the backend. Raise NotFound."""
         row = await self._row(key)
         return _merged(row, await self.backend.stat(row.backend_key))
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
-        """Raises NotFound, InvalidArgument for an empty name or a path other than `labels` and `labels.<key>`."""
+        """Raise NotFound, InvalidArgument for an empty name or a path other than `labels` and `labels.<key>`."""
         if not info.name:
             raise InvalidArgument
         for path in paths:
@@ -78,26 +78,26 @@ class NamespacedSnapshotter:
         return _merged(await self._session.mutate(store), below)
 
     async def usage(self, key: str) -> Usage:
-        """Raises NotFound."""
+        """Raise NotFound."""
         return await self.backend.usage((await self._row(key)).backend_key)
 
     async def mounts(self, key: str) -> list[Mount]:
-        """Raises NotFound, FailedPrecondition for a committed snapshot."""
+        """Raise NotFound, FailedPrecondition for a committed snapshot."""
         return await self.backend.mounts((await self._row(key)).backend_key)
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """Raises AlreadyExists (and leases what exists), NotFound, InvalidArgument. Publishes `/snapshot/prepare`."""
+        """Raise AlreadyExists (and leases what exists), NotFound, InvalidArgument. Publishes `/snapshot/prepare`."""
         return await self._create(Kind.ACTIVE, key, parent, labels or {})
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """As `prepare`, without an event."""
+        """Do as `prepare`, without an event."""
         return await self._create(Kind.VIEW, key, parent, labels or {})
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
-        """Raises AlreadyExists, NotFound, FailedPrecondition for a view. Publishes `/snapshot/commit`.
+        """Raise AlreadyExists, NotFound, FailedPrecondition for a view. Publishes `/snapshot/commit`.
 
-        The backend's snapshot is committed before the record of it is made, so commits to one name take turns: one that
-        comes too late must leave its active snapshot as it was.
+        The backend commits before the record is written, so commits to one name take turns: one that comes too late
+        must leave its active snapshot as it was.
         """
         caller = self._session.caller()
         _require_key(name)
@@ -109,9 +109,9 @@ class NamespacedSnapshotter:
                 await self._commit(caller, name, key, given, parent)
 
     async def remove(self, key: str) -> None:
-        """Drop the record; the backend's snapshot is left to garbage collection. Publishes `/snapshot/remove`.
+        """Delete the record; garbage collection removes the backend's snapshot. Publish `/snapshot/remove`.
 
-        Raises NotFound, FailedPrecondition where it has children or a call is making one of it just now.
+        Raise NotFound; FailedPrecondition if it has children, or a call is making one.
         """
         caller = self._session.caller()
 
@@ -130,7 +130,7 @@ class NamespacedSnapshotter:
         await self._session.mutate(drop, deletion=True, then=dropped)
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
-        """Those that match, sorted by key; a record whose snapshot the backend lacks is skipped."""
+        """Yield the snapshots that match, sorted by key. Skip records whose snapshot the backend does not have."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, snapshot_field)
         rows = await self._session.read(lambda db: snapshot_rows.load_all(db, namespace, self._type))
@@ -140,7 +140,7 @@ class NamespacedSnapshotter:
             yield info
 
     async def cleanup(self) -> None:
-        """Backends are cleaned up by garbage collection only (facts/core 6)."""
+        """Raise Unimplemented: only garbage collection cleans backends up (facts/core 6)."""
         raise Unimplemented("snapshotter does not implement Cleanup method")
 
     async def _row(self, key: str) -> Row:
@@ -194,7 +194,7 @@ class NamespacedSnapshotter:
         return mounts
 
     async def _refuse_existing(self, caller: Caller, key: str, target: str) -> None:
-        """Raise AlreadyExists for a key or a remote snapshot's target that is here, which the call's lease gets."""
+        """Raise AlreadyExists for a key or a remote snapshot's target that exists. Add it to the call's lease."""
 
         def present(db: Connection) -> str:
             for name in filter(None, (key, target)):
@@ -274,7 +274,7 @@ class NamespacedSnapshotter:
         snapshot_rows.insert(db, row, caller.namespace, self._type, timestamps.now_ns())
 
     async def _undo(self, backend_key: str) -> None:
-        """Best effort: what stays is found by garbage collection, for which the backend is dirty already."""
+        """Try to remove a backend snapshot. The backend is dirty already, so garbage collection finds what stays."""
         with anyio.move_on_after(UNDO_TIMEOUT_S, shield=True):
             try:
                 await self.backend.remove(backend_key)
@@ -310,7 +310,7 @@ class NamespacedSnapshotter:
                 raise
 
     async def _was_committed(self, backend_name: str) -> bool:
-        """Whether an earlier try got that far before it was cut short."""
+        """Return whether an earlier try committed it in the backend before it was cut short."""
         try:
             return (await self.backend.stat(backend_name)).kind == Kind.COMMITTED
         except NotFound:
@@ -350,7 +350,7 @@ class NamespacedSnapshotter:
 
 
 def publish_removed(session: Session, snapshotter: str, key: str, namespace: str) -> None:
-    """The event of a removed snapshot, whether a client or garbage collection removed it (facts/core 10)."""
+    """Publish that a snapshot was removed, by a client or by garbage collection (facts/core 10)."""
     session.publish("/snapshot/remove", api.event_types.SnapshotRemove(key=key, snapshotter=snapshotter), namespace)
 
 
@@ -360,7 +360,7 @@ def _require_key(key: str) -> None:
 
 
 def _require_lease(db: Connection, caller: Caller) -> None:
-    """Before the backend does anything that could not be recorded."""
+    """Raise NotFound for an unknown lease, before the backend makes what could not be recorded."""
     if caller.lease and resources.find(db, caller.namespace, "leases", caller.lease) is None:
         raise NotFound("lease does not exist")
 
@@ -370,7 +370,7 @@ def _is_passed(label: str) -> bool:
 
 
 def _passed(labels: Mapping[str, str]) -> dict[str, str]:
-    """The labels a backend is given."""
+    """Return the labels that go to the backend."""
     return {key: value for key, value in labels.items() if _is_passed(key)}
 
 
@@ -387,6 +387,6 @@ def _merged(row: Row, below: Info) -> Info:
 
 
 def _number_of(backend_key: str) -> int:
-    """The number in `<namespace>/<number>/<key>`; 0 for a name that the backend made up."""
+    """Return the number in `<namespace>/<number>/<key>`; 0 for a name that the backend made up."""
     parts = backend_key.split("/", 2)
     return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else 0

@@ -1,4 +1,4 @@
-"""The metadata store: every record of every namespace, over one content store and any number of snapshotters."""
+"""Store all records of all namespaces, over one content store and any number of snapshotters."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ class SqliteMetadataStore:
         return f"<SqliteMetadataStore {self.engine!r}, dirty: {sorted(self._session.dirty)}>"
 
     async def open(self) -> None:
-        """Open the database. Whatever an earlier run left in the backends is looked at by the first collection."""
+        """Open the database. The first collection looks at all that earlier runs left in the backends."""
         await self.engine.open()
 
     async def aclose(self) -> None:
-        """Finish what was handed in and close the database."""
+        """Finish the mutations that wait, and close the database."""
         await self.engine.aclose()
 
     def statistics(self) -> Statistics:
-        """Counters of the engine."""
+        """Return the counters of the engine."""
         return self.engine.statistics()
 
     @property
@@ -98,7 +98,7 @@ class SqliteMetadataStore:
         return self._content
 
     def snapshotter(self, name: str) -> NamespacedSnapshotter:
-        """Raises InvalidArgument for no name and for one that is not loaded (facts/core 6)."""
+        """Return the snapshotter of a name. Raise InvalidArgument for no name and an unknown one (facts/core 6)."""
         return named(name, self._snapshotters)
 
     @property
@@ -106,7 +106,7 @@ class SqliteMetadataStore:
         return sorted(self._snapshotters)
 
     def follow(self, name: str, backend: Snapshotter | None) -> None:
-        """Take a backend that came while the store is open, or with None let go of one. Its records stay."""
+        """Add a backend while the store is open, or remove one (None). Its records stay."""
         if backend is None:
             self._snapshotters.pop(name, None)
             return
@@ -118,9 +118,9 @@ class SqliteMetadataStore:
         self._session.on_mutation(callback)
 
     async def collect(self) -> Collected:
-        """Sweep records, then let every dirty backend drop what no namespace knows.
+        """Sweep records, then delete from every dirty backend what no namespace has.
 
-        Raises what the database raises. A backend that fails is logged and stays dirty.
+        Raise what the database raises. A backend that fails is logged and stays dirty.
         """
         started, rested_s = time.monotonic(), self._sweeper.rested_s
         removed = await self._sweeper.run(self._swept)
@@ -141,7 +141,7 @@ class SqliteMetadataStore:
                 snapshots.publish_removed(self._session, name, record.key, record.namespace)
 
     async def _prune(self, resource_type: str) -> None:
-        """What becomes dirty meanwhile stays so."""
+        """Prune one backend. It stays dirty if that fails, or if it becomes dirty again meanwhile."""
         self._session.dirty.discard(resource_type)
         complete = False
         try:

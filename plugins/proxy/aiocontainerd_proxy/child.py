@@ -85,7 +85,7 @@ def child_of(context: InitContext[Any], isolation: Isolation) -> Child:
 
 
 def prepare(child: Child, config: msgspec.Struct, timeouts: Mapping[str, float]) -> None:
-    """Make directories and config file, as the user that the process runs as can use them. Raises ConfigError."""
+    """Make directories and config file, as the user that the process runs as can use them. Raise ConfigError."""
     own = child.root / child.uri, child.state / child.uri
     for directory in own:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -31,11 +31,11 @@ class ProxyContentStore:
         return f"<ProxyContentStore {self._connection.link!r}>"
 
     async def info(self, digest: str) -> Info:
-        """Raises NotFound."""
+        """Raise NotFound."""
         return _shown(await (await self._store_of(digest)).info(digest))
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
-        """Raises NotFound."""
+        """Raise NotFound."""
         store = await self._store_of(info.digest)
         peer = await self._connection.peer()
         if peer.namespaced and "labels" in (paths or ("labels",)):
@@ -54,15 +54,15 @@ class ProxyContentStore:
             yield info
 
     async def delete(self, digest: str) -> None:
-        """Raises NotFound."""
+        """Raise NotFound."""
         await (await self._store_of(digest)).delete(digest)
 
     async def reader(self, digest: str) -> BlobReader:
-        """Raises NotFound."""
+        """Raise NotFound."""
         return await (await self._store_of(digest)).reader(digest)
 
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> ProxyWriter:
-        """Raises Unavailable where another holds the ingest, AlreadyExists where `expected` is there."""
+        """Raise Unavailable where another holds the ingest, AlreadyExists where `expected` is there."""
         peer = await self._connection.peer()
         connection = self._connection.within(_namespace_of(ref))
         writer = ProxyWriter(connection, ref, self._ownership if peer.namespaced else None)
@@ -70,7 +70,7 @@ class ProxyContentStore:
         return writer
 
     async def status(self, ref: str) -> Status:
-        """Raises NotFound."""
+        """Raise NotFound."""
         return await self._within(_namespace_of(ref)).status(ref)
 
     async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
@@ -85,7 +85,7 @@ class ProxyContentStore:
         return sorted(found, key=lambda status: status.ref)
 
     async def abort(self, ref: str) -> None:
-        """Raises NotFound."""
+        """Raise NotFound."""
         await self._within(_namespace_of(ref)).abort(ref)
 
     async def _store_of(self, digest: str) -> Content:
@@ -117,7 +117,7 @@ class ProxyWriter(IngestWriter):
         self._ownership = ownership
 
     async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
-        """Raises FailedPrecondition for a wrong size or digest, AlreadyExists."""
+        """Raise FailedPrecondition for a wrong size or digest, AlreadyExists."""
         if self._ownership is None:
             return await super().commit(size, expected, labels)
         digest = expected or self.digest()

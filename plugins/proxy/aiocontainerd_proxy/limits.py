@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from aiocontainerd.plugin import InitContext, Timeout
 
 Limits = Callable[["Timeout"], float]
-"""Returns the seconds that a key sets, infinite for no limit."""
+"""Return the seconds that a key sets, infinite for no limit."""
 
 
 def limits_of(context: InitContext[Any]) -> Limits:

@@ -30,37 +30,37 @@ class ProxySnapshotter:
         return f"<ProxySnapshotter {self._connection.link!r}>"
 
     async def stat(self, key: str) -> Info:
-        """Raises NotFound."""
+        """Raise NotFound."""
         return _shown(await self._of(key).stat(key))
 
     async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
-        """Raises NotFound."""
+        """Raise NotFound."""
         if "labels" in (paths or ("labels",)):
             info = msgspec.structs.replace(info, labels=await self._given(info.labels))
         return _shown(await self._of(info.name).update(info, paths))
 
     async def usage(self, key: str) -> Usage:
-        """Raises NotFound."""
+        """Raise NotFound."""
         return await self._of(key).usage(key)
 
     async def mounts(self, key: str) -> list[Mount]:
-        """Raises NotFound, FailedPrecondition for a committed snapshot."""
+        """Raise NotFound, FailedPrecondition for a committed snapshot."""
         return await self._of(key).mounts(key)
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """Raises AlreadyExists, NotFound for the parent."""
+        """Raise AlreadyExists, NotFound for the parent."""
         return await self._of(key).prepare(key, parent, await self._given(labels))
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """Raises AlreadyExists, NotFound for the parent."""
+        """Raise AlreadyExists, NotFound for the parent."""
         return await self._of(key).view(key, parent, await self._given(labels))
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
-        """Raises AlreadyExists, NotFound."""
+        """Raise AlreadyExists, NotFound."""
         await self._of(key).commit(name, key, await self._given(labels), parent)
 
     async def remove(self, key: str) -> None:
-        """Raises NotFound, FailedPrecondition where it has children."""
+        """Raise NotFound, FailedPrecondition where it has children."""
         await self._of(key).remove(key)
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
@@ -75,7 +75,7 @@ class ProxySnapshotter:
             yield info
 
     async def cleanup(self) -> None:
-        """Raises Unimplemented where the peer cleans up by itself."""
+        """Raise Unimplemented where the peer cleans up by itself."""
         await self._within("").cleanup()
 
     async def _given(self, labels: Mapping[str, str] | None) -> Mapping[str, str]:

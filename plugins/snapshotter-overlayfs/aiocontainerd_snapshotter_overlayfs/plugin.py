@@ -30,7 +30,7 @@ class Config(PluginConfig, frozen=True):
 
 
 async def init(context: InitContext[Config]) -> object:
-    """The started snapshotter; stopping the plugin closes it. Raises SkipPlugin where overlay cannot be used."""
+    """The started snapshotter; stopping the plugin closes it. Raise SkipPlugin where overlay cannot be used."""
     from pathlib import Path
 
     import anyio.to_thread

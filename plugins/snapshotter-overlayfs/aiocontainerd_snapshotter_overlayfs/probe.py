@@ -54,7 +54,7 @@ def probe(root: str, *, mounter: Mounter = KERNEL) -> Support:
 
 
 def in_user_namespace() -> bool:
-    """Whether this process lives in a user namespace below the first one."""
+    """Return whether this process lives in a user namespace below the first one."""
     try:
         with open("/proc/self/uid_map", encoding="ascii") as file:
             return file.read().split() != _WHOLE_RANGE
@@ -92,7 +92,7 @@ def _scratch(root: str) -> Iterator[str]:
 
 
 def has_d_type(root: str) -> bool:
-    """Whether listing a directory of this file system tells the types of its entries, as overlay needs."""
+    """Return whether listing a directory of this file system tells the types of its entries, as overlay needs."""
     with _scratch(root) as directory:
         open(os.path.join(directory, "probe"), "w", encoding="ascii").close()
         return _entry_types(directory).get("probe", _DT_UNKNOWN) != _DT_UNKNOWN

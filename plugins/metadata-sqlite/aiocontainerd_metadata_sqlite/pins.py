@@ -1,4 +1,4 @@
-"""Blob files that a call counts on are not deleted under it."""
+"""Keep blob files that a call in progress relies on from being deleted."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterable
 import anyio
 
 
-class BlobGuard:
-    """Pins digests for calls in progress, and claims digests for deletion; a digest is never both at once."""
+class BlobPins:
+    """Digests pinned by calls in progress, and digests claimed for deletion; none is both at once."""
 
     def __init__(self) -> None:
         self._pins: Counter[str] = Counter()
         self._claimed: dict[str, anyio.Event] = {}
 
     def __repr__(self) -> str:
-        return f"<BlobGuard {len(self._pins)} pinned, {len(self._claimed)} being deleted>"
+        return f"<BlobPins {len(self._pins)} pinned, {len(self._claimed)} being deleted>"
 
     async def pin(self, digest: str) -> None:
-        """Keep the blob's file, if there is one, until `unpin`; waits while the file is being deleted."""
+        """Keep the blob's file, if there is one, until `unpin`. Wait while the file is being deleted."""
         while (claim := self._claimed.get(digest)) is not None:
             await claim.wait()
         self._pins[digest] += 1
@@ -37,6 +37,6 @@ class BlobGuard:
         return claimed
 
     def release(self, claimed: Iterable[str]) -> None:
-        """End a claim: whoever waits to pin goes on."""
+        """End a claim. Calls that wait to pin go on."""
         for digest in claimed:
             self._claimed.pop(digest).set()
