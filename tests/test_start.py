@@ -31,6 +31,14 @@ try:
 finally:
     print(*sys.modules, sep="\\n", flush=True)
 """
+OWN_VERSION = """
+import sys
+from aiocontainerd.cli import programs
+try:
+    programs.{}()
+finally:
+    print(*sys.modules, sep="\\n", flush=True)
+"""
 CONFIG = """version = 3
 imports = []
 [plugins."io.containerd.shim.v1.manager"]
@@ -74,3 +82,14 @@ def test_the_version_is_asked_for_without_what_other_commands_use(tmp_path: Path
     modules = imported(VERSION, "-a", str(tmp_path / "none.sock"), "version")
     assert "aiocontainerd.client.client" in modules
     assert below(modules, *HEAVY, "anyio", "uvloop", "pluggy", "sqlite3", "aiocontainerd.host.registry") == []
+
+
+@pytest.mark.parametrize(
+    ("function", "too_much"),
+    [("daemon", ()), ("plugin", ()), ("actr", ("msgspec", "aiocontainerd.config", "aiocontainerd.client"))],
+)
+def test_a_program_prints_its_own_version_without_an_event_loop(function: str, too_much: tuple[str, ...]) -> None:
+    modules = imported(OWN_VERSION.format(function), "--version")
+    assert "aiocontainerd.cli.programs" in modules
+    loop = ("asyncio", "anyio", "uvloop", "grpclib", "betterproto2", "pluggy", "sqlite3")
+    assert below(modules, *HEAVY, *loop, *too_much, "aiocontainerd.host", "aiocontainerd.rpc") == []
