@@ -27,7 +27,7 @@ ROOTS = [REPOSITORY, *sorted(path.parent for path in REPOSITORY.glob("[pc]*/*/py
 OURS = "aiocontainerd"
 TOOLS = {"dev"}
 """Extras of programs, and of what only `api/generate.py` imports."""
-NAMED = {"uvloop": '"use_uvloop": True', "aiofiles": ""}
+NAMED = {"uvloop": '"use_uvloop": True'}
 """Packages that are used without an import: what uses them says this."""
 
 
