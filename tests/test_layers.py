@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -147,13 +147,16 @@ def test_finding_every_plugin_imports_no_message() -> None:
     assert printed(code) == []
 
 
+def processor_s() -> float:
+    """Return the processor time of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_version_is_told_at_once() -> None:
-    took = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "aiocontainerd.cli.daemon", "--version"], capture_output=True, text=True, check=True
-        )
-        took.append(time.perf_counter() - began)
+    before = processor_s()
+    done = subprocess.run(
+        [sys.executable, "-m", "aiocontainerd.cli.daemon", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("aiocontainerd ")
-    assert min(took) < 2.0
+    assert processor_s() - before < 1.0

@@ -37,13 +37,13 @@ def project(root: Path) -> dict[str, Any]:
 
 
 def names(requirements: list[str]) -> set[str]:
-    """Names of distributions that are not ours."""
+    """Return the names of distributions that are not ours."""
     found = {canonicalize_name(Requirement(line).name) for line in requirements}
     return {name for name in found if not name.startswith(OURS)}
 
 
 def declared(root: Path, *, without: Set[str] = frozenset()) -> set[str]:
-    """Names of what a distribution requires, its extras included but for some."""
+    """Return the names of what a distribution requires, its extras included but for some."""
     table = project(root)
     extras = {name: lines for name, lines in table.get("optional-dependencies", {}).items() if name not in without}
     return names([*table["dependencies"], *(line for lines in extras.values() for line in lines)])
@@ -54,18 +54,21 @@ def sources(root: Path) -> list[Path]:
     return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Names of the modules that a file imports, wherever."""
+@cache
+def imports(path: Path) -> list[str]:
+    """Return the names of the modules that a file imports, wherever."""
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return found
 
 
 @cache
 def providers() -> dict[str, set[str]]:
-    """Distributions by the top-level package they have."""
+    """Return the distributions that have a top-level package, by its name."""
     found: dict[str, set[str]] = {
         package: {canonicalize_name(name) for name in names} for package, names in packages_distributions().items()
     }
@@ -73,7 +76,7 @@ def providers() -> dict[str, set[str]]:
 
 
 def foreign(path: Path) -> Iterator[str]:
-    """Distributions of others that a file imports from."""
+    """Yield the distributions of others that a file imports from."""
     for module in imports(path):
         package = module.partition(".")[0]
         if package not in sys.stdlib_module_names and not package.startswith(OURS):
@@ -119,7 +122,7 @@ def test_a_program_knows_every_package_that_an_extra_brings() -> None:
 
 
 def closure(wanted: list[str]) -> set[str]:
-    """Names of all that these requirements bring to this machine."""
+    """Return the names of all that these requirements bring to this machine."""
     found: set[str] = set()
     waiting = [Requirement(line) for line in wanted]
     while waiting:
@@ -190,7 +193,7 @@ PRIVATE = re.compile(r"\b([a-z0-9_]+)(?:\.[a-z0-9]\w*)*\._[a-z]\w*")
 
 
 def private_modules() -> set[str]:
-    """Distributions with private modules that our code imports."""
+    """Return the distributions that have a private module which our code imports."""
     files = [path for root in ROOTS for path in sources(root)]
     modules = {module for path in files for module in imports(path) if PRIVATE.match(module)}
     return {
