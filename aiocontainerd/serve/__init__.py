@@ -1,5 +1,5 @@
-"""containerd's own services over domain objects, and the program that serves a plugin through them.
+"""containerd's gRPC services over the interfaces: a class for each service, which only converts messages and records.
 
-The daemon serves its stores and `aiocontainerd-plugin serve` a single plugin with the same classes: one conversion
-between messages and records, the same codes and texts.
+The daemon serves its stores with these classes, and `aiocontainerd-plugin serve` a single plugin, so that both answer
+with the same codes and texts. Imports `interfaces`, `wire` and the words. Imported by `plugins/services` and `cli`.
 """

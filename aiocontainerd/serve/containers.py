@@ -21,35 +21,35 @@ class ContainersGrpc:
         self._containers = containers
 
     async def get(self, request: api.containers.GetContainerRequest) -> api.containers.GetContainerResponse:
-        """One record."""
+        """Return one record."""
         return api.containers.GetContainerResponse(container=container_to_wire(await self._containers.get(request.id)))
 
     async def list(self, request: api.containers.ListContainersRequest) -> api.containers.ListContainersResponse:
-        """Those that a filter matches, sorted by id."""
+        """Return the records that a filter matches, sorted by id."""
         found = await self._containers.list(request.filters)
         return api.containers.ListContainersResponse(containers=[container_to_wire(container) for container in found])
 
     async def list_stream(
         self, request: api.containers.ListContainersRequest
     ) -> AsyncIterator[api.containers.ListContainerMessage]:
-        """As `list`, one record a message."""
+        """Send the same records as `list`, one in each message."""
         for container in await self._containers.list(request.filters):
             yield api.containers.ListContainerMessage(container=container_to_wire(container))
 
     async def create(self, request: api.containers.CreateContainerRequest) -> api.containers.CreateContainerResponse:
-        """Answers with the record as stored."""
+        """Create a record and return it as stored."""
         container = container_from_wire(required(request.container, "container"))
         return api.containers.CreateContainerResponse(
             container=container_to_wire(await self._containers.create(container))
         )
 
     async def update(self, request: api.containers.UpdateContainerRequest) -> api.containers.UpdateContainerResponse:
-        """Answers with the record as stored."""
+        """Change a record and return it as stored."""
         container = container_from_wire(required(request.container, "container"))
         updated = await self._containers.update(container, mask_from_wire(request.update_mask))
         return api.containers.UpdateContainerResponse(container=container_to_wire(updated))
 
     async def delete(self, request: api.containers.DeleteContainerRequest) -> api.protobuf.Empty:
-        """Removes the record, whatever its task does."""
+        """Remove the record, whatever its task does."""
         await self._containers.delete(request.id)
         return api.protobuf.Empty()

@@ -28,18 +28,18 @@ class ContentGrpc:
         self._content = content
 
     async def info(self, request: api.content.InfoRequest) -> api.content.InfoResponse:
-        """What is known of a blob."""
+        """Return what is known of a blob."""
         return api.content.InfoResponse(info=content_info_to_wire(await self._content.info(request.digest)))
 
     async def update(self, request: api.content.UpdateRequest) -> api.content.UpdateResponse:
-        """Changes labels; size and times of the request are ignored."""
+        """Change labels; size and times of the request are ignored."""
         given = required(request.info, "info")
         info = Info(digest=given.digest, size=0, created_at_ns=0, updated_at_ns=0, labels=given.labels)
         updated = await self._content.update(info, mask_from_wire(request.update_mask))
         return api.content.UpdateResponse(info=content_info_to_wire(updated))
 
     async def list(self, request: api.content.ListContentRequest) -> AsyncIterator[api.content.ListContentResponse]:
-        """Blobs sorted by digest, a hundred a message; no message where there is none."""
+        """Send the blobs sorted by digest, a hundred in each message; no message if there are none."""
         batch: list[api.content.Info] = []
         async for info in self._content.walk(request.filters):
             batch.append(content_info_to_wire(info))
@@ -50,12 +50,15 @@ class ContentGrpc:
             yield api.content.ListContentResponse(info=batch)
 
     async def delete(self, request: api.content.DeleteContentRequest) -> api.protobuf.Empty:
-        """Unlinks a blob from the namespace."""
+        """Unlink a blob from the namespace."""
         await self._content.delete(request.digest)
         return api.protobuf.Empty()
 
     async def read(self, request: api.content.ReadContentRequest) -> AsyncIterator[api.content.ReadContentResponse]:
-        """The bytes from `offset`, at most 1 MiB a message. Offsets of the answers count from the first byte sent."""
+        """Send the bytes from `offset`, at most 1 MiB in each message.
+
+        Offsets of the responses count from the first byte sent.
+        """
         reader = await self._content.reader(request.digest)
         try:
             start, size = read_range(request.offset, request.size, reader.size)
@@ -70,7 +73,7 @@ class ContentGrpc:
             await _close(reader)
 
     async def status(self, request: api.content.StatusRequest) -> api.content.StatusResponse:
-        """What is known of an ingest."""
+        """Return what is known of an ingest."""
         try:
             status = await self._content.status(request.ref)
         except ContainerdError as error:
@@ -78,24 +81,24 @@ class ContentGrpc:
         return api.content.StatusResponse(status=ingest_status_to_wire(status))
 
     async def list_statuses(self, request: api.content.ListStatusesRequest) -> api.content.ListStatusesResponse:
-        """Every ingest that a filter matches."""
+        """Return every ingest that a filter matches."""
         found = await self._content.statuses(request.filters)
         return api.content.ListStatusesResponse(statuses=[ingest_status_to_wire(status) for status in found])
 
     def write(
         self, requests: AsyncIterator[api.content.WriteContentRequest]
     ) -> AsyncIterator[api.content.WriteContentResponse]:
-        """One ingest, written, committed or left for later."""
+        """Write one ingest: commit it, or leave it for later."""
         return write_stream(self._content, requests)
 
     async def abort(self, request: api.content.AbortRequest) -> api.protobuf.Empty:
-        """Drops an ingest, even one that is being written."""
+        """Drop an ingest, even one that is being written."""
         await self._content.abort(request.ref)
         return api.protobuf.Empty()
 
 
 def read_range(offset: int, size: int, length: int) -> tuple[int, int]:
-    """First byte and number of bytes to send of a blob of `length` bytes. Raises OutOfRange past its end."""
+    """Return the first byte to send of a blob of `length` bytes, and how many. Raises OutOfRange past its end."""
     start = max(offset, 0)
     if start > length:
         raise OutOfRange(f"read past object length {length} bytes")

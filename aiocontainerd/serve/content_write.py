@@ -1,8 +1,8 @@
 """Content.Write: one ingest over one stream, a response for each request (the table of facts/core 4).
 
-The first request names the ingest and takes its lock for as long as the stream lives. What a request does not say
-keeps the value of the last one that said it: `total` and `expected`, and in the answers the times of the last STAT.
-The last response is sent twice, as containerd does; clients rely on neither copy alone.
+The first request names the ingest and takes its lock, which is held until the stream ends. `total` and `expected` keep
+their last value where a request leaves them out; responses repeat the times of the last STAT. The last response is
+sent twice, as containerd does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLEANUP_TIMEOUT_S = 10.0
 async def write_stream(
     store: ContentStore, requests: AsyncIterator[api.content.WriteContentRequest]
 ) -> AsyncIterator[api.content.WriteContentResponse]:
-    """Serve one stream: until a commit, the client's half-close, or the first error, which leaves the ingest."""
+    """Serve one stream until a commit, the client's half-close, or the first error, which keeps the ingest."""
     request = await anext(requests, None)
     if request is None:
         raise Unknown("EOF")
@@ -75,7 +75,7 @@ class _Session:
         return f"<Content.Write of {self._ref} at {self._writer.offset}>"
 
     async def check_expected(self, expected: str) -> None:
-        """Give the ingest up where what it is to become is here already. Raises AlreadyExists."""
+        """Drop the ingest if the blob that it is to become exists already. Raises AlreadyExists."""
         if not expected or not await self._exists(expected):
             return
         await self._writer.close()
@@ -123,7 +123,7 @@ class _Session:
         return self._writer.digest()
 
     async def _append(self, offset: int, data: bytes) -> int:
-        """Write `data` at `offset`, where 0 starts again, and return the offset behind it. Raises OutOfRange."""
+        """Write `data` at `offset` and return the offset behind it; offset 0 starts again. Raises OutOfRange."""
         here = self._writer.offset
         if offset > 0 and offset != here:
             raise OutOfRange(f"write @{offset} must occur at current offset {here}")

@@ -21,14 +21,14 @@ class DiffGrpc:
         self._differ = differ
 
     async def apply(self, request: api.diff.ApplyRequest) -> api.diff.ApplyResponse:
-        """Unpacks a layer onto mounts and describes the uncompressed tar."""
+        """Unpack a layer onto mounts and return the descriptor of the uncompressed tar."""
         layer = descriptor_from_wire(required(request.diff, "diff"))
         mounts, options = mounts_from_wire(request.mounts), apply_options_from_wire(request)
         applied = await self._differ.apply(layer, mounts, options)
         return api.diff.ApplyResponse(applied=descriptor_to_wire(applied))
 
     async def diff(self, request: api.diff.DiffRequest) -> api.diff.DiffResponse:
-        """Writes the difference of two trees to the content store."""
+        """Write the difference of two trees to the content store."""
         lower, upper = mounts_from_wire(request.left), mounts_from_wire(request.right)
         made = await self._differ.compare(lower, upper, compare_options_from_wire(request))
         return api.diff.DiffResponse(diff=descriptor_to_wire(made))

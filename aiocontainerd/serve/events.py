@@ -1,4 +1,4 @@
-"""The Events services of both sockets (facts/core 11). They call the event bus; there is no logic of their own."""
+"""The Events services of both sockets, over the event bus (facts/core 11)."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class EventsGrpc:
         self._bus = bus
 
     async def publish(self, request: api.events.PublishRequest) -> api.protobuf.Empty:
-        """Publishes in the namespace of the call, now; the event passes through untouched."""
+        """Publish an event now, in the namespace of the call. Its payload is not touched."""
         event = required(request.event, "event")
         self._bus.publish(request.topic, Any(event.type_url, event.value))
         return api.protobuf.Empty()
 
     async def forward(self, request: api.events.ForwardRequest) -> api.protobuf.Empty:
-        """Publishes an envelope as it is."""
+        """Publish an envelope unchanged."""
         self._bus.forward(_envelope(request.envelope))
         return api.protobuf.Empty()
 
     async def subscribe(self, request: api.events.SubscribeRequest) -> AsyncIterator[api.types.Envelope]:
-        """Every event of every namespace from here on that a filter matches, until the client goes."""
+        """Send every event that a filter matches, of all namespaces, from now on until the client leaves."""
         try:
             subscribed = self._bus.subscribe(*request.filters)
         except InvalidArgument as bad:
@@ -47,7 +47,7 @@ class EventsGrpc:
 
 
 class EventsTtrpc:
-    """`containerd.services.events.ttrpc.v1.Events`: where shims send their events."""
+    """`containerd.services.events.ttrpc.v1.Events`, to which shims send their events."""
 
     service_name: ClassVar[str] = "containerd.services.events.ttrpc.v1.Events"
 
@@ -55,7 +55,7 @@ class EventsTtrpc:
         self._bus = bus
 
     async def forward(self, request: api.events_ttrpc.ForwardRequest) -> api.protobuf.Empty:
-        """Publishes an envelope as it is."""
+        """Publish an envelope unchanged."""
         self._bus.forward(_envelope(request.envelope))
         return api.protobuf.Empty()
 

@@ -1,4 +1,4 @@
-"""The Health service (facts/core 13): the daemon as a whole, service "", serves; it knows no other name."""
+"""The Health service (facts/core 13). It knows only the service "", the daemon as a whole, which always serves."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class HealthGrpc:
     service_name: ClassVar[str] = "grpc.health.v1.Health"
 
     async def check(self, request: api.health.HealthCheckRequest) -> api.health.HealthCheckResponse:
-        """SERVING for the service "". Raises NotFound for another."""
+        """Return SERVING for the service "". Raises NotFound for another one."""
         if request.service:
             raise NotFound("unknown service")
         return api.health.HealthCheckResponse(status=api.health.HealthCheckResponseServingStatus.SERVING)
 
     async def watch(self, request: api.health.HealthCheckRequest) -> AsyncIterator[api.health.HealthCheckResponse]:
-        """The status now and at every change; a name that is unknown may become known, so it is no error here."""
+        """Send the status now and at every change. An unknown name is no error here, as it may become known."""
         status = api.health.HealthCheckResponseServingStatus
         yield api.health.HealthCheckResponse(status=status.SERVICE_UNKNOWN if request.service else status.SERVING)
         await anyio.sleep_forever()

@@ -23,23 +23,23 @@ class ImagesGrpc:
         self._images = images
 
     async def get(self, request: api.images.GetImageRequest) -> api.images.GetImageResponse:
-        """One record."""
+        """Return one record."""
         return api.images.GetImageResponse(image=image_to_wire(await self._images.get(request.name)))
 
     async def list(self, request: api.images.ListImagesRequest) -> api.images.ListImagesResponse:
-        """Those that a filter matches."""
+        """Return the records that a filter matches."""
         return api.images.ListImagesResponse(
             images=[image_to_wire(i) for i in await self._images.list(request.filters)]
         )
 
     async def create(self, request: api.images.CreateImageRequest) -> api.images.CreateImageResponse:
-        """Answers with the record as stored."""
+        """Create a record and return it as stored."""
         image = _image(request.image)
         created = await self._images.create(image, epoch_ns=epoch_from_wire(request.source_date_epoch))
         return api.images.CreateImageResponse(image=image_to_wire(created))
 
     async def update(self, request: api.images.UpdateImageRequest) -> api.images.UpdateImageResponse:
-        """Answers with the record as stored."""
+        """Change a record and return it as stored."""
         image = _image(request.image)
         updated = await self._images.update(
             image, mask_from_wire(request.update_mask), epoch_ns=epoch_from_wire(request.source_date_epoch)
@@ -47,7 +47,7 @@ class ImagesGrpc:
         return api.images.UpdateImageResponse(image=image_to_wire(updated))
 
     async def delete(self, request: api.images.DeleteImageRequest) -> api.protobuf.Empty:
-        """Removes the name; `sync` waits until what it held is collected."""
+        """Remove the name; `sync` waits until what it held is collected."""
         target = None if request.target is None else descriptor_from_wire(request.target)
         await self._images.delete(request.name, target=target, sync=request.sync)
         return api.protobuf.Empty()

@@ -22,16 +22,16 @@ class IntrospectionGrpc:
         self._introspection = introspection
 
     async def plugins(self, request: api.introspection.PluginsRequest) -> api.introspection.PluginsResponse:
-        """Every plugin that a filter matches, those that failed or skipped included."""
+        """Return every plugin that a filter matches, also those that failed or were skipped."""
         found = self._introspection.plugins(request.filters)
         return api.introspection.PluginsResponse(plugins=[plugin_status_to_wire(plugin) for plugin in found])
 
     async def server(self, _request: api.protobuf.Empty) -> api.introspection.ServerResponse:
-        """The daemon's identity and deprecation warnings."""
+        """Return the daemon's identity and deprecation warnings."""
         return server_status_to_wire(await self._introspection.server())
 
     async def plugin_info(self, request: api.introspection.PluginInfoRequest) -> api.introspection.PluginInfoResponse:
-        """One plugin and what it says of itself. Options of a type that the API does not have are UNKNOWN."""
+        """Return a plugin and what it says about itself. Options of a type that the API lacks are UNKNOWN."""
         options = any_from_wire(request.options)
         if options is not None:
             with unconverted():

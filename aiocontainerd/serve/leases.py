@@ -20,31 +20,31 @@ class LeasesGrpc:
         self._manager = manager
 
     async def create(self, request: api.leases.CreateRequest) -> api.leases.CreateResponse:
-        """Makes a lease; an empty id is made up."""
+        """Create a lease; an empty id lets the daemon choose one."""
         return api.leases.CreateResponse(lease=lease_to_wire(await self._manager.create(request.id, request.labels)))
 
     async def delete(self, request: api.leases.DeleteRequest) -> api.protobuf.Empty:
-        """Removes a lease; `sync` waits until what it held is collected."""
+        """Remove a lease; `sync` waits until what it held is collected."""
         await self._manager.delete(request.id, sync=request.sync)
         return api.protobuf.Empty()
 
     async def list(self, request: api.leases.ListRequest) -> api.leases.ListResponse:
-        """Those that a filter matches."""
+        """Return the leases that a filter matches."""
         found = await self._manager.list(request.filters)
         return api.leases.ListResponse(leases=[lease_to_wire(lease) for lease in found])
 
     async def add_resource(self, request: api.leases.AddResourceRequest) -> api.protobuf.Empty:
-        """Makes a lease hold something."""
+        """Add a resource to a lease."""
         await self._manager.add_resource(request.id, _resource(request.resource))
         return api.protobuf.Empty()
 
     async def delete_resource(self, request: api.leases.DeleteResourceRequest) -> api.protobuf.Empty:
-        """Makes a lease let go of something."""
+        """Take a resource from a lease."""
         await self._manager.delete_resource(request.id, _resource(request.resource))
         return api.protobuf.Empty()
 
     async def list_resources(self, request: api.leases.ListResourcesRequest) -> api.leases.ListResourcesResponse:
-        """What a lease holds."""
+        """Return the resources of a lease."""
         held = await self._manager.resources(request.id)
         return api.leases.ListResourcesResponse(resources=[resource_to_wire(r) for r in held])
 

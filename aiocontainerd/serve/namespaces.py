@@ -20,25 +20,25 @@ class NamespacesGrpc:
         self._namespaces = namespaces
 
     async def get(self, request: api.namespaces.GetNamespaceRequest) -> api.namespaces.GetNamespaceResponse:
-        """The namespace, without labels where it is unknown."""
+        """Return the namespace; an unknown one has no labels."""
         return api.namespaces.GetNamespaceResponse(
             namespace=namespace_to_wire(await self._namespaces.get(request.name))
         )
 
     async def list(self, _request: api.namespaces.ListNamespacesRequest) -> api.namespaces.ListNamespacesResponse:
-        """All, sorted by name; the filter is ignored, as containerd does."""
+        """Return all namespaces, sorted by name. The filter is ignored, as in containerd."""
         return api.namespaces.ListNamespacesResponse(
             namespaces=[namespace_to_wire(namespace) for namespace in await self._namespaces.list()]
         )
 
     async def create(self, request: api.namespaces.CreateNamespaceRequest) -> api.namespaces.CreateNamespaceResponse:
-        """Answers with the request's own namespace, labels with an empty value included."""
+        """Create a namespace and return it as the request gave it, with labels of an empty value."""
         given = required(request.namespace, "namespace")
         await self._namespaces.create(given.name, given.labels)
         return api.namespaces.CreateNamespaceResponse(namespace=given)
 
     async def update(self, request: api.namespaces.UpdateNamespaceRequest) -> api.namespaces.UpdateNamespaceResponse:
-        """Answers with an empty message. Errors about labels are UNKNOWN (facts/core 0)."""
+        """Change labels and return an empty message. Errors about labels are UNKNOWN (facts/core 0)."""
         given = required(request.namespace, "namespace")
         namespace, paths = namespace_from_wire(given), mask_from_wire(request.update_mask)
         check_namespace_update(namespace, paths)
@@ -47,6 +47,6 @@ class NamespacesGrpc:
         return api.namespaces.UpdateNamespaceResponse()
 
     async def delete(self, request: api.namespaces.DeleteNamespaceRequest) -> api.protobuf.Empty:
-        """Refuses a namespace that is not empty."""
+        """Delete a namespace; one that is not empty is refused."""
         await self._namespaces.delete(request.name)
         return api.protobuf.Empty()

@@ -1,4 +1,4 @@
-"""What the services share in reading requests."""
+"""Rules of requests that several services share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MessageT = TypeVar("MessageT")
 
 
 def required(message: MessageT | None, field: str) -> MessageT:
-    """A sub-message that a request cannot do without. Raises InvalidArgument naming the field (facts/core 0)."""
+    """Return a field of a request. Raises InvalidArgument naming the field if it is absent (facts/core 0)."""
     if message is None:
         raise InvalidArgument(f"field {field} must be set")
     return message
@@ -23,7 +23,7 @@ def required(message: MessageT | None, field: str) -> MessageT:
 
 @contextmanager
 def unconverted() -> Iterator[None]:
-    """A block whose errors lose their class on the wire, but not their text, as containerd's do (facts/core 0)."""
+    """Turn errors of the block into Unknown with the same text, as containerd does in some calls (facts/core 0)."""
     try:
         yield
     except (Cancelled, DeadlineExceeded, Unknown):

@@ -23,40 +23,40 @@ class SnapshotsGrpc:
         self._snapshots = snapshots
 
     async def prepare(self, request: api.snapshots.PrepareSnapshotRequest) -> api.snapshots.PrepareSnapshotResponse:
-        """Makes an active snapshot."""
+        """Make an active snapshot."""
         backend = self._snapshots.snapshotter(request.snapshotter)
         mounts = await backend.prepare(request.key, request.parent, request.labels)
         return api.snapshots.PrepareSnapshotResponse(mounts=mounts_to_wire(mounts))
 
     async def view(self, request: api.snapshots.ViewSnapshotRequest) -> api.snapshots.ViewSnapshotResponse:
-        """Makes a view."""
+        """Make a view."""
         backend = self._snapshots.snapshotter(request.snapshotter)
         mounts = await backend.view(request.key, request.parent, request.labels)
         return api.snapshots.ViewSnapshotResponse(mounts=mounts_to_wire(mounts))
 
     async def mounts(self, request: api.snapshots.MountsRequest) -> api.snapshots.MountsResponse:
-        """What to mount to see an active snapshot or a view."""
+        """Return what to mount to see an active snapshot or a view."""
         mounts = await self._snapshots.snapshotter(request.snapshotter).mounts(request.key)
         return api.snapshots.MountsResponse(mounts=mounts_to_wire(mounts))
 
     async def commit(self, request: api.snapshots.CommitSnapshotRequest) -> api.protobuf.Empty:
-        """Turns an active snapshot into a committed one."""
+        """Turn an active snapshot into a committed one."""
         backend = self._snapshots.snapshotter(request.snapshotter)
         await backend.commit(request.name, request.key, request.labels, request.parent)
         return api.protobuf.Empty()
 
     async def remove(self, request: api.snapshots.RemoveSnapshotRequest) -> api.protobuf.Empty:
-        """Removes a snapshot without children; the backend's files go with the next garbage collection."""
+        """Remove a snapshot without children. The next garbage collection removes the backend's files."""
         await self._snapshots.snapshotter(request.snapshotter).remove(request.key)
         return api.protobuf.Empty()
 
     async def stat(self, request: api.snapshots.StatSnapshotRequest) -> api.snapshots.StatSnapshotResponse:
-        """What is known of a snapshot."""
+        """Return what is known of a snapshot."""
         info = await self._snapshots.snapshotter(request.snapshotter).stat(request.key)
         return api.snapshots.StatSnapshotResponse(info=snapshot_info_to_wire(info))
 
     async def update(self, request: api.snapshots.UpdateSnapshotRequest) -> api.snapshots.UpdateSnapshotResponse:
-        """Changes labels."""
+        """Change labels."""
         backend = self._snapshots.snapshotter(request.snapshotter)
         given = required(request.info, "info")
         info = Info(kind=Kind.UNKNOWN, name=given.name, labels=given.labels)
@@ -66,7 +66,7 @@ class SnapshotsGrpc:
     async def list(
         self, request: api.snapshots.ListSnapshotsRequest
     ) -> AsyncIterator[api.snapshots.ListSnapshotsResponse]:
-        """Snapshots sorted by key, a hundred a message. Errors of the walk are UNKNOWN (facts/core 0)."""
+        """Send snapshots sorted by key, a hundred in each message. Errors of the walk are UNKNOWN (facts/core 0)."""
         backend = self._snapshots.snapshotter(request.snapshotter)
         batch: list[api.snapshots.Info] = []
         with unconverted():
@@ -79,10 +79,10 @@ class SnapshotsGrpc:
             yield api.snapshots.ListSnapshotsResponse(info=batch)
 
     async def usage(self, request: api.snapshots.UsageRequest) -> api.snapshots.UsageResponse:
-        """Disk space of one snapshot without its parents."""
+        """Return the disk space of one snapshot without its parents."""
         return usage_to_wire(await self._snapshots.snapshotter(request.snapshotter).usage(request.key))
 
     async def cleanup(self, request: api.snapshots.CleanupRequest) -> api.protobuf.Empty:
-        """Deletes what removed snapshots left behind. A daemon leaves that to garbage collection (facts/core 6)."""
+        """Delete what removed snapshots left behind. A daemon leaves that to garbage collection (facts/core 6)."""
         await self._snapshots.snapshotter(request.snapshotter).cleanup()
         return api.protobuf.Empty()

@@ -1,8 +1,8 @@
 """The Version service (facts/core 13).
 
-Clients parse the answer as a semantic version and gate features on it: dockerd and nerdctl compare it with
-containerd's releases. So it names the release whose API is served, and ours as build metadata, which every
-comparison ignores. `revision` is the commit of containerd's own source, which has no counterpart here.
+Clients parse the answer as a semantic version: dockerd and nerdctl compare it with containerd's releases to decide what
+they may use. So it names the release whose API is served. Our own version is build metadata, which comparisons ignore.
+`revision` is the commit of containerd's source; it stays empty here.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ class VersionGrpc:
     service_name: ClassVar[str] = "containerd.services.version.v1.Version"
 
     async def version(self, _request: api.protobuf.Empty) -> api.version.VersionResponse:
-        """The release whose API this is, and our own version."""
+        """Return the release whose API is served, and our own version."""
         return api.version.VersionResponse(version=f"{CONTAINERD_VERSION}+aiocontainerd.{aiocontainerd.__version__}")

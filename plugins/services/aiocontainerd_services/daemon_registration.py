@@ -1,4 +1,4 @@
-"""The daemon itself: introspection, deprecations, events, version, health."""
+"""Registrations about the daemon itself: introspection, deprecations, events, version, health."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UUID_DIRECTORY = f"{kinds.GRPC}.introspection"
 
 
 def registrations() -> Iterable[Registration]:
-    """The plugins of this module."""
+    """Return the registrations of this module."""
     return [
         Registration(kind=kinds.WARNING, id="deprecations", init=_deprecations),
         Registration(kind=kinds.SERVICE, id="introspection-service", requires=(kinds.WARNING,), init=_introspection),

@@ -26,7 +26,7 @@ class DiffConfig(PluginConfig, frozen=True, kw_only=True):
 
 
 def registrations() -> Iterable[Registration]:
-    """The plugins of this module."""
+    """Return the registrations of this module."""
     return [
         Registration(kind=kinds.SERVICE, id="content-service", requires=(kinds.METADATA,), init=_content),
         Registration(kind=kinds.GRPC, id="content", requires=(kinds.SERVICE,), init=_content_grpc),

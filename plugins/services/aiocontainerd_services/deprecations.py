@@ -1,4 +1,4 @@
-"""The log of deprecated things in use, shown by Introspection.Server (facts/core 12)."""
+"""The log of deprecations in use, which Introspection.Server shows (facts/core 12)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Deprecations:
         self._last_ns[name] = self._clock()
 
     def warnings(self) -> list[Deprecation]:
-        """Each deprecation used so far with its latest use, sorted by id."""
+        """Return each deprecation used so far with its latest use, sorted by id."""
         return [
             Deprecation(id=PREFIX + name, message=MESSAGES[name], last_occurrence_ns=used_ns)
             for name, used_ns in sorted(self._last_ns.items())

@@ -1,4 +1,4 @@
-"""The configured differs as one: each is asked in turn until one knows what to do (facts/core 8)."""
+"""The configured differs as one: each is asked in turn until one does the work (facts/core 8)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from aiocontainerd.sys.mount import Mount
 
 
 class DiffService:
-    """A Differ made of others. `sync_fs` syncs after every apply, whatever the request says."""
+    """A Differ made of other differs. `sync_fs` syncs after every apply, whatever the request says."""
 
     def __init__(self, differs: Sequence[Differ], *, sync_fs: bool = False) -> None:
         self._differs = differs
         self._sync_fs = sync_fs
 
     def use(self, differs: Sequence[Differ]) -> None:
-        """Ask these from now on."""
+        """Ask these differs from now on."""
         self._differs = differs
 
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor:
-        """The first answer. Raises Unimplemented where no differ knows the layer or the mounts."""
+        """Unpack a layer by the first differ that can. Raises Unimplemented if none can."""
         asked = msgspec.structs.replace(options, sync_fs=options.sync_fs or self._sync_fs)
         return await self._first(lambda differ: differ.apply(layer, mounts, asked))
 
     async def compare(self, lower: Sequence[Mount], upper: Sequence[Mount], options: CompareOptions) -> Descriptor:
-        """The first answer. Raises Unimplemented where no differ knows the media type or the mounts."""
+        """Write a difference by the first differ that can. Raises Unimplemented if none can."""
         return await self._first(lambda differ: differ.compare(lower, upper, options))
 
     async def _first(self, ask: Callable[[Differ], Awaitable[Descriptor]]) -> Descriptor:
@@ -44,7 +44,7 @@ class DiffService:
 
 
 def choose(names: Sequence[str], loaded: Mapping[str, Differ]) -> list[Differ]:
-    """The differs of a configuration, in its order. Raises PluginError naming one that is not loaded."""
+    """Return the configured differs in their order. Raises PluginError naming one that is not loaded."""
     for name in names:
         if name not in loaded:
             known = ", ".join(sorted(loaded)) or "none"

@@ -10,7 +10,7 @@ from aiocontainerd_services import daemon_registration, data_registration, recor
 
 @hookimpl
 def register_plugins() -> Iterable[Registration]:
-    """All of this package."""
+    """Return every registration of this package."""
     return [
         *records_registration.registrations(),
         *data_registration.registrations(),

@@ -13,7 +13,7 @@ Context = InitContext[PluginConfig]
 
 
 def registrations() -> Iterable[Registration]:
-    """The plugins of this module."""
+    """Return the registrations of this module."""
     collected = (kinds.METADATA, kinds.GC)
     return [
         Registration(kind=kinds.SERVICE, id="namespaces-service", requires=(kinds.METADATA,), init=_namespaces),

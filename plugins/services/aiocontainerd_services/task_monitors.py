@@ -1,4 +1,4 @@
-"""Task monitors are told of tasks (interfaces/task_monitor.py); none of them can fail or hold up a task."""
+"""Telling task monitors about tasks (interfaces/task_monitor.py). No monitor can fail a task or hold one up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Monitors:
-    """Every loaded monitor, by its id."""
+    """All loaded monitors, by their ids."""
 
     def __init__(self, monitors: Mapping[str, TaskMonitor]) -> None:
         self._monitors = monitors
@@ -24,7 +24,7 @@ class Monitors:
         return f"<Monitors {sorted(self._monitors)}>"
 
     async def monitor(self, task: Task, labels: Mapping[str, str]) -> None:
-        """Tell of a task that was created or found again."""
+        """Tell every monitor about a task that was created or found again."""
         for name, monitor in self._monitors.items():
             try:
                 await monitor.monitor(task, labels)
@@ -32,7 +32,7 @@ class Monitors:
                 log.warning("monitor %s does not watch task %s/%s: %s", name, task.namespace, task.id, error)
 
     async def stop(self, task: Task) -> None:
-        """Tell of a task that is about to be deleted."""
+        """Tell every monitor about a task that is about to be deleted."""
         for name, monitor in self._monitors.items():
             try:
                 await monitor.stop(task)
@@ -40,7 +40,7 @@ class Monitors:
                 log.warning("monitor %s does not let go of task %s/%s: %s", name, task.namespace, task.id, error)
 
     async def find_again(self, runtime: TaskRuntime, metadata: MetadataStore) -> None:
-        """Tell of the tasks that are there when the daemon starts."""
+        """Tell every monitor about the tasks that exist when the daemon starts."""
         if not self._monitors:
             return
         for task in await runtime.list(all_namespaces=True):

@@ -1,4 +1,4 @@
-"""The logic of tasks: records and runtime brought together (facts/runtime 4.2, 4.7)."""
+"""Tasks by the ids of their containers: container records and task runtime together (facts/runtime 4.2, 4.7)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class TasksService:
-    """Tasks of the current namespace. `checkpoints` is a directory for checkpoints on their way."""
+    """A TaskService. Checkpoints pass through the directory `checkpoints`."""
 
     def __init__(
         self, metadata: MetadataStore, runtime: TaskRuntime, checkpoints: Path, monitors: Monitors | None = None
@@ -72,7 +72,7 @@ class TasksService:
         raise AlreadyExists(f"task {container_id}")
 
     async def start(self, container_id: str, exec_id: str = "") -> int:
-        """Run a process; returns its pid."""
+        """Run a process and return its pid."""
         process = await self._process(container_id, exec_id)
         pid = await process.start()
         if not exec_id:
@@ -93,13 +93,13 @@ class TasksService:
         return await (await self._process(container_id, exec_id)).delete()
 
     async def get(self, container_id: str, exec_id: str = "") -> ProcessState:
-        """A process as its shim sees it now."""
+        """Return the state of a process as its shim sees it now."""
         return await (await self._process(container_id, exec_id)).state()
 
     async def list(self) -> list[ProcessState]:
-        """Every task, asked all at once; one that does not answer has an unknown status, one that is gone is left out.
+        """Ask every task for its state, all at once (facts/runtime 4.2).
 
-        (facts/runtime 4.2)
+        A task that does not answer has an unknown status. A task that is gone is left out.
         """
         found = await _at_once(_listed, await self._runtime.list())
         return [state for state in found if state is not None]
@@ -118,7 +118,7 @@ class TasksService:
         await (await self._process(container_id, exec_id)).resize_pty(width, height)
 
     async def close_io(self, container_id: str, exec_id: str, *, stdin: bool) -> None:
-        """Close a process's stdin, where the client asks for that."""
+        """Close a process's stdin, if the client asks for it."""
         process = await self._process(container_id, exec_id)
         if stdin:
             await process.close_io()
@@ -132,7 +132,7 @@ class TasksService:
         await (await self._task(container_id)).resume()
 
     async def pids(self, container_id: str) -> Sequence[ProcessInfo]:
-        """Every process of the container."""
+        """Return every process of the container."""
         return await (await self._task(container_id)).pids()
 
     async def update(self, container_id: str, resources: Any | None, annotations: Mapping[str, str]) -> None:
@@ -144,7 +144,10 @@ class TasksService:
         return await (await self._process(container_id, exec_id)).wait()
 
     async def metrics(self, filters: Sequence[str] = ()) -> Sequence[TaskMetrics]:
-        """Metrics of the tasks that a filter on `id` or `namespace` matches; those that don't answer are left out."""
+        """Return the metrics of the tasks that a filter on `id` or `namespace` matches.
+
+        Tasks that do not answer are left out.
+        """
         wanted = compile_filters(filters)
         tasks = [task for task in await self._runtime.list() if wanted.matches(_fields(task))]
         found = await _at_once(_measured, tasks)
@@ -222,7 +225,7 @@ def _image_path(runtime: str, options: Any | None) -> str:
 
 
 def _runc_options(runtime: str, options: Any | None, kind: type[T], verb: str) -> T | None:
-    """Options of the one runtime whose options the daemon knows; None where there are none to look at."""
+    """Return options of runc, the only runtime whose options the daemon knows; None if there are none."""
     if options is None or not (options.type_url or options.value):
         return None
     if runtime.split(".")[:3] != ["io", "containerd", "runc"]:
@@ -242,7 +245,7 @@ def _fields(task: Task) -> Callable[[tuple[str, ...]], str | None]:
 
 
 async def _at_once(function: Callable[[Task], Awaitable[T]], tasks: Sequence[Task]) -> Sequence[T]:
-    """`function` of every task, concurrently, in the order of the tasks. It must not raise."""
+    """Return what `function` returns for each task, all run at once, in the order of the tasks. It must not raise."""
     results: dict[int, T] = {}
 
     async def one(index: int, task: Task) -> None:

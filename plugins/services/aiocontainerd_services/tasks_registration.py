@@ -13,7 +13,7 @@ class TasksConfig(PluginConfig, frozen=True):
 
 
 def registrations() -> list[Registration]:
-    """The plugins of this module."""
+    """Return the registrations of this module."""
     return [
         Registration(
             kind=kinds.SERVICE,
