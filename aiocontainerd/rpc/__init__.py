@@ -1,1 +1,4 @@
-"""The wire: message codec, binding of services to methods, gRPC and ttrpc front ends and clients."""
+"""gRPC and ttrpc: servers and clients of both, the HTTP/2 below our gRPC server, and how services become methods.
+
+Imports `api`, `wire`, the Protocol of services and the words. Imported by `daemon`, `client`, `cli` and plugins.
+"""

@@ -1,6 +1,6 @@
-"""Service objects to callable methods: what a front end needs to serve `/package.Service/Method`.
+"""From service objects to callable methods, by the path `/package.Service/Method`.
 
-A service of containerd's API is known by its name; any other brings its `methods` (interfaces/rpc_service.py).
+The API's own services are known by their names. Any other service brings its `methods` (interfaces/rpc_service.py).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class BoundMethod(msgspec.Struct, frozen=True):
-    """A method of a service object. `call` is None where the object has no such method.
+    """A method of a service object. `call` is None if the object lacks the method.
 
-    `classes` are those of requests and responses where the service brought them, else they are looked up by name.
+    `classes` are the classes of requests and responses, if the service brought them; else they are looked up by name.
     """
 
     service: str
@@ -47,19 +47,19 @@ class BoundMethod(msgspec.Struct, frozen=True):
 
     @property
     def request_class(self) -> type[betterproto2.Message]:
-        """The class of its requests; the first use imports the package of the message."""
+        """Return the class of its requests; the first use imports the package of the message."""
         return self.classes[0] if self.classes else codec.resolve(self.request_type)
 
     @property
     def response_class(self) -> type[betterproto2.Message]:
-        """The class of its responses."""
+        """Return the class of its responses."""
         return self.classes[1] if self.classes else codec.resolve(self.response_type)
 
 
 def bind(service: Service) -> dict[str, BoundMethod]:
-    """Every method of the service by path, in the order of its definition.
+    """Return every method of the service by path, in the order of its definition.
 
-    Raises ValueError where `service_name` names no service of the API and the service brings no methods.
+    Raises ValueError if `service_name` names no service of the API and the service brings no methods.
     """
     name = getattr(service, "service_name", None)
     if not isinstance(name, str) or not name:
@@ -69,7 +69,7 @@ def bind(service: Service) -> dict[str, BoundMethod]:
 
 
 def signatures(service: Service | type[Service]) -> dict[str, BoundMethod]:
-    """The methods of a service by name, without what to call. Raises ValueError as `bind`."""
+    """Return the methods of a service by name, without `call`. Raises ValueError as `bind`."""
     name = service.service_name
     if name in SERVICES:
         return {method: BoundMethod(name, method, *types, call=None) for method, types in SERVICES[name].items()}
@@ -105,7 +105,7 @@ def _class_name(service: Any) -> str:
 
 
 def bind_all(services: Iterable[Service]) -> dict[str, BoundMethod]:
-    """The methods of several services by path. Raises ValueError where two objects serve the same service."""
+    """Return the methods of several services by path. Raises ValueError if two objects serve the same service."""
     bound: dict[str, BoundMethod] = {}
     for service in services:
         methods = bind(service)
@@ -117,9 +117,9 @@ def bind_all(services: Iterable[Service]) -> dict[str, BoundMethod]:
 
 
 def signature(service: str | type[Service], method: str) -> BoundMethod:
-    """A method as a client knows it: of the API by the service's name, or of a service class that brings its own.
+    """Return a method as a client knows it: of an API service by name, or of a service class that brings its methods.
 
-    Raises ValueError where there is none of that name.
+    Raises ValueError for an unknown method.
     """
     try:
         if isinstance(service, str):

@@ -1,8 +1,8 @@
-"""gRPC front end: services on a listening socket, on our own HTTP/2 layer (`http2`).
+"""gRPC server: services on a listening socket, on our own HTTP/2 layer (`http2`).
 
-Each call runs in a task and a context of its own, which carries the namespace and lease of its headers. It is
-cancelled when its client resets it, goes away or set a deadline that passed. A call that breaks a limit or a rule of
-the protocol fails alone; its connection goes on.
+Each call runs in its own task and context, which carries the namespace and lease of its headers. A call is cancelled
+when its client resets it, goes away, or set a deadline that passed. A call that breaks a limit or a rule of the
+protocol fails alone; its connection goes on.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANCEL_TIMEOUT_S = 5.0
-"""How long stopping waits for cancelled calls to give back what they took."""
+"""How long `stop` waits for cancelled calls to clean up."""
 CLOSE_TIMEOUT_S = 1.0
-"""How long stopping waits for a client to take what was sent to it last."""
+"""How long `stop` waits for a client to take the last bytes."""
 GATHER_BYTES = 64 << 10
-"""What is written to a connection at once at the latest; less waits for the loop to come round."""
+"""Output of at least this size is written at once. Smaller output is written at the end of the loop's step."""
 
 _RESPONSE_HEADERS = http2.header_block([(":status", "200"), ("content-type", CONTENT_TYPE)])
 _OK_TRAILERS = http2.header_block(status_headers(0, ""))
 
 
 class GrpcFrontEnd:
-    """Serves services to every connection of one socket."""
+    """A gRPC server: services for every connection of one socket."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class GrpcFrontEnd:
         metrics: Metrics | None = None,
         accept_peer: Callable[[asyncio.BaseTransport], bool] | None = None,
     ) -> None:
-        """Sizes in bytes; `accept_peer` decides whether a new connection may stay."""
+        """Take sizes in bytes. `accept_peer` decides whether a new connection may stay."""
         self._methods = binding.bind_all(services)
         self._services = {bound.service for bound in self._methods.values()}
         self.max_recv_message_size = max_recv_message_size
@@ -78,7 +78,7 @@ class GrpcFrontEnd:
         return f"<GrpcFrontEnd {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Services, connections and calls now, calls started so far."""
+        """Return the numbers of services, of connections and calls now, and of calls started so far."""
         return {
             "services": len(self._services),
             "connections": len(self.connections),
@@ -87,7 +87,7 @@ class GrpcFrontEnd:
         }
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Begin to accept connections of a bound socket, which is closed by `stop`."""
+        """Begin to accept connections of a bound socket. `stop` closes the socket."""
         loop = asyncio.get_running_loop()
         if sock.family == socket.AF_UNIX:
             self._listener = await loop.create_unix_server(self._accept, sock=sock, ssl=tls)
@@ -95,7 +95,7 @@ class GrpcFrontEnd:
             self._listener = await loop.create_server(self._accept, sock=sock, ssl=tls)
 
     async def stop(self, grace_s: float) -> None:
-        """Stop accepting, end streams that only the server feeds, let other calls end for `grace_s`, then cancel them.
+        """Stop accepting, cancel streams that only the server feeds, give other calls `grace_s`, then cancel them.
 
         Returns when every call has ended and every connection is closed.
         """
@@ -111,7 +111,7 @@ class GrpcFrontEnd:
         await self._drop_connections()
 
     def lookup(self, path: str) -> BoundMethod:
-        """The method of a path. Raises WireStatus in gRPC's words."""
+        """Return the method of a path. Raises WireStatus in gRPC's words."""
         bound = self._methods.get(path)
         if bound is not None and bound.call is not None:
             return bound
@@ -221,13 +221,13 @@ class Connection(asyncio.Protocol):
             opened.set_result(None)
 
     def going_away(self) -> None:
-        """The client makes no more calls; those it has made end as they would (RFC 9113, 6.8)."""
+        """Close the connection after the calls that the client has made; it makes no more (RFC 9113, 6.8)."""
         self._client_leaves = True
         if not self._calls:
             self.drop()
 
     def ended(self, stream: http2.Stream) -> None:
-        """A call is over."""
+        """Forget a call that is over."""
         self.http2.reset(stream)
         self.flush()
         self._calls.pop(stream, None)
@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol):
                 call.cancel()
 
     def flush(self) -> None:
-        """Write what has gathered."""
+        """Write the gathered output."""
         out = self.http2.out
         if out:
             self.http2.out = bytearray()
@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write(out)
 
     def flush_soon(self) -> None:
-        """Write what has gathered by the end of this step of the loop."""
+        """Write the gathered output by the end of this step of the loop."""
         if len(self.http2.out) >= GATHER_BYTES:
             self.flush()
         elif not self._flush_planned:
@@ -281,7 +281,7 @@ class Connection(asyncio.Protocol):
         await asyncio.shield(self._window_opened)
 
     def drop(self) -> None:
-        """Close the connection once the client has taken what was sent; what it still sends is not read."""
+        """Close the connection once the client has taken all output. Its further input is not read."""
         self._dropped = True
         self.flush()
         if self._transport is not None:
@@ -314,26 +314,26 @@ class _Call:
         self.is_subscription = False
 
     def cancel(self) -> None:
-        """Cancel the handler, once: a reset call's connection may go while the handler gives back what it took."""
+        """Cancel the handler, once: the connection of a reset call may be lost while the handler cleans up."""
         if self.task is not None and not self._cancelled:
             self._cancelled = True
             self.task.cancel()
 
     def ended(self, task: asyncio.Task[None]) -> None:
-        """The task is done; one that was cancelled, maybe before it began, has told the client nothing."""
+        """End the call. A task that was cancelled, maybe before it began, has not answered the client yet."""
         if task.cancelled():
             self._finish_cancelled()
         self._front.tasks.discard(task)
         self._connection.ended(self._stream)
 
     def wake(self) -> None:
-        """There is more to read, or nothing will come any more."""
+        """Go on reading: there is more input, or there will be none."""
         woken, self._woken = self._woken, None
         if woken is not None and not woken.done():
             woken.set_result(None)
 
     async def recv_data(self, size: int) -> bytes:
-        """Exactly `size` bytes of the request, none at its end. Raises EOFError where it ends in between."""
+        """Return exactly `size` bytes of the request, none at its end. Raises EOFError if it ends in between."""
         stream = self._stream
         while len(stream.buffer) < size and not stream.remote_closed:
             self._connection.http2.acknowledge(stream)
@@ -348,7 +348,7 @@ class _Call:
         return data
 
     async def run(self) -> None:
-        """Serve the call; see `ended` for one that is cancelled."""
+        """Serve the call. `ended` answers one that was cancelled."""
         try:
             bound = self._admit()
         except WireStatus as status:
@@ -408,7 +408,7 @@ class _Call:
             yield request
 
     async def _request(self, bound: BoundMethod) -> Any:
-        """The next message, None at the end of the stream."""
+        """Return the next message, None at the end of the stream."""
         payload = await receive(self, self._front.max_recv_message_size, self._headers.get("grpc-encoding", ""))
         if payload is None:
             return None

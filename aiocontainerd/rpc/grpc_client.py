@@ -1,4 +1,7 @@
-"""gRPC client over one connection to a unix socket or a TCP address, made at the first call and again when lost."""
+"""gRPC client over one connection to a unix socket or a TCP address.
+
+It connects at the first call, and again after the connection was lost.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +66,11 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class Unreachable(Unavailable):
-    """The server cannot be reached, or went away during the call. It is not what a server answered."""
+    """Error for a server that cannot be reached, or that went away during the call."""
 
 
 class GrpcClient:
-    """Calls methods of the API by name. Used as an async context manager, or closed by `close`."""
+    """Client that calls methods by name. Use it as an async context manager, or close it with `close`."""
 
     def __init__(
         self,
@@ -78,10 +81,10 @@ class GrpcClient:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
-        """`address` is `/path`, `unix:///path` or `host:port`; `max_message_size` in bytes, each way.
+        """Take an address `/path`, `unix:///path` or `host:port`. `max_message_size` is in bytes, each way.
 
-        A connection that is not made within `connect_timeout_s` seconds counts as Unreachable, TLS included.
-        `on_lost` is called whenever a connection that was made has gone, on either side.
+        A connection, TLS included, that takes longer than `connect_timeout_s` seconds is Unreachable.
+        `on_lost` is called whenever a connection ends, whichever side ended it.
         """
         self.address = address
         self._on_lost = on_lost
@@ -110,11 +113,11 @@ class GrpcClient:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection that nobody has closed."""
+        """Return whether there is an open connection."""
         return self._protocol is not None and not self._protocol.connection.is_closing()
 
     async def connect(self) -> None:
-        """Connect now, unless there is a connection. Raises Unreachable."""
+        """Connect now, unless connected. Raises Unreachable."""
         try:
             await self._connected()
         except OSError as error:
@@ -153,7 +156,7 @@ class GrpcClient:
         lease: str = "",
         timeout_s: float | None = None,
     ) -> AsyncIterator[betterproto2.Message]:
-        """The messages of a server stream, as they come. Raises like `unary`; closing the iterator cancels the call."""
+        """Yield the messages of a server stream. Raises as `unary`. Closing the iterator cancels the call."""
         async with self.stream(service, method, namespace=namespace, lease=lease, timeout_s=timeout_s) as call:
             await call.send(request, end=True)
             while (message := await call.recv()) is not None:
@@ -169,7 +172,7 @@ class GrpcClient:
         lease: str = "",
         timeout_s: float | None = None,
     ) -> AsyncIterator[GrpcCall]:
-        """Open a call of any kind. Leaving the block before its end cancels it. Raises like `unary`."""
+        """Open a call of any kind. Leaving the block before its end cancels it. Raises as `unary`."""
         bound = binding.signature(service, method)
         headers = self._headers(bound, namespace, lease, timeout_s)
         deadline = asyncio.timeout(timeout_s)
@@ -247,7 +250,7 @@ class GrpcClient:
 
 
 class GrpcCall:
-    """A call as its client sees it: messages out, messages in, and its end."""
+    """One call: messages out, messages in, and its end."""
 
     def __init__(
         self, bound: BoundMethod, stream: Stream, termination: _Termination, release: Callable[[], None], limit: int
@@ -268,7 +271,7 @@ class GrpcCall:
         return self._bound.path
 
     async def send(self, message: betterproto2.Message, *, end: bool = False) -> None:
-        """Send a message, and with `end` say that it was the last; waits while the server takes none."""
+        """Send a message, the last one with `end`. Waits while the server takes none."""
         with self._translated():
             data = frame(codec.encode(message), self._limit)
             with self._termination:
@@ -280,7 +283,7 @@ class GrpcCall:
             await self._stream.end()
 
     async def recv(self) -> betterproto2.Message | None:
-        """The next message, None at the end. Raises the error the server answered with."""
+        """Return the next message, None at the end. Raises the error the server answered with."""
         with self._translated(), self._termination.receiving:
             await self._check_headers()
             payload = await receive(self._stream, self._limit)
@@ -295,7 +298,7 @@ class GrpcCall:
             yield message
 
     def close(self) -> None:
-        """Leave the call; one that has not ended is cancelled at the server."""
+        """Leave the call. If it has not ended, the server cancels it."""
         if self._stream.closable:
             self._stream.reset_nowait(ErrorCodes.CANCEL)
         self._release()
@@ -314,7 +317,7 @@ class GrpcCall:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """What HTTP/2 raises, as what the server said before, else as Unavailable."""
+        """Turn errors of HTTP/2 into the status that the server sent before, else into Unavailable."""
         try:
             yield
         except WireStatus as status:
@@ -327,7 +330,7 @@ class GrpcCall:
 
 
 class _Termination(Wrapper):
-    """Ends the waits of a call whose stream was reset or whose connection went.
+    """End of a call whose stream was reset or whose connection was lost: its waits end.
 
     A server that answers before its client has sent everything resets the stream after the trailers: then only the
     sending ends, and what came before can still be read.
@@ -351,7 +354,7 @@ def _raise_for(headers: Headers) -> None:
 
 
 class _Protocol(H2Protocol):
-    """A connection that tells when it is gone."""
+    """A connection that reports its end."""
 
     def __init__(self, on_lost: Callable[[], None] | None) -> None:
         super().__init__(Handler(), Configuration().__for_client__(), _H2_CONFIG)

@@ -22,17 +22,17 @@ Headers = list[tuple[str, str]]
 
 
 class ByteStream(Protocol):
-    """Where messages are read from."""
+    """A source of the bytes of messages."""
 
     async def recv_data(self, size: int, /) -> bytes:
-        """Exactly `size` bytes; none at the end of the stream.
+        """Return exactly `size` bytes; none at the end of the stream.
 
-        Raises AssertionError (as grpclib does) or EOFError where it ends in between.
+        Raises AssertionError (as grpclib does) or EOFError if the stream ends in between.
         """
 
 
 class WireStatus(Exception):
-    """A status that travels exactly as it stands: what gRPC itself says, not a service."""
+    """A status of gRPC itself, not of a service. It is sent unchanged."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class WireStatus(Exception):
 
 
 async def receive(stream: ByteStream, limit_bytes: int, encoding: str = "") -> bytes | None:
-    """The next message's bytes, None at the end of the stream.
+    """Return the bytes of the next message, None at the end of the stream.
 
     Raises WireStatus for a message over the limit, before any of it is held, for a compressed one, and for a stream
     that ends inside a message.
@@ -65,7 +65,7 @@ async def receive(stream: ByteStream, limit_bytes: int, encoding: str = "") -> b
 
 
 def frame(payload: bytes, limit_bytes: int) -> bytes:
-    """A message with its prefix. Raises WireStatus over the limit."""
+    """Return a message with its prefix. Raises WireStatus over the limit."""
     if len(payload) > limit_bytes:
         raise WireStatus(
             errors.ResourceExhausted.code,
@@ -75,7 +75,7 @@ def frame(payload: bytes, limit_bytes: int) -> bytes:
 
 
 def status_headers(code: int, message: str) -> Headers:
-    """The trailers of a status."""
+    """Return the trailers of a status."""
     headers = [("grpc-status", str(code))]
     if message:
         headers.append(("grpc-message", quote(message, safe=_UNQUOTED)))
@@ -83,7 +83,7 @@ def status_headers(code: int, message: str) -> Headers:
 
 
 def timeout_s(value: str) -> float:
-    """Seconds of a `grpc-timeout` header. Raises ValueError."""
+    """Return the seconds of a `grpc-timeout` header. Raises ValueError."""
     digits, unit = value[:-1], value[-1:]
     if unit not in _TIMEOUT_UNITS_S or not (digits.isascii() and digits.isdigit()) or len(digits) > _TIMEOUT_DIGITS:
         raise ValueError(f"malformed grpc-timeout: {value}")
@@ -91,7 +91,7 @@ def timeout_s(value: str) -> float:
 
 
 def status_of(headers: Iterable[tuple[str, str]]) -> tuple[int, str] | None:
-    """The status among headers, None where there is none."""
+    """Return the status among headers, None if there is none."""
     found = dict(headers)
     status = found.get("grpc-status")
     if status is None or not status.isdigit():

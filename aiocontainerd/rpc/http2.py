@@ -1,7 +1,7 @@
 """HTTP/2 for a gRPC server (RFC 9113): one connection, bytes in and bytes out, without an event loop.
 
-It does what a server of gRPC needs and no more: no push, no priorities, responses without a dynamic header table. A
-general library spends several times as long on a call as this does.
+It does only what a gRPC server needs: no push, no priorities, responses without a dynamic header table. A general
+library takes several times as long for a call.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from hpack.table import HeaderTable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WINDOW_BYTES = 4 << 20
-"""What a client may send ahead, on one stream and on the connection."""
+"""Bytes that a client may send before we acknowledge any, on one stream and on the connection."""
 MAX_FRAME_BYTES = 16384
-"""Largest frame either side takes before the other says otherwise; we never do."""
+"""Largest frame that either side takes, unless the other side said otherwise. We never do."""
 _LARGEST_FRAME_BYTES = (1 << 24) - 1
 MAX_HEADER_BYTES = 64 << 10
 MAX_WINDOW = (1 << 31) - 1
 MAX_STREAMS = (1 << 31) - 1
-"""Calls at once on one connection: no limit, since each waiting `Tasks.Wait` of a client is one."""
+"""Calls at once on one connection. No limit, since each waiting `Tasks.Wait` of a client is a call."""
 
 MAX_IDLE_FRAMES = 10_000
-"""Pings, settings, resets and empty data that a client may send in a row without anything useful between them, if not
-at leisure: one that keeps its connection alive for weeks while it waits sends more."""
+"""Frames without use (pings, settings, resets, empty data) that a client may send in a row within
+`IDLE_FRAMES_PERIOD_S`. A client that keeps its connection alive for weeks sends more of them, but slowly."""
 IDLE_FRAMES_PERIOD_S = 600.0
 
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, COMPRESSION_ERROR = 0, 1, 3, 6, 9
@@ -49,7 +49,7 @@ Headers = dict[str, str]
 
 
 class ConnectionBroken(Exception):
-    """The client broke a rule that ends the connection; `code` goes into the GOAWAY frame."""
+    """Error for a broken rule that ends the connection. `code` goes into the GOAWAY frame."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -57,7 +57,7 @@ class ConnectionBroken(Exception):
 
 
 class Stream:
-    """One request and its response. `buffer` holds what came and nobody has taken."""
+    """One request and its response. `buffer` holds data that was received and not yet read."""
 
     __slots__ = ("buffer", "headers", "id", "local_closed", "remote_closed", "send_window", "unacknowledged", "window")
 
@@ -72,26 +72,26 @@ class Stream:
 
 
 class Listener(Protocol):
-    """Whom a connection tells what came."""
+    """The user of a connection, who is told of its events."""
 
     def requested(self, stream: Stream) -> None:
-        """A request began."""
+        """Take note of a new request."""
 
     def received(self, stream: Stream) -> None:
-        """Its buffer grew, or its client is done sending."""
+        """Take note that a stream's buffer grew, or that the client is done sending."""
 
     def was_reset(self, stream: Stream) -> None:
-        """The client gave it up."""
+        """Take note that the client gave up a stream."""
 
     def may_send(self) -> None:
-        """Some window opened."""
+        """Take note that a window opened."""
 
     def going_away(self) -> None:
-        """The client ends the connection."""
+        """Take note that the client ends the connection."""
 
 
 class _Table(HeaderTable):
-    """A header table that tells when it changes: blocks decoded before mean something else from then on."""
+    """A header table that notes its changes: each change gives the blocks decoded before another meaning."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _Table(HeaderTable):
 
 
 class ServerConnection:
-    """The state of one connection. What is to be written gathers in `out`."""
+    """The state of one connection. Output gathers in `out`."""
 
     def __init__(self, listener: Listener, clock: Callable[[], float] = time.monotonic) -> None:
         self.out = bytearray()
@@ -140,7 +140,7 @@ class ServerConnection:
         return f"<ServerConnection {len(self.streams)} streams, last {self._last_id}>"
 
     def feed(self, data: bytes) -> None:
-        """Take what came. Raises ConnectionBroken."""
+        """Take received bytes. Raises ConnectionBroken."""
         buffer = self._in
         buffer += data
         position = 0
@@ -160,11 +160,11 @@ class ServerConnection:
         del buffer[:position]
 
     def sendable(self, stream: Stream) -> int:
-        """How many bytes of data the client takes on a stream now."""
+        """Return how many bytes of data the client takes on a stream now."""
         return min(stream.send_window, self._send_window)
 
     def send_headers(self, stream: Stream, block: bytes, *, end: bool = False) -> None:
-        """Send an encoded header block; see `header_block`. Nothing where the stream is gone."""
+        """Send an encoded header block (see `header_block`), unless the stream is gone."""
         if stream.local_closed:
             return
         kind, flags = _HEADERS, END_STREAM if end else 0
@@ -176,7 +176,7 @@ class ServerConnection:
             self._close_local(stream)
 
     def send_data(self, stream: Stream, data: bytes | memoryview) -> None:
-        """Send data, which is at most `sendable`. Nothing where the stream is gone."""
+        """Send data of at most `sendable` bytes, unless the stream is gone."""
         if stream.local_closed:
             return
         self._idle_frames = 0
@@ -192,7 +192,7 @@ class ServerConnection:
             self._forget(stream)
 
     def acknowledge(self, stream: Stream) -> None:
-        """Let the client send as much again as it has sent on a stream, once that is worth a frame."""
+        """Let the client send as much again as was read of a stream, once that is worth a frame."""
         size, stream.unacknowledged = stream.unacknowledged, 0
         self._acknowledge_connection(size)
         refill = WINDOW_BYTES - stream.window
@@ -237,7 +237,7 @@ class ServerConnection:
             handler(flags, stream_id, payload)
 
     def _count_idle(self) -> None:
-        """One more frame that asks for work and brings none (RFC 9113, 10.5)."""
+        """Count a frame that makes work and brings nothing. Raises ConnectionBroken for too many (RFC 9113, 10.5)."""
         if not self._idle_frames:
             self._idle_since_s = self._clock()
         self._idle_frames += 1
@@ -247,7 +247,7 @@ class ServerConnection:
             self._idle_frames = 0
 
     def _known(self, stream_id: int) -> Stream | None:
-        """The stream of a frame, None for one that is over. Raises ConnectionBroken for one that never began."""
+        """Return the stream of a frame, None if it is over. Raises ConnectionBroken for a stream that never began."""
         if not stream_id or stream_id > self._last_id:
             raise ConnectionBroken(PROTOCOL_ERROR, f"frame of idle stream {stream_id}")
         return self.streams.get(stream_id)
@@ -397,7 +397,7 @@ class ServerConnection:
 
 
 def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
-    """Headers as literals that no table remembers (RFC 7541, 6.2.2), so that equal ones can be encoded once."""
+    """Return headers as literals that no table remembers (RFC 7541, 6.2.2), so that equal blocks are encoded once."""
     out = bytearray()
     for name, value in headers:
         out.append(0)
@@ -408,7 +408,7 @@ def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
 
 
 def _prefixed_length(length: int) -> bytes:
-    """An integer with a prefix of seven bits (RFC 7541, 5.1)."""
+    """Return the encoding of an integer with a prefix of seven bits (RFC 7541, 5.1)."""
     if length < 127:
         return bytes((length,))
     out, length = bytearray((127,)), length - 127

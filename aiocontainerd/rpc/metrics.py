@@ -1,4 +1,4 @@
-"""What a front end counts of its calls, for the metrics plugin to read: numbers only, no exposition format."""
+"""Counters of a front end's calls, for the metrics plugin to read. Numbers only, no exposition format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listening sockets of the daemon: made with the owner and mode clients expect, removed at the end (facts/core 16)."""
+"""Listening sockets of the daemon, with the owner and mode that clients expect (facts/core 16)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class UnixSocket:
 
 
 def bind_unix(path: str, uid: int, gid: int) -> UnixSocket:
-    """Bind a unix socket of mode 0660 owned by uid:gid, making its directory where it is absent.
+    """Bind a unix socket of mode 0660 owned by uid:gid. Its directory is made if absent.
 
-    A socket nobody listens on is replaced. Raises InvalidArgument for a path over 104 bytes or where the path is no
-    socket, AlreadyExists where a running process listens there.
+    A socket that nobody listens on is replaced. Raises InvalidArgument for a path over 104 bytes, or a path that is no
+    socket; AlreadyExists if a running process listens there.
     """
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise InvalidArgument(f'unix socket path "{path}" too long ({len(path)} > {MAX_PATH_BYTES} bytes)')
@@ -52,7 +52,7 @@ def bind_unix(path: str, uid: int, gid: int) -> UnixSocket:
 
 
 def bind_tcp(address: str) -> socket.socket:
-    """Bind `host:port`. Raises InvalidArgument for an address of another form, OSError where it is taken."""
+    """Bind `host:port`. Raises InvalidArgument for an address of another form, OSError if it is taken."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         raise InvalidArgument(f'TCP address "{address}" must be host:port')

@@ -1,4 +1,4 @@
-"""Generated messages to bytes and back: the one place that serialises them on the request path."""
+"""Encode generated messages to bytes and decode them. Every request and response passes here."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @cache
 def resolve(full_name: str) -> type[betterproto2.Message]:
-    """The generated class of a message by its full name; imports its package once. Raises NotFound."""
+    """Return the generated class of a message by its full name; imports its package once. Raises NotFound."""
     return names.message_class(full_name)
 
 
 def encode(message: betterproto2.Message) -> bytes:
-    """The wire form of a message."""
+    """Return the bytes of a message."""
     return protobuf.serialize(message)
 
 
 def decode(cls: type[MessageT], data: bytes) -> MessageT:
-    """The message of `data`. Raises InvalidArgument naming the message type where the bytes are none of it."""
+    """Return the message of `data`. Raises InvalidArgument naming the message type for bytes that do not fit."""
     try:
         message: MessageT = protobuf.parse(cls, data)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""The protocol buffer wire format for generated messages, by a table compiled once for each message class.
+"""The protocol buffer wire format of generated messages, by a table compiled once for each message class.
 
-Where the library's own parser takes bytes that end inside a field, or a field of another wire type, this one refuses
-the first and keeps the second as unknown, as Go's does; fields it does not know are kept and written again.
+Bytes that end inside a field are refused. A field of an unexpected wire type counts as unknown. Unknown fields are kept
+and written again. Go's library does the same; the parser of betterproto2 does not.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _FIXED = {
 }
 
 Value = Callable[[bytes, int, int], tuple[Any, int]]
-"""Reads one value: data, position, end of the message -> value, position after it."""
+"""Function that reads one value: data, position, end of the message -> value, position after it."""
 Reader = Callable[[Any, bytes, int, int], int]
-"""Reads one occurrence of a field into a message; gives the position after it."""
+"""Function that reads one occurrence of a field into a message and returns the position after it."""
 Writer = Callable[[Any, bytearray], None]
-"""Appends one field of a message, or nothing where it has its default."""
+"""Function that appends one field of a message, or nothing if the field has its default."""
 
 
 class Schema:
@@ -51,7 +51,7 @@ class Schema:
             self._add_field(name, meta.meta_by_field_name[name], meta.cls_by_field)
 
     def new(self) -> Any:
-        """A message with every field at its default."""
+        """Return a message with every field at its default."""
         message = self.cls.__new__(self.cls)
         values = message.__dict__
         values.update(self._constants)
@@ -95,12 +95,12 @@ class Schema:
 
 @cache
 def schema(cls: type[betterproto2.Message]) -> Schema:
-    """The table of a class, compiled at its first use."""
+    """Return the table of a class, compiled at its first use."""
     return Schema(cls)
 
 
 def parse(cls: type[betterproto2.Message], data: bytes) -> Any:
-    """The message of `data`. Raises ValueError where the bytes are no message."""
+    """Return the message of `data`. Raises ValueError for bytes that are no message."""
     table = schema(cls)
     message = table.new()
     _read_fields(table, message, data, 0, len(data))
@@ -108,7 +108,7 @@ def parse(cls: type[betterproto2.Message], data: bytes) -> Any:
 
 
 def serialize(message: betterproto2.Message) -> bytes:
-    """The bytes of a message, fields in the order of their numbers."""
+    """Return the bytes of a message, fields in the order of their numbers."""
     out = bytearray()
     _write_fields(message, out)
     return bytes(out)
@@ -164,7 +164,7 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 
 def _length(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """Start and end of a length-delimited value."""
+    """Return start and end of a length-delimited value."""
     size, start = _varint(data, position, end)
     return start, _advance(start, size, end)
 
@@ -185,7 +185,7 @@ Kind = tuple[int, Value, Callable[[Any, bytearray], None]]
 
 
 def _kind(proto_type: str, cls: Any) -> Kind:
-    """Wire type, reader and writer of one value of a type."""
+    """Return wire type, reader and writer of one value of a type."""
     if proto_type == "string":
         return LENGTH, _read_string, lambda value, out: _put_bytes(value.encode(), out)
     if proto_type == "bytes":
@@ -285,7 +285,7 @@ def _single_reader(name: str, read: Value) -> Reader:
 
 
 def _merge_reader(name: str, cls: Any) -> Reader:
-    """A message that comes again is merged into what came before."""
+    """Return a reader that merges a repeated occurrence of a message field into the one before."""
 
     def reader(message: Any, data: bytes, position: int, end: int) -> int:
         start, stop = _length(data, position, end)

@@ -1,7 +1,7 @@
-"""ttrpc client on one unix socket connection. It needs nothing of its caller but a running loop.
+"""ttrpc client on one unix socket connection. It needs only a running event loop.
 
-A call whose deadline passes or whose caller is cancelled is forgotten here and runs on at the server, which has the
-same deadline; the protocol has no way to tell it.
+A call whose deadline passes or whose caller is cancelled is forgotten here, and runs on at the server, which has the
+same deadline. The protocol has no way to cancel it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class TtrpcClosed(Unavailable):
-    """The connection is gone; whether the server carried the call out is not known."""
+    """Error for a lost connection. Whether the server carried out the call is unknown."""
 
 
 class TtrpcClient:
-    """Calls over one connection. Made by `connect`; closed by `aclose`, or by the server."""
+    """Client of one connection. Made by `connect`; closed by `aclose`, or by the server."""
 
     def __init__(self, protocol: _ClientProtocol, address: str) -> None:
         self._protocol = protocol
@@ -45,7 +45,7 @@ class TtrpcClient:
     async def connect(cls, address: str, *, timeout_s: float) -> Self:
         """Connect to `unix:///path` or `/path`.
 
-        Raises OSError where nobody listens there, DeadlineExceeded where the connection was not made in time.
+        Raises OSError if nobody listens there, DeadlineExceeded if connecting takes too long.
         """
         path = address.removeprefix("unix://")
         loop = asyncio.get_running_loop()
@@ -66,7 +66,7 @@ class TtrpcClient:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is gone."""
+        """Return whether the connection is gone."""
         return self._protocol.closed
 
     async def wait_closed(self) -> None:
@@ -114,7 +114,7 @@ class TtrpcClient:
 
 
 class TtrpcStream:
-    """A streaming call as its client sees it."""
+    """The client's side of a streaming call."""
 
     def __init__(self, protocol: _ClientProtocol, stream_id: int, bound: BoundMethod, inbox: Inbox) -> None:
         self.id = stream_id
@@ -135,7 +135,7 @@ class TtrpcStream:
         self._protocol.send(self.id, None)
 
     async def recv(self) -> betterproto2.Message | None:
-        """The next message, None at the end. Raises what the server answered with, or TtrpcClosed."""
+        """Return the next message, None at the end. Raises the error the server answered with, or TtrpcClosed."""
         payload = await self._inbox.get()
         return None if payload is None else codec.decode(self._bound.response_class, payload)
 

@@ -1,7 +1,7 @@
-"""The messages of one stream that were received and not yet taken (facts/runtime 1.5).
+"""Received messages of one stream that wait for their reader (facts/runtime 1.5).
 
-A full inbox stops the reading of the connection it came by; one that stays full for a second fails its stream, so
-that a stream nobody reads cannot hold up the others for longer.
+A full inbox stops the reading of its connection. If it stays full for a second, its stream fails, so that a stream
+without a reader cannot hold up the others for longer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from aiocontainerd.errors import ResourceExhausted
 
 CAPACITY = 64
-"""Messages a stream may have waiting."""
+"""Most messages of a stream that may wait."""
 FULL_TIMEOUT_S = 1.0
 
 
 class ReadGate:
-    """Reading of one connection: held while any inbox holds it."""
+    """The reading of one connection; it stops while any inbox holds it."""
 
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self._pause = pause
@@ -40,7 +40,7 @@ class ReadGate:
 
 
 class Inbox:
-    """Messages in, one reader out. The end is a normal one or an error that the reader gets after the last message."""
+    """The messages of one stream, for one reader. It ends normally, or with an error that follows the last message."""
 
     def __init__(self, stream_id: int, gate: ReadGate) -> None:
         self._stream_id = stream_id
@@ -55,7 +55,7 @@ class Inbox:
         return f"<Inbox of stream {self._stream_id}: {len(self._messages)} waiting{', ended' if self._ended else ''}>"
 
     def put(self, payload: bytes) -> None:
-        """A message came. One after the end is dropped."""
+        """Take a message. After the end, messages are dropped."""
         if self._ended:
             return
         self._messages.append(payload)
@@ -65,14 +65,14 @@ class Inbox:
         self._wake()
 
     def end(self, error: Exception | None = None) -> None:
-        """No more will come. The first call counts."""
+        """End the stream. Only the first call counts."""
         if not self._ended:
             self._ended, self._error = True, error
             self._drain()
             self._wake()
 
     async def get(self) -> bytes | None:
-        """The next message, None after the last; raises the error the stream ended with."""
+        """Return the next message, None after the last. Raises the error the stream ended with."""
         while not self._messages:
             if self._ended:
                 if self._error is not None:

@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANCEL_TIMEOUT_S = 5.0
-"""How long closing waits for cancelled handlers to give back what they took."""
+"""How long `aclose` waits for cancelled handlers to clean up."""
 
 
 class RestedConnection(msgspec.Struct, frozen=True):
-    """What a connection needs to be served on by another process: its newest stream and the calls in flight."""
+    """A connection to be served by another process: its newest stream and the calls in flight."""
 
     last_id: int
     calls: list[RequestReceived]
 
 
 class TtrpcServer:
-    """Serves services to every connection of a socket until closed."""
+    """A ttrpc server: services for every connection of a socket, until it is closed."""
 
     def __init__(self, services: Iterable[Service], *, check_peer: bool = True) -> None:
-        """`check_peer` drops peers of another effective uid or gid without an answer (facts/runtime 1.6)."""
+        """With `check_peer`, drop peers of another effective uid or gid without an answer (facts/runtime 1.6)."""
         self._methods = binding.bind_all(services)
         self._services = {bound.service for bound in self._methods.values()}
         self._check_peer = check_peer
@@ -58,7 +58,7 @@ class TtrpcServer:
         return f"<TtrpcServer {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Connections and calls now."""
+        """Return the numbers of connections and calls now."""
         return {"connections": len(self._connections), "calls": sum(c.in_flight for c in self._connections)}
 
     async def serve(self, sock: socket.socket) -> None:
@@ -70,14 +70,14 @@ class TtrpcServer:
             self._close_now()
 
     async def start(self, sock: socket.socket) -> None:
-        """Begin to accept; what `serve` does before it waits."""
+        """Begin to accept connections, as `serve` does before it waits."""
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_unix_server(self._connection, sock=sock)
 
     async def aclose(self, grace_s: float) -> None:
         """Stop accepting, close idle connections, let calls in flight end for `grace_s`, then cancel the rest.
 
-        Not to be awaited by a handler, which would wait for itself.
+        A handler must not await it: it would wait for itself.
         """
         if self._listener is not None:
             self._listener.close()
@@ -94,41 +94,41 @@ class TtrpcServer:
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
 
     def can_rest(self, methods: Container[str]) -> bool:
-        """Whether another process could serve on: the calls in flight are all of `methods`, nothing is half done."""
+        """Return whether another process could take over: all calls are of `methods`, and nothing is half done."""
         return all(connection.can_rest(methods) for connection in self._connections)
 
     def rested(self) -> list[tuple[int, RestedConnection]]:
-        """Descriptor and state of every connection, for `resume` in another process. This one is to serve no more."""
+        """Return descriptor and state of every connection, for `resume` in another process; this one serves no more."""
         return [(connection.fileno, connection.rested()) for connection in self._connections if not connection.closed]
 
     async def resume(self, sock: socket.socket, rested: RestedConnection) -> None:
-        """Serve a connection on; its calls in flight are carried out anew, with the time they had left."""
+        """Take over a connection. Its calls in flight are carried out anew, with the time they had left."""
         loop = asyncio.get_running_loop()
         _, protocol = await loop.connect_accepted_socket(lambda: _ServerProtocol(self, rested.last_id), sock)
         protocol.resume(rested.calls)
 
     def lookup(self, service: str, method: str) -> BoundMethod:
-        """The method of a request. Raises Unimplemented in the words of ttrpc."""
+        """Return the method of a request. Raises Unimplemented in the words of ttrpc."""
         bound = self._methods.get(f"/{service}/{method}")
         if bound is not None and bound.call is not None:
             return bound
         raise errors.Unimplemented(f"method {method}" if service in self._services else f"service {service}")
 
     def is_streaming(self, service: str, method: str) -> bool:
-        """Whether a request opens a stream; False for a method that is not served."""
+        """Return whether a request opens a stream; False for a method that is not served."""
         bound = self._methods.get(f"/{service}/{method}")
         return bound is not None and bound.call is not None and bound.streaming
 
     def accepts(self, sock: socket.socket) -> bool:
-        """Whether the peer of a new connection may stay."""
+        """Return whether the peer of a new connection may stay."""
         return not self._check_peer or same_user(sock)
 
     def add(self, connection: _ServerProtocol) -> None:
-        """A connection was made."""
+        """Add a new connection."""
         self._connections.add(connection)
 
     def changed(self, connection: _ServerProtocol) -> None:
-        """A call or a connection ended."""
+        """Take note that a call or a connection ended."""
         if connection.closed:
             self._connections.discard(connection)
         self._changed.set()
@@ -137,14 +137,14 @@ class TtrpcServer:
         return _ServerProtocol(self)
 
     def _close_idle(self) -> bool:
-        """Close connections without calls; whether any is left."""
+        """Close connections without calls. Return whether any is left."""
         for connection in list(self._connections):
             if not connection.in_flight:
                 connection.close()
         return any(connection.in_flight for connection in self._connections)
 
     def _close_now(self) -> set[asyncio.Task[None]]:
-        """Close everything; the tasks that are about to be cancelled."""
+        """Close everything and return the tasks, which are about to be cancelled."""
         if self._listener is not None:
             self._listener.close()
         tasks: set[asyncio.Task[None]] = set()
@@ -304,7 +304,7 @@ class _ServerProtocol(ConnectionProtocol):
 
 
 def _left(request: RequestReceived, begun_at: float, now: float) -> RequestReceived:
-    """The same call with the time it has left."""
+    """Return the same call with the time it has left."""
     if request.timeout_s is None:
         return request
     return msgspec.structs.replace(request, timeout_s=max(request.timeout_s - (now - begun_at), 0.0))

@@ -1,4 +1,4 @@
-"""What the two sides of a ttrpc connection share: reading, writing with back-pressure, the end of the connection."""
+"""Base of both sides of a ttrpc connection: reading, writing with back-pressure, the end of the connection."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ConnectionProtocol(asyncio.Protocol):
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The transport; only while connected."""
+        """Return the transport. Use it only while connected."""
         assert self._transport is not None
         return self._transport
 
@@ -38,7 +38,7 @@ class ConnectionProtocol(asyncio.Protocol):
         self.connection_ended()
 
     def connection_ended(self) -> None:
-        """The connection is gone."""
+        """Take note that the connection is gone."""
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -48,12 +48,12 @@ class ConnectionProtocol(asyncio.Protocol):
         self._wake()
 
     def write(self, data: bytes) -> None:
-        """Send, or drop the bytes where the connection is gone."""
+        """Send bytes; drop them if the connection is gone."""
         if data and not self.closed and not self.transport.is_closing():
             self.transport.write(data)
 
     async def drained(self) -> None:
-        """Wait until the peer takes more; at once where the connection is gone."""
+        """Wait until the peer takes more, or the connection is gone."""
         while self._write_paused and not self.closed:
             await self._wait()
 
@@ -85,6 +85,6 @@ class ConnectionProtocol(asyncio.Protocol):
 
 
 def same_user(sock: socket.socket) -> bool:
-    """Whether the peer of a unix socket runs with this process's effective uid and gid (facts/runtime 1.6)."""
+    """Return whether the peer of a unix socket has this process's effective uid and gid (facts/runtime 1.6)."""
     _pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return (uid, gid) == (os.geteuid(), os.getegid())

@@ -1,7 +1,7 @@
 """ttrpc without input or output: bytes in, events out, bytes to send (facts/runtime 1.1-1.6).
 
-A connection object holds what one side knows of the streams. `receive` takes bytes as they came and gives events;
-whatever the protocol itself answers, and whatever is sent, gathers until `data_to_send` is asked for it.
+A connection object holds what one side knows of the streams. `receive` takes received bytes and returns events. The
+protocol's own answers and everything sent gather until `data_to_send` returns them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Flags(IntFlag):
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """One frame as received; `payload` is None where it was oversize and skipped, `length` is what was announced."""
+    """One received frame of the announced `length`. `payload` is None if it was too large and skipped."""
 
     stream_id: int
     type: int
@@ -50,7 +50,7 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 class RequestReceived(msgspec.Struct, frozen=True):
-    """A client calls. A streaming method's first message is `payload`, None where the client sends it apart."""
+    """A client calls. `payload` is a streaming method's first message, None if the client sends it later."""
 
     stream_id: int
     service: str
@@ -68,7 +68,7 @@ class MessageReceived(msgspec.Struct, frozen=True):
 
 
 class PeerDone(msgspec.Struct, frozen=True):
-    """The other side sends no more messages on this stream."""
+    """The other side sends no more messages on a stream."""
 
     stream_id: int
 
@@ -87,26 +87,26 @@ ClientEvent = ResponseReceived | MessageReceived | PeerDone
 
 
 def oversize_message(length: int) -> str:
-    """What is said of a payload over the limit."""
+    """Return the text of the error for a payload over the limit."""
     return f"message length {length} exceed maximum message size of {MAX_LENGTH}"
 
 
 def encode_frame(stream_id: int, kind: FrameType, flags: int, payload: bytes) -> bytes:
-    """The bytes of a frame. Raises ResourceExhausted for a payload over the limit."""
+    """Return the bytes of a frame. Raises ResourceExhausted for a payload over the limit."""
     if len(payload) > MAX_LENGTH:
         raise ResourceExhausted(oversize_message(len(payload)))
     return _HEADER.pack(len(payload), stream_id, kind, flags) + payload
 
 
 class FrameReader:
-    """Cuts a byte stream into frames; the bytes of an oversize payload are dropped as they come."""
+    """Reader that cuts a byte stream into frames. It drops the bytes of a payload over the limit."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._to_skip = 0
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """The frames that `data` completes."""
+        """Return the frames that `data` completes."""
         self._buffer += data
         while True:
             self._skip()
@@ -127,7 +127,7 @@ class FrameReader:
 
     @property
     def between_frames(self) -> bool:
-        """Whether no frame has come in part."""
+        """Return whether no frame is half received."""
         return not self._buffer and not self._to_skip
 
     def _skip(self) -> None:
@@ -143,11 +143,11 @@ class _Connection:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing is half received or waits to be sent."""
+        """Return whether nothing is half received and nothing waits to be sent."""
         return self._reader.between_frames and not self._out
 
     def data_to_send(self) -> bytes:
-        """Everything to write now, once."""
+        """Return everything to write now, once."""
         data = b"".join(self._out)
         self._out.clear()
         return data
@@ -165,7 +165,7 @@ class _Connection:
 
 
 class ServerConnection(_Connection):
-    """The server's side. `is_streaming(service, method)` decides how a request is read, not its flags."""
+    """The server's side. `is_streaming(service, method)`, not the flags, decides how a request is read."""
 
     def __init__(self, is_streaming: Callable[[str, str], bool], last_id: int = 0) -> None:
         super().__init__()
@@ -178,16 +178,16 @@ class ServerConnection(_Connection):
 
     @property
     def last_id(self) -> int:
-        """The newest stream the client has opened."""
+        """Return the newest stream that the client has opened."""
         return self._last_id
 
     def receive(self, data: bytes) -> Iterator[ServerEvent]:
-        """The events of `data`; breaches of the protocol are answered, not raised."""
+        """Return the events of `data`. Breaches of the protocol are answered, not raised."""
         for frame in self._reader.feed(data):
             yield from self._take(frame)
 
     def respond(self, stream_id: int, payload: bytes) -> None:
-        """End a call with its result, or with RESOURCE_EXHAUSTED where the result is over the limit."""
+        """End a call with its result, or with RESOURCE_EXHAUSTED if the result is over the limit."""
         response = codec.encode(api.ttrpc.Response(payload=payload)) if payload else b""
         if len(response) > MAX_LENGTH:
             self.fail(stream_id, ResourceExhausted.code, oversize_message(len(response)))
@@ -201,7 +201,7 @@ class ServerConnection(_Connection):
         self._put_status(stream_id, code, message)
 
     def finish(self, stream_id: int) -> None:
-        """End a server's stream well."""
+        """End a server's stream with success."""
         self._open.pop(stream_id, None)
         self.send_end(stream_id)
 
@@ -266,7 +266,7 @@ class ServerConnection(_Connection):
 
 
 class ClientConnection(_Connection):
-    """The client's side. Frames of streams it does not have are dropped."""
+    """The client's side. Frames of unknown streams are dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,11 +298,11 @@ class ClientConnection(_Connection):
         return stream_id
 
     def forget(self, stream_id: int) -> None:
-        """Drop whatever still comes on a stream; there is no way to tell the server."""
+        """Drop further frames of a stream; there is no way to tell the server."""
         self._streams.discard(stream_id)
 
     def receive(self, data: bytes) -> Iterator[ClientEvent]:
-        """The events of `data`."""
+        """Return the events of `data`."""
         for frame in self._reader.feed(data):
             if frame.stream_id in self._streams:
                 yield from self._take(frame)
