@@ -22,14 +22,14 @@ log = logging.getLogger("aiocontainerd")
 
 
 class DaemonFlags:
-    """The global flags as given; empty where they were not."""
+    """The global flags, empty if not given."""
 
     def __init__(self, config: str, address: str, root: str, state: str, log_level: str, warn_only: bool) -> None:
         self.config, self.address, self.root, self.state = config, address, root, state
         self.log_level, self.warn_only = log_level, warn_only
 
     def load(self, *, missing_is_fine: bool = False) -> Config:
-        """The config these flags name, with the flags on top. Raises ConfigError."""
+        """Load the config that these flags name, with the flags on top. Raises ConfigError."""
         values: dict[tuple[str, ...], tuple[str, Any]] = {}
         for key, flag, value in (
             (("root",), "--root", self.root),
@@ -66,7 +66,7 @@ def main(
 
 
 def _run_daemon(flags: DaemonFlags) -> int:
-    """Run until a signal; the exit status. What an operator can mend is one line on standard error."""
+    """Run until a signal and return the exit status. An error that an operator can mend is one line on stderr."""
     gc.disable()  # start-up makes next to no garbage, and the more to look through
     from aiocontainerd.daemon import run
 
@@ -89,7 +89,7 @@ def _run_daemon(flags: DaemonFlags) -> int:
 
 
 def _collect_garbage() -> None:
-    """From now on; what start-up made stays to the end, so that no collection need look at it."""
+    """Collect garbage from now on. Objects of the start-up stay, so no collection looks at them."""
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -1,4 +1,4 @@
-"""Trees into records, strictly: every unknown key and wrong type is found, with its line and the likeliest key."""
+"""Decode trees into records, strictly: find every unknown key and wrong type, with its line and the nearest key."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\.\.\.|\d+)\]")
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Something in a config file that the records do not allow. An unknown key may be tolerated, a type never."""
+    """A mistake in a config file. An unknown key may be tolerated, a wrong type never."""
 
     text: str
     unknown_key: bool
 
 
 def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tuple[RecordT | None, list[Problem]]:
-    """The record of `tree`, which stands at key `at` of the config, and every problem found.
+    """Return the record of `tree`, which is at key `at` of the config, and every problem found.
 
     Unknown keys are left out of the record; a wrong type leaves no record at all.
     """
@@ -50,14 +50,14 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
 
 
 def origin_of(key: KeyPath, origins: Origins) -> Origin:
-    """Where a key, or the nearest table above it, is written."""
+    """Return where a key, or the nearest table above it, is written."""
     while key and key not in origins:
         key = key[:-1]
     return origins.get(key, Origin("default"))
 
 
 def _failure(tree: Tree, kind: type[msgspec.Struct]) -> str | None:
-    """What msgspec says of a tree that is not of the kind."""
+    """Return the error of msgspec for a tree that does not fit, None for one that does."""
     try:
         msgspec.convert(tree, kind, dec_hook=decode_hook)
     except msgspec.ValidationError as error:
@@ -110,7 +110,7 @@ def _steps(path: str | None) -> KeyPath:
 
 
 def _named(tree: Tree, kind: type[msgspec.Struct], steps: KeyPath) -> KeyPath:
-    """The steps to where a tree fails, with the keys for which msgspec only says that there is a bad one."""
+    """Return the steps to where a tree fails. Find the keys that msgspec only calls `...`."""
     rest = copy.deepcopy(tree)
     named: KeyPath = ()
     for step in steps:
@@ -119,7 +119,7 @@ def _named(tree: Tree, kind: type[msgspec.Struct], steps: KeyPath) -> KeyPath:
 
 
 def _failing_key(tree: Tree, kind: type[msgspec.Struct], table: Tree) -> str:
-    """The first key of a table within a tree with which alone the tree fails too; the table keeps no other."""
+    """Return the first key of a table that makes the tree fail on its own. Remove all others from the table."""
     key = _SOME_KEY
     for key, value in list(table.items()):
         table.clear()

@@ -1,4 +1,4 @@
-"""Plugins' config records as what TOML has: tables, lists, strings, numbers, booleans and times."""
+"""Encode config records of plugins into what TOML has: tables, lists, strings, numbers, booleans and times."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TOML = (str, int, float, datetime.date, datetime.time)
 
 
 def encode(record: msgspec.Struct, uri: str, *, reveal: bool = False) -> dict[str, Any]:
-    """The table of the plugin `uri`; keys without a value have None. Secrets are redacted unless `reveal`.
+    """Return the table of the plugin `uri`. Keys without a value have None. Secrets are redacted unless `reveal`.
 
-    Raises ConfigError naming the plugin and the key whose value TOML cannot have.
+    Raises ConfigError, which names the plugin and the key, for a value that TOML cannot have.
     """
     hook = partial(_known, reveal=reveal)
     try:
@@ -32,7 +32,7 @@ def encode(record: msgspec.Struct, uri: str, *, reveal: bool = False) -> dict[st
 
 
 def _known(value: Any, *, reveal: bool) -> Any:
-    """What msgspec asks for values it does not know: secrets, and mappings that are no dict."""
+    """Encode values that msgspec does not know: secrets, and mappings other than dicts."""
     if isinstance(value, Secret):
         return value.reveal() if reveal else REDACTED if value else ""
     if isinstance(value, Mapping):
@@ -41,7 +41,7 @@ def _known(value: Any, *, reveal: bool) -> Any:
 
 
 def _first_bad(value: Any, hook: Callable[[Any], Any]) -> str:
-    """The dotted key of the first value below a record that cannot be encoded."""
+    """Return the dotted key of the first value below a record that cannot be encoded."""
     inner = ((field.encode_name, getattr(value, field.name)) for field in msgspec.structs.fields(value))
     for key, held in inner:
         try:

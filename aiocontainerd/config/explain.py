@@ -1,4 +1,4 @@
-"""`config explain`: every value with where it came from: file and line, a flag, or the default."""
+"""`config explain`: every value with its origin: file and line, a flag, or the default."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PART = re.compile(r'"((?:[^"\\]|\\.)*)"|([^."]+)')
 
 
 class Explained(msgspec.Struct, frozen=True):
-    """A value of the config, redacted where it is a secret, its origin and, for a timeout, what it limits."""
+    """A value of the config (redacted if it is a secret), its origin, and for a timeout what it limits."""
 
     key: KeyPath
     value: Any
@@ -34,7 +34,7 @@ class Explained(msgspec.Struct, frozen=True):
 
 
 def explain(config: Config, registrations: Iterable[Registration], key: str = "") -> list[Explained]:
-    """The values at and below a key, all of them for "". An unknown key has none."""
+    """Return the values at and below a key, every value for "", none for an unknown key."""
     registrations = list(registrations)
     chosen = matching(key, [registration.uri for registration in registrations])
     known = render.declared(registrations).values()
@@ -47,7 +47,7 @@ def explain(config: Config, registrations: Iterable[Registration], key: str = ""
 
 
 def matching(key: str, uris: Iterable[str]) -> KeyPath:
-    """The path of a key as people write it: dots in quotes belong to a part, and so do those of a plugin's URI."""
+    """Split a key as people write it. Dots in quotes, and those of a plugin's URI, do not split."""
     parts: list[str] = []
     rest = key.removeprefix("plugins.")
     for uri in sorted(uris, key=len, reverse=True):
@@ -60,7 +60,7 @@ def matching(key: str, uris: Iterable[str]) -> KeyPath:
 
 
 def dotted(key: KeyPath) -> str:
-    """A key as TOML writes it."""
+    """Return a key as TOML writes it."""
     return ".".join(part if _BARE.match(part) else json.dumps(part) for part in key)
 
 

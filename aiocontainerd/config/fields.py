@@ -1,4 +1,4 @@
-"""What the fields of a config record may be: types that the values of TOML become, seen before there is any value."""
+"""Check the field types of a config record before there is any value: can a value of TOML become each of them?"""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from aiocontainerd.config.secret import Secret
 
 USABLE = "str, int, float, bool, dates and times, Secret, and lists, tables and Structs of these"
 _KNOWN = (Secret, MappingProxyType, Ellipsis)
-"""What `decode_hook` makes, with what type arguments may be and types may not."""
+"""Types that `decode_hook` makes, and `...`, which is no type but may be a type argument."""
 _UNDEFINED = "is not defined where its class is; import what it names outside of TYPE_CHECKING"
 
 
 class BadField(msgspec.Struct, frozen=True):
-    """A field that no value can be decoded into: its dotted key, its type as it is written, and why."""
+    """A field that no value can be decoded into: its dotted key, its type as written, and the reason."""
 
     key: str
     type: str
@@ -31,15 +31,15 @@ class BadField(msgspec.Struct, frozen=True):
 
 
 def bad_field(record: type[msgspec.Struct]) -> BadField | None:
-    """The first field, at any depth, that no value can be decoded into; None where every one can be.
+    """Return the first field, at any depth, that no value can be decoded into, None if there is none.
 
-    Raises NameError where a type is not known yet: its module is still being imported.
+    Raises NameError for a type that is not known yet because its module is still being imported.
     """
     return next(_bad(record, "", set()), None)
 
 
 def undefined_field(record: type[msgspec.Struct], error: NameError) -> BadField:
-    """The field whose type names what `error` says is not defined."""
+    """Return the field whose type has the name that `error` says is not defined."""
     for base in record.__mro__:
         for name, written in vars(base).get("__annotations__", {}).items():
             if isinstance(written, str) and re.search(rf"\b{re.escape(error.name or '')}\b", written):
@@ -48,7 +48,7 @@ def undefined_field(record: type[msgspec.Struct], error: NameError) -> BadField:
 
 
 def _bad(kind: Any, key: str, seen: set[type]) -> Iterator[BadField]:
-    """What is wrong with a type, and with what it is made of."""
+    """Yield what is wrong with a type and with its parts."""
     if kind in _KNOWN:
         return
     known = _known(kind)
@@ -66,7 +66,7 @@ def _bad(kind: Any, key: str, seen: set[type]) -> Iterator[BadField]:
 
 
 def _known(kind: Any) -> msgspec.inspect.Type | TypeError:
-    """What msgspec makes of a type, or says of it."""
+    """Return what msgspec makes of a type, or its error."""
     try:
         return msgspec.inspect.type_info(kind)
     except TypeError as error:
@@ -74,7 +74,7 @@ def _known(kind: Any) -> msgspec.inspect.Type | TypeError:
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
-    """The types that a generic one is made of."""
+    """Return the type arguments of a generic type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return arguments[:1]

@@ -1,4 +1,4 @@
-"""`load`: a config file with its imports, migrated, merged and decoded, and what the daemon asks of it."""
+"""Load a config file with its imports: migrate, merge and decode it, and answer questions about it."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Config:
         return f"<Config root={self.settings.root} plugins={len(self._plugins)} warnings={len(self.warnings)}>"
 
     def origin(self, *key: str) -> Origin:
-        """Where the value of a key came from: file and line, a flag, or `default`."""
+        """Return where the value of a key came from: file and line, a flag, or `default`."""
         return origin_of(key, self._origins)
 
     def is_written(self, *key: str) -> bool:
-        """Whether a file or a flag sets a key; its default holds where none does."""
+        """Whether a file or a flag sets a key."""
         tree: Any = self._tree
         for part in key:
             if not isinstance(tree, dict) or part not in tree:
@@ -69,7 +69,7 @@ class Config:
         return self._plugins
 
     def plugin_config(self, registration: Registration) -> PluginConfig:
-        """The decoded config of a plugin. Raises ConfigError naming every unknown key and wrong type."""
+        """Return the decoded config of a plugin. Raises ConfigError, which names every unknown key and wrong type."""
         uri = registration.uri
         record, problems = decode(self._plugins.get(uri, {}), registration.config, ("plugins", uri), self._origins)
         self._settle(problems)
@@ -82,11 +82,11 @@ class Config:
         self._timeouts = timeouts.declared(timeout for one in registrations for timeout in one.timeouts)
 
     def check_plugins(self, registrations: Iterable[Registration], *, complete: bool = True) -> None:
-        """Decode the table of every plugin once, so that a mistake stops the start and not one plugin.
+        """Check the table of every plugin, and the keys of `[timeouts]`. Raises ConfigError.
 
-        Check the keys of `[timeouts]` against those that the plugins declare. Where the registrations are not
-        `complete`, because a module could not be loaded, an unknown key is only a warning: that module may declare it.
-        Tables and lists that name plugins which are not installed here get one warning.
+        So a mistake stops the start, not one plugin. If the registrations are not `complete`, because a module could
+        not be loaded, an unknown key of `[timeouts]` is only a warning: that module may declare it. Tables and lists
+        that name plugins which are not installed get one warning.
         """
         known = {registration.uri: registration for registration in registrations}
         self.declare(known.values())
@@ -103,11 +103,11 @@ class Config:
 
     @property
     def stream_processors(self) -> Mapping[str, StreamProgram]:
-        """The tables of `[stream_processors]` by id, and the default ones."""
+        """The tables of `[stream_processors]` by id, the default ones included."""
         return {**STREAM_PROCESSORS, **self.settings.stream_processors}
 
     def timeout_s(self, key: str) -> float:
-        """The deadline of a key of `[timeouts]` in seconds; 0 means none.
+        """Return the seconds of a key of `[timeouts]`; 0 means no limit.
 
         A key `<class>.<URI of a plugin>` that is not written has the value of its class.
         """
@@ -187,7 +187,7 @@ def load(
     warn_only: bool = False,
     flags: Mapping[KeyPath, tuple[str, Any]] | None = None,
 ) -> Config:
-    """Load `path`, or the defaults where it is missing and not `explicit`.
+    """Load `path`, or the defaults if it is missing and not `explicit`.
 
     `flags` maps key paths to the flag that sets them and its value; a flag wins over every file. The ttrpc socket goes
     with the gRPC socket of a flag.
@@ -206,7 +206,7 @@ def load(
 
 
 def _load_file(path: Path, into: Tree, origins: Origins, *, seen: set[Path], inherited_version: int) -> None:
-    """Merge a file into the tree, then everything it imports; a file met twice is read once."""
+    """Merge a file into the tree, then everything it imports. Each file is read once."""
     if path.resolve() in seen:
         return
     seen.add(path.resolve())
@@ -227,14 +227,14 @@ def _load_file(path: Path, into: Tree, origins: Origins, *, seen: set[Path], inh
 
 
 def _check_types(tree: Tree, kind: type[msgspec.Struct], origins: Origins) -> None:
-    """Raise for a value of a wrong type, before a file is migrated and merged; unknown keys are told of later."""
+    """Raise ConfigError for values of a wrong type before a file is migrated. Unknown keys are found later."""
     wrong = [problem.text for problem in decode(tree, kind, (), origins)[1] if not problem.unknown_key]
     if wrong:
         raise ConfigError("\n".join(wrong))
 
 
 def _matches(pattern: str, base: Path) -> list[Path]:
-    """Files of an import pattern, relative to the file that names it; a plain name must exist."""
+    """Return the files of an import pattern, relative to the importing file. A plain name must exist."""
     absolute = str(base / pattern)
     return [Path(p) for p in sorted(glob.glob(absolute))] if glob.has_magic(pattern) else [Path(absolute)]
 

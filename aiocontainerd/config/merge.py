@@ -1,8 +1,8 @@
-"""A file and its imports into one tree (facts/core 16).
+"""Merge a file and its imports into one tree (facts/core 16).
 
-Later files win: a top-level scalar that is empty or zero says nothing; top-level lists append what is new; entries of
-`[timeouts]`, `[stream_processors]` and `[proxy_plugins]` are replaced whole; `[plugins]` merges key by key at every
-depth, where an explicit `false` or `0` does override and a list replaces a list.
+Later files win. A top-level scalar that is empty or zero changes nothing. Top-level lists append what is new. Entries
+of `[timeouts]`, `[stream_processors]` and `[proxy_plugins]` are replaced whole. `[plugins]` merges key by key at every
+depth: there an explicit `false` or `0` does override, and a list replaces a list.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ENTRY_TABLES = ("timeouts", "stream_processors", "proxy_plugins", "python_plugi
 
 
 def merge(base: Tree, base_origins: Origins, later: Tree, later_origins: Origins) -> None:
-    """Merge `later` into `base` in place, and its origins where its values were taken."""
+    """Merge `later` into `base` in place, with the origins of the values that are taken."""
     for key, value in later.items():
         if key == "plugins":
             _merge_deep(base.setdefault(key, {}), value, (key,), base_origins, later_origins)

@@ -1,4 +1,4 @@
-"""Older config versions into version 4: which key moves where (facts/core 16). Pure: trees in, trees out."""
+"""Migrate older config versions to version 4: which key moves where (facts/core 16). Works on trees alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _SECTIONS: Mapping[KeyPath, tuple[str, str]] = MappingProxyType(
         ("metrics", "grpc_histogram"): (f"{kinds.METRICS}.grpc-prometheus", "grpc_histogram"),
     }
 )
-"""Server sections of version 3 and older, and the plugin keys they are now."""
+"""Keys of server sections up to version 3, and the plugin keys that replace them."""
 
 _RENAMED_PLUGINS: Mapping[str, str] = MappingProxyType(
     {
@@ -83,7 +83,7 @@ Origins = dict[KeyPath, Origin]
 
 
 def version_of(tree: Tree, default: int) -> int:
-    """The version a file declares. Raises ConfigError for one that is newer than this program or no number."""
+    """Return the version that a file declares. Raises ConfigError if it is no number, or newer than this program."""
     version = tree.get("version", default)
     if not isinstance(version, int) or isinstance(version, bool):
         raise ConfigError(f"version must be a number, got {version!r}")
@@ -95,7 +95,7 @@ def version_of(tree: Tree, default: int) -> int:
 
 
 def migrate(tree: Tree, origins: Origins, version: int) -> None:
-    """Bring `tree` from `version` to the current one in place; `origins` moves along."""
+    """Migrate `tree` in place from `version` to the current one. `origins` moves along."""
     if version <= 1:
         _rename_tables(tree, origins, _SHORT_NAMES)
     for name in _GONE:
@@ -135,7 +135,7 @@ def _move_sections(tree: Tree, origins: Origins) -> None:
 
 
 def _derive_ttrpc(tree: Tree, origins: Origins) -> None:
-    """Before version 4 an unset or empty ttrpc address was the gRPC address with `.ttrpc`, and had its owner."""
+    """Set an unset ttrpc address: before version 4 it was the gRPC address with `.ttrpc`, and had the same owner."""
     grpc = tree.get("plugins", {}).get(GRPC, {})
     if tree.get("plugins", {}).get(TTRPC, {}).get("address"):
         return
@@ -151,7 +151,7 @@ def _derive_ttrpc(tree: Tree, origins: Origins) -> None:
 
 
 def move_ttrpc(tree: Tree, origins: Origins, address: str, origin: Origin) -> None:
-    """Put the ttrpc socket beside the gRPC socket of a flag, unless a file names another place for it."""
+    """Put the ttrpc socket beside the gRPC socket of a flag, unless a file sets its address."""
     ttrpc = tree.setdefault("plugins", {}).setdefault(TTRPC, {})
     derived = origins.get((*_TABLE_OF_TTRPC, "address")) == origins.get(GRPC_ADDRESS)
     if derived or not ttrpc.get("address"):

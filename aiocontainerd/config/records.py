@@ -11,7 +11,7 @@ import msgspec
 CURRENT_VERSION = 4
 DEFAULT_PATH = "/etc/containerd/config.toml"
 DEFAULT_IMPORTS = "/etc/containerd/conf.d/*.toml"
-"""Written into printed configs; only imports that stand in a file are followed (facts/core 16)."""
+"""Import pattern in printed configs. Only imports that a file names are followed (facts/core 16)."""
 DEFAULT_ROOT = "/var/lib/containerd"
 DEFAULT_STATE = "/run/containerd"
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
@@ -22,7 +22,7 @@ IsolationMode = Literal["none", "process"]
 
 
 class ConfigError(Exception):
-    """A config file that cannot be used. The text names file, line, key and, where there is one, the likely key."""
+    """Raised for a config that cannot be used. The text names file, line and key, and the nearest key if any."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,7 +86,7 @@ STREAM_PROCESSORS: Mapping[str, StreamProgram] = MappingProxyType(
         "io.containerd.ocicrypt.decoder.v1.tar.gzip": _decryption("+gzip"),
     }
 )
-"""Those of containerd for encrypted images (facts/core 8, 16); a table of the same id replaces one whole."""
+"""Containerd's own, for encrypted images (facts/core 8, 16). A table with the same id replaces one whole."""
 
 
 class ProxyPlugin(Record, frozen=True):
@@ -136,7 +136,7 @@ class PluginPolicy(Record, frozen=True):
 
 
 class Tables(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file of any version has in common, as far as it is looked at before it is of the current one."""
+    """The keys that every version has, as far as they are checked before migration."""
 
     disabled_plugins: tuple[str, ...] = ()
     required_plugins: tuple[str, ...] = ()
@@ -144,7 +144,7 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(Record, frozen=True):
-    """Everything outside of `[plugins]`."""
+    """Everything outside `[plugins]`."""
 
     version: int = CURRENT_VERSION
     root: str = DEFAULT_ROOT

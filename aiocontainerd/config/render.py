@@ -1,4 +1,4 @@
-"""A config as TOML: what `config default`, `config dump` and `config.example.toml` print."""
+"""Render a config as TOML, for `config default`, `config dump` and `config.example.toml`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _EXAMPLE_HEAD = """\
 
 
 def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bool = False) -> dict[str, Any]:
-    """The whole config with every default filled in; tables of plugins that are not installed are kept.
+    """Return the whole config with every default filled in. Tables of plugins that are not installed are kept.
 
-    Secrets are redacted unless `reveal`. Raises ConfigError naming plugin and key of a value that TOML cannot have.
+    Secrets are redacted unless `reveal`. Raises ConfigError for a value that TOML cannot have.
     """
     tree: dict[str, Any] = msgspec.to_builtins(config.settings)
     registrations = list(registrations)
@@ -46,7 +46,7 @@ def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bo
 
 
 def dump(config: Config, registrations: Iterable[Registration], *, reveal: bool = False) -> str:
-    """TOML of the whole config. Its imports begin with containerd's own pattern, as in every config it prints.
+    """Return the whole config as TOML. Its imports begin with containerd's own pattern, as in what containerd prints.
 
     Secrets are redacted unless `reveal`.
     """
@@ -59,7 +59,7 @@ def dump(config: Config, registrations: Iterable[Registration], *, reveal: bool 
 
 
 def example(registrations: Iterable[Registration]) -> str:
-    """TOML of all defaults, each table under the words of its record."""
+    """Return all defaults as TOML, each table under the words of its record."""
     registrations = sorted(registrations, key=lambda r: r.uri)
     tree = tree_of(Config({}, {}), registrations)
     parts = [_EXAMPLE_HEAD, _scalars(tree)]
@@ -83,7 +83,7 @@ def declared(registrations: Iterable[Registration]) -> dict[str, Timeout]:
 
 
 def _timeouts(values: Mapping[str, str], known: Mapping[str, Timeout]) -> str:
-    """The table `[timeouts]`, each key under what it limits."""
+    """Return the table `[timeouts]`, each key under what it limits."""
     lines = ["[timeouts]\n"]
     for key, value in values.items():
         timeout = known.get(key)
@@ -92,7 +92,7 @@ def _timeouts(values: Mapping[str, str], known: Mapping[str, Timeout]) -> str:
 
 
 def _plugin_table(registration: Registration, values: Mapping[str, Any]) -> str:
-    """A plugin's table. A default that is computed where the daemon runs, such as its user id, is only named."""
+    """Return a plugin's table. A default that is computed at run time, such as the user id, is only named."""
     computed = [f.name for f in msgspec.structs.fields(registration.config) if inspect.isbuiltin(f.default_factory)]
     fixed = {key: value for key, value in values.items() if key not in computed}
     table = _table(("plugins", registration.uri), fixed, registration.config)
@@ -105,7 +105,7 @@ def _table(path: tuple[str, ...], values: Mapping[str, Any], record: type[msgspe
 
 
 def _scalars(values: Mapping[str, Any]) -> str:
-    """The keys of a table that are no tables themselves."""
+    """Return the keys of a table that are no tables themselves."""
     return tomli_w.dumps(_without_none({k: v for k, v in values.items() if not isinstance(v, dict)}))
 
 
@@ -119,7 +119,7 @@ def _wrapped(text: str) -> str:
 
 
 def _guessed(value: Any, key: str = "") -> Any:
-    """Tables of plugins that are not installed, whose secrets can only be told by their names."""
+    """Redact tables of plugins that are not installed. Their secrets are guessed by key names."""
     if isinstance(value, Mapping):
         return {name: _guessed(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
@@ -128,7 +128,7 @@ def _guessed(value: Any, key: str = "") -> Any:
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no null: a key without a value is left out."""
+    """Leave out keys without a value, as TOML has no null."""
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return value

@@ -1,4 +1,4 @@
-"""Config values that must not be seen: `token: Secret = Secret()` in a plugin's config."""
+"""Config values that are never shown: `token: Secret = Secret()` in a plugin's config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REDACTED = "<redacted>"
 class Secret:
     """A string that `repr`, `str`, formatting, logs, `config dump` and `config explain` show as `<redacted>`.
 
-    `reveal()` is its value. False when empty; equal to a secret of the same value.
+    `reveal()` returns the value. An empty secret is false. Secrets with the same value are equal.
     """
 
     __slots__ = ("_value",)
@@ -22,7 +22,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The value, for who needs it."""
+        """Return the value."""
         return self._value
 
     def __repr__(self) -> str:
@@ -41,7 +41,7 @@ class Secret:
 
 
 def decode_hook(kind: Any, value: Any) -> Any:
-    """What msgspec asks for types it does not know. Raises NotImplementedError, or ValueError for a wrong value."""
+    """Decode types that msgspec does not know. Raises NotImplementedError, or ValueError for a wrong value."""
     if (get_origin(kind) or kind) is MappingProxyType:
         return MappingProxyType(_mapping(kind, value))
     if kind is not Secret:

@@ -1,4 +1,4 @@
-"""One TOML file: its tree, and the line on which each key stands (the standard parser gives no positions)."""
+"""Read one TOML file: its tree, and the line of each key, which the standard parser does not tell."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Source(msgspec.Struct, frozen=True):
     lines: dict[KeyPath, int]
 
     def origin(self, key: KeyPath) -> Origin:
-        """File and line of a key, or of the nearest table above it that is written in the file."""
+        """Return file and line of a key, or of the nearest table above it that the file has."""
         while key and key not in self.lines:
             key = key[:-1]
         return Origin(str(self.path), self.lines.get(key, 0))
 
 
 def read(path: Path) -> Source:
-    """Read and parse a file. Raises ConfigError in containerd's words, naming the file and what is wrong."""
+    """Read and parse a file. Raises ConfigError in containerd's words, which names the file and the mistake."""
     try:
         text = path.read_text()
         return Source(path, tomllib.loads(text), key_lines(text))
@@ -53,7 +53,7 @@ def read(path: Path) -> Source:
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
-    """The line, counted from 1, of every table header and key of a well-formed TOML text."""
+    """Return the line, from 1, of every table header and key of a well-formed TOML text."""
     found: dict[KeyPath, int] = {}
     table: KeyPath = ()
     lines = text.splitlines()
@@ -73,7 +73,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
 
 
 def _key_path(text: str) -> tuple[KeyPath, str]:
-    """A dotted key at the start of `text`, and what follows it."""
+    """Return the dotted key at the start of `text`, and the rest."""
     parts: list[str] = []
     while True:
         part = _KEY.match(text)
@@ -87,7 +87,7 @@ def _key_path(text: str) -> tuple[KeyPath, str]:
 
 
 def _inline_keys(rest: str, table: KeyPath, line: int, found: dict[KeyPath, int]) -> None:
-    """Give the keys of an inline table the line on which it opens."""
+    """Note the line on which an inline table opens as the line of its keys."""
     value = rest.lstrip("= ")
     if value.startswith("{"):
         for name in re.findall(r"[{,]\s*([A-Za-z0-9_-]+|\"[^\"]*\")\s*=", value):
@@ -95,7 +95,7 @@ def _inline_keys(rest: str, table: KeyPath, line: int, found: dict[KeyPath, int]
 
 
 def _extra_lines(rest: str, following: list[str]) -> int:
-    """How many of the following lines belong to a value that begins in `rest`."""
+    """Return how many of the following lines belong to a value that begins in `rest`."""
     for quotes in ('"' * 3, "'" * 3):
         if quotes in rest:
             if rest.count(quotes) > 1:
@@ -110,7 +110,7 @@ def _extra_lines(rest: str, following: list[str]) -> int:
 
 
 def _bracket_depth(text: str) -> int:
-    """Opened minus closed brackets outside of strings and comments."""
+    """Return the number of opened minus closed brackets outside of strings and comments."""
     depth, quote, escaped = 0, "", False
     for char in text:
         if quote:

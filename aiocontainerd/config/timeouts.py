@@ -75,7 +75,7 @@ STOCK_KEYS = frozenset(
         "task.state",
     )
 )  # fmt: skip
-"""Keys that containerd's own `config default` writes: one that nothing here declares is accepted with a warning."""
+"""Keys that containerd's own `config default` writes. If nothing here declares one, it gets a warning, no error."""
 
 
 def declared(timeouts: Iterable[Timeout]) -> dict[str, Timeout]:
@@ -104,7 +104,7 @@ def is_declared(key: str, known: Mapping[str, Timeout]) -> bool:
 
 
 def nearest(key: str, known: Iterable[str], uris: Collection[str]) -> str:
-    """Return the declared key that is written most like `key`, with the same URI behind it; "" if none is near."""
+    """Return the declared key nearest to `key` in spelling, with the same URI behind it; "" if none is near."""
     name, uri = split_plugin_key(key)
     found = difflib.get_close_matches(name if uri in uris else key, list(known), n=1)
     if not found:

@@ -1,10 +1,10 @@
-"""`register`: a class, or a coroutine function, becomes a plugin where it is written.
+"""`@register` makes a class, or a coroutine function, a plugin.
 
     @register(kinds.SNAPSHOTTER, "acme-reflink", config=Config)
     class Reflink(SnapshotterBase): ...
 
-Nothing is registered by the import: the decorated object carries its `Registration`, and discovery collects what a
-module's objects carry.
+Importing the module registers nothing. The decorated object carries its `Registration`, and discovery collects what
+the objects of a module carry.
 """
 
 from __future__ import annotations
@@ -37,20 +37,19 @@ def register(
     config: type[PluginConfig] = PluginConfig,
     timeouts: Iterable[Timeout] = (),
 ) -> Callable[[PluginT], PluginT]:
-    """Make the class or the coroutine function below a plugin. It is returned as it is, and may be registered again.
+    """Make the decorated class or coroutine function a plugin. It is returned unchanged and may be registered again.
 
-    `requires` names kinds that start before it and without which it does not start, `wants` kinds that it uses where
-    there are any. `timeouts` are the keys of `[timeouts]` that it reads by `context.timeout_s`.
+    `requires` names kinds that start before it, and without which it does not start. `wants` names kinds that start
+    before it if there are any. `timeouts` are the keys of `[timeouts]` that it reads by `context.timeout_s`.
 
-    A coroutine function is the plugin's `init`: it is given the context and returns the instance.
+    A coroutine function is the plugin's `init`: it takes the context and returns the instance.
 
-    A class is made at `init`. Its `__init__` is given, by name, what it asks for of `config`, `context` and `root`,
-    the directory that the config's `root_path` names or else the plugin's own. Then its coroutine `start` is awaited,
-    if there is one, with the context where it takes an argument; SkipPlugin may be raised in both. When the plugin
-    stops its coroutine `aclose` is awaited, if there is one; after a failed `start` it is not, so that `start` gives
-    back what it took.
+    A class is instantiated at `init`. Its `__init__` may ask, by name, for `config`, `context` and `root`: the
+    directory that the config's `root_path` names, else the plugin's own. Then its coroutine `start` is awaited, if it
+    has one, with the context if it takes an argument. Both may raise SkipPlugin. When the plugin stops, its coroutine
+    `aclose` is awaited, if it has one. It is not awaited after a failed `start`, which itself gives back what it took.
 
-    Raises PluginError, naming the object, for what can never work.
+    Raises PluginError, which names the object, for a target that can never work.
     """
     uri = f"{kind}.{plugin_id}"
 
@@ -75,9 +74,9 @@ def register(
 
 
 def check_config(registration: Registration) -> None:
-    """Raise PluginError naming plugin, field and type where no value can be decoded into a field of the config.
+    """Raise PluginError for a config field that no value can be decoded into, or a timeout with an invalid default.
 
-    Raise it, too, for a timeout whose default is no duration.
+    The error names the plugin, the field and its type.
     """
     for timeout in registration.timeouts:
         try:
@@ -98,15 +97,15 @@ def _refuse(uri: str, config: type[PluginConfig], bad: BadField | None) -> None:
 
 
 def carried(target: object) -> tuple[Registration, ...]:
-    """The registrations an object was decorated with itself; a subclass does not inherit them."""
+    """Return the registrations that decorate this object. A subclass does not inherit them."""
     found: tuple[Registration, ...] = getattr(target, "__dict__", {}).get(CARRIER, ())
     return found
 
 
 def carried_by_module(module: Any) -> list[Registration]:
-    """The registrations of a module's objects, in the order they were written.
+    """Return the registrations of a module's objects, in the order they are written.
 
-    Of objects that the module only imported, those of its own top-level package count.
+    An object that the module imported counts if it comes from the same top-level package.
     """
     package = module.__name__.partition(".")[0]
     found: list[Registration] = []
@@ -147,7 +146,7 @@ def _given(name: str, context: InitContext[Any]) -> object:
 
 
 def _wanted(target: type) -> list[str]:
-    """What `__init__` asks for. Raises PluginError for a parameter that nothing is given for."""
+    """Return what `__init__` asks for. Raises PluginError for any other parameter without a default."""
     parameters = inspect.signature(target).parameters.values()
     wanted = []
     for parameter in parameters:
@@ -164,7 +163,7 @@ def _wanted(target: type) -> list[str]:
 
 
 def _check_life_cycle(target: type) -> bool | None:
-    """Whether `start` takes the context, None where there is no `start`. Raises PluginError where it is not async."""
+    """Whether `start` takes the context, None without a `start`. Raises PluginError if it is not async."""
     for name in ("start", "aclose"):
         method = getattr(target, name, None)
         if method is not None and not inspect.iscoroutinefunction(method):

@@ -1,4 +1,4 @@
-"""Does an instance have what the Protocol of its kind asks for: seen when it is loaded, not when it is first called."""
+"""Check that an instance has what the Protocol of its kind asks for, when it is loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AWAITABLE = ("Awaitable", "Coroutine", "Future", "Task")
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A name that a Protocol asks for, and how its value is used."""
+    """A member of a Protocol, and how it is used."""
 
     name: str
     is_method: bool
@@ -24,7 +24,7 @@ class Member(msgspec.Struct, frozen=True):
 
 
 def check(kind: str, instance: object) -> None:
-    """Raise PluginError naming the first thing an instance lacks, or has in another form than its kind's Protocol."""
+    """Raise PluginError, which names the first member that an instance lacks or has in another form."""
     protocol = protocol_of(kind)
     if protocol is None:
         return
@@ -38,7 +38,7 @@ def check(kind: str, instance: object) -> None:
 
 @cache
 def members(protocol: type) -> tuple[Member, ...]:
-    """What a Protocol asks for, in the order it is written; what it inherits comes first."""
+    """Return the members of a Protocol in the order they are written, inherited ones first."""
     found: dict[str, Member] = {}
     for base in reversed(protocol.__mro__):
         if not getattr(base, "_is_protocol", False) or base.__module__ == "typing":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What every plugin may know of the daemon it runs in. Addresses are socket paths, empty where not served."""
+    """What a plugin may know of the daemon it runs in. Addresses are socket paths, "" if not served."""
 
     root: Path
     state: Path
@@ -27,9 +27,9 @@ class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
     bus: EventBus
     plugins: Callable[[], Sequence[Plugin]]
     timeout_s: Callable[[str], float]
-    """Seconds of a key of `[timeouts]`, such as `io.containerd.timeout.task.state`."""
+    """Seconds of a key of `[timeouts]`. Plugins read theirs by `InitContext.timeout_s`."""
     debug: bool = False
     owners: Callable[[], Owners] = Owners.nobody
-    """Whose the modules and tasks of this process are."""
+    """Which plugins the modules and tasks of this process belong to."""
     reload: Callable[[], Awaitable[Sequence[Change]]] | None = None
-    """Read the config anew; None where that cannot be done. See `reload.Reloader.reload`."""
+    """Read the config again (`daemon/reload.py`). None if that is not possible."""

@@ -1,4 +1,4 @@
-"""One line that says what went wrong in a plugin, where, and what its author can do."""
+"""Describe an exception in a plugin in one line: what went wrong, where, and what its author can do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SITE = "-packages"
 
 
 def describe(error: BaseException, module: str = "") -> str:
-    """The text of errors that are written to be read; type, text, hint and place of all others.
+    """Return the text of an error of ours; type, text, hint and place of any other error.
 
-    The place is the innermost line of the package that `module` is in, else of any code but the daemon's.
+    The place is the innermost line of the package that `module` is in, else of any code except the daemon's.
     """
     if isinstance(error, ContainerdError) or type(error).__module__.partition(".")[0] == "aiocontainerd":
         return " ".join(str(error).split()) or type(error).__name__
@@ -41,7 +41,7 @@ def _hint(error: BaseException) -> str:
 
 
 def _place(error: BaseException, package: str) -> str:
-    """File, line and function."""
+    """Return file, line and function, "" if only the daemon's code is in the traceback."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_foreign(frame)]
     own = [(frame, line) for frame, line in frames if _package(frame) == package]
     if not frames:

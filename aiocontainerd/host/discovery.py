@@ -1,4 +1,4 @@
-"""Finding plugins: the daemon's own, installed entry points, and modules that TOML names."""
+"""Find plugins: built-in modules, entry points of installed packages, and modules that TOML names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 BUILT_IN = ("aiocontainerd.daemon.servers", "aiocontainerd.daemon.event_sinks")
 DECLARED_KIND = "python_plugins"
-"""Rows of the plugin table that stand for a module which could not even register."""
+"""Kind of the rows that stand for modules which could not register anything."""
 
 _NO_POLICY = PluginPolicy()
 _NONE_DECLARED: Mapping[str, PythonPlugin] = MappingProxyType({})
@@ -41,7 +41,7 @@ class Candidate(msgspec.Struct, frozen=True):
 def candidates(
     installed: Iterable[EntryPoint], declared: Mapping[str, PythonPlugin], policy: PluginPolicy
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """What to load and what is refused, in a stable order. A module that the config declares needs no other leave."""
+    """Return what to load and what is refused, in a stable order. Modules that the config names are never refused."""
     found = [Candidate(name, name) for name in BUILT_IN]
     refused: list[Candidate] = []
     named = [(entry, header(entry.dist, "Name")) for entry in installed]
@@ -55,7 +55,7 @@ def candidates(
 def discover(
     registry: Registry, declared: Mapping[str, PythonPlugin], policy: PluginPolicy, placement: Placement | None = None
 ) -> None:
-    """Fill `registry`. A module that cannot be loaded becomes a failed row with one line that names the cause.
+    """Fill `registry`. A module that cannot be loaded becomes a failed row, with one line that names the cause.
 
     `placement` says which plugins run in other processes.
     """
@@ -99,7 +99,7 @@ def _refuse(registry: Registry, candidate: Candidate, row: str, reason: str) -> 
 
 @contextmanager
 def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") -> Iterator[None]:
-    """The edge of a plugin package: what it raises is a failed row, not the daemon's end."""
+    """Turn whatever a plugin package raises into a failed row."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -113,7 +113,7 @@ def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") 
 def check_config(registry: Registry, config: Config) -> None:
     """Check the config against what was found. Raises ConfigError naming file, line and key.
 
-    Unknown keys of `[timeouts]` are only warnings where a module could not be loaded, which may be the one to read it.
+    If a module could not be loaded, unknown keys of `[timeouts]` are only warnings: that module may read them.
     """
     broken = any(plugin.kind == DECLARED_KIND and plugin.state == State.FAILED for plugin in registry.plugins)
     found = [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]
@@ -131,7 +131,7 @@ def checked_registrations(config: Config) -> list[Registration]:
 def all_registrations(
     policy: PluginPolicy = _NO_POLICY, declared: Mapping[str, PythonPlugin] = _NONE_DECLARED
 ) -> list[Registration]:
-    """The registrations of every installed package that the policy allows, and of declared modules."""
+    """Return the registrations of every package that the policy allows, and of declared modules."""
     registry = Registry(policy.replace)
     discover(registry, declared, policy)
     return [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]

@@ -50,25 +50,25 @@ plugin alone. *Never refused* is a method that an open circuit breaker lets thro
 
 
 def hook_functions() -> Iterator[Callable[..., object]]:
-    """Every hook specification, in the order of the module."""
+    """Yield every hook specification, in the order of the module."""
     for function in vars(hookspecs).values():
         if inspect.isfunction(function) and hasattr(function, f"{hookspecs.PROJECT}_spec"):
             yield function
 
 
 def hooks_page() -> str:
-    """The text of `docs/hooks.md`."""
+    """Return the text of `docs/hooks.md`."""
     return "\n".join([_HOOKS_HEAD, *(_hook(function) for function in hook_functions())])
 
 
 def reference_page(registrations: Iterable[Registration]) -> str:
-    """The text of `docs/plugins/reference.md`."""
+    """Return the text of `docs/plugins/reference.md`."""
     head = (_REFERENCE_HEAD, _timeouts(registrations), _context(), _contents())
     return "\n".join([*head, *(_kind(kind) for kind in PROTOCOLS), _services()])
 
 
 def _timeouts(registrations: Iterable[Registration]) -> str:
-    """The table of declared keys: the daemon's own first, then those of first-party plugins."""
+    """Return the table of declared keys: first the daemon's own, then those of first-party plugins."""
     rows = ["| key | default | read by | limits |", "|---|---|---|---|"]
     rows += [_timeout(timeout, "the daemon") for timeout in CORE]
     for one in sorted(registrations, key=lambda one: one.uri):
@@ -77,7 +77,7 @@ def _timeouts(registrations: Iterable[Registration]) -> str:
 
 
 def _context() -> str:
-    """What `InitContext` gives: its words, and a row for each property and method."""
+    """Return the words of `InitContext`, and a row for each of its properties and methods."""
     rows = ["## The context of an init\n", f"{inspect.getdoc(InitContext)}\n", "| member | |", "|---|---|"]
     for name, value in vars(InitContext).items():
         if not name.startswith("_"):
@@ -91,7 +91,7 @@ def _timeout(timeout: Timeout, reader: str) -> str:
 
 def _hook(function: Callable[..., object]) -> str:
     parts = [f"## {function.__name__}\n", _code(_signature(function)), f"{inspect.getdoc(function)}\n"]
-    parts.append("Deadline class: none; it is called while the daemon starts, and must not wait.\n")
+    parts.append("It has no deadline. The daemon calls it while it starts or reloads, and it must not wait.\n")
     example = _example(function.__name__)
     if example:
         parts.append(f"An example, from `tests/test_host_hookspecs.py`:\n\n{_code(example)}")
@@ -99,7 +99,7 @@ def _hook(function: Callable[..., object]) -> str:
 
 
 def _example(hook: str) -> str:
-    """The class of `tests/test_host_hookspecs.py` that has a method of this name; the page's examples are run there."""
+    """Return the class of `tests/test_host_hookspecs.py` that has a method of this name. Its tests run it."""
     text = HOOK_TESTS.read_text()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef) and any(getattr(one, "name", "") == hook for one in node.body):
@@ -147,7 +147,7 @@ def _services() -> str:
 
 
 def _prose(text: str) -> str:
-    """The words of a module; indented parts, which are code or tables, are fenced."""
+    """Return the words of a module, with indented parts (code or tables) in fences."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         indented = all(line.startswith("    ") for line in paragraph.splitlines())
@@ -156,7 +156,7 @@ def _prose(text: str) -> str:
 
 
 def _record(record: type[msgspec.Struct]) -> str:
-    """The words and fields of a record; annotations stay as they are written."""
+    """Return the words and fields of a record, with its annotations as they are written."""
     names, defaults = record.__struct_fields__, record.__struct_defaults__
     given = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
     annotations = {name: text for base in record.__mro__ for name, text in inspect.get_annotations(base).items()}

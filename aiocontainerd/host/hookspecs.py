@@ -1,7 +1,7 @@
-"""Every pluggy hook: signature, one sentence, sync or async, deadline class.
+"""Every pluggy hook: its signature and what it returns.
 
-pluggy calls are synchronous. A hook marked async returns an awaitable, which the dispatcher awaits under the deadline
-that the hook's class names in `[timeouts]`.
+Every hook is synchronous. The daemon calls it while it starts or reloads, without a deadline. So a hook must return at
+once and wait for nothing.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def register_plugins() -> Iterable[Registration]:  # type: ignore[empty-body]
-    """Return the registrations this package brings. Sync; called once at start-up, before any config is decoded."""
+    """Return the registrations that this package brings. Sync; called before any config is decoded."""
 
 
 @hookspec(firstresult=True)
 def register_proxy_plugin(name: str, settings: ProxyPlugin) -> Registration | None:
-    """Return the registration of a `[proxy_plugins]` table, None for a type that is not yours. Sync; called at start.
+    """Return the registration of a `[proxy_plugins]` table, None for a type that is not yours. Sync.
 
-    The plugin's id is `name`. The first that is not None counts; where there is none, a warning names the type.
+    The plugin's id is `name`. The first answer that is not None counts. If there is none, a warning names the type.
     """
 
 
 @hookspec(firstresult=True)
 def register_stream_processor(name: str, settings: StreamProgram) -> Registration | None:
-    """Return the registration of a `[stream_processors]` table, None to leave it to another package. Sync; at start.
+    """Return the registration of a `[stream_processors]` table, None to leave it to another package. Sync.
 
-    The plugin's id is `name`, its kind that of stream processors. The first that is not None counts; where there is
+    The plugin's id is `name`, its kind that of stream processors. The first answer that is not None counts. If there is
     none, a warning names the table.
     """
 
 
 @hookspec(firstresult=True)
 def isolate_plugin(registration: Registration, isolation: Isolation) -> Registration | None:
-    """Return a registration that runs another one apart from the daemon, None for what is not yours. Sync; at start.
+    """Return a registration that runs a plugin outside the daemon's process, None for what is not yours. Sync.
 
-    It has the kind, the id and the config of the other. The first that is not None counts; where there is none the
-    plugin does not load.
+    It has the kind, id, config and timeouts of `registration`. The first answer that is not None counts. If there is
+    none, the plugin does not load.
     """

@@ -27,7 +27,7 @@ TIMEOUTS = "timeouts"
 
 
 class Watcher(msgspec.Struct, frozen=True):
-    """A plugin that follows the plugins of a kind as they come and go."""
+    """A plugin that is told when plugins of a kind come and go."""
 
     uri: str
     kind: str
@@ -35,10 +35,11 @@ class Watcher(msgspec.Struct, frozen=True):
 
 
 class InitContext(Generic[ConfigT]):
-    """What a plugin is given to start with.
+    """What an init gets.
 
-    `root` and `state` are directories of its own (made on first use), `bus` the event bus, `tasks` starts tasks that
-    live no longer than the plugin, `exports` / `capabilities` / `platforms` what introspection shows of it.
+    `config` is the plugin's decoded config. `root` and `state` are directories of its own. `bus` is the event bus.
+    `tasks` starts tasks that end with the plugin. `log` is the plugin's logger. `daemon` has facts about the daemon.
+    `exports`, `capabilities` and `platforms` are what introspection shows of the plugin; the init may change them.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class InitContext(Generic[ConfigT]):
         self._readiness = readiness
         self._home = anyio.get_current_task().id
         self.health = plugin.health
-        """What the daemon notes of this plugin; one that runs elsewhere tells its memory there."""
+        """Counters and state of this plugin. A plugin in another process reports its memory here."""
 
     @property
     def uri(self) -> str:
@@ -79,23 +80,23 @@ class InitContext(Generic[ConfigT]):
 
     @property
     def root(self) -> Path:
-        """Persistent directory of this plugin, `<root>/<kind>.<id>`; made when first asked for."""
+        """Persistent directory of this plugin, `<root>/<kind>.<id>`. It is made at the first use."""
         return _made(self.daemon.root / self._plugin.uri)
 
     @property
     def state(self) -> Path:
-        """Directory of this plugin that a reboot may empty, `<state>/<kind>.<id>`; made when first asked for."""
+        """Directory of this plugin that a reboot may empty, `<state>/<kind>.<id>`. It is made at the first use."""
         return _made(self.daemon.state / self._plugin.uri)
 
     def get(self, kind: str, plugin_id: str) -> Any:
-        """The instance of a required plugin. Raises NotFound naming it and, where it failed, why."""
+        """Return the instance of a required plugin. Raises NotFound, which names it and why it is not loaded."""
         plugin = self._loaded.get(kind, {}).get(plugin_id)
         if plugin is None:
             raise NotFound(f"plugin {self._why_absent(f'{kind}.{plugin_id}')}")
         return plugin.instance
 
     def _why_absent(self, uri: str) -> str:
-        """The URI and, for a plugin that did not load, why; it is then the cause where this plugin fails, too."""
+        """Return the URI and why the plugin is not loaded. Note it as the cause in case this plugin fails too."""
         absent = self._registered(uri)
         if absent is None:
             return uri
@@ -106,7 +107,7 @@ class InitContext(Generic[ConfigT]):
         return f"{uri} ({absent.reason})" if absent.reason else uri
 
     def get_single(self, kind: str) -> Any:
-        """The instance of the one plugin of a kind. Raises NotFound where there is none, PluginError for several."""
+        """Return the instance of the only plugin of a kind. Raises NotFound without one, PluginError for several."""
         found = self._loaded.get(kind, {})
         if not found:
             raise NotFound(f"no plugins registered for {kind}")
@@ -115,13 +116,13 @@ class InitContext(Generic[ConfigT]):
         return next(iter(found.values())).instance
 
     def get_all(self, kind: str) -> dict[str, Any]:
-        """Every loaded instance of a kind by id; empty where there is none."""
+        """Return every loaded instance of a kind by id."""
         return {plugin_id: plugin.instance for plugin_id, plugin in self._loaded.get(kind, {}).items()}
 
     def watch(self, kind: str, changed: Callable[[str, Any | None], object]) -> None:
-        """Call `changed(id, instance)` when a plugin of a kind is added while the daemon runs; None when it goes.
+        """Call `changed(id, instance)` when a plugin of a kind is added while the daemon runs, with None when one goes.
 
-        Who holds instances of a kind and does not watch it keeps the daemon from removing one without a restart.
+        A plugin that uses instances of a kind and does not watch it keeps them from being removed without a restart.
         """
         watcher = Watcher(self.uri, kind, changed)
         self._watchers.append(watcher)
@@ -155,14 +156,14 @@ class InitContext(Generic[ConfigT]):
         self.watch(TIMEOUTS, lambda _id, _instance: changed())
 
     def reject(self, uri: str, reason: str) -> None:
-        """Say of another plugin that this one cannot use it: it has failed, its row and a log record say why."""
+        """Mark another plugin as failed because this one cannot use it, and log the reason."""
         self.log.error("plugin %s: %s", uri, reason)
         plugin = self._registered(uri)
         if plugin is not None:
             plugin.failed(PluginError(reason))
 
     def on_stop(self, callback: Callable[[], Awaitable[object]]) -> None:
-        """Run `callback` when the plugin stops, also after a failed init; last registered runs first."""
+        """Run `callback` when the plugin stops, also after a failed init. The last one registered runs first."""
         self._stack.push_async_callback(callback)
 
 

@@ -1,4 +1,4 @@
-"""The daemon seen from inside: its plugins, its identity (facts/core 12)."""
+"""What the daemon says of itself: its plugins and its identity (facts/core 12)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from aiocontainerd.oci import platform
 from aiocontainerd.typeurl import Any
 
 _FOR_PLATFORMS = (kinds.SNAPSHOTTER, kinds.DIFFER)
-"""Kinds whose plugins are for some platform: clients ask which before they unpack an image for one."""
+"""Kinds that clients ask for a platform before they unpack an image."""
 
 
 class DaemonIntrospection:
-    """An IntrospectionService. `uuid_file` is made at the first call that needs it and never changes again."""
+    """An IntrospectionService. `uuid_file` is written at the first call that needs it and never changes."""
 
     def __init__(self, plugins: Callable[[], Sequence[Plugin]], uuid_file: Path, deprecations: DeprecationLog) -> None:
         self._plugins = plugins
@@ -33,7 +33,7 @@ class DaemonIntrospection:
         self._uuid_lock = anyio.Lock()
 
     def plugins(self, filters: Sequence[str] = ()) -> list[PluginStatus]:
-        """Every plugin that was to start, in the order they started. Raises InvalidArgument for a bad filter."""
+        """Return every plugin that is not disabled, in order of starting. Raises InvalidArgument for a bad filter."""
         matching = compile_filters(filters)
         return [
             status(plugin)
@@ -42,7 +42,7 @@ class DaemonIntrospection:
         ]
 
     async def server(self) -> ServerStatus:
-        """The daemon's identity and the deprecated things it was asked for."""
+        """Return the daemon's identity, and the deprecated features that were used."""
         return ServerStatus(
             uuid=await self._server_uuid(),
             pid=os.getpid(),
@@ -51,9 +51,9 @@ class DaemonIntrospection:
         )
 
     async def plugin_info(self, kind: str, plugin_id: str, options: Any | None) -> tuple[PluginStatus, Any | None]:
-        """A plugin and, where `options` ask for it, what its instance says of itself.
+        """Return a plugin and, with `options`, the extra information of its instance.
 
-        Raises NotFound, FailedPrecondition for a plugin that did not load, Unimplemented for one with nothing to say.
+        Raises NotFound, FailedPrecondition if the plugin is not loaded, Unimplemented if it has no information.
         """
         plugin = self._find(kind, plugin_id)
         if options is None:
@@ -78,7 +78,7 @@ class DaemonIntrospection:
 
 
 def status(plugin: Plugin) -> PluginStatus:
-    """A plugin as introspection shows it. Where its kind needs a platform and it names none, it is for the host's."""
+    """Return a plugin as introspection shows it. A kind that needs a platform has the host's unless it names one."""
     platforms = plugin.platforms or [str(platform.default())] * (plugin.kind in _FOR_PLATFORMS)
     return PluginStatus(
         kind=plugin.kind,
@@ -101,7 +101,7 @@ def _pid_namespace() -> int:
 
 
 def load_uuid(path: Path) -> str:
-    """The uuid in a file, which is made with a random one where it is missing or empty: whole or not at all."""
+    """Return the uuid in a file. Write a random one, atomically, if the file is missing or empty."""
     try:
         found = path.read_text().strip()
     except FileNotFoundError:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LEFT_TASKS_S = 1.0
-"""What tasks that outlive their plugin have to end when they are cancelled."""
+"""Seconds that tasks which outlive their plugin have to end after their cancellation."""
 LEFT_THREADS_S = 5.0
-"""What threads have, which may be waiting for a disk."""
+"""Seconds that threads have to end. They may be waiting for a disk."""
 _LEFT_POLL_S = 0.01
 
 
 async def end_left_tasks(owners: Owners, healths: Mapping[str, PluginHealth]) -> list[str]:
-    """Cancel what plugins left running when they were stopped, note and log it; URIs of those that take no notice."""
+    """Cancel and log the tasks that stopped plugins left. Return the URIs of plugins whose tasks do not end."""
     left: dict[str, list[asyncio.Task[Any]]] = {}
     for task in asyncio.all_tasks():
         uri = None if task is asyncio.current_task() else owners.of_task(task)
@@ -48,9 +48,9 @@ async def end_left_tasks(owners: Owners, healths: Mapping[str, PluginHealth]) ->
 async def left_threads(
     owners: Owners, healths: Mapping[str, PluginHealth], before: Collection[threading.Thread]
 ) -> list[str]:
-    """Note and log the threads, other than those of `before`, that would keep this process from ending.
+    """Wait for threads that would keep this process from ending, except those of `before`, and log what is left.
 
-    They have a while to end. The URIs of whose they are; the names of those that run no plugin's code.
+    Return the URIs of the plugins whose code they run, or the names of threads that run no plugin's code.
     """
     with anyio.move_on_after(LEFT_THREADS_S, shield=True):
         while _holding(before):  # noqa: ASYNC110 - the end of a thread sets no event
@@ -66,14 +66,14 @@ async def left_threads(
 
 
 def _holding(before: Collection[threading.Thread]) -> list[threading.Thread]:
-    """Threads whose end the interpreter waits for, but for those of pools that wait for work: a pool ends them."""
+    """Return threads that the interpreter waits for at exit, without idle ones of pools: the pool ends those."""
     frames = sys._current_frames()
     new = (thread for thread in threading.enumerate() if thread not in before and not thread.daemon)
     return [thread for thread in new if not _idles(frames.get(thread.ident or 0))]
 
 
 def _idles(frame: FrameType | None) -> bool:
-    """Whether a thread has ended, or is one of asyncio's or anyio's that waits for work."""
+    """Whether a thread has ended, or is a worker of asyncio or anyio that waits for work."""
     if frame is None:
         return True
     inner = ""

@@ -1,7 +1,7 @@
 """The life of one plugin, in a task of its own: init, tasks, clean-up, each under a deadline.
 
-Every plugin has its own task, so that the cancel scopes it opens nest in that task alone and whoever starts or stops
-it can stop waiting. What ignores even cancellation is left behind and reported, and the others go on.
+Each plugin has its own task. So the cancel scopes that it opens nest in that task alone, and whoever starts or stops it
+can stop waiting. A plugin that ignores even its cancellation is left behind and reported; the others go on.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 INIT_TIMEOUT = PLUGIN_INIT.key
 STOP_TIMEOUT = PLUGIN_STOP.key
 FAILURES = (Exception, SystemExit, KeyboardInterrupt)
-"""What a plugin may raise and the daemon outlives: also what would end a program, which is not the plugin's to end."""
+"""Exceptions of a plugin that the daemon survives, among them those that would end the program."""
 _UNWIND_S = 1.0
-"""What a cancelled plugin has to unwind."""
+"""Seconds that a cancelled plugin has to unwind."""
 
 
 class PluginTimeoutError(Exception):
-    """An init that did not end in time."""
+    """Raised for an init that did not end in time."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Seconds that an init, and a stop, may take; 0 is no limit."""
+    """Seconds that an init and a stop may take; 0 means no limit."""
 
     init_s: float
     stop_s: float
@@ -49,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class PluginTasks:
-    """Tasks that end with their plugin. One that fails is logged under the plugin's name and harms nothing else."""
+    """Tasks that end with their plugin. A failure is logged under the plugin's name and harms nothing else."""
 
     def __init__(self, uri: str, group: TaskGroup) -> None:
         self._uri = uri
@@ -60,7 +60,7 @@ class PluginTasks:
         return f"<PluginTasks of {self._uri}: {len(self.running)} running>"
 
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: object, name: str = "") -> None:
-        """Start `function(*args)`; `name` is what logs and dumps call it."""
+        """Start `function(*args)` as a task. Logs and dumps call it `name`."""
         label = f"{self._uri}:{name or getattr(function, '__name__', 'task')}"
         self._group.start_soon(self._guarded, function, args, label, name=label)
 
@@ -76,10 +76,10 @@ class PluginTasks:
 
 
 class PluginLife:
-    """One plugin from its init to its end. `run` is its task; `begun` and `stop` are called from outside of it.
+    """One plugin from its init to its end. `run` is its task; other tasks call `begun` and `stop`.
 
-    `init` is given the tasks and the stack of what to do at the end; `limits` may be changed at any time. After
-    `begun`, either `failure` says why the plugin did not load, or `instance` is what init returned.
+    `init` takes the plugin's tasks and the stack of its clean-up. `limits` may be changed at any time. After `begun`,
+    either `failure` says why the plugin did not load, or `instance` is what init returned.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class PluginLife:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of the plugin runs any more."""
+        """Whether the plugin's task has ended, and with it every task it started."""
         return self._ended.is_set()
 
     async def run(self) -> None:
-        """Init, wait for `stop`, clean up, end the plugin's tasks."""
+        """Run init, wait for `stop`, clean up, end the plugin's tasks."""
         running.set(Clock(self.uri))
         try:
             with self._whole:
@@ -133,7 +133,7 @@ class PluginLife:
             await self._leave.wait()
 
     async def begun(self) -> None:
-        """Wait until the plugin loaded, or failed and cleaned up."""
+        """Wait until the plugin is loaded, or has failed and cleaned up."""
         limits = self.limits
         longest = limits.init_s + (limits.stop_s or math.inf) + _UNWIND_S if limits.init_s else math.inf
         with anyio.move_on_after(longest):
@@ -143,7 +143,7 @@ class PluginLife:
         self._whole.cancel()
 
     async def stop(self) -> None:
-        """End the plugin. What hangs is cancelled at the limit; what ignores that is left behind, with a log record."""
+        """End the plugin. Cancel it at the limit; if it ignores that, log it and leave it behind."""
         self._leave.set()
         if await self._ends_within(self.limits.stop_s or math.inf):
             return
@@ -152,7 +152,7 @@ class PluginLife:
         await self.stop_at_once()
 
     async def stop_at_once(self) -> None:
-        """Cancel the plugin, whatever it does."""
+        """Cancel the plugin at once, whatever it does."""
         self._leave.set()
         self._whole.cancel()
         await self._ends_within(_UNWIND_S)

@@ -1,4 +1,4 @@
-"""From `module` or `module:Name` to registrations, and what is wrong where that fails, in a line for its author."""
+"""Load `module` or `module:Name` and collect its registrations. Errors are one line for the author."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from aiocontainerd.host.registration import PluginError, Registration
 
 
 def registrations_of(path: str) -> list[Registration]:
-    """What a module brings: by its hook `register_plugins`, and by the objects that `@register` decorated.
+    """Return what a module registers: by its hook `register_plugins`, and by objects that `@register` decorates.
 
-    With `module:Name` it is what that object brings; an undecorated class is made, for the hooks among its methods.
+    With `module:Name`, return what that object registers. An undecorated class is instantiated for its hook methods.
     Raises PluginError saying what to write, or whatever the import raises.
     """
     found = _found(path)
@@ -45,7 +45,7 @@ def _found(path: str) -> list[Registration]:
 
 
 def load(path: str) -> Any:
-    """The module of a path, or with `module:Name` the attribute of it. Raises PluginError where there is none."""
+    """Return a module, or with `module:Name` an attribute of it. Raises PluginError if there is no such thing."""
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise PluginError(f"{path!r} is no path of a module; write it as acme.plugin or acme.plugin:Name")
@@ -70,14 +70,14 @@ def _imported(name: str) -> Any:
 
 @cache
 def _manager() -> pluggy.PluginManager:
-    """Knows the hooks, and one holder of them at a time."""
+    """Return the plugin manager. It holds one implementation of the hooks at a time."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     return manager
 
 
 def _by_hook(holder: Any, path: str) -> list[Registration]:
-    """What `register_plugins` of a module or an object returns; nothing where it has no such hook."""
+    """Return what the hook `register_plugins` of a module or object returns, nothing if it has no such hook."""
     manager = _manager()
     manager.register(holder, name=path)
     try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class CircularNeedError(Exception):
-    """Plugins that require each other in a circle, in its order. The text is the circle."""
+    """Raised for plugins that require each other in a circle. The text names them in that order."""
 
     def __init__(self, circle: Sequence[Plugin]) -> None:
         self.circle = circle
@@ -21,7 +21,7 @@ class CircularNeedError(Exception):
 
 
 def dependency_order(enabled: Mapping[str, Plugin]) -> list[Plugin]:
-    """The plugins, by URI, each after what it requires and wants; early ones first. Raises CircularNeedError."""
+    """Return the plugins, each after what it requires and wants, early ones first. Raises CircularNeedError."""
     by_kind: dict[str, list[Plugin]] = {}
     for plugin in enabled.values():
         by_kind.setdefault(plugin.kind, []).append(plugin)

@@ -1,4 +1,4 @@
-"""Plugins that run beside the daemon: what TOML asks for, and the hooks that make registrations of it.
+"""Decide where plugins live: in the daemon, in a process of their own, or behind a socket; and which programs it runs.
 
 `[proxy_plugins.<name>]` names a socket behind which a plugin lives. `isolation` of `[python_plugins.<name>]`, or
 `[plugin_isolation] "<kind>.<id>" = "process"` for any plugin, moves a plugin of ours out of the daemon.
@@ -27,7 +27,7 @@ _HOOKS = ("register_proxy_plugin", "register_stream_processor", "isolate_plugin"
 
 
 class Placement:
-    """What the config says of plugins beside the daemon, and the modules that can do it."""
+    """What the config says about plugins outside the daemon, and the modules whose hooks can make them."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class Placement:
         return f"<Placement {len(self._proxies)} proxies, {len(self._modes)} isolated, {self._manager.get_plugins()}>"
 
     def learn(self, module: Any) -> None:
-        """Take a module that may have the hooks; one that has none of them is left alone."""
+        """Register a module that has one of the hooks. Ignore any other."""
         if any(hasattr(module, name) for name in _HOOKS) and not self._manager.is_registered(module):
             self._manager.register(module)
 
     def placed(self, registration: Registration, module: str, declared: PythonPlugin | None) -> Registration:
-        """The registration, or what stands for it where the plugin is kept apart.
+        """Return the registration, or the one that stands for it if the plugin gets a process of its own.
 
         Raises PluginError where no package can keep it apart in the way that the config says.
         """
@@ -83,7 +83,7 @@ class Placement:
         return Isolation(module=module, uid=uid, gid=gid)
 
     def outside(self, registration: Registration) -> object:
-        """The settings of a plugin that is in another process, by the registration made for it here; None else."""
+        """Return the settings of a plugin outside the daemon by its registration, None for a plugin inside."""
         return next((settings for made, settings in self._outside if made is registration), None)
 
     @property
@@ -92,7 +92,7 @@ class Placement:
         return tuple(self._proxies)
 
     def proxy(self, name: str) -> Registration | None:
-        """The registration of a proxy plugin; None, and a warning, where nobody knows its type."""
+        """Return the registration of a proxy plugin. Log a warning and return None if no package knows its type."""
         settings = self._proxies[name]
         made: Registration | None = self._manager.hook.register_proxy_plugin(name=name, settings=settings)
         if made is None:
@@ -107,7 +107,7 @@ class Placement:
         return tuple(self._programs)
 
     def program(self, name: str) -> Registration | None:
-        """The registration of a stream processor; None, and a warning, where no package runs it."""
+        """Return the registration of a stream processor. Log a warning and return None if no package can run it."""
         made: Registration | None = self._manager.hook.register_stream_processor(
             name=name, settings=self._programs[name]
         )
@@ -116,5 +116,5 @@ class Placement:
         return made
 
     def without_plugin(self) -> list[str]:
-        """The URIs of `[plugin_isolation]` that no plugin had; told once all plugins are placed."""
+        """Return the URIs of `[plugin_isolation]` that no plugin has. Call it after all plugins are placed."""
         return sorted(self._modes.keys() - self._placed)

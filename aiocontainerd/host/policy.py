@@ -1,4 +1,4 @@
-"""`[plugin_policy]`: which installed packages may bring plugins, and of which kinds. Pure but for reading a package."""
+"""`[plugin_policy]`: which installed packages may bring plugins, and of which kinds. Only reads packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aiocontainerd.config.records import AllowedPackage, PluginPolicy
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """Whether a package may bring plugins: why not, or patterns of the kinds it may bring (none: of every kind)."""
+    """Whether a package may bring plugins. `refusal` says why not; `kinds` are patterns, none for every kind."""
 
     refusal: str = ""
     kinds: tuple[str, ...] = ()
@@ -31,9 +31,9 @@ EVERYTHING = Admission()
 
 
 def admit(policy: PluginPolicy, name: str, distribution: Distribution | None) -> Admission:
-    """What a package may bring. Any may bring everything until the allow-list names some; then only those may.
+    """Return what a package may bring. An empty allow-list admits every package with everything.
 
-    Where several entries name a package, one whose conditions hold is enough, and their kinds add up.
+    If several entries name a package, one whose conditions hold is enough, and the kinds of those entries add up.
     """
     wrong = wrong_python(distribution)
     if wrong:
@@ -53,7 +53,7 @@ def admit(policy: PluginPolicy, name: str, distribution: Distribution | None) ->
 
 
 def wrong_python(distribution: Distribution | None) -> str:
-    """That a package needs another Python than this one, "" where it does not."""
+    """Return the reason if a package needs another Python than this one, else ""."""
     wanted = header(distribution, "Requires-Python")
     if distribution is None or not wanted or _meets_lower_bound(wanted):
         return ""
@@ -64,9 +64,9 @@ def wrong_python(distribution: Distribution | None) -> str:
 
 
 def header(distribution: Distribution | None, name: str) -> str:
-    """A field of a package's METADATA, "" where it has none.
+    """Return a field of a package's METADATA, "" if it has none.
 
-    `Distribution.metadata` would import the parser of mail and run it over the whole description.
+    `Distribution.metadata` would import the mail parser and parse the whole description.
     """
     if distribution is None:
         return ""
@@ -77,7 +77,7 @@ def header(distribution: Distribution | None, name: str) -> str:
 
 
 def _meets_lower_bound(wanted: str) -> bool:
-    """Whether a range is the common `>=3.11` and this Python is in it, which needs no parser of ranges."""
+    """Whether a range has the common form `>=3.11` and includes this Python. Needs no parser of ranges."""
     bound = re.fullmatch(r">=\s*(\d+(?:\.\d+){0,2})", wanted)
     return bound is not None and sys.version_info[:3] >= tuple(map(int, bound[1].split(".")))
 
@@ -99,7 +99,7 @@ def _problem(entry: AllowedPackage, name: str, distribution: Distribution | None
 
 
 def _in_range(version: str, wanted: str) -> bool:
-    """Whether a version is in a range (PEP 440). Raises ValueError for a range that is none."""
+    """Whether a version is in a range (PEP 440). Raises ValueError for an invalid range."""
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     try:
@@ -109,7 +109,7 @@ def _in_range(version: str, wanted: str) -> bool:
 
 
 def _record_problem(pinned: str, name: str, distribution: Distribution) -> str:
-    """That the RECORD is another one, or that a file is not as its RECORD says."""
+    """Return the reason if the RECORD has another hash, or a file differs from its RECORD; else ""."""
     record = distribution.read_text("RECORD")
     if record is None:
         return f"plugin_policy.allow pins the RECORD of {name}, which has none"
@@ -121,7 +121,7 @@ def _record_problem(pinned: str, name: str, distribution: Distribution) -> str:
 
 
 def changed_files(distribution: Distribution) -> Iterator[str]:
-    """Files of an installed package whose sha256 is not the one its RECORD says."""
+    """Yield the files of an installed package whose sha256 differs from the RECORD."""
     for file in distribution.files or ():
         if file.hash is None or file.hash.mode != "sha256":
             continue

@@ -26,7 +26,7 @@ FIRST_PARTY = PluginPolicy(
 
 
 def documents() -> dict[Path, str]:
-    """Every generated document and its text."""
+    """Return the text of every generated document by path."""
     registrations = discovery.all_registrations(FIRST_PARTY)
     return {
         REPOSITORY / "config.example.toml": render.example(registrations),
@@ -36,7 +36,7 @@ def documents() -> dict[Path, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the documents, or compare them; the exit status."""
+    """Write the documents, or compare them. Return the exit status."""
     parser = argparse.ArgumentParser(
         description="Generate config.example.toml and the pages of hooks and plugin kinds."
     )

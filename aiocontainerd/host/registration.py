@@ -21,11 +21,11 @@ class PluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class SkipPlugin(Exception):
-    """Raised by an init that finds it has no business here, such as a kernel without overlayfs. The text says why."""
+    """Raised by an init if the plugin is not meant for this host. The text says why, such as `no overlayfs here`."""
 
 
 class PluginError(Exception):
-    """A registration that cannot be used: a duplicate, a missing required plugin, an instance that is none."""
+    """Raised for a plugin that cannot be used: a duplicate id, a missing need, an instance of another form."""
 
 
 ConfigT = TypeVar("ConfigT", bound=PluginConfig)

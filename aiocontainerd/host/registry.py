@@ -1,7 +1,7 @@
-"""The plugins of one daemon: the order they start in, and what became of each.
+"""All plugins of one daemon, and what became of each.
 
-`run` runs the inits in dependency order. Whatever depends on a plugin that failed is not started, and says which one
-caused it. At the end plugins are closed in reverse order.
+`run` starts them in the order of need. A plugin that needs one that failed is not started, and names the cause. At the
+end `run` stops them in reverse order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """All registrations of one daemon. `replaceable` are the URIs that may be taken from the daemon's own plugins."""
+    """All plugins of one daemon. `replaceable` are URIs of its own plugins that another package may take over."""
 
     def __init__(self, replaceable: Iterable[str] = ()) -> None:
         self.replaceable = frozenset(replaceable)
@@ -42,16 +42,16 @@ class Registry:
         return f"<Registry {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """How many plugins are in each state."""
+        """Return how many plugins are in each state."""
         counts: dict[str, int] = {}
         for plugin in self._plugins.values():
             counts[plugin.state.value] = counts.get(plugin.state.value, 0) + 1
         return counts
 
     def add(self, registration: Registration, distribution: str = "") -> Plugin:
-        """Take a registration. Raises PluginError where its URI is taken, or a timeout is declared in another way.
+        """Add a registration. Raises PluginError if its URI is taken, or a timeout is declared in another way.
 
-        Of a plugin of the daemon's own and another one, the other one has the URI where `replaceable` names it.
+        If `replaceable` names the URI, a plugin of another package replaces the daemon's own, whichever comes first.
         """
         present = self._plugins.get(registration.uri)
         if present is not None:
@@ -78,7 +78,7 @@ class Registry:
     def add_failed(
         self, kind: str, plugin_id: str, reason: str, distribution: str = "", *, state: State = State.FAILED
     ) -> Plugin:
-        """Keep a row for something that could not even register, so that it is seen in the table."""
+        """Add a row for something that could not register, so that the table shows it."""
         plugin = Plugin(Registration(kind=kind, id=plugin_id, init=_never), distribution)
         plugin.state, plugin.reason, plugin.code = state, reason, Unknown.code
         self._plugins[plugin.uri] = plugin
@@ -86,7 +86,7 @@ class Registry:
 
     @property
     def plugins(self) -> Sequence[Plugin]:
-        """Every plugin; those that were started come first, in the order they started."""
+        """Every plugin. Those that were started come first, in the order of starting."""
         rest = [p for p in list(self._plugins.values()) if p not in self._order]  # the watchdog's thread asks, too
         return [*self._order, *rest]
 
@@ -94,16 +94,16 @@ class Registry:
         return self._plugins[uri]
 
     def get(self, uri: str) -> Plugin | None:
-        """The plugin of a URI, if it is registered."""
+        """Return the plugin of a URI, None if there is none."""
         return self._plugins.get(uri)
 
     def health(self, uri: str) -> PluginHealth | None:
-        """What is noted of a plugin, if it is registered."""
+        """Return the health of the plugin of a URI, None if there is none."""
         plugin = self._plugins.get(uri)
         return None if plugin is None else plugin.health
 
     def disable(self, uris: Iterable[str]) -> list[str]:
-        """Mark plugins so that they are not started; returns the URIs that name none of ours."""
+        """Mark plugins so that they are not started. Return the URIs that no plugin has."""
         unknown = []
         for uri in uris:
             plugin = self._plugins.get(uri)
@@ -114,10 +114,9 @@ class Registry:
         return unknown
 
     def order(self) -> list[Plugin]:
-        """The plugins to start, each after everything it requires.
+        """Return the plugins to start, each after everything it requires.
 
-        Of plugins that require each other in a circle, those that are not the daemon's own have failed; all where
-        none is another's.
+        In a circle of plugins that require each other, those of other packages fail; if all are ours, all fail.
         """
         while True:
             enabled = {u: p for u, p in self._plugins.items() if p.state == State.REGISTERED}
@@ -140,11 +139,10 @@ class Registry:
     ) -> AsyncIterator[None]:
         """Start every plugin, run the block, stop them in reverse order.
 
-        `config_of` gives a registration its decoded config; what it raises fails that plugin. A required plugin that
-        is missing or did not load raises PluginError after everything that did start is stopped. `last_resort` is
-        called at the end with the plugins that cannot be ended, or leave threads that cannot, and the block's error;
-        without it they are waited for.
-        `check` is given the kind and instance of each plugin and raises where the instance cannot be used.
+        `config_of` returns the decoded config of a registration; what it raises fails that plugin. `check` takes kind
+        and instance of each plugin and raises if the instance cannot be used. `last_resort` is called at the end with
+        the plugins that cannot be ended, or whose threads cannot, and with the block's error; without it, they are
+        waited for. Raises PluginError, after everything is stopped, if a `required` plugin is missing or not loaded.
         """
         self._order = self.order()
         failure: Exception | None = None
@@ -176,9 +174,9 @@ class Registry:
         self._required_running().readiness.serves()
 
     async def add_running(self, registration: Registration, distribution: str = "") -> Plugin:
-        """Register and start a plugin while the daemon runs, and tell who watches its kind.
+        """Register and start a plugin while the daemon runs, and tell the watchers of its kind.
 
-        The plugin's state says what became of it. Raises PluginError where its URI is taken or nothing runs.
+        The plugin's state says what became of it. Raises PluginError if its URI is taken or the daemon does not run.
         """
         running = self._required_running()
         plugin = self.add(registration, distribution)
@@ -189,9 +187,9 @@ class Registry:
         return plugin
 
     async def remove_running(self, uri: str) -> None:
-        """Stop a plugin while the daemon runs and forget it; who watches its kind is told before.
+        """Tell the watchers of a plugin's kind, stop the plugin while the daemon runs, and forget it.
 
-        Raises NotFound; FailedPrecondition where a plugin needs it that cannot do without until the next start.
+        Raises NotFound, and FailedPrecondition if another plugin uses it and does not watch its kind.
         """
         running = self._required_running()
         plugin = self._plugins.get(uri)
@@ -205,12 +203,12 @@ class Registry:
         self._order = [other for other in self._order if other is not plugin]
 
     def set_deadlines(self) -> None:
-        """Have the calls that begin from now on keep the deadlines that `Daemon.timeout_s` gives now."""
+        """Apply what `DaemonInfo.timeout_s` returns now to the calls that begin from now on."""
         if self._running is not None:
             self._running.set_deadlines()
 
     def owners(self) -> Owners:
-        """Which plugins the modules of the daemon belong to."""
+        """Return which plugins the modules of this process belong to."""
         packages: dict[str, list[str]] = {}
         for plugin in self.plugins:
             for package in plugin.packages():
@@ -247,7 +245,7 @@ class Registry:
 
 
 def is_first_party(distribution: str) -> bool:
-    """Whether a distribution is one of the daemon's own: the core, which may be without a name here, or its plugins."""
+    """Whether a distribution is one of ours: the core (which may have no name here) or a first-party plugin."""
     return distribution in ("", "aiocontainerd") or distribution.startswith("aiocontainerd-")
 
 

@@ -1,4 +1,4 @@
-"""The plugins of a running daemon: starting and stopping them, also one at a time while the others run."""
+"""Start and stop plugins, all of them or one at a time while the others run."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 
 class Running:
-    """What starting a plugin needs, from the start of the daemon to its end, and what was started.
+    """The plugins that run, from the start of the daemon to its end.
 
-    `make_context` gives the InitContext of a plugin; `check` raises where an instance cannot be used.
+    `make_context` returns the InitContext of a plugin. `check` raises if an instance cannot be used.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Running:
         return f"<Running {len(self.lives)} plugins, {self._dispatcher!r}>"
 
     async def start(self, plugin: Plugin, registered: Iterable[Plugin]) -> None:
-        """Start a plugin; its state says what became of it."""
+        """Start a plugin. Its state says what became of it."""
         cause = _missing_need(plugin, self.loaded, [p for p in registered if p.state == State.FAILED])
         if cause is not None:
             plugin.caused_by = cause.caused_by or cause.uri
@@ -88,7 +88,7 @@ class Running:
             plugin.failed(life.failure)
 
     async def stop(self, plugin: Plugin) -> None:
-        """Stop a plugin that nobody needs any more."""
+        """Stop a plugin that no other plugin needs any more."""
         self.loaded.get(plugin.kind, {}).pop(plugin.id, None)
         life = self.lives.pop(plugin.uri, None)
         if life is not None:
@@ -97,7 +97,7 @@ class Running:
             self._removed = [life for life in self._removed if not life.ended]
 
     async def stop_all(self) -> None:
-        """Stop in reverse order; all at once when the daemon itself is cancelled."""
+        """Stop all plugins in reverse order, or all at the same time if the daemon itself is cancelled."""
         self._stopping = True
         self.readiness.stops()
         lives = [*self.lives.values()]
@@ -111,11 +111,11 @@ class Running:
             raise
 
     def stuck(self) -> list[str]:
-        """URIs of plugins that were stopped and have not ended."""
+        """Return the URIs of plugins that were stopped and have not ended."""
         return [life.uri for life in (*self.lives.values(), *self._removed) if not life.ended]
 
     def tell(self, plugin: Plugin, instance: Any | None) -> None:
-        """Tell who watches the kind of a plugin that it is here, or with None that it goes."""
+        """Tell the watchers of a plugin's kind that it is here, or, with None, that it goes."""
         for watcher in [watcher for watcher in self.watchers if watcher.kind == plugin.kind]:
             try:
                 watcher.changed(plugin.id, instance)
@@ -123,7 +123,7 @@ class Running:
                 log.exception("plugin %s does not follow the change of %s", watcher.uri, plugin.uri)
 
     def set_deadlines(self) -> None:
-        """Take the deadlines of `[timeouts]` as they are now, and tell who keeps some."""
+        """Apply `[timeouts]` as they are now, and tell the plugins that watch them."""
         self._dispatcher.set_deadlines()
         for life in self.lives.values():
             life.limits = Limits.of(self.daemon.timeout_s, life.uri)
@@ -134,7 +134,7 @@ class Running:
                 log.exception("plugin %s does not follow the change of timeouts", watcher.uri)
 
     def require_unneeded(self, plugin: Plugin) -> None:
-        """Raises FailedPrecondition where a plugin was given this one and does not watch its kind."""
+        """Raise FailedPrecondition if another plugin uses this one and does not watch its kind."""
         told = {watcher.uri for watcher in self.watchers if watcher.kind == plugin.kind}
         loaded = [other for of_kind in self.loaded.values() for other in of_kind.values()]
         if plugin not in loaded:
@@ -162,7 +162,7 @@ class Running:
 
 
 def _missing_need(plugin: Plugin, loaded: dict[str, dict[str, Plugin]], failed: Sequence[Plugin]) -> Plugin | None:
-    """A plugin that failed and leaves a required kind without any; None where every need is met or optional."""
+    """Return a failed plugin that leaves a required kind without any plugin, None if every need is met."""
     for kind in plugin.registration.requires:
         if kind == kinds.ALL or loaded.get(kind):
             continue

@@ -26,7 +26,7 @@ class State(StrEnum):
 
 
 class Plugin:
-    """One registration and its state while the daemon runs."""
+    """A registration and its state while the daemon runs: the row of `actr plugins ls`."""
 
     def __init__(self, registration: Registration, distribution: str = "") -> None:
         self.registration = registration
@@ -64,17 +64,17 @@ class Plugin:
         return self.state == State.LOADED
 
     def packages(self) -> set[str]:
-        """The packages of its code, as far as its registration and instance tell."""
+        """Return the packages of its code, as far as registration and instance tell."""
         made = (self.registration.init, self.registration.config, type(self.instance))
         return {package_of(one.__module__) for one in made} - {""}
 
     def loaded(self, instance: object) -> None:
-        """Keep what init returned."""
+        """Note the instance that init returned."""
         self.instance, self.state = instance, State.LOADED
         self.caused_by = ""
 
     def failed(self, error: BaseException) -> None:
-        """Keep why the plugin was not loaded: skipped or failed (facts/core 12)."""
+        """Note why the plugin is not loaded: skipped or failed (facts/core 12)."""
         if isinstance(error, SkipPlugin):
             self.state, self.reason, self.code = State.SKIPPED, f"{error}: skip plugin", Unknown.code
             return

@@ -1,4 +1,4 @@
-"""The program `aiocontainerd-plugin`: a plugin in a process of its own, behind a socket."""
+"""The program `aiocontainerd-plugin`: run a plugin in a process of its own, behind a socket."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def serve(
 
 
 def _run(options: ServeOptions) -> int:
-    """Run to the end; the exit status. Whatever goes wrong before it serves is one line."""
+    """Serve until the end and return the exit status. An error before it serves is one line in the log."""
     import anyio
 
     from aiocontainerd.cli.plugin import serve
@@ -111,7 +111,7 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 def _become(uid: int | None, gid: int | None) -> None:
-    """Take another user's identity, with that user's group unless it is named, and no other group."""
+    """Become another user, with the named group or else that user's own, and no other group."""
     if uid is None and gid is None:
         return
     os.setgroups([])
@@ -128,7 +128,7 @@ def _group_of(uid: int | None) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Be killed with the process that started this one, even if it has gone already."""
+    """Have the kernel kill this process when its parent ends. Exit if the parent has ended already."""
     if not parent:
         return
     from aiocontainerd.sys import prctl

@@ -1,8 +1,8 @@
-"""Runs a plugin without a daemon and serves it to one: `aiocontainerd-plugin serve`.
+"""Run a plugin without a daemon and serve it to one: `aiocontainerd-plugin serve`.
 
-The plugin gets what a daemon would give it: its decoded config, directories of its own, an event bus (which nobody
-else hears). A differ gets the content of the daemon that `content` names, in the namespace and lease of each call, and
-the programs of `[stream_processors]`.
+The plugin gets what a daemon would give it: its decoded config, directories of its own, and an event bus, which nobody
+else hears. A differ also gets the content of the daemon that `content` names, in the namespace and lease of each call,
+and the programs of `[stream_processors]`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _UNLIMITED_S = 99_999_999.0
 
 
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to serve, and how. `uid` and `gid` own the socket; `namespace` is that of calls that name none."""
+    """What to serve, and how. `uid` and `gid` own the socket. `namespace` is for calls that name none."""
 
     target: str
     address: str
@@ -60,7 +60,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     uid: int = msgspec.field(default_factory=os.geteuid)
     gid: int = msgspec.field(default_factory=os.getegid)
     ready_fd: int = -1
-    """Gets a line once the socket serves, and is closed then."""
+    """Descriptor that gets a line and is closed once the socket serves; -1 for none."""
 
 
 async def run(options: ServeOptions) -> None:
@@ -115,7 +115,7 @@ async def _serve(
 
 
 def services(chosen: Sequence[Plugin], registry: Registry, state: Path) -> list[Service]:
-    """What is served: the plugins' own services, introspection for whoever asks for capabilities, health."""
+    """Return what is served: the services of the plugins, introspection (which tells capabilities) and health."""
     from aiocontainerd.host.introspection import DaemonIntrospection
     from aiocontainerd.serve.content import ContentGrpc
     from aiocontainerd.serve.diff import DiffGrpc
@@ -138,20 +138,20 @@ def services(chosen: Sequence[Plugin], registry: Registry, state: Path) -> list[
 
 
 class Snapshotters:
-    """Snapshotters by the name a request gives; a single one answers to any name, for its user chooses that."""
+    """Snapshotters by the name in a request. A single one answers to any name, as the daemon's config chooses it."""
 
     def __init__(self, plugins: Sequence[Plugin]) -> None:
         self._by_id = {plugin.id: plugin for plugin in plugins}
 
     def snapshotter(self, name: str) -> Snapshotter:
-        """Raises InvalidArgument for a name that could mean any of several."""
+        """Return a snapshotter. Raises InvalidArgument for a name that could mean any of several."""
         alone = next(iter(self._by_id.values())) if len(self._by_id) == 1 else None
         snapshotter: Snapshotter = (alone or named(name, self._by_id)).instance
         return snapshotter
 
 
 class _NoDeprecations:
-    """A DeprecationLog of a program that has none."""
+    """A DeprecationLog that is always empty."""
 
     def emit(self, deprecation: str) -> None:
         raise InvalidArgument(f"unknown deprecation {deprecation}")
@@ -161,7 +161,7 @@ class _NoDeprecations:
 
 
 class ContentOfDaemon(msgspec.Struct, frozen=True):
-    """As much of a metadata store as a differ asks for."""
+    """The part of a metadata store that a differ uses."""
 
     content: Any
 
@@ -198,7 +198,7 @@ def _stand_ins(options: ServeOptions, config: Config, chosen: Sequence[Plugin]) 
 
 
 def _programs(target_object: object, config: Config, chosen: Iterable[Plugin]) -> list[Registration]:
-    """The stream processors of the config, where the module of a differ runs such programs."""
+    """Return the stream processors of the config if the module of a served differ can run them."""
     register = getattr(target_object, "register_stream_processor", None)
     if register is None or kinds.DIFFER not in {plugin.kind for plugin in chosen}:
         return []

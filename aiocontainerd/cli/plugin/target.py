@@ -1,4 +1,4 @@
-"""What to serve: a module, an object of it, or a class that is a plugin as it stands."""
+"""Find what to serve: the plugins of a module or of an object in it, or a class that registers nothing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 def registrations(path: str, wanted: str = "") -> list[Registration]:
-    """The registrations of `module` or `module:Name` that can be served.
+    """Return the registrations of `module` or `module:Name` that can be served.
 
-    `wanted` is an id or a URI: it chooses one of several, and names a class that registers nothing itself.
-    Raises PluginError where nothing is left, and whatever importing the module raises.
+    `wanted` is an id or a URI. It chooses one of several, and it names a class that registers nothing.
+    Raises PluginError if nothing is left, and whatever importing the module raises.
     """
     found = _found(path, wanted)
     served = [r for r in found if r.kind in SERVED_KINDS and wanted in ("", r.id, r.uri)]
@@ -53,12 +53,12 @@ def _of_class(cls: type, path: str, wanted: str) -> Registration:
 
 
 def default_id(class_name: str) -> str:
-    """`acme-reflink` for AcmeReflinkSnapshotter."""
+    """Return the id of a class, such as `acme-reflink` for AcmeReflinkSnapshotter."""
     return _WORD_START.sub("-", _SUFFIX.sub("", class_name)).lower()
 
 
 def sole(found: Sequence[T], what: str) -> T | None:
-    """The one of a kind that a service without names can serve, None without any. Raises PluginError for several."""
+    """Return the only plugin of a kind, None without one. Raises PluginError for several: requests name none."""
     if len(found) > 1:
         raise PluginError(f"several plugins would serve {what}; choose one with --id")
     return found[0] if found else None
