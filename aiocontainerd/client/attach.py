@@ -1,4 +1,4 @@
-"""Being a process's front: its streams, its terminal, its signals, and its end."""
+"""Attaching this program to a process: its streams, its terminal, its signals, and its end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from aiocontainerd.client.tasks import Tasks
 
 GIVE_UP_SIGNALS = 3
-"""That many SIGINT or SIGTERM in all mean that whoever sends them wants the process gone."""
+"""After that many SIGINT or SIGTERM in all, the process is killed."""
 DRAIN_S = 5.0
-"""How long output may still come once the process is deleted: another process may hold its streams."""
+"""Wait for output once the process is deleted; another process may hold its streams for ever."""
 CLEANUP_S = 40.0
 
 
 class Attachment:
-    """A process in front of this program: `tasks`, its container, "" or its exec id."""
+    """A process that this program is attached to. `exec_id` "" is the init of the container."""
 
     def __init__(self, tasks: Tasks, container_id: str, exec_id: str = "", *, streams: Streams | None = None) -> None:
         self._tasks = tasks
@@ -38,16 +38,16 @@ class Attachment:
         return f"<Attachment {self._container_id} {self._exec_id or 'init'}>"
 
     async def run(self, create: Callable[[IO], Awaitable[object]], *, tty: bool, stdin: bool = True) -> Exit:
-        """Create a process by `create`, start it, be its front until it ends, delete it.
+        """Create a process by `create`, start it, stay attached until it ends, and delete it.
 
-        Whatever happens, no process of it is left (`facts/runtime 4.5`) and its fifos are gone.
+        A failure or a cancellation kills and deletes the process (facts/runtime 4.5). Its fifos are always removed.
         """
         with fifos(self._exec_id or self._container_id, terminal=tty, stdin=stdin) as io:
             copier = Copier(io, self._streams)
             try:
                 copier.open()
                 await create(io)
-                return await self._front(copier, io, start=True, delete=True)
+                return await self._stay_attached(copier, io, start=True, delete=True)
             except BaseException:
                 await self._discard()
                 raise
@@ -55,37 +55,37 @@ class Attachment:
                 copier.close()
 
     async def join(self, io: IO) -> Exit:
-        """Be the front of a process that runs; it is left as it is."""
+        """Stay attached to a running process until it ends, without deleting it."""
         copier = Copier(io, self._streams)
         try:
             copier.open()
-            return await self._front(copier, io, start=False, delete=False)
+            return await self._stay_attached(copier, io, start=False, delete=False)
         finally:
             copier.close()
 
-    async def _front(self, copier: Copier, io: IO, *, start: bool, delete: bool) -> Exit:
+    async def _stay_attached(self, copier: Copier, io: IO, *, start: bool, delete: bool) -> Exit:
         drained = anyio.Event()
         with terminal.raw(self._streams.stdin if io.terminal else -1), unwrapped():
-            async with anyio.create_task_group() as front:
-                front.start_soon(_outputs, copier, drained)
-                front.start_soon(self._forward_signals, io.terminal)
+            async with anyio.create_task_group() as group:
+                group.start_soon(_outputs, copier, drained)
+                group.start_soon(self._forward_signals, io.terminal)
                 if start:
                     await self._tasks.start(self._container_id, self._exec_id)
                 if io.terminal:
                     await self._resize()
-                front.start_soon(self._input, copier, io)
+                group.start_soon(self._input, copier, io)
                 ended = await self._tasks.wait(self._container_id, self._exec_id)
                 if delete:
                     ended = await self._tasks.delete(self._container_id, self._exec_id)
                 with anyio.move_on_after(DRAIN_S):
                     await drained.wait()
-                front.cancel_scope.cancel()
+                group.cancel_scope.cancel()
         return ended
 
     async def _input(self, copier: Copier, io: IO) -> None:
         await copier.input()
         if io.stdin:
-            await self._tolerantly(self._tasks.close_stdin(self._container_id, self._exec_id))
+            await self._ignoring_errors(self._tasks.close_stdin(self._container_id, self._exec_id))
 
     async def _forward_signals(self, tty: bool) -> None:
         with terminal.received(terminal.FORWARDED) as signals:
@@ -99,15 +99,15 @@ class Attachment:
     async def _forward(self, number: signal.Signals) -> None:
         self._interrupts += number in (signal.SIGINT, signal.SIGTERM)
         sent = signal.SIGKILL if self._interrupts >= GIVE_UP_SIGNALS else number
-        await self._tolerantly(self._tasks.kill(self._container_id, sent, self._exec_id))
+        await self._ignoring_errors(self._tasks.kill(self._container_id, sent, self._exec_id))
 
     async def _resize(self) -> None:
         size = terminal.size(self._streams.stdin)
         if size is not None:
-            await self._tolerantly(self._tasks.resize_pty(self._container_id, *size, self._exec_id))
+            await self._ignoring_errors(self._tasks.resize_pty(self._container_id, *size, self._exec_id))
 
-    async def _tolerantly(self, call: Awaitable[object]) -> None:
-        """The process may end at any moment: what can no longer be done to it no longer matters."""
+    async def _ignoring_errors(self, call: Awaitable[object]) -> None:
+        """Await a call and ignore its error, as the process may have ended meanwhile."""
         try:
             await call
         except ContainerdError:

@@ -1,4 +1,4 @@
-"""The door to a daemon: one connection, and a typed client for each of its services."""
+"""A client of one daemon: one connection, and a typed client for each of its services."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Client:
             self._transport.close()
 
     def under(self, *, lease: str | None = None, namespace: str | None = None) -> Client:
-        """The same connection with another lease or namespace."""
+        """Return a view of this client with another lease or namespace."""
         view = object.__new__(Client)
         view._transport = None
         view.connection = self.connection.under(lease=lease, namespace=namespace)
@@ -118,13 +118,13 @@ class Client:
             return await pull(stores, name, registry, options, told or silent)
 
     async def version(self) -> tuple[str, str]:
-        """The daemon's version and revision."""
+        """Return the daemon's version and revision."""
         from aiocontainerd.client.daemon import version
 
         return await version(self.connection)
 
     def snapshots(self, snapshotter: str) -> Snapshots:
-        """The snapshots of one backend."""
+        """Return the snapshots of one backend."""
         from aiocontainerd.client.snapshots import Snapshots
 
         return Snapshots(self.connection, snapshotter)

@@ -1,4 +1,4 @@
-"""Calls as one client makes them: in its namespace, under its lease, each with a deadline."""
+"""Calls to one daemon: each with a namespace, a lease and a deadline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT_S = 60.0
 
 
 class Connection:
-    """What the typed clients share. `under` gives another view of the same transport."""
+    """A transport with one namespace and one lease, for the typed clients. `under` gives others on it."""
 
     def __init__(self, transport: GrpcClient, *, namespace: str, lease: str = "", timeout_s: float = TIMEOUT_S) -> None:
         self._transport = transport
@@ -37,7 +37,7 @@ class Connection:
         return self._transport.address
 
     def under(self, *, lease: str | None = None, namespace: str | None = None) -> Connection:
-        """The same transport with another lease or namespace."""
+        """Return a connection with another lease or namespace on the same transport."""
         return Connection(
             self._transport,
             namespace=self.namespace if namespace is None else namespace,
@@ -55,7 +55,7 @@ class Connection:
         timeout_s: float | None = None,
         unlimited: bool = False,
     ) -> MessageT:
-        """A unary call; `unlimited` only where the wait is the purpose. Raises what the daemon answered."""
+        """Make a unary call. `unlimited` is for waiting for an exit. Raises the error that the daemon answered."""
         limit = None if unlimited else timeout_s or self.timeout_s
         message = await self._transport.unary(
             service, method, request, namespace=self.namespace, lease=self.lease, timeout_s=limit
@@ -71,7 +71,7 @@ class Connection:
         *,
         unlimited: bool = False,
     ) -> AsyncGenerator[MessageT, None]:
-        """The messages of a server stream; the deadline is for all of them."""
+        """Yield the messages of a server stream. One deadline counts for all of them."""
         limit = None if unlimited else self.timeout_s
         stream = self._transport.server_stream(
             service, method, request, namespace=self.namespace, lease=self.lease, timeout_s=limit
@@ -81,14 +81,14 @@ class Connection:
                 yield cast("MessageT", message)
 
     def stream(self, service: str, method: str) -> AbstractAsyncContextManager[GrpcCall]:
-        """A call of both directions. Its user bounds every step, for how long the whole takes depends on the data."""
+        """Open a call of both directions. Its user sets a limit for every step, as the whole grows with the data."""
         return self._transport.stream(service, method, namespace=self.namespace, lease=self.lease)
 
 
 class CallerConnection(Connection):
-    """Calls made while serving another: in the namespace and under the lease of whoever is served.
+    """A connection that follows `aiocontainerd.context`: calls take namespace and lease of the current call.
 
-    Where that names no namespace it is the connection's own.
+    A call without a namespace is made in the connection's own.
     """
 
     @classmethod
@@ -110,7 +110,7 @@ class CallerConnection(Connection):
         timeout_s: float | None = None,
         unlimited: bool = False,
     ) -> MessageT:
-        """As Connection's."""
+        """Make a unary call, as `Connection.call`."""
         connection = self._of_caller()
         return await connection.call(service, method, request, answer, timeout_s=timeout_s, unlimited=unlimited)
 
@@ -123,9 +123,9 @@ class CallerConnection(Connection):
         *,
         unlimited: bool = False,
     ) -> AsyncGenerator[MessageT, None]:
-        """As Connection's."""
+        """Yield messages, as `Connection.messages`."""
         return self._of_caller().messages(service, method, request, answer, unlimited=unlimited)
 
     def stream(self, service: str, method: str) -> AbstractAsyncContextManager[GrpcCall]:
-        """As Connection's."""
+        """Open a call, as `Connection.stream`."""
         return self._of_caller().stream(service, method)

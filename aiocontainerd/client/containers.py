@@ -21,7 +21,7 @@ class Containers:
         self._connection = connection
 
     async def get(self, container_id: str) -> Container:
-        """Raises NotFound."""
+        """Return the container of an id. Raises NotFound."""
         c = api.containers
         answer = await self._connection.call(
             self.SERVICE, "Get", c.GetContainerRequest(id=container_id), c.GetContainerResponse
@@ -29,28 +29,28 @@ class Containers:
         return _container(answer.container)
 
     async def list(self, filters: Sequence[str] = ()) -> list[Container]:
-        """Those that a filter matches, sorted by id."""
+        """Return the containers that a filter matches, sorted by id."""
         c = api.containers
         request = c.ListContainersRequest(filters=list(filters))
         answer = await self._connection.call(self.SERVICE, "List", request, c.ListContainersResponse)
         return [_container(message) for message in answer.containers]
 
     async def create(self, container: Container) -> Container:
-        """Raises AlreadyExists, InvalidArgument."""
+        """Create a container record. Raises AlreadyExists, InvalidArgument."""
         c = api.containers
         request = c.CreateContainerRequest(container=container_to_wire(container))
         answer = await self._connection.call(self.SERVICE, "Create", request, c.CreateContainerResponse)
         return _container(answer.container)
 
     async def update(self, container: Container, paths: Sequence[str] = ()) -> Container:
-        """Raises NotFound, InvalidArgument."""
+        """Change a container: everything, or the fields that `paths` name. Raises NotFound, InvalidArgument."""
         c = api.containers
         request = c.UpdateContainerRequest(container=container_to_wire(container), update_mask=mask_to_wire(paths))
         answer = await self._connection.call(self.SERVICE, "Update", request, c.UpdateContainerResponse)
         return _container(answer.container)
 
     async def delete(self, container_id: str) -> None:
-        """Raises NotFound."""
+        """Delete a container record. Raises NotFound."""
         request = api.containers.DeleteContainerRequest(id=container_id)
         await self._connection.call(self.SERVICE, "Delete", request, api.protobuf.Empty)
 

@@ -20,13 +20,13 @@ VERSION_SERVICE = "containerd.services.version.v1.Version"
 
 
 async def version(connection: Connection) -> tuple[str, str]:
-    """The daemon's version and revision."""
+    """Return the daemon's version and revision."""
     answer = await connection.call(VERSION_SERVICE, "Version", api.protobuf.Empty(), api.version.VersionResponse)
     return answer.version, answer.revision
 
 
 class Introspection:
-    """What the daemon is made of."""
+    """The plugins of the daemon, and its identity."""
 
     SERVICE = "containerd.services.introspection.v1.Introspection"
 
@@ -34,19 +34,19 @@ class Introspection:
         self._connection = connection
 
     async def plugins(self, filters: Sequence[str] = ()) -> list[PluginStatus]:
-        """Every plugin that a filter matches, those that failed or were skipped included."""
+        """Return every plugin that a filter matches, also those that failed or were skipped."""
         i = api.introspection
         request = i.PluginsRequest(filters=list(filters))
         answer = await self._connection.call(self.SERVICE, "Plugins", request, i.PluginsResponse)
         return [plugin_status_from_wire(message) for message in answer.plugins]
 
     async def uuid(self) -> str:
-        """The daemon's persistent identity."""
+        """Return the daemon's persistent identity."""
         i = api.introspection
         return (await self._connection.call(self.SERVICE, "Server", api.protobuf.Empty(), i.ServerResponse)).uuid
 
     async def server(self) -> ServerStatus:
-        """Identity and deprecation warnings."""
+        """Return the daemon's identity and its deprecation warnings."""
         i = api.introspection
         answer = await self._connection.call(self.SERVICE, "Server", api.protobuf.Empty(), i.ServerResponse)
         return server_status_from_wire(answer)
@@ -61,7 +61,7 @@ class Events:
         self._connection = connection
 
     async def subscribe(self, filters: Sequence[str] = ()) -> AsyncGenerator[Envelope, None]:
-        """Events of every namespace that a filter matches, from now on, until the iterator is closed."""
+        """Yield the events of every namespace that a filter matches, from now on, until the iterator is closed."""
         request = api.events.SubscribeRequest(filters=list(filters))
         stream = self._connection.messages(self.SERVICE, "Subscribe", request, api.types.Envelope, unlimited=True)
         async with aclosing(stream) as messages:
@@ -69,6 +69,6 @@ class Events:
                 yield envelope_from_wire(message)
 
     async def publish(self, topic: str, event: typeurl.Any) -> None:
-        """Raises InvalidArgument for a topic that is none."""
+        """Publish an event. Raises InvalidArgument for a malformed topic."""
         request = api.events.PublishRequest(topic=topic, event=any_to_wire(event))
         await self._connection.call(self.SERVICE, "Publish", request, api.protobuf.Empty)

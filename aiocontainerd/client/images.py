@@ -24,27 +24,27 @@ class Images:
         self._connection = connection
 
     async def get(self, name: str) -> Image:
-        """Raises NotFound."""
+        """Return the image of a name. Raises NotFound."""
         i = api.images
         answer = await self._connection.call(self.SERVICE, "Get", i.GetImageRequest(name=name), i.GetImageResponse)
         return _image(answer.image)
 
     async def list(self, filters: Sequence[str] = ()) -> list[Image]:
-        """Those that a filter matches, sorted by name."""
+        """Return the images that a filter matches, sorted by name."""
         i = api.images
         request = i.ListImagesRequest(filters=list(filters))
         answer = await self._connection.call(self.SERVICE, "List", request, i.ListImagesResponse)
         return [_image(message) for message in answer.images]
 
     async def create(self, image: Image, *, epoch_ns: int | None = None) -> Image:
-        """Raises AlreadyExists."""
+        """Create an image. Raises AlreadyExists."""
         i = api.images
         request = i.CreateImageRequest(image=image_to_wire(image), source_date_epoch=epoch_to_wire(epoch_ns))
         answer = await self._connection.call(self.SERVICE, "Create", request, i.CreateImageResponse)
         return _image(answer.image)
 
     async def update(self, image: Image, paths: Sequence[str] = (), *, epoch_ns: int | None = None) -> Image:
-        """Raises NotFound."""
+        """Change an image: everything, or the fields that `paths` name. Raises NotFound."""
         i = api.images
         request = i.UpdateImageRequest(
             image=image_to_wire(image), update_mask=mask_to_wire(paths), source_date_epoch=epoch_to_wire(epoch_ns)
@@ -53,7 +53,7 @@ class Images:
         return _image(answer.image)
 
     async def delete(self, name: str, *, target: Descriptor | None = None, sync: bool = False) -> None:
-        """`sync` waits for the garbage collection. Raises NotFound."""
+        """Delete an image; `sync` waits for the garbage collection. Raises NotFound."""
         wanted = None if target is None else descriptor_to_wire(target)
         request = api.images.DeleteImageRequest(name=name, sync=sync, target=wanted)
         await self._connection.call(self.SERVICE, "Delete", request, api.protobuf.Empty)

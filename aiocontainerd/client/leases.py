@@ -23,7 +23,7 @@ class Leases:
         self._connection = connection
 
     async def create(self, lease_id: str = "", labels: Mapping[str, str] = _NONE) -> Lease:
-        """`lease_id` "" lets the daemon make one up. Raises AlreadyExists."""
+        """Create a lease; for `lease_id` "" the daemon makes one up. Raises AlreadyExists."""
         le = api.leases
         request = le.CreateRequest(id=lease_id, labels=dict(labels))
         answer = await self._connection.call(self.SERVICE, "Create", request, le.CreateResponse)
@@ -32,12 +32,12 @@ class Leases:
         return lease_from_wire(answer.lease)
 
     async def delete(self, lease_id: str, *, sync: bool = False) -> None:
-        """Raises NotFound."""
+        """Delete a lease; `sync` waits for the garbage collection. Raises NotFound."""
         request = api.leases.DeleteRequest(id=lease_id, sync=sync)
         await self._connection.call(self.SERVICE, "Delete", request, api.protobuf.Empty)
 
     async def list(self, filters: Sequence[str] = ()) -> list[Lease]:
-        """Those that a filter matches."""
+        """Return the leases that a filter matches."""
         le = api.leases
         answer = await self._connection.call(
             self.SERVICE, "List", le.ListRequest(filters=list(filters)), le.ListResponse
@@ -45,19 +45,19 @@ class Leases:
         return [lease_from_wire(message) for message in answer.leases]
 
     async def add_resource(self, lease_id: str, resource: Resource) -> None:
-        """Raises NotFound for the lease; the resource need not exist."""
+        """Have a lease hold a resource, which need not exist. Raises NotFound for the lease."""
         le = api.leases
         request = le.AddResourceRequest(id=lease_id, resource=resource_to_wire(resource))
         await self._connection.call(self.SERVICE, "AddResource", request, api.protobuf.Empty)
 
     async def delete_resource(self, lease_id: str, resource: Resource) -> None:
-        """Raises NotFound for the lease."""
+        """Have a lease release a resource. Raises NotFound for the lease."""
         le = api.leases
         request = le.DeleteResourceRequest(id=lease_id, resource=resource_to_wire(resource))
         await self._connection.call(self.SERVICE, "DeleteResource", request, api.protobuf.Empty)
 
     async def resources(self, lease_id: str) -> Sequence[Resource]:
-        """What a lease holds."""
+        """Return what a lease holds."""
         le = api.leases
         answer = await self._connection.call(
             self.SERVICE, "ListResources", le.ListResourcesRequest(id=lease_id), le.ListResourcesResponse

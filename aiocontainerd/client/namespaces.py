@@ -23,13 +23,13 @@ class Namespaces:
         self._connection = connection
 
     async def create(self, name: str, labels: Mapping[str, str] = _NONE) -> None:
-        """Raises AlreadyExists, InvalidArgument."""
+        """Create a namespace. Raises AlreadyExists, InvalidArgument."""
         n = api.namespaces
         request = n.CreateNamespaceRequest(namespace=namespace_to_wire(Namespace(name, labels)))
         await self._connection.call(self.SERVICE, "Create", request, n.CreateNamespaceResponse)
 
     async def get(self, name: str) -> Namespace:
-        """One namespace; an unknown one has no labels."""
+        """Return a namespace; an unknown one has no labels."""
         n = api.namespaces
         answer = await self._connection.call(
             self.SERVICE, "Get", n.GetNamespaceRequest(name=name), n.GetNamespaceResponse
@@ -44,12 +44,12 @@ class Namespaces:
         return namespace_from_wire(answer.namespace)
 
     async def list(self) -> list[Namespace]:
-        """All, sorted by name."""
+        """Return all, sorted by name."""
         n = api.namespaces
         answer = await self._connection.call(self.SERVICE, "List", n.ListNamespacesRequest(), n.ListNamespacesResponse)
         return [namespace_from_wire(message) for message in answer.namespaces]
 
     async def delete(self, name: str) -> None:
-        """Raises FailedPrecondition where it isn't empty, NotFound."""
+        """Delete an empty namespace. Raises FailedPrecondition where it isn't empty, NotFound."""
         n = api.namespaces
         await self._connection.call(self.SERVICE, "Delete", n.DeleteNamespaceRequest(name=name), api.protobuf.Empty)

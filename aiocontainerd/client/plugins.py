@@ -1,4 +1,4 @@
-"""What a daemon noted of its plugins, and having it read its config again; only aiocontainerd has this service."""
+"""Health of a daemon's plugins, and reload of its config. Only aiocontainerd has this service."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Plugins:
         self._connection = connection
 
     async def explain(self, plugin: str) -> api.plugins.ExplainResponse:
-        """All of one plugin, by URI or id. Raises NotFound, InvalidArgument for an id that several have."""
+        """Return all about a plugin, by URI or id. Raises NotFound, InvalidArgument for an id that several have."""
         request = api.plugins.ExplainRequest(plugin=plugin)
         return await self._connection.call(self.SERVICE, "Explain", request, api.plugins.ExplainResponse)
 
     async def health(self) -> Sequence[api.plugins.Health]:
-        """A row for each plugin."""
+        """Return the health of every plugin."""
         p = api.plugins
         answer = await self._connection.call(self.SERVICE, "ListHealth", p.ListHealthRequest(), p.ListHealthResponse)
         return answer.plugins
 
     async def reload(self) -> Sequence[api.plugins.Change]:
-        """Read the config again; what was done. Raises InvalidArgument for a config that cannot be used."""
+        """Have the daemon read its config again; the changes. Raises InvalidArgument for an unusable config."""
         p = api.plugins
         answer = await self._connection.call(self.SERVICE, "Reload", p.ReloadRequest(), p.ReloadResponse)
         return answer.changes

@@ -1,4 +1,4 @@
-"""Running a container: snapshot, record, task and streams, and taking all of it away again (facts/runtime 4.5, 4.6)."""
+"""Running a container: snapshot, record, task and streams, and their removal (facts/runtime 4.5, 4.6)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 DEFAULT_RUNTIME = "io.containerd.runc.v2"
 STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
 RESERVED_LABELS = ("containerd.io/", "io.cri-containerd")
-"""Prefixes that only the client's own labels may have, never an image's (facts/security 2026-53488)."""
+"""Prefixes that labels of an image may not have, only the client's own (facts/security 2026-53488)."""
 CLEANUP_S = 60.0
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run and how. "" for snapshotter and runtime means the namespace's default."""
+    """What to run and how. `snapshotter` and `runtime` "" are the namespace's defaults."""
 
     image: str
     id: str
@@ -89,7 +89,7 @@ async def _record(
 
 
 def image_labels(config: ContainerConfig) -> dict[str, str]:
-    """The labels that an image gives its containers: none that the daemon or its plugins act on."""
+    """Return the labels that an image gives its containers, without those that daemon or plugins act on."""
     taken = {STOP_SIGNAL_LABEL: config.stop_signal or "SIGTERM"}
     for key, value in (config.labels or {}).items():
         short = len(key.encode()) + len(value.encode()) <= labels.MAX_SIZE_BYTES
@@ -99,7 +99,7 @@ def image_labels(config: ContainerConfig) -> dict[str, str]:
 
 
 async def run(client: Client, options: RunOptions, rank: Ranking, *, streams: Streams, remove: bool) -> Exit:
-    """Run a container in front until it ends. `remove` leaves nothing of it, whatever happens."""
+    """Run a container attached to this program until it ends. `remove` removes it then, whatever happens."""
     container = await create_container(client, options, rank)
     try:
         rootfs = await client.snapshots(container.snapshotter).mounts(container.snapshot_key)
@@ -112,7 +112,7 @@ async def run(client: Client, options: RunOptions, rank: Ranking, *, streams: St
 
 
 async def run_detached(client: Client, options: RunOptions, rank: Ranking, io: IO | None = None) -> int:
-    """Run a container in the background and return its pid. A container that does not start is left without a task."""
+    """Run a container in the background and return its pid. One that does not start keeps its record but no task."""
     container = await create_container(client, options, rank)
     rootfs = await client.snapshots(container.snapshotter).mounts(container.snapshot_key)
     pid = await client.tasks.create(container.id, rootfs=rootfs, io=io)
@@ -126,7 +126,7 @@ async def run_detached(client: Client, options: RunOptions, rank: Ranking, io: I
 
 
 async def remove_container(client: Client, container: Container, *, force: bool = False) -> None:
-    """Remove a container and its snapshot, with `force` its task as well. What is gone already is fine.
+    """Remove a container and its snapshot, with `force` also a running task. Missing parts are no error.
 
     Raises FailedPrecondition where the task runs and `force` isn't given.
     """
@@ -161,7 +161,7 @@ async def _user(text: str, mounts: Sequence[Mount]) -> users.User:
 async def exec_process(
     client: Client, container_id: str, args: Sequence[str], *, tty: bool, cwd: str = "", user: str = ""
 ) -> typeurl.Any:
-    """The process to execute in a container: its own with other arguments. Raises NotFound, InvalidArgument."""
+    """Return the container's process with other arguments, for an exec. Raises NotFound, InvalidArgument."""
     container = await client.containers.get(container_id)
     resolved = None
     if user:

@@ -25,7 +25,7 @@ class Snapshots:
         self.name = snapshotter
 
     async def stat(self, key: str) -> Info:
-        """Raises NotFound."""
+        """Return what is known of a snapshot. Raises NotFound."""
         s = api.snapshots
         request = s.StatSnapshotRequest(snapshotter=self.name, key=key)
         answer = await self._connection.call(self.SERVICE, "Stat", request, s.StatSnapshotResponse)
@@ -43,35 +43,35 @@ class Snapshots:
         return _info(answer.info)
 
     async def usage(self, key: str) -> Usage:
-        """Disk space of one snapshot without its parents."""
+        """Return the disk space of one snapshot without its parents."""
         s = api.snapshots
         request = s.UsageRequest(snapshotter=self.name, key=key)
         answer = await self._connection.call(self.SERVICE, "Usage", request, s.UsageResponse)
         return usage_from_wire(answer)
 
     async def mounts(self, key: str) -> list[Mount]:
-        """Raises NotFound, FailedPrecondition for a committed snapshot."""
+        """Return the mounts of a snapshot. Raises NotFound, FailedPrecondition for a committed snapshot."""
         s = api.snapshots
         request = s.MountsRequest(snapshotter=self.name, key=key)
         answer = await self._connection.call(self.SERVICE, "Mounts", request, s.MountsResponse)
         return mounts_from_wire(answer.mounts)
 
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """Raises AlreadyExists, NotFound for the parent."""
+        """Make an active snapshot and return its mounts. Raises AlreadyExists, NotFound for the parent."""
         s = api.snapshots
         request = s.PrepareSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=dict(labels or {}))
         answer = await self._connection.call(self.SERVICE, "Prepare", request, s.PrepareSnapshotResponse)
         return mounts_from_wire(answer.mounts)
 
     async def view(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
-        """Raises AlreadyExists, NotFound for the parent."""
+        """Make a read-only view and return its mounts. Raises AlreadyExists, NotFound for the parent."""
         s = api.snapshots
         request = s.ViewSnapshotRequest(snapshotter=self.name, key=key, parent=parent, labels=dict(labels or {}))
         answer = await self._connection.call(self.SERVICE, "View", request, s.ViewSnapshotResponse)
         return mounts_from_wire(answer.mounts)
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
-        """Raises AlreadyExists, NotFound."""
+        """Turn an active snapshot into the committed snapshot `name`. Raises AlreadyExists, NotFound."""
         s = api.snapshots
         request = s.CommitSnapshotRequest(
             snapshotter=self.name, name=name, key=key, labels=dict(labels or {}), parent=parent
@@ -79,12 +79,12 @@ class Snapshots:
         await self._connection.call(self.SERVICE, "Commit", request, api.protobuf.Empty)
 
     async def remove(self, key: str) -> None:
-        """Raises NotFound, FailedPrecondition where it has children."""
+        """Remove a snapshot. Raises NotFound, FailedPrecondition where it has children."""
         request = api.snapshots.RemoveSnapshotRequest(snapshotter=self.name, key=key)
         await self._connection.call(self.SERVICE, "Remove", request, api.protobuf.Empty)
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
-        """Every snapshot that a filter matches, sorted by key."""
+        """Yield every snapshot that a filter matches, sorted by key."""
         s = api.snapshots
         request = s.ListSnapshotsRequest(snapshotter=self.name, filters=list(filters))
         stream = self._connection.messages(self.SERVICE, "List", request, s.ListSnapshotsResponse)
@@ -94,7 +94,7 @@ class Snapshots:
                     yield snapshot_info_from_wire(info)
 
     async def cleanup(self) -> None:
-        """Raises Unimplemented where the backend is cleaned by garbage collection only."""
+        """Delete what removed snapshots left. Raises Unimplemented where only garbage collection does that."""
         request = api.snapshots.CleanupRequest(snapshotter=self.name)
         await self._connection.call(self.SERVICE, "Cleanup", request, api.protobuf.Empty)
 

@@ -24,7 +24,7 @@ OPEN_PAUSE_S = 0.005
 
 
 class Streams(msgspec.Struct, frozen=True, kw_only=True):
-    """Descriptors of this program to copy from and to; -1 for a stream that isn't wanted."""
+    """Descriptors of this program to copy from and to; -1 leaves a stream out."""
 
     stdin: int = 0
     stdout: int = 1
@@ -33,7 +33,7 @@ class Streams(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextmanager
 def fifos(name: str, *, terminal: bool, stdin: bool = True, directory: str = FIFO_DIR) -> Iterator[IO]:
-    """The fifos of one process in a directory of their own, removed at the end. A terminal has no stderr."""
+    """Make the fifos of one process in a directory of their own; remove it at the end. A terminal has no stderr."""
     os.makedirs(directory, mode=0o711, exist_ok=True)
     own = tempfile.mkdtemp(dir=directory)
     try:
@@ -63,7 +63,7 @@ class Copier:
         return f"<Copier {self._io.stdout} {len(self._outputs)} outputs open>"
 
     def open(self) -> None:
-        """Open the reading ends, which succeeds before anybody writes. Raises OSError naming the fifo."""
+        """Open the reading ends, which waits for no writer. Raises OSError naming the fifo."""
         for path, target in ((self._io.stdout, self._streams.stdout), (self._io.stderr, self._streams.stderr)):
             if path and target >= 0:
                 self._outputs.append((os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), target))
@@ -104,7 +104,7 @@ async def _copy_output(source: int, target: int) -> None:
 
 
 def _write_all(target: int, data: bytes) -> None:
-    """A reader who has gone loses the rest, as it would from any program."""
+    """Write everything, unless the reader has gone."""
     view = memoryview(data)
     while view:
         try:
@@ -126,7 +126,7 @@ async def _copy_input(source: int, fifo: int) -> None:
 
 
 async def _read(source: int) -> bytes:
-    """Bytes of a terminal, pipe or file; of files and devices that cannot be waited for, at once."""
+    """Return the next bytes of a terminal, pipe or file, b"" at the end. Files are read in a thread."""
     try:
         await anyio.wait_readable(source)
     except PermissionError:

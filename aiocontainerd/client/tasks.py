@@ -48,13 +48,13 @@ class Tasks:
         return (await self._connection.call(self.SERVICE, "Create", request, t.CreateTaskResponse)).pid
 
     async def start(self, container_id: str, exec_id: str = "") -> int:
-        """Run a process; its pid."""
+        """Start a process and return its pid."""
         t = api.tasks
         request = t.StartRequest(container_id=container_id, exec_id=exec_id)
         return (await self._connection.call(self.SERVICE, "Start", request, t.StartResponse)).pid
 
     async def get(self, container_id: str, exec_id: str = "") -> ProcessState:
-        """Raises NotFound."""
+        """Return the state of a process. Raises NotFound."""
         t = api.tasks
         request = t.GetRequest(container_id=container_id, exec_id=exec_id)
         answer = await self._connection.call(self.SERVICE, "Get", request, t.GetResponse)
@@ -63,13 +63,13 @@ class Tasks:
         return process_from_wire(answer.process)
 
     async def list(self) -> list[ProcessState]:
-        """The init of every task."""
+        """Return the state of the init of every task."""
         t = api.tasks
         answer = await self._connection.call(self.SERVICE, "List", t.ListTasksRequest(), t.ListTasksResponse)
         return [process_from_wire(message) for message in answer.tasks]
 
     async def kill(self, container_id: str, signal: int, exec_id: str = "", *, all_processes: bool = False) -> None:
-        """Raises NotFound for a process that has gone."""
+        """Send a signal to a process. Raises NotFound for a process that has gone."""
         request = api.tasks.KillRequest(container_id=container_id, exec_id=exec_id, signal=signal, all=all_processes)
         await self._connection.call(self.SERVICE, "Kill", request, api.protobuf.Empty)
 
@@ -107,7 +107,7 @@ class Tasks:
         await self._connection.call(self.SERVICE, "Resume", request, api.protobuf.Empty)
 
     async def pids(self, container_id: str) -> Sequence[ProcessInfo]:
-        """Every process of a container."""
+        """Return every process of a container."""
         t = api.tasks
         request = t.ListPidsRequest(container_id=container_id)
         answer = await self._connection.call(self.SERVICE, "ListPids", request, t.ListPidsResponse)
@@ -123,7 +123,7 @@ class Tasks:
         await self._connection.call(self.SERVICE, "Update", request, api.protobuf.Empty)
 
     async def wait(self, container_id: str, exec_id: str = "") -> Exit:
-        """Wait for a process's exit, however long it takes."""
+        """Wait for the exit of a process, however long it takes."""
         t = api.tasks
         request = t.WaitRequest(container_id=container_id, exec_id=exec_id)
         answer = await self._connection.call(self.SERVICE, "Wait", request, t.WaitResponse, unlimited=True)

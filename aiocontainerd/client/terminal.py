@@ -1,4 +1,4 @@
-"""The terminal of this program while a container uses it: raw mode, its size, and signals to pass on."""
+"""This program's terminal while a container uses it: raw mode, its size, and signals to pass on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORWARDED = (
 
 @contextmanager
 def raw(descriptor: int) -> Iterator[None]:
-    """Raw mode for the block where `descriptor` is a terminal; always restored."""
+    """Set raw mode for the block, if `descriptor` is a terminal, and restore the mode afterwards."""
     if descriptor < 0 or not os.isatty(descriptor):
         yield
         return
@@ -35,7 +35,7 @@ def raw(descriptor: int) -> Iterator[None]:
 
 
 def size(descriptor: int) -> tuple[int, int] | None:
-    """Columns and rows; None where `descriptor` is no terminal or has no size."""
+    """Return columns and rows; None where `descriptor` is no terminal or has no size."""
     try:
         rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(descriptor, termios.TIOCGWINSZ, b"\0" * 8))
     except OSError:
@@ -45,9 +45,9 @@ def size(descriptor: int) -> tuple[int, int] | None:
 
 @contextmanager
 def received(numbers: Sequence[signal.Signals]) -> Iterator[asyncio.Queue[signal.Signals]]:
-    """The signals that arrive during the block, instead of what they did before; that is restored.
+    """Queue the signals that arrive during the block, and restore their handlers afterwards.
 
-    Nothing arrives outside of the main thread, to which the interpreter gives them.
+    Outside of the main thread the queue stays empty, as only that thread can handle signals.
     """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[signal.Signals] = asyncio.Queue()

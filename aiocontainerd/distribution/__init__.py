@@ -10,7 +10,8 @@ same code: both make a `Stores`, and namespace and lease are those of `aiocontai
     pull            an image from a registry: resolve, fetch, label, unpack, name
     walk            from an image's target down to its layers, bounded
     unpack          the layers of an image as snapshots
-    importing       images of an archive; `tar_stream` reads it, `import_names` names them
+    importing       images of an archive: `tar_stream` and `archive_files` read it, `docker_archive` is for what
+                    `docker save` writes, `import_names` names the images, `documents` makes JSON
     inspect         size and platforms of an image
     resolve, fetch  a reference to its descriptor; the bytes of a blob
     requests, auth  requests to a registry, and its authentication

@@ -39,7 +39,7 @@ class Challenge(msgspec.Struct, frozen=True):
 
 
 def parse_challenges(headers: Sequence[str]) -> list[Challenge]:
-    """The challenges of all headers, Bearer before Basic; what cannot be read is left out."""
+    """Return the challenges of all headers, Bearer before Basic, without malformed ones."""
     found = [challenge for header in headers for challenge in _challenges(header)]
     order = {"bearer": 0, "basic": 1}
     return sorted((c for c in found if c.scheme in order), key=lambda challenge: order[challenge.scheme])
@@ -59,7 +59,7 @@ def _challenges(header: str) -> list[Challenge]:
 
 
 def scopes_of(challenge: Challenge, repository: str) -> tuple[str, ...]:
-    """What to ask a token for: the challenge's scopes and reading the repository, sorted and unique."""
+    """Return the scopes of a token: those of the challenge and pulling the repository, sorted and unique."""
     given = challenge.parameters.get("scope", "").split(" ")
     return tuple(sorted({scope for scope in (*given, f"repository:{repository}:pull") if scope}))
 
@@ -83,7 +83,7 @@ class Authorizer:
         return self._header
 
     async def answer(self, headers: Sequence[str], repository: str, *, again: bool) -> None:
-        """React to a 401 so that `header` fits. `again` says that a header was sent.
+        """Set `header` to answer a 401. `again` says that the request had a header.
 
         Raises PermissionDenied where nothing helps.
         """
@@ -145,7 +145,7 @@ class Authorizer:
 
 
 def denied(repository: str, reason: str) -> str:
-    """What a person reads who may not pull."""
+    """Return the message for a person who may not pull."""
     return (
         f"pull access denied for {repository}, repository does not exist or may require authorization: {reason}; "
         "give credentials with --user"

@@ -1,4 +1,4 @@
-"""Where and how to reach a registry: base URLs in the order to try, proxies, what may follow a redirect.
+"""Where and how to reach a registry: base URLs in the order to try, proxies, which redirects to follow.
 
 Loopback means the literal `localhost` or a loopback address, never what a name resolves to (facts/security
 2026-92543). Only there is plain http tried without being asked for, with certificates unchecked (facts/core 14).
@@ -65,7 +65,7 @@ class Base(msgspec.Struct, frozen=True):
 
 
 def bases(host: str, options: RegistryOptions) -> list[Base]:
-    """The base URLs of a registry: the first, and where plain http may follow, that one."""
+    """Return the base URLs of a registry in the order to try: one, or https and then plain http."""
     name = DOCKER_REGISTRY if host == DOCKER_HOST else host
     http, https = f"http://{name}/v2", f"https://{name}/v2"
     if options.plain_http:
@@ -81,7 +81,7 @@ def bases(host: str, options: RegistryOptions) -> list[Base]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host[:port]` is literally this machine."""
+    """Return whether `host[:port]` is literally this machine."""
     name = urlsplit(f"//{host}").hostname or ""
     return name == "localhost" or _address_is(name, "is_loopback")
 
@@ -94,7 +94,7 @@ def _address_is(name: str, what: str) -> bool:
 
 
 def same_origin(one: str, other: str) -> bool:
-    """Whether two URLs have the same scheme, host and port."""
+    """Return whether two URLs have the same scheme, host and port."""
     return _origin(urlsplit(one)) == _origin(urlsplit(other))
 
 
@@ -107,13 +107,13 @@ def _origin(parts: SplitResult) -> tuple[str, str, int]:
 
 
 def may_redirect(before: str, after: str) -> bool:
-    """Whether a redirect may be followed: http and https only, never from https to http."""
+    """Return whether a redirect may be followed: http and https only, never from https to http."""
     scheme = urlsplit(after).scheme
     return scheme == "https" or (scheme == "http" and urlsplit(before).scheme == "http")
 
 
 def realm_problem(realm: str, registry: str) -> str:
-    """Why credentials must not go to a token server, "" where they may (facts/security 2.3)."""
+    """Return why credentials must not go to a token server, "" where they may (facts/security 2.3)."""
     token, own = urlsplit(realm), urlsplit(registry)
     if token.scheme not in ("http", "https") or not token.hostname:
         return "it is no http URL"
@@ -126,14 +126,14 @@ def realm_problem(realm: str, registry: str) -> str:
 
 
 def redacted(url: str) -> str:
-    """A URL fit for messages: without user information and with the values of its query hidden."""
+    """Return a URL fit for messages: without user information and with the values of its query hidden."""
     parts = urlsplit(url)
     query = "&".join(f"{pair.partition('=')[0]}=redacted" for pair in parts.query.split("&") if pair)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment="").geturl()
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for a URL."""
+    """Return the proxy that the environment names for a URL."""
     from urllib.request import getproxies, proxy_bypass
 
     parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""What imported images are called (facts/core 13, "Import naming"): pure rules over annotations."""
+"""The names of imported images (facts/core 13, "Import naming"): pure rules over annotations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiocontainerd.oci.image import NAME_ANNOTATION, REF_ANNOTATION
 
 
 class Naming(msgspec.Struct, frozen=True, kw_only=True):
-    """How to name manifests: by a prefix, whether names outside of it count, and whether digests name as well."""
+    """How to name manifests. `allow_overwrite` takes names outside of `prefix`, `add_digest` adds a name by digest."""
 
     prefix: str = ""
     allow_overwrite: bool = False
@@ -19,7 +19,7 @@ class Naming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def names_of(annotations: Mapping[str, str], digest: str, naming: Naming) -> list[str]:
-    """The names of one manifest of an archive; none where nothing names it."""
+    """Return the names of one manifest of an archive."""
     names: list[str] = []
     given = annotations.get(NAME_ANNOTATION)
     if given is not None:
@@ -33,7 +33,7 @@ def names_of(annotations: Mapping[str, str], digest: str, naming: Naming) -> lis
 
 
 def prefixed(value: str, naming: Naming) -> str:
-    """The name that an annotation's value makes under a prefix, "" for none."""
+    """Return the name that an annotation's value makes under a prefix, "" for none."""
     if not value:
         return ""
     if not any(character in value for character in "/:@"):

@@ -151,7 +151,7 @@ class Fetcher:
                 self._told(key, "downloading", writer.offset, item.size)
 
     async def _label(self, digest: str) -> None:
-        """Add this repository to those that a blob came from, sorted and unique."""
+        """Add this repository to the blob's label of repositories, sorted and unique."""
         try:
             before = (await self._content.info(digest)).labels.get(self._source, "")
         except NotFound:

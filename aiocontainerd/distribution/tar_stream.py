@@ -22,7 +22,7 @@ _SKIPPED = frozenset(b"g")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One entry: its clean relative name, where a link points to (clean as well), its size in bytes."""
+    """One entry: its clean relative name, its kind (`file`, `link`, `other`), size in bytes, clean target of a link."""
 
     name: str
     kind: str
@@ -31,7 +31,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class TarStream:
-    """The entries of a tar read from start to end. Blocking: used in a worker thread."""
+    """Reads the entries of a tar from start to end. Blocking: used in a worker thread."""
 
     def __init__(self, source: IO[bytes]) -> None:
         self._source = _inflated(source)
@@ -39,7 +39,7 @@ class TarStream:
         self._padding = 0
 
     def next(self) -> Entry | None:
-        """The next entry, after what is unread of the last; None at the end. Raises InvalidArgument."""
+        """Skip the rest of the current entry and return the next; None at the end. Raises InvalidArgument."""
         self._skip()
         extended: dict[str, str] = {}
         while (header := self._header()) is not None:
@@ -54,7 +54,7 @@ class TarStream:
         return None
 
     def read(self) -> bytes:
-        """Up to a megabyte of the current entry, empty at its end."""
+        """Return up to a megabyte of the current entry, b"" at its end."""
         data = self._exactly(min(self._left, READ_BYTES))
         self._left -= len(data)
         return data
@@ -113,7 +113,7 @@ class TarStream:
 
 
 def clean(name: str) -> str:
-    """The name relative to the archive's root. Raises InvalidArgument for one that leaves it or is too long."""
+    """Return the name relative to the archive's root. Raises InvalidArgument for one that leaves it or is too long."""
     cleaned = posixpath.normpath("/" + name.lstrip("/") if name.startswith("/") else name).lstrip("/")
     if cleaned == ".." or cleaned.startswith("../") or len(name.encode(errors="replace")) > MAX_PATH_BYTES:
         raise InvalidArgument(f'archive: entry name "{name[:128]}" leaves the archive')
@@ -121,7 +121,7 @@ def clean(name: str) -> str:
 
 
 def _inflated(source: IO[bytes]) -> IO[bytes]:
-    """`source` without its outer gzip or zstd compression, if any."""
+    """Return `source` without its outer gzip or zstd compression, if it has one."""
     peeked = _Peeked(source)
     if peeked.start.startswith(b"\x1f\x8b"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=cast("IO[bytes]", peeked)))

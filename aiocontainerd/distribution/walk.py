@@ -1,7 +1,7 @@
 """Following an image from its target down: index, manifests, configuration and layers (facts/core 14).
 
-Every digest is handled once. Depth, number of references and the size of documents are bounded, so that an image made
-to grow costs its puller no more than an honest one (facts/security 2.4).
+Every digest is fetched once. Depth, number of references and size of documents are bounded: a hostile image costs no
+more than an honest one (facts/security 2.4).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Handler = Callable[[ChildDescriptor], Awaitable[None]]
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """The one manifest of an image that suits, with what it refers to."""
+    """The manifest of an image that suits best, with its configuration."""
 
     target: Descriptor
     manifest: Manifest
@@ -41,7 +41,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Walker:
-    """Brings an image's blobs by `fetch`, then labels each parent with its children."""
+    """Fetches the blobs of an image by `fetch`, then labels each parent with its children."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Walker:
         label_all: bool = True,
         concurrency: int = CONCURRENCY,
     ) -> None:
-        """`label_all` keeps children of other platforms alive too, as a pull does and an import does not."""
+        """`label_all` labels children of other platforms too, which a pull does and an import does not."""
         self._content = content
         self._fetch = fetch
         self._rank = rank
@@ -67,7 +67,7 @@ class Walker:
         return f"<Walker {len(self._seen)} digests, {self._repeats} repeats>"
 
     async def walk(self, target: Descriptor) -> None:
-        """Handle `target` and all below it. Raises the first failure; the others are given up."""
+        """Fetch `target` and everything below it. The first failure is raised and cancels the rest."""
         root = ChildDescriptor(target.digest, target.size, target.media_type, dict(target.annotations))
         await self._visit(root, 0)
 
@@ -93,7 +93,7 @@ class Walker:
         return True
 
     async def _children(self, item: ChildDescriptor, depth: int) -> Sequence[ChildDescriptor]:
-        """What to handle next, once the parent has its labels."""
+        """Label a parent with its children, and return those to fetch."""
         document = await read_document(self._content, item.plain())
         if document is None:
             return ()
@@ -110,7 +110,7 @@ class Walker:
 
 
 async def read_document(content: ContentStore, target: Descriptor) -> Index | Manifest | None:
-    """The index or manifest behind a descriptor; None for any other blob. Raises InvalidArgument, NotFound."""
+    """Return the index or manifest behind a descriptor; None for any other blob. Raises InvalidArgument, NotFound."""
     if target.media_type in oci.INDEX_TYPES:
         data = await blobs.read_all(content, target.digest, limit=oci.MAX_DOCUMENT_BYTES)
         return oci.decode_index(data, target.media_type)
@@ -121,7 +121,7 @@ async def read_document(content: ContentStore, target: Descriptor) -> Index | Ma
 
 
 def select(index: Index, digest: str, rank: Ranking) -> Sequence[ChildDescriptor]:
-    """The child that suits best; where none tells its platform, all of them. Raises NotFound naming what there is."""
+    """Return the child that suits best, or all where none has a platform. Raises NotFound naming the platforms."""
     told = [child for child in index.manifests if child.platform is not None]
     ranked = [(place, child) for child in told if child.platform and (place := rank(child.platform)) is not None]
     if ranked:
@@ -134,7 +134,7 @@ def select(index: Index, digest: str, rank: Ranking) -> Sequence[ChildDescriptor
 
 
 async def choose(content: ContentStore, target: Descriptor, rank: Ranking) -> Chosen:
-    """The manifest and configuration that suit best. Raises NotFound where none does or a blob is missing."""
+    """Return the manifest and configuration that suit best. Raises NotFound where none does or a blob is missing."""
     document = await read_document(content, target)
     if document is None:
         raise InvalidArgument(f'{target.digest} of type "{target.media_type}" is no image')

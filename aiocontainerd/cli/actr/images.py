@@ -28,7 +28,7 @@ def images() -> None:
 
 
 def ranking_of(platforms: Sequence[str]) -> Ranking:
-    """How images suit the platforms of the command line, or this host. Raises InvalidArgument."""
+    """Return a ranking for the platforms of the command line, or for this host. Raises InvalidArgument."""
     from aiocontainerd.oci import platform
 
     return platform.ranking([platform.parse(text) for text in platforms] or [platform.default()])
@@ -64,7 +64,7 @@ async def _row(client: Client, image: Image) -> tuple[str, ...]:
 
 @images.command("rm")
 @click.argument("names", nargs=-1, required=True)
-@click.option("--sync", is_flag=True, help="Wait until what they held is collected.")
+@click.option("--sync", is_flag=True, help="Wait for the garbage collection.")
 @click.pass_context
 def remove(ctx: click.Context, names: tuple[str, ...], sync: bool) -> None:
     """Remove images by name."""

@@ -1,4 +1,4 @@
-"""What `actr images pull` shows while it works: bars on a terminal, a line for each finished object elsewhere."""
+"""Progress of `actr images pull`: bars on a terminal, a line for each finished object elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FINAL = frozenset({"done", "exists", "extracted", "resolved"})
 
 @contextmanager
 def progress(stream: IO[str]) -> Iterator[Progress]:
-    """Something to tell of progress, for the length of a pull."""
+    """Give a function that shows progress, for the length of a pull."""
     if not stream.isatty():
         yield _lines(stream)
         return

@@ -22,7 +22,7 @@ _SIZE = re.compile(r"(\d+)([kmgt]?)(i?b)?\Z", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of `512m`, `1g` or a plain number. Raises ValueError naming the text."""
+    """Return the bytes of `512m`, `1g` or a plain number. Raises ValueError naming the text."""
     found = _SIZE.match(text)
     if not found:
         raise ValueError(f'"{text}" is no size; write it as 512m or 1g')
@@ -82,7 +82,7 @@ def run(ctx: click.Context, /, image: str, container_id: str, remove: bool, deta
 
 
 def wishes_of(given: dict[str, object]) -> Wishes:
-    """The command line's wishes. Raises ValueError, InvalidArgument."""
+    """Return the wishes of the command line. Raises ValueError, InvalidArgument."""
     from aiocontainerd.oci import spec
 
     labels = output.parse_labels(_texts(given["labels"]))

@@ -1,4 +1,4 @@
-"""What every command of `actr` shares: the connection, the event loop, exit codes and errors on one line."""
+"""The frame of every command of `actr`: connection, event loop, exit code, and errors on one line."""
 
 from __future__ import annotations
 
