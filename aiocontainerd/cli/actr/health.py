@@ -36,7 +36,7 @@ def explain(ctx: click.Context, plugin: str) -> None:
 @click.command()
 @click.pass_context
 def health(ctx: click.Context) -> None:
-    """One line for each plugin: calls, errors, latencies, what hangs."""
+    """Show one line for each plugin: calls, errors, latencies, what hangs."""
 
     async def work(client: Client) -> None:
         headers = ("PLUGIN", "STATUS", "CALLS", "ERRORS", "P50", "P99", "RUNNING", "ABANDONED", "BLOCKED", "REFUSED")
@@ -48,9 +48,10 @@ def health(ctx: click.Context) -> None:
 @click.command()
 @click.pass_context
 def reload(ctx: click.Context) -> None:
-    """Have the daemon read its config again: plugins beside it come and go, other timeouts hold from the next call on.
+    """Have the daemon read its config again.
 
-    The exit status is 1 where a plugin failed.
+    Plugins in processes of their own come and go. Changed timeouts hold from the next call on. The exit status is 1 if
+    a plugin failed.
     """
 
     async def work(client: Client) -> int:
@@ -65,7 +66,7 @@ def reload(ctx: click.Context) -> None:
 
 
 def span(ns: int) -> str:
-    """A duration in the unit that suits it."""
+    """Render a duration in the unit that suits it."""
     for unit, size in _NS:
         if ns >= size:
             return f"{ns / size:.3g}{unit}"
