@@ -30,12 +30,13 @@ from typing import TYPE_CHECKING, Any
 
 from aiocontainerd import context as call
 from aiocontainerd import durations, errors, kinds
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.secret import Secret
 from aiocontainerd.config.timeouts import Timeout
 from aiocontainerd.host.authoring import register
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginConfig, PluginError, Registration, SkipPlugin
+from aiocontainerd.host.registration import PluginError, Registration, SkipPlugin
 from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.sys import programs
 

@@ -16,10 +16,11 @@ import pytest
 
 from aiocontainerd import durations
 from aiocontainerd.config import Config, ConfigError, load
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.render import dump, example
 from aiocontainerd.config.source import key_lines
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginConfig, Registration
+from aiocontainerd.host.registration import Registration
 
 
 class Nested(PluginConfig, frozen=True):

@@ -24,10 +24,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from aiocontainerd import api, errors, kinds, typeurl
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.daemon import servers
 from aiocontainerd.events import EventBus
 from aiocontainerd.host.daemon_info import DaemonInfo
-from aiocontainerd.host.registration import PluginConfig, Registration
+from aiocontainerd.host.registration import Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
 from aiocontainerd.interfaces.rpc_service import Method

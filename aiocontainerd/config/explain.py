@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from aiocontainerd.config import render
 from aiocontainerd.config.load import Config
+from aiocontainerd.config.plugin import Configured
 from aiocontainerd.config.source import KeyPath
-
-if TYPE_CHECKING:
-    from aiocontainerd.host.registration import Registration
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 _PART = re.compile(r'"((?:[^"\\]|\\.)*)"|([^."]+)')
@@ -33,7 +31,7 @@ class Explained(msgspec.Struct, frozen=True):
         return f"{dotted(self.key)} = {_shown(self.value)}  # {self.origin}{doc}"
 
 
-def explain(config: Config, registrations: Iterable[Registration], key: str = "") -> list[Explained]:
+def explain(config: Config, registrations: Iterable[Configured], key: str = "") -> list[Explained]:
     """Return the values at and below a key, every value for "", none for an unknown key."""
     registrations = list(registrations)
     chosen = matching(key, [registration.uri for registration in registrations])

@@ -16,6 +16,7 @@ from aiocontainerd.config import merge as merging
 from aiocontainerd.config import migrate as migration
 from aiocontainerd.config.decode import Problem, decode, origin_of
 from aiocontainerd.config.migrate import Origins
+from aiocontainerd.config.plugin import Configured, PluginConfig
 from aiocontainerd.config.records import (
     STREAM_PROCESSORS,
     ConfigError,
@@ -27,7 +28,6 @@ from aiocontainerd.config.source import KeyPath, Origin, Tree
 
 if TYPE_CHECKING:
     from aiocontainerd.config.timeouts import Timeout
-    from aiocontainerd.host.registration import PluginConfig, Registration
 
 
 class Config:
@@ -68,7 +68,7 @@ class Config:
         """The tables of `[plugins]` as written, by plugin URI."""
         return self._plugins
 
-    def plugin_config(self, registration: Registration) -> PluginConfig:
+    def plugin_config(self, registration: Configured) -> PluginConfig:
         """Return the decoded config of a plugin. Raises ConfigError, which names every unknown key and wrong type."""
         uri = registration.uri
         record, problems = decode(self._plugins.get(uri, {}), registration.config, ("plugins", uri), self._origins)
@@ -77,11 +77,11 @@ class Config:
             raise ConfigError(f"the config of plugin {uri} could not be decoded")
         return record
 
-    def declare(self, registrations: Iterable[Registration]) -> None:
+    def declare(self, registrations: Iterable[Configured]) -> None:
         """Learn the keys of `[timeouts]` that plugins declare, and their defaults."""
         self._timeouts = timeouts.declared(timeout for one in registrations for timeout in one.timeouts)
 
-    def check_plugins(self, registrations: Iterable[Registration], *, complete: bool = True) -> None:
+    def check_plugins(self, registrations: Iterable[Configured], *, complete: bool = True) -> None:
         """Check the table of every plugin, and the keys of `[timeouts]`. Raises ConfigError.
 
         So a mistake stops the start, not one plugin. If the registrations are not `complete`, because a module could
@@ -124,11 +124,11 @@ class Config:
         """The declared keys of `[timeouts]`."""
         return self._timeouts
 
-    def timeouts_of(self, registration: Registration) -> dict[str, float]:
+    def timeouts_of(self, registration: Configured) -> dict[str, float]:
         """Return the seconds of each key that a plugin may read: the daemon's, as they hold for it, and its own."""
         return timeouts.seconds_for(registration.uri, registration.timeouts, self.timeout_s)
 
-    def _timeout_problems(self, known: Mapping[str, Registration], complete: bool) -> list[Problem]:
+    def _timeout_problems(self, known: Mapping[str, Configured], complete: bool) -> list[Problem]:
         """Return what is wrong with the keys of `[timeouts]`; keep a warning for those that have no effect here."""
         unknown = [key for key in self.settings.timeouts if not timeouts.is_declared(key, self._timeouts)]
         idle = [key for key in unknown if key in timeouts.STOCK_KEYS]

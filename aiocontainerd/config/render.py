@@ -14,12 +14,12 @@ import tomli_w
 from aiocontainerd.config import timeouts
 from aiocontainerd.config.encode import encode
 from aiocontainerd.config.load import Config
+from aiocontainerd.config.plugin import Configured
 from aiocontainerd.config.records import DEFAULT_IMPORTS, Settings, StreamProgram
 from aiocontainerd.config.secret import REDACTED
 
 if TYPE_CHECKING:
     from aiocontainerd.config.timeouts import Timeout
-    from aiocontainerd.host.registration import Registration
 
 _SECRET_NAME = re.compile(r"secret|token|password|passwd|credential", re.IGNORECASE)
 _EXAMPLE_HEAD = """\
@@ -28,7 +28,7 @@ _EXAMPLE_HEAD = """\
 """
 
 
-def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bool = False) -> dict[str, Any]:
+def tree_of(config: Config, registrations: Iterable[Configured], *, reveal: bool = False) -> dict[str, Any]:
     """Return the whole config with every default filled in. Tables of plugins that are not installed are kept.
 
     Secrets are redacted unless `reveal`. Raises ConfigError for a value that TOML cannot have.
@@ -45,7 +45,7 @@ def tree_of(config: Config, registrations: Iterable[Registration], *, reveal: bo
     return tree
 
 
-def dump(config: Config, registrations: Iterable[Registration], *, reveal: bool = False) -> str:
+def dump(config: Config, registrations: Iterable[Configured], *, reveal: bool = False) -> str:
     """Return the whole config as TOML. Its imports begin with containerd's own pattern, as in what containerd prints.
 
     Secrets are redacted unless `reveal`.
@@ -58,7 +58,7 @@ def dump(config: Config, registrations: Iterable[Registration], *, reveal: bool 
     return "\n".join(parts)
 
 
-def example(registrations: Iterable[Registration]) -> str:
+def example(registrations: Iterable[Configured]) -> str:
     """Return all defaults as TOML, each table under the words of its record."""
     registrations = sorted(registrations, key=lambda r: r.uri)
     tree = tree_of(Config({}, {}), registrations)
@@ -77,7 +77,7 @@ def example(registrations: Iterable[Registration]) -> str:
     return "\n".join(parts)
 
 
-def declared(registrations: Iterable[Registration]) -> dict[str, Timeout]:
+def declared(registrations: Iterable[Configured]) -> dict[str, Timeout]:
     """Return the keys of `[timeouts]` that the daemon and these plugins declare, sorted by name."""
     return timeouts.declared(timeout for registration in registrations for timeout in registration.timeouts)
 
@@ -91,7 +91,7 @@ def _timeouts(values: Mapping[str, str], known: Mapping[str, Timeout]) -> str:
     return "".join(lines)
 
 
-def _plugin_table(registration: Registration, values: Mapping[str, Any]) -> str:
+def _plugin_table(registration: Configured, values: Mapping[str, Any]) -> str:
     """Return a plugin's table. A default that is computed at run time, such as the user id, is only named."""
     computed = [f.name for f in msgspec.structs.fields(registration.config) if inspect.isbuiltin(f.default_factory)]
     fixed = {key: value for key, value in values.items() if key not in computed}

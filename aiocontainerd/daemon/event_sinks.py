@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import anyio
 
 from aiocontainerd import durations, kinds
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginConfig, PluginError, Registration, SkipPlugin
+from aiocontainerd.host.registration import PluginError, Registration, SkipPlugin
 
 if TYPE_CHECKING:
     from aiocontainerd.events import Envelope, EventBus, Subscription

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from aiocontainerd.config import Config, ConfigError
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.daemon.wanted import (
     ADDED,
     APPLIED,
@@ -30,7 +31,7 @@ from aiocontainerd.daemon.wanted import (
     steps,
 )
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
-from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
+from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
 from aiocontainerd.interfaces.plugins import Change

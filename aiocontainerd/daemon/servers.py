@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from aiocontainerd import kinds
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.records import DEFAULT_ADDRESS, MESSAGE_SIZE
 from aiocontainerd.daemon import tls
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginConfig, Registration, SkipPlugin
+from aiocontainerd.host.registration import Registration, SkipPlugin
 from aiocontainerd.interfaces.server import Server
 
 if TYPE_CHECKING:

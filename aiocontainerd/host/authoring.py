@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 from aiocontainerd import durations
 from aiocontainerd.config.fields import BadField, bad_field, undefined_field
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import Timeout
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
+from aiocontainerd.host.registration import PluginError, Registration
 
 CARRIER = "__plugin_registrations__"
 GIVEN = ("config", "context", "root")

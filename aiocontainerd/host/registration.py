@@ -10,14 +10,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import Timeout
 
 Init = Callable[[Any], Awaitable[object]]
 """A coroutine function that is given an `InitContext` and returns the instance."""
-
-
-class PluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every plugin's config: a frozen record of typed keys with defaults. Unknown keys are refused."""
 
 
 class SkipPlugin(Exception):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import CORE
 from aiocontainerd.errors import NotFound, Unknown
 from aiocontainerd.guard.health import PluginHealth
@@ -21,7 +22,7 @@ from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.leftovers import end_left_tasks, left_threads
 from aiocontainerd.host.order import CircularNeedError, dependency_order
-from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
+from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.running import Running
 from aiocontainerd.host.state import Plugin, State
 

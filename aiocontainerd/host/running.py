@@ -25,9 +25,10 @@ from aiocontainerd.host.state import Plugin, State
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
+    from aiocontainerd.config.plugin import PluginConfig
     from aiocontainerd.host.daemon_info import DaemonInfo
     from aiocontainerd.host.init_context import InitContext
-    from aiocontainerd.host.registration import PluginConfig, Registration
+    from aiocontainerd.host.registration import Registration
 
 log = logging.getLogger(__name__)
 

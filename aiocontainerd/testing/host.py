@@ -13,11 +13,12 @@ from pathlib import Path
 import msgspec
 
 from aiocontainerd import kinds
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.daemon import event_sinks, servers
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, conformance
 from aiocontainerd.host.daemon_info import DaemonInfo
-from aiocontainerd.host.registration import PluginConfig, Registration
+from aiocontainerd.host.registration import Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.wire.events import message_bus

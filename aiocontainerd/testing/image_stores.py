@@ -16,11 +16,12 @@ import pytest
 
 from aiocontainerd import context
 from aiocontainerd.client.client import Client
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.distribution import Stores
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.loading import registrations_of
-from aiocontainerd.host.registration import PluginConfig, Registration
+from aiocontainerd.host.registration import Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
 from aiocontainerd.plugin import kinds

@@ -11,10 +11,11 @@ import msgspec
 
 from aiocontainerd import kinds
 from aiocontainerd.config import Config
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.host import authoring, conformance, loading
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
+from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.testing.target import Target, TargetError, TargetSkippedError, replaced

@@ -22,12 +22,13 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.cli.plugin import target
 from aiocontainerd.config import Config, load
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import NOTIFY, PLUGIN_CONTENT, SERVER_STOP
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.host import loading
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginConfig, PluginError, Registration
+from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.interfaces.snapshotter import named

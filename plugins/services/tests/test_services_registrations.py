@@ -10,7 +10,7 @@ import pytest
 from aiocontainerd_services.plugin import register_plugins
 
 from aiocontainerd import kinds
-from aiocontainerd.host.registration import PluginConfig
+from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.rpc.binding import bind
 from aiocontainerd.serve import (
     containers,
