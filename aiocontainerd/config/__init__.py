@@ -1,6 +1,6 @@
 """Read TOML of containerd's versions 1 to 4 into typed records that know where each value came from.
 
-The room imports the words. It is imported by `host`, `daemon` and `cli`; it knows plugins only by their registrations.
+Imports the words; it knows plugins only by what they tell it (`plugin`). Imported by `host`, `daemon` and `cli`.
 
 load.py        `load(path)` -> `Config`: all of it together
 source.py      a TOML file as a tree, with the line of every key
@@ -8,6 +8,7 @@ migrate.py     older versions into the current one
 merge.py       a file and its imports into one tree
 decode.py      trees into records, with every problem found
 records.py     the top-level records and their defaults
+plugin.py      what a plugin tells of its config
 timeouts.py    keys of `[timeouts]`: the daemon's own, and how plugins declare theirs
 log_levels.py  names of log levels and formats
 fields.py      which types a config field may have
