@@ -88,7 +88,7 @@ def pss_mb(pids: list[int]) -> float:
 
 
 def daemon_pids(daemon: Peer) -> list[int]:
-    """The daemon and whatever it keeps running while it has no container."""
+    """Return the daemon and whatever it keeps running while it has no container."""
     own = [pid for pid, _ in processes_of(daemon.directory, daemon.namespace)]
     return sorted({daemon.pid, *own})
 
@@ -240,7 +240,7 @@ BENCHES: dict[str, Callable[[Pair], list[Figure]]] = {
 
 
 def big_image(size_mb: int, files: int) -> Image:
-    """An image of several layers with many small files and a few large ones of incompressible bytes."""
+    """Return an image of several layers with many small files and a few large ones of incompressible bytes."""
     layers = [busybox_layer()]
     per_layer = 4
     for layer in range(per_layer):

@@ -145,7 +145,7 @@ def _drain(parent: int, process: subprocess.Popen[bytes], typed: tuple[bytes, by
 
 
 def without_created_lines(text: str) -> str:
-    """A container's JSON with the fields that differ between versions of containerd left to the spec alone."""
+    """Return a container's JSON with the fields that differ between versions of containerd left to the spec alone."""
     record = json.loads(text)
     for key in ("CreatedAt", "UpdatedAt"):
         record[key] = "<time>"
@@ -153,12 +153,12 @@ def without_created_lines(text: str) -> str:
 
 
 def count_lines(text: str) -> str:
-    """How many lines there are; for listings whose sizes depend on the file system."""
+    """Return the number of lines, for listings whose sizes depend on the file system."""
     return f"{len(text.splitlines())} lines"
 
 
 def wait_stopped(name: str) -> Callable[[Peer], None]:
-    """A `before` that waits until a task has stopped."""
+    """Return a `before` that waits until a task has stopped."""
 
     def wait(peer: Peer) -> None:
         until = time.monotonic() + TTY_S
@@ -184,7 +184,7 @@ class Events:
         self._hear("heard-at-first")
 
     def _hear(self, name: str) -> None:
-        """Return once `ctr` has printed an event of now: of a namespace that is none of the script's."""
+        """Return once `ctr` has printed a new event, of a namespace that the script does not use."""
         until = time.monotonic() + START_S
         while f'/namespaces/delete {{"name":"{name}"}}' not in self.path.read_text(errors="replace"):
             assert time.monotonic() < until, f"ctr events prints nothing: {self.path.read_text(errors='replace')}"

@@ -20,7 +20,7 @@ DEADLINE_S = 60.0
 
 
 def method(stubs: str, path: str) -> tuple[Any, Any]:
-    """The class of a method's request and the method's name in the client stub of its service's modules."""
+    """Return the class of a method's request and the method's name in the client stub of its service's modules."""
     sys.path.insert(0, stubs)
     service, name = path.split("/")
     package, service_name = service.rsplit(".", 1)

@@ -123,7 +123,7 @@ class Snapshotter:
 
 
 def answering(method: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """A servicer's method: what is refused is the call's status."""
+    """Return a servicer's method: what is refused is the call's status."""
 
     def answer(_self: Any, request: Any, context: Any = None) -> Any:
         try:

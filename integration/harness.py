@@ -70,11 +70,11 @@ class Peer:
         return f"<{type(self).__name__} {self.directory} namespace={self.namespace} pid={pid}>"
 
     def default_config(self) -> str:
-        """The config of this daemon where a test gives none."""
+        """Return the config of this daemon where a test gives none."""
         return "version = 2\n"
 
     def command(self) -> list[str]:
-        """The daemon's command line."""
+        """Return the daemon's command line."""
         return [
             *self.interpreter, self.program, "--config", str(self.config_path), "--address", str(self.address),
             "--root", str(self.root), "--state", str(self.state), *self.args,
@@ -99,7 +99,7 @@ class Peer:
         return time.perf_counter() - began
 
     def environment(self) -> dict[str, str]:
-        """The daemon's environment."""
+        """Return the daemon's environment."""
         path = f"{SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin"
         return {**os.environ, "PATH": path, "TMPDIR": str(self.directory)}
 
@@ -118,7 +118,7 @@ class Peer:
         return listener(self.address) == self.pid
 
     def log(self) -> str:
-        """What the daemon printed so far."""
+        """Return the output of the daemon so far."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def send_signal(self, number: int) -> None:
@@ -160,7 +160,7 @@ class Peer:
         return done
 
     def ctr_command(self, *args: str, namespace: str = "") -> list[str]:
-        """The command line of `ctr` for this daemon."""
+        """Return the command line of `ctr` for this daemon."""
         return ["ctr", "--address", str(self.address), "--namespace", namespace or self.namespace, *args]
 
     def clean(self) -> None:
@@ -178,7 +178,7 @@ class Peer:
             self.ctr("containers", "rm", container, check=False)
 
     def _own_mounts(self) -> list[str]:
-        """What is mounted below the directory, where the daemon sees it."""
+        """Return the mounts below the directory in the daemon's mount namespace."""
         try:
             mounts = Path(f"/proc/{self.pid}/mounts").read_text().splitlines()
         except OSError:
@@ -186,7 +186,7 @@ class Peer:
         return [f"mount {line}" for line in mounts if str(self.directory) in line]
 
     def leftovers(self) -> list[str]:
-        """What is left of this daemon on the host: processes, mounts, cgroups, runtime state, sockets, files."""
+        """Return what this daemon left on the host: processes, mounts, cgroups, runtime state, sockets, files."""
         found = [f"process {pid}: {line}" for pid, line in processes_of(self.directory, self.namespace)]
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         found += [*self._mounted, *(f"mount {line}" for line in mounts if str(self.directory) in line)]
@@ -199,7 +199,7 @@ class Peer:
         return found + [f"file {path}" for pattern in patterns for path in self.directory.glob(pattern)]
 
     def complaints(self) -> list[str]:
-        """What the daemon's log says that fails its test, whatever it did."""
+        """Return the lines of the daemon's log that fail its test in any case."""
         return []
 
 
@@ -226,7 +226,7 @@ class Ours(Peer):
 
 
 class Installed(Ours):
-    """Our daemon as it is installed, for who measures."""
+    """Our daemon as it is installed, for benchmarks."""
 
     program = str(SCRIPTS / "aiocontainerd")
     interpreter = ()
@@ -327,7 +327,7 @@ def _sweep(path: Path) -> None:
 
 
 def _is_used(directory: Path) -> bool:
-    """Whether a process has something open below a directory."""
+    """Return whether a process has something open below a directory."""
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
             if link.readlink().is_relative_to(directory):
@@ -336,7 +336,7 @@ def _is_used(directory: Path) -> bool:
 
 
 def listens(path: Path) -> bool:
-    """Whether somebody accepts connections there; the file of a socket is there before."""
+    """Return whether somebody accepts connections there; the file of a socket is there before."""
     return listener(path) is not None
 
 
@@ -350,7 +350,7 @@ def listener(path: Path) -> int | None:
 
 
 def _settled(found: Callable[[], list[str]], limit_s: float = SETTLE_S) -> list[str]:
-    """What is left once what ends by itself had time to."""
+    """Return what is left after things that end by themselves had the time to."""
     until = time.monotonic() + limit_s
     while True:
         left = found()
@@ -372,7 +372,10 @@ def docker_registry(directory: Path) -> Iterator[str]:
 
 
 def _start_registry(directory: Path, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
-    """A registry that answers, and its port. It is started again where another process took the port meanwhile."""
+    """Return a registry that answers, and its port.
+
+    It is started again where another process took the port meanwhile.
+    """
     until = time.monotonic() + START_S
     while True:
         port = _free_port()

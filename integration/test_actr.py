@@ -44,7 +44,7 @@ class Actr:
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def masked(self, *args: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        """What the command answers without what differs from daemon to daemon."""
+        """Return the answer of a command without the parts that differ from daemon to daemon."""
         status, out, err = self(*args, stdin=stdin)
         return status, self._mask(out), self._mask(err)
 

@@ -159,7 +159,7 @@ def test_no_layer_entry_touches_anything_outside_the_root(
 
 
 def _aimed(entries: Sequence[tuple[tarfile.TarInfo, bytes]], canary: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
-    """The entries with the canary's path filled in."""
+    """Return the entries with the canary's path filled in."""
     aimed = []
     for info, data in entries:
         copy = tarfile.TarInfo(info.name.format(canary=canary, parent=canary.parent))

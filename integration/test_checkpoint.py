@@ -50,7 +50,7 @@ def with_criu(environment: dict[str, str]) -> dict[str, str]:
 
 
 def cannot() -> str:
-    """Why CRIU cannot work here, in its own words; "" where it can."""
+    """Return the reason why CRIU cannot work here, in its own words, or "" when it can."""
     path = f"{CRIU}:/usr/sbin:/usr/bin:/sbin:/bin"
     if shutil.which("criu", path=path) is None:
         return "criu is not installed (Debian's package criu)"
@@ -90,7 +90,7 @@ def until(condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> No
 
 
 def count(daemon: Peer, container: str) -> int:
-    """How far a counting container is."""
+    """Return the number that a counting container has reached."""
     told = daemon.ctr("tasks", "exec", "--exec-id", f"e{time.time_ns()}", container, "cat", "/count").stdout
     return int(told or b"0")
 

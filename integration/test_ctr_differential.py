@@ -60,7 +60,7 @@ IMAGE, ZSTD, MANY_LAYERS = "{registry}/busybox:1", "{registry}/zstd:1", "{regist
 
 
 def final_lines(text: str) -> str:
-    """The last state of every line that a progress display draws over and over.
+    """Return the last state of every line that a progress display draws over and over.
 
     A blob that was there before the pull is drawn as `exists` in some pulls and as `done` in others of the same
     daemon (seen in 3 of 20 with ours, which takes longer, and in none of 20 with containerd); the two count as one.
@@ -73,7 +73,7 @@ def final_lines(text: str) -> str:
 
 
 def shared_plugins(text: str) -> str:
-    """The rows of plugins that both daemons have, in the order of their names."""
+    """Return the rows of plugins that both daemons have, in the order of their names."""
     shared = re.compile(r"io\.containerd\.(content|snapshotter|metadata|differ|gc|service|grpc)\.v1 ")
     own = ("plugins", "leases-service")
     rows = (row.split() for row in text.splitlines() if shared.match(row))
@@ -193,7 +193,7 @@ def play(kind: type[Peer], registry: str) -> tuple[list[Outcome], list[str], dic
 
 
 def _config_digest(daemon: Peer) -> str:
-    """The digest of a config blob: the one that refers to a snapshot."""
+    """Return the digest of a config blob: the one that refers to a snapshot."""
     for line in daemon.ctr("content", "ls").stdout.decode().splitlines():
         if "gc.ref.snapshot.native" in line:
             return line.split()[0]

@@ -106,7 +106,7 @@ class WithAcme(Ours):
         return {**super().environment(), "PYTHONPATH": str(self.directory)}
 
     def mode(self, text: str) -> None:
-        """What the snapshotter does from now on."""
+        """Set what the snapshotter does from now on."""
         (self.directory / "mode").write_text(text)
 
 
@@ -139,7 +139,10 @@ def actr(daemon: Peer, *args: str, status: int = 0) -> str:
 
 
 def answered(ask: Callable[[], str], pattern: str, failing: Peer | None) -> str:
-    """The answer once it matches. A call that a breaker let through meanwhile fails, too, and opens it for longer."""
+    """Return the answer once it matches.
+
+    A call that a breaker let through meanwhile fails, too, and opens it for longer.
+    """
     until = time.monotonic() + LONGEST_PAUSE_S + COMMAND_S
     while not re.search(pattern, answer := ask()):
         assert time.monotonic() < until, f"no {pattern!r} in\n{answer}"
@@ -150,7 +153,7 @@ def answered(ask: Callable[[], str], pattern: str, failing: Peer | None) -> str:
 
 
 def logged(daemon: Peer, pattern: str, limit_s: float = COMMAND_S) -> str:
-    """The log once it has a line that matches."""
+    """Return the log once it has a line that matches."""
     until = time.monotonic() + limit_s
     while not re.search(pattern, daemon.log()):
         assert time.monotonic() < until, f"no {pattern!r} in\n{daemon.log()[-4000:]}"

@@ -43,7 +43,7 @@ def tmp() -> Iterator[Path]:
 
 
 def exports(daemon: Peer, plugin_id: str) -> dict[str, str]:
-    """What introspection shows of a plugin, as `ctr plugins ls -d` prints it."""
+    """Return the exports of a plugin as `ctr plugins ls -d` prints them."""
     text = daemon.ctr("plugins", "ls", "-d", f"id=={plugin_id}").stdout.decode()
     return {key: value.strip() for key, value in re.findall(r"^ {2,}(\S+) +(.*)$", text, re.MULTILINE) if value.strip()}
 
@@ -195,7 +195,7 @@ ISOLATED = """
 
 
 def next_process(daemon: Peer, before: int) -> int:
-    """The process of the native snapshotter after another one, once it serves."""
+    """Return the process of the native snapshotter after another one, once it serves."""
 
     def serves() -> bool:
         shown = exports(daemon, "native")
@@ -262,7 +262,7 @@ PAGE = REPOSITORY / "docs" / "plugins" / "from-a-go-proxy.md"
 
 
 def blocks(language: str) -> list[str]:
-    """The code of a language on the page for authors of Go proxy plugins."""
+    """Return the code of a language on the page for authors of Go proxy plugins."""
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 

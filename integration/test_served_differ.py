@@ -123,7 +123,7 @@ def bench(tmp: Path, stubs: Path) -> Iterator[tuple[Peer, Bench]]:
 
 @contextmanager
 def mounted(mounts: Sequence[dict[str, Any]], at: Path) -> Iterator[Path]:
-    """What a snapshotter's only mount shows."""
+    """Mount the only mount of a snapshotter and yield its tree."""
     (mount,) = mounts
     at.mkdir()
     options = ",".join(mount["options"])
@@ -202,7 +202,7 @@ def test_what_is_refused_through_a_foreign_client_is_refused_as_by_containerds_o
 
 
 def change(root: Path) -> None:
-    """What a container may do to its tree."""
+    """Change a tree as a container may do."""
     (root / "etc" / "passwd").write_bytes(b"other\n")
     (root / "etc" / "kept").unlink()
     shutil.rmtree(root / "old")
@@ -219,7 +219,7 @@ def change(root: Path) -> None:
 
 
 def members(blob: bytes) -> dict[str, tuple[Any, ...]]:
-    """Every entry of a layer that may be compressed, by name.
+    """Return every entry of a layer that may be compressed, by name.
 
     The times of whiteouts are left out, which have no effect.
     """
@@ -288,7 +288,7 @@ def release() -> tuple[int, int]:
 
 
 def proxied(address: Path) -> str:
-    """A config of containerd whose only differ is behind a socket."""
+    """Return a config of containerd whose only differ is behind a socket."""
     return (
         'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
         f'[proxy_plugins.served]\ntype = "diff"\naddress = "{address}"\n'

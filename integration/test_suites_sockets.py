@@ -45,7 +45,7 @@ def run_suites(directory: Path, daemon: Peer, snapshotter: str, *args: str, suit
 
 
 def counts(output: str) -> dict[str, int]:
-    """How many passed, failed and so on."""
+    """Return how many tests passed, failed and so on."""
     return {word: int(number) for number, word in LAST_LINE.findall(output.splitlines()[-1])}
 
 

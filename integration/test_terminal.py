@@ -84,7 +84,7 @@ exit 5
 
 
 def converse(terminal: Terminal) -> int:
-    """A script that waits for a size, a typed word and another size; its exit status."""
+    """Return a script that waits for a size, a typed word and another size; its exit status."""
     terminal.expect("first size")
     terminal.type("typed\n")
     terminal.expect("got typed")

@@ -40,7 +40,7 @@ def blocks() -> Iterator[Block]:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What stands for the page's image: a busybox in a registry on this host."""
+    """Yield the image that replaces the page's: a busybox in a registry on this host."""
     archive = tmp_path_factory.mktemp("image") / "image.tar"
     write_archive(archive, IMAGE, [Image(layers=[busybox_layer()])])
     with docker_registry(tmp_path_factory.mktemp("registry")) as address:

@@ -44,7 +44,7 @@ def compiled(descriptor_set: Path) -> list[FileDescriptorProto]:
 
 
 def messages(compiled: list[FileDescriptorProto]) -> Iterator[tuple[str, DescriptorProto]]:
-    """Every message of our packages by its full name, nested ones too."""
+    """Yield every message of our packages by its full name, nested ones too."""
 
     def walk(prefix: str, found: DescriptorProto) -> Iterator[tuple[str, DescriptorProto]]:
         name = f"{prefix}.{found.name}"

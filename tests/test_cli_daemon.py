@@ -135,7 +135,7 @@ def test_ttrpc_follows_the_address_flag_where_it_is_not_configured(
 
 
 def starting(tmp_path: Path, *args: str | Path, config: str = "version = 4\n") -> Result:
-    """A daemon that must not start, in directories of its own."""
+    """Return a daemon that must not start, in directories of its own."""
     path = file(tmp_path / "c.toml", config)
     return run("--config", path, "--root", tmp_path / "r", "--state", tmp_path / "s", *args)
 

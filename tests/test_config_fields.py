@@ -43,7 +43,7 @@ class Other(msgspec.Struct, frozen=True):
 
 
 def config(written: str) -> type[PluginConfig]:
-    """A config with one field, of a type as a module with `from __future__ import annotations` has it."""
+    """Return a config with one field, of a type as a module with `from __future__ import annotations` has it."""
     field: Any = ("key", written, None)
     made: Any = msgspec.defstruct("Config", [field], bases=(PluginConfig,), module=__name__, frozen=True)
     return made  # type: ignore[no-any-return] # defstruct does not tell its bases

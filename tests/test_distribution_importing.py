@@ -36,7 +36,7 @@ OPTIONS = ImportOptions(naming=Naming(prefix="import", allow_overwrite=True))
 
 
 def layout(blobs: Sequence[images.Blob] = BLOBS, renamed: Mapping[str, str] = MappingProxyType({})) -> bytes:
-    """An OCI layout that names one image; `renamed` has other digests for the names of blobs."""
+    """Return an OCI layout that names one image; `renamed` has other digests for the names of blobs."""
     named = MANIFEST.descriptor(oci.OCI_MANIFEST, annotations={images.IMAGE_NAME: NAME})
     index = {"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": [named]}
     entries = [

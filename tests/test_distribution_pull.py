@@ -46,7 +46,7 @@ OPTIONS = PullOptions(snapshotter="native", labels={"k": "v"})
 def registry(
     blobs: Sequence[images.Blob] = BLOBS, target: images.Blob = MANIFEST, sent: Mapping[str, bytes] | None = None
 ) -> Handler:
-    """A registry that has an image under every tag. `sent` replaces the bytes of blobs."""
+    """Return a registry that has an image under every tag. `sent` replaces the bytes of blobs."""
     there = {blob.digest: blob.data for blob in blobs} | dict(sent or {})
 
     async def handler(request: web.Request) -> web.Response:
@@ -137,7 +137,7 @@ async def test_a_collection_meanwhile_takes_nothing(
 
 
 def _config(**changes: object) -> tuple[images.Blob, list[images.Blob]]:
-    """The manifest and blobs of the image with another configuration."""
+    """Return the manifest and blobs of the image with another configuration."""
     config = images.Blob(json.dumps(json.loads(IMAGE.config().data) | changes).encode())
     manifest = json.loads(MANIFEST.data)
     manifest["config"] = config.descriptor(oci.OCI_CONFIG)

@@ -67,7 +67,7 @@ class Anything:
 
 
 def reached(protocol: type) -> Iterator[type]:
-    """A Protocol and those of all that it gives."""
+    """Yield a Protocol and those of all that it gives."""
     seen = [protocol]
     for one in seen:
         yield one
@@ -90,7 +90,7 @@ GUARDED = [protocol for protocol in PROTOCOL_TYPES if not why_unguarded(protocol
 
 
 def methods(protocol: type) -> dict[str, Any]:
-    """The functions of a Protocol, inherited ones of other Protocols included."""
+    """Return the functions of a Protocol, inherited ones of other Protocols included."""
     return {
         name: function
         for base in reversed(protocol.__mro__)
@@ -296,7 +296,7 @@ class Case(msgspec.Struct, frozen=True):
 
 
 def cases(kind: str, plugin_id: str) -> Iterator[Case]:
-    """Every method of a plugin's contract, and of all that it gives."""
+    """Yield every method of a plugin's contract, and of all that it gives."""
     whole = contract_of(kind, plugin_id, Anything)
     if whole is None:
         return
@@ -327,7 +327,7 @@ class Conduct:
 
 
 def made_of(contract: Contract, conduct: Conduct, role: str = "") -> Any:
-    """An object that has all of a contract."""
+    """Return an object that has all of a contract."""
     members: dict[str, Any] = {name: _async(name, contract, conduct, role) for name in contract.calls}
     members |= {name: _iterated(name, conduct, role) for name in contract.streams}
     members |= {n: _giving(given, conduct) for n, given in contract.gives.items() if n not in contract.calls}

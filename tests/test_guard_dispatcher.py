@@ -387,7 +387,7 @@ class View:
 
 
 def chain(instance: Any, limits: dict[str, float], *, own_s: float = 0.0, before_s: float = 0.0) -> tuple[Host, Host]:
-    """A plugin, and a service of another one that shows it; `limits` are of their URIs."""
+    """Return a plugin, and a service of another one that shows it; `limits` are of their URIs."""
     dispatcher = Dispatcher(lambda key: next(limit for uri, limit in limits.items() if key.endswith(uri)))
     below, above = Host(instance), Host(View(None))
     below.guard = dispatcher.guard(below.health, kinds.SNAPSHOTTER, instance)

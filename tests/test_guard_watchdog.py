@@ -80,7 +80,7 @@ class Watched:
         return self.blocks
 
     async def told_nothing(self) -> bool:
-        """Whether nothing has been noticed, nor is after the next look."""
+        """Return whether nothing has been noticed, nor is after the next look."""
         await anyio.sleep(THRESHOLD_S * 2)
         return self.watchdog.blocks == 0
 
@@ -109,7 +109,7 @@ class Machine:
             before = now
 
     async def gave_no_time(self) -> bool:
-        """Whether a thread may have been late since this was asked last."""
+        """Return whether a thread may have been late since this was asked last."""
         await anyio.sleep(SLEEP_S * 4)
         late_s, self.late_s = self.late_s, 0.0
         return late_s > TOLERANCE_S / 4

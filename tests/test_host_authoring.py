@@ -39,7 +39,7 @@ DEFAULTS = Config()
 
 
 async def outcome(directory: Path, target: object, config: PluginConfig = DEFAULTS) -> Any:
-    """The row of the plugin that `target` carries, after it was started and stopped."""
+    """Return the row of the plugin that `target` carries, after it was started and stopped."""
     registry = Registry()
     (registration,) = authoring.carried(target)
     row = registry.add(registration)

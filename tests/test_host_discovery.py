@@ -58,7 +58,7 @@ def discovered(module: str) -> Registry:
 
 
 def failed(modules: Path, text: str, caplog: pytest.LogCaptureFixture) -> str:
-    """The reason of the row of a module that cannot be used; checks that one error line told it."""
+    """Return the reason of the row of a module that cannot be used; checks that one error line told it."""
     (modules / "acme_bad.py").write_text(text)
     row = discovered("acme_bad").get("python_plugins.acme")
     assert row is not None

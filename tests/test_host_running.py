@@ -217,4 +217,4 @@ async def test_deadlines_that_change_hold_for_calls_lives_and_who_keeps_some(tmp
         assert (life.limits.init_s, life.limits.stop_s, told) == (7.0, 7.0, [7.0])
         assert registry[f"{SNAPSHOTTER}.a"].health.methods["stat"].limit_s == 7.0
     registry.set_deadlines()
-    assert told == [7.0], "nothing is told to who has gone"
+    assert told == [7.0], "a plugin that has gone is told nothing"

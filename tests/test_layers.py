@@ -20,7 +20,7 @@ CORE_FILES = [p for p in sorted(CORE.rglob("*.py")) if "gen" not in p.relative_t
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The names of every import statement of a file, wherever it stands."""
+    """Yield the names of every import statement of a file, wherever it stands."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -49,7 +49,7 @@ def test_no_core_module_has_an_import_of_a_plugin() -> None:
 
 
 def modules_below(root: Path) -> dict[str, Path]:
-    """The modules of a package by name; packages that hand on names are none."""
+    """Return the modules of a package by name; packages that hand on names are none."""
     found = {}
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root.parent).with_suffix("").parts

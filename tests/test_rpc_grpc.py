@@ -435,7 +435,7 @@ class RawClient:
         self.h2.initiate_connection()
 
     async def call(self, path: str, body: bytes, *headers: tuple[str, str], method: str = "POST") -> dict[str, str]:
-        """The status headers of a call."""
+        """Return the status headers of a call."""
         stream_id = self.h2.get_next_available_stream_id()
         base = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "x"), ("te", "trailers")]
         if not any(key == "content-type" for key, _ in headers):

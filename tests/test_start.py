@@ -55,7 +55,7 @@ HEAVY = (
 
 
 def imported(program: str, *args: str) -> set[str]:
-    """The modules that a program names on its standard output."""
+    """Return the modules that a program names on its standard output."""
     command = [sys.executable, "-c", program, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert done.stdout, done.stderr

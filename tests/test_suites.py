@@ -230,7 +230,7 @@ def test_deviation_is_of_one_target_where_it_names_one() -> None:
 
 
 def _blocks(language: str) -> dict[str, str]:
-    """The blocks of a language in the page about testing, by what follows the language."""
+    """Return the blocks of a language in the page about testing, by what follows the language."""
     text = (REPOSITORY / "docs/plugins/testing.md").read_text()
     return dict(re.findall(rf"^```{language} ?(\S*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
 

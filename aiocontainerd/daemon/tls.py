@@ -30,7 +30,7 @@ def server_context(certificate: str, key: str, client_ca: str = "") -> ssl.SSLCo
 
 
 def has_common_name(transport: asyncio.BaseTransport, wanted: str) -> bool:
-    """Whether the certificate of the client carries the common name `wanted`."""
+    """Return whether the certificate of the client carries the common name `wanted`."""
     certificate = transport.get_extra_info("peercert") or {}
     subject: Iterable[Iterable[tuple[str, str]]] = certificate.get("subject", ())
     return any(("commonName", wanted) in tuple(names) for names in subject)

@@ -109,7 +109,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 def files(form_name: str, name: str) -> dict[str, str]:
-    """The files of a new package, by path in it. Pure but for reading templates. Raises ScaffoldError."""
+    """Return the files of a new package, by path in it. Pure but for reading templates. Raises ScaffoldError."""
     form = FORMS.get(form_name)
     if form is None:
         raise ScaffoldError(f"no kind {form_name}; there are {', '.join(sorted(FORMS))}")
@@ -148,7 +148,7 @@ def write(form_name: str, name: str, directory: Path) -> list[Path]:
 
 
 def _class_name(name: str, texts: Iterable[str]) -> str:
-    """The name of the class, which is none that the templates use for something else."""
+    """Return a name for the class that the templates do not use for anything else."""
     made = "".join(part.capitalize() for part in name.split("-"))
     taken = keyword.iskeyword(made) or any(re.search(rf"\b{made}\b", text) for text in texts)
     return f"{made}Plugin" if taken else made

@@ -102,7 +102,7 @@ def is_checked() -> bool:
 
 @contextmanager
 def refused(modules: Sequence[str], may_block: Sequence[May] = MAY_BLOCK) -> Iterator[None]:
-    """A block in which a blocking call of these modules in an event loop raises blockbuster's BlockingError.
+    """Raise BlockingError for a blocking call of these modules in an event loop, for the length of the block.
 
     One that was caught on its way fails the block at its end, with an AssertionError that tells where it was made.
     """
@@ -137,7 +137,7 @@ def told(
 
 @contextmanager
 def _active(detector: BlockBuster) -> Iterator[None]:
-    """The detector's functions take the place of the real ones; also where `os` lists what a function can do."""
+    """Put the detector's functions in the place of the real ones, also where `os` lists what a function can do."""
     detector.activate()
     added = [
         (listing, getattr(os, function.func_name))

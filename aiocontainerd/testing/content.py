@@ -28,7 +28,7 @@ MISSING = "sha256:" + "0" * 64
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:
-    """The digest of `data`."""
+    """Return the digest of `data`."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
@@ -40,7 +40,7 @@ async def ingest(store: ContentStore, ref: str, data: bytes, expected: str = "")
 
 
 async def read_all(store: ContentStore, digest: str) -> bytes:
-    """All bytes of a blob."""
+    """Return all bytes of a blob."""
     async with await store.reader(digest) as reader:
         return await reader.read(reader.size, 0)
 

@@ -31,7 +31,7 @@ class Targeted(Contract):
 
     @pytest.fixture(autouse=True)
     def no_blocking_calls(self, suite_target: Target) -> Iterator[None]:
-        """A blocking call of the target in the event loop fails the test, as does a target that cannot be loaded."""
+        """Fail the test for a blocking call of the target in the event loop, and for a target that cannot be loaded."""
         if not suite_target.remote:
             from aiocontainerd.testing.plugin_bench import loaded
 
@@ -44,7 +44,7 @@ class Targeted(Contract):
 
     @pytest.fixture
     async def bench(self, suite_target: Target, tmp_path: Path) -> AsyncIterator[Bench]:
-        """Where instances of the target are opened; what they leave in a daemon is removed at the end."""
+        """Open instances of the target here. What they leave in a daemon is removed at the end."""
         if suite_target.remote:
             from aiocontainerd.testing.socket_bench import socket_bench
 

@@ -41,7 +41,7 @@ Entry = tuple[tarfile.TarInfo, bytes]
 
 
 def entry(name: str, data: bytes = b"", **fields: Any) -> Entry:
-    """A member; fields of TarInfo by name. A regular file by default."""
+    """Return a member; fields of TarInfo by name. A regular file by default."""
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = len(data), MTIME, 0o644
     for key, value in fields.items():
@@ -50,22 +50,22 @@ def entry(name: str, data: bytes = b"", **fields: Any) -> Entry:
 
 
 def directory(name: str, **fields: Any) -> Entry:
-    """A directory member, 0755 unless said otherwise."""
+    """Return a directory member, 0755 unless said otherwise."""
     return entry(name, type=tarfile.DIRTYPE, **{"mode": 0o755, **fields})
 
 
 def symlink(name: str, target: str) -> Entry:
-    """A symbolic link member."""
+    """Return a symbolic link member."""
     return entry(name, type=tarfile.SYMTYPE, linkname=target, mode=0o777)
 
 
 def hard_link(name: str, target: str) -> Entry:
-    """A hard link member."""
+    """Return a hard link member."""
     return entry(name, type=tarfile.LNKTYPE, linkname=target)
 
 
 def tar_of(entries: Iterable[Entry], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
-    """The archive of `entries`, names as they are."""
+    """Return the archive of `entries`, names as they are."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as archive:
         for info, data in entries:
@@ -74,7 +74,7 @@ def tar_of(entries: Iterable[Entry], tar_format: int = tarfile.PAX_FORMAT) -> by
 
 
 def bind(path: Path) -> list[Mount]:
-    """The mounts of a tree that is a plain directory."""
+    """Return the mounts of a tree that is a plain directory."""
     return [Mount("bind", str(path), "", ("rbind", "rw"))]
 
 
@@ -138,7 +138,7 @@ class DifferContract(Contract):
 
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
-        """An empty tree beside a directory that no layer may touch."""
+        """Make an empty tree beside a directory that no layer may touch."""
         (tmp_path / "outside").mkdir()
         (tmp_path / "outside" / "canary").write_text("untouched")
         (tmp_path / "outside" / "canary").chmod(0o400)

@@ -35,12 +35,12 @@ CLOSE_S = 5.0
 
 
 def envelope(topic: str, event: typeurl.Any, *, namespace: str = "suite") -> Envelope:
-    """An event of now."""
+    """Return an event of now."""
     return Envelope(timestamps.now_ns(), namespace, topic, event)
 
 
 def task_exit(number: int = 0) -> Envelope:
-    """An event as runtimes send it."""
+    """Return an event as runtimes send it."""
     event = api.event_types.TaskExit(container_id=f"c{number}", id=f"c{number}", pid=100 + number, exit_status=number)
     return envelope("/tasks/exit", marshal(event))
 
@@ -69,7 +69,7 @@ class EventSinkContract(Contract):
 
     @pytest.fixture
     def arrived(self) -> Arrived | None:
-        """What reached the place events go to, in the order of arrival; None where that cannot be told."""
+        """Return the events that reached their destination, in order of arrival; None when nobody can tell."""
         return None
 
     async def test_filters_are_texts_that_parse(self, sink: EventSink) -> None:
@@ -124,7 +124,7 @@ class EventSinkContract(Contract):
 
 
 async def _settled(arrived: Arrived, count: int) -> list[Envelope]:
-    """What arrived once it is that many, or once it is time."""
+    """Return the events that arrived, as soon as there are `count` of them or the time is over."""
     until = anyio.current_time() + DELIVERY_S
     while True:
         found = list(await arrived())

@@ -143,7 +143,7 @@ class FakeContentStore:
         return self._infos[digest]
 
     async def commit(self, ingest: _Ingest, size: int, expected: str) -> content.Info:
-        """What a writer's commit does."""
+        """Commit an ingest for its writer."""
         await self._call("commit", ingest.ref)
         if self.ingests.get(ingest.ref) is not ingest:
             raise NotFound(f"reference {ingest.ref}")
@@ -338,7 +338,7 @@ class FakeSnapshotter:
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:
-    """The digest of bytes."""
+    """Return the digest of bytes."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 

@@ -37,7 +37,7 @@ CALL_S = 10.0
 
 @pytest.fixture(scope="class")
 def child(request: pytest.FixtureRequest, suite_target: Target) -> Iterator[FaultChild]:
-    """The process in which the target is killed and hangs."""
+    """Start the process in which the target is killed and hangs."""
     _check_possible(suite_target, request.cls.kind)
     with FaultChild(suite_target) as started:
         yield started
@@ -121,7 +121,7 @@ class SmallDisk:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """A file system of a few megabytes."""
+    """Mount a file system of a few megabytes."""
     path = tmp_path / "disk"
     path.mkdir()
     mounts = [Mount("tmpfs", "tmpfs", options=(f"size={DISK_BYTES}",))]
@@ -205,7 +205,10 @@ class TestContentFaults(FaultSuite):
             yield plugin
 
     def check_state(self, found: State, before: State, after: State, *, answered: bool, context: str) -> None:
-        """An ingest may be half begun, half ended or done already; a blob is there or is not."""
+        """Check the state after a kill. An ingest may be half begun, half ended or done already.
+
+        A blob is there or is not.
+        """
         assert found["blobs"] in ([after["blobs"]] if answered else [before["blobs"], after["blobs"]]), context
         both = {*before["ingests"], *after["ingests"]}
         assert set(found["ingests"]) <= both, context
@@ -267,7 +270,7 @@ class TestContentFaults(FaultSuite):
 
 
 async def _check_tree(snapshotter: Snapshotter, key: str, directory: Path, context: str) -> None:
-    """A snapshot shows its parents' files."""
+    """Check that a snapshot shows its parents' files."""
     if os.geteuid() != 0:
         return
     parent = (await snapshotter.stat(key)).parent
@@ -280,7 +283,10 @@ def _names_below(root: Path) -> set[str]:
 
 
 async def _failure(call: Any) -> Exception | None:
-    """What a call on a full disk raised, if it did. Fails the test for what no caller could understand."""
+    """Return the error of a call on a full disk, or None.
+
+    Fails the test for an error that no caller could understand.
+    """
     with anyio.fail_after(CALL_S):
         try:
             await call
@@ -290,7 +296,7 @@ async def _failure(call: Any) -> Exception | None:
 
 
 async def _check_ingest(store: ContentStore, ref: str, data: bytes, context: str) -> None:
-    """An ingest holds the beginning of its data, and can be brought to an end."""
+    """Check that an ingest holds the beginning of its data and can be completed."""
     try:
         status = await store.status(ref)
         assert status.offset <= len(data), context

@@ -56,7 +56,7 @@ def _registry() -> Registry:
 
 @pytest.fixture
 async def daemon_plugins(tmp_path: Path) -> AsyncIterator[Registry]:
-    """The plugins of a daemon that moves images, running in this process."""
+    """Run the plugins of a daemon that moves images, in this process."""
     plugins = _registry()
     daemon = DaemonInfo(
         root=tmp_path / "root", state=tmp_path / "state", temp=tmp_path, grpc_address="", ttrpc_address="",

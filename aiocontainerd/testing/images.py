@@ -42,7 +42,7 @@ class Blob(msgspec.Struct, frozen=True):
         return f"sha256:{hashlib.sha256(self.data).hexdigest()}"
 
     def descriptor(self, media_type: str, **more: Any) -> dict[str, Any]:
-        """The JSON descriptor of this blob."""
+        """Return the JSON descriptor of this blob."""
         return {"mediaType": media_type, "digest": self.digest, "size": len(self.data), **more}
 
 
@@ -61,7 +61,7 @@ class Layer(msgspec.Struct, frozen=True):
         return LAYER_TYPES[self.compression]
 
     def blob(self) -> Blob:
-        """The layer as it is stored."""
+        """Return the layer as it is stored."""
         return Blob(_COMPRESSORS[self.compression](self.tar))
 
 
@@ -79,7 +79,7 @@ _COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def tar_of(entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
-    """A tar stream of the entries as they are."""
+    """Return a tar stream of the entries as they are."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for info, data in entries:
@@ -98,7 +98,7 @@ def entry(
 
 
 def busybox_layer(busybox: Path | None = None, *, compression: str = "gzip") -> Layer:
-    """A root file system of a static busybox, its applets, and the files that programs expect of /etc."""
+    """Return a root file system of a static busybox, its applets, and the files that programs expect of /etc."""
     program = busybox or Path(shutil.which("busybox") or "/bin/busybox")
     directories = ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var")
     entries = [entry(name, kind=tarfile.DIRTYPE, mode=0o1777 if name == "tmp" else 0o755) for name in directories]
@@ -120,7 +120,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     variant: str = ""
 
     def config(self) -> Blob:
-        """The image configuration (OCI image specification, config.md)."""
+        """Return the image configuration (OCI image specification, config.md)."""
         platform = {"architecture": self.architecture, "os": self.os}
         if self.variant:
             platform["variant"] = self.variant
@@ -133,7 +133,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def blobs(self) -> tuple[Blob, list[Blob]]:
-        """The manifest, and every blob of the image with the manifest last."""
+        """Return the manifest, and every blob of the image with the manifest last."""
         layers = [(layer.blob(), layer.media_type) for layer in self.layers]
         config = self.config()
         manifest = _json(

@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Every deviation that was expected, with its reason, whatever `-r` says."""
+    """Print every expected deviation with its reason, whatever `-r` says."""
     expected = config.stash[_EXPECTED]
     if not expected:
         return
@@ -82,7 +82,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def suite_target(pytestconfig: pytest.Config) -> Target:
-    """The target of this run."""
+    """Return the target of this run."""
     from aiocontainerd.testing.target import TargetError, target_of
 
     text = pytestconfig.getoption("--target")
@@ -124,6 +124,6 @@ def _expect_deviation(config: pytest.Config, item: pytest.Item) -> None:
 
 
 def type_name(item: pytest.Item) -> str:
-    """The class of a test."""
+    """Return the class of a test."""
     cls = getattr(item, "cls", None)
     return "" if cls is None else cls.__name__

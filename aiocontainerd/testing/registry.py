@@ -32,7 +32,7 @@ class ScriptedRegistry:
         return [f"{request.method} {request.path}" for request in self.requests]
 
     def header(self, name: str) -> list[str | None]:
-        """The value of a header in every request, None where a request had none."""
+        """Return the value of a header in every request, None where a request had none."""
         return [request.headers.get(name) for request in self.requests]
 
 

@@ -29,7 +29,7 @@ Step = Callable[[Any], Awaitable[object]]
 
 
 def digest_of(data: bytes) -> str:
-    """The sha256 digest of bytes."""
+    """Return the sha256 digest of bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
@@ -68,7 +68,7 @@ async def write_file(mounts: Sequence[Mount], directory: Path, name: str) -> Non
 
 
 async def read_files(mounts: Sequence[Mount], directory: Path) -> dict[str, str]:
-    """What the links of a mounted tree lead to."""
+    """Return the contents of the files that the links of a mounted tree lead to."""
     async with temp_mount(mounts, directory, readonly=True) as tree:
         return {path.name: path.read_text() for path in sorted(Path(tree).glob("link-*"))}
 

@@ -50,7 +50,7 @@ async def chain(snapshotter: Snapshotter, *names: str) -> str:
 
 
 async def names_of(snapshotter: Snapshotter, *filters: str) -> list[str]:
-    """Names of the snapshots that `filters` choose, in the order they come."""
+    """Return the names of the snapshots that `filters` choose, in the order they come."""
     return [info.name async for info in snapshotter.walk(filters)]
 
 

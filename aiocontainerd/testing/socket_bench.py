@@ -61,7 +61,7 @@ class SocketBench:
 
 @asynccontextmanager
 async def socket_bench(target: Target) -> AsyncIterator[Bench]:
-    """A bench in a namespace that is made for it, and gone afterwards with all that is in it."""
+    """Yield a bench in a namespace of its own. The namespace and everything in it are removed afterwards."""
     name = target.namespace or f"suite-{secrets.token_hex(4)}"
     async with Client(target.path, namespace=name, timeout_s=CALL_TIMEOUT_S) as client:
         await _claim(client, target.name)
@@ -116,7 +116,7 @@ async def _remove_snapshots(client: Client, snapshotter: str) -> None:
 
 
 async def _remove_namespace(client: Client) -> None:
-    """A daemon may hold on to an ingest for a moment after the stream that wrote it has ended."""
+    """Remove the namespace. A daemon may hold an ingest for a moment after the stream that wrote it has ended."""
     for _ in range(DELETE_TRIES):
         try:
             await client.namespaces.delete(client.namespace)

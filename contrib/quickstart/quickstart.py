@@ -31,7 +31,7 @@ START_S, STOP_S = 20.0, 20.0
 
 @contextmanager
 def daemon(directory: Path) -> Iterator[Path]:
-    """The daemon with everything of its own below `directory`; yields its socket."""
+    """Run the daemon with everything it owns below `directory`; yield its socket."""
     address, config, log = directory / "a.sock", directory / "config.toml", directory / "daemon.log"
     config.write_text(f'version = 4\n[plugins."io.containerd.shim.v1.manager"]\nsocket_dir = "{directory}/s"\n')
     command = [
@@ -75,7 +75,7 @@ def wait_for(address: Path, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def serves(address: Path) -> bool:
-    """Whether somebody listens on a socket."""
+    """Return whether somebody listens on a socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(address)) == 0
 
@@ -86,7 +86,7 @@ def actr(address: Path, namespace: str, *args: str) -> int:
 
 
 def client_command(address: Path, namespace: str, *args: str) -> list[str]:
-    """The command line of our client."""
+    """Return the command line of our client."""
     return [str(SCRIPTS / "actr"), "--address", str(address), "--namespace", namespace, *args]
 
 
@@ -107,7 +107,7 @@ def contained(address: Path, namespace: str, *args: str) -> int:
 
 
 def make_image(directory: Path) -> Path:
-    """An image of Debian's static busybox as an archive."""
+    """Return an image of Debian's static busybox as an archive."""
     from aiocontainerd.oci import platform
     from aiocontainerd.testing.images import Image, busybox_layer, write_archive
 
@@ -118,7 +118,7 @@ def make_image(directory: Path) -> Path:
 
 
 def run(image: str, command: list[str], snapshotter: str) -> int:
-    """The quick start: one container on a daemon of its own; the container's exit status."""
+    """Run one container on a daemon of its own and return the exit status of the container."""
     chosen = ["--snapshotter", snapshotter] if snapshotter else []
     require_root()
     directory = Path(tempfile.mkdtemp(prefix="aiocontainerd-", dir="/tmp"))
@@ -177,7 +177,7 @@ to try next:
 
 
 def serve() -> int:
-    """The daemon in the foreground, with directories that stay."""
+    """Run the daemon in the foreground, with directories that stay."""
     require_root()
     Path(SERVE_STATE).mkdir(mode=0o711, parents=True, exist_ok=True)
     address = f"{SERVE_STATE}/a.sock"

@@ -70,7 +70,7 @@ class Session:
 
 
 def _explained(error: ContainerdError, session: Session, hint: str) -> str:
-    """What happened and what to do next, for people."""
+    """Return a text for people: what happened, and what to do next."""
     text = to_status(error)[1]
     if text.startswith("connection to "):
         return f"cannot reach a daemon at {session.address}: {_reason(error)}; is it running? name its socket with -a"
@@ -90,7 +90,7 @@ def _reason(error: ContainerdError) -> str:
 
 
 def session_of(ctx: click.Context) -> Session:
-    """The session of a command's context."""
+    """Return the session of a command's context."""
     session = ctx.find_object(Session)
     assert session is not None, "the root group makes it"
     return session

@@ -57,6 +57,6 @@ def _credentials(printed: bytes, called: str) -> Credentials | None:
 
 
 def _reason(output: programs.Output) -> str:
-    """What it said, where that is no half of an answer."""
+    """Return the text of the helper, unless it is half of an answer."""
     text = output.text()
     return "" if not text or "{" in text else f": {text[:_LONGEST_REASON]}"

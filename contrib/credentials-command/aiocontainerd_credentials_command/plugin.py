@@ -84,7 +84,7 @@ class CommandCredentials:
 
 
 def command_of(hosts: Mapping[str, Sequence[str]], host: str) -> Sequence[str] | None:
-    """The command of a host: its own, or that of the longest pattern it matches."""
+    """Return the command of a host: its own, or that of the longest pattern it matches."""
     matching = [pattern for pattern in hosts if pattern == host or fnmatchcase(host, pattern)]
     return hosts[max(matching, key=lambda pattern: (pattern == host, len(pattern)))] if matching else None
 

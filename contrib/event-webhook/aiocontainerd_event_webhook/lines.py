@@ -14,7 +14,7 @@ _TIMESTAMP = "google.protobuf.Timestamp"
 
 
 def line_of(envelope: Envelope) -> bytes:
-    """An event as one line: when, where, what, the type of its payload, and the payload's fields.
+    """Return an event as one line: when, where, what, the type of its payload, and the payload's fields.
 
     Fields have the names of the `.proto` file, those with default values are there, too; bytes are in base64, times
     are RFC 3339. A payload of a type the API lacks is given as its bytes, `value`.

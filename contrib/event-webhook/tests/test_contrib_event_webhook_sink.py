@@ -39,7 +39,7 @@ def envelope(number: int = 0, topic: str = "/tasks/exit") -> Envelope:
 
 @asynccontextmanager
 async def started(directory: Path, **config: Any) -> AsyncIterator[Plugin]:
-    """The plugin in a registry, as a daemon has it."""
+    """Start the plugin in a registry, as a daemon does."""
     registry = Registry()
     (registration,) = registrations_of("aiocontainerd_event_webhook.plugin")
     added = registry.add(registration)
@@ -133,7 +133,7 @@ class TestContractOfUrls(EventSinkContract):
 
 
 def envelope_of(line: bytes) -> Envelope:
-    """The event that a line tells of."""
+    """Return the event that a line tells of."""
     told = json.loads(line)
     message = api.event_types.TaskExit(**{**told["event"], "exited_at": None})
     timestamp_ns = timestamps.parse_rfc3339(told["timestamp"])

@@ -25,7 +25,7 @@ SIZE_BYTES = 4 << 20
 
 @pytest.fixture(scope="module")
 def xfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A mounted XFS of its own, which clones files."""
+    """Mount an XFS, which clones files, and yield its path."""
     if os.geteuid() != 0:
         pytest.skip("mounting an XFS image needs root")
     mkfs = shutil.which("mkfs.xfs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

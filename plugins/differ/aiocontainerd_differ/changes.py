@@ -43,7 +43,7 @@ class Change(NamedTuple):
 
 
 def changes(lower_fd: int, upper_fd: int, guide_fd: int | None = None) -> Iterator[Change]:
-    """Every path of the upper tree and every deleted one; a directory comes before what is in it.
+    """Yield every path of the upper tree and every deleted one; a directory comes before what is in it.
 
     `guide_fd` is the upper directory of the overlay that the upper tree is a mount of, over the lower tree: then only
     what it names can have changed, and paths that stayed the same may be left out.
@@ -104,7 +104,7 @@ def _is_same(lower: int, old: os.stat_result, upper: int, new: os.stat_result, n
 
 
 def _same_content(lower: int, upper: int, name: bytes, mode: int) -> bool:
-    """A time of whole seconds may have been cut: only the bytes tell."""
+    """Compare the bytes of two files, since a time of whole seconds may have been cut."""
     if stat.S_ISLNK(mode):
         return os.readlink(name, dir_fd=lower) == os.readlink(name, dir_fd=upper)
     if not stat.S_ISREG(mode):
@@ -143,7 +143,7 @@ def open_regular(directory_fd: int, name: bytes) -> RegularFile:
 
 
 def capability(directory_fd: int, name: bytes) -> bytes:
-    """The file capabilities of a path, b"" where it has none."""
+    """Return the file capabilities of a path, b"" where it has none."""
     try:
         return os.getxattr(b"/proc/self/fd/%d/%s" % (directory_fd, name), CAPABILITY, follow_symlinks=False)
     except OSError:

@@ -52,7 +52,7 @@ async def compare(
 
 @asynccontextmanager
 async def _tree(mounts: Sequence[Mount], temp_root: str) -> AsyncIterator[str]:
-    """Where to read the tree of `mounts`: a plain directory as it is, anything else mounted read-only."""
+    """Yield a path to the tree of `mounts`: a plain directory as it is, anything else mounted read-only."""
     plain = len(mounts) == 1 and mounts[0].type in ("bind", "rbind") and not mounts[0].target
     if plain and not any(option.startswith(("uidmap=", "gidmap=")) for option in mounts[0].options):
         yield mounts[0].source

@@ -33,7 +33,10 @@ class TarReader:
         self._padding = 0
 
     def next_header(self) -> Header | None:
-        """The next entry's header with long names and PAX records worked in; None at the end. Skips unread data."""
+        """Return the next entry's header with long names and PAX records worked in; None at the end.
+
+        Skips unread data.
+        """
         name = link = b""
         records: dict[bytes, bytes] = {}
         while True:
@@ -89,7 +92,7 @@ class TarReader:
             pass
 
     def _block(self) -> bytes | None:
-        """The next header block, its checksum verified; None at the end of the archive or of the stream."""
+        """Return the next header block, its checksum verified; None at the end of the archive or of the stream."""
         at = self._at
         block = self._chunk[at : at + BLOCK]
         if len(block) == BLOCK:

@@ -23,7 +23,7 @@ def header(
     device: tuple[int, int] = (0, 0),
     records: dict[bytes, bytes] | None = None,
 ) -> bytes:
-    """The blocks of one entry's header; what a block cannot hold goes to PAX records, sorted by key."""
+    """Return the blocks of one entry's header; what a block cannot hold goes to PAX records, sorted by key."""
     extra = dict(records or {})
     if kind == DIRECTORY:
         name += b"/"
@@ -40,7 +40,7 @@ def header(
 
 
 def padding(size: int) -> bytes:
-    """The zeroes after `size` bytes of data."""
+    """Return the zeroes after `size` bytes of data."""
     return bytes(-size % BLOCK)
 
 

@@ -37,7 +37,7 @@ MANY = 3 << 20
 
 
 def shell(tasks: PluginTasks, script: str, **more: Any) -> ProgramProcessor:
-    """A processor that runs a script of the shell."""
+    """Return a processor that runs a script of the shell."""
     return processor("p", Settings(accepts=(UPPER,), returns=TAR, path="sh", args=("-c", script), **more), tasks)
 
 
@@ -62,7 +62,7 @@ async def pieces(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
 
 
 async def output(script: str, data: bytes = b"", payload: typeurl.Any | None = None, **more: Any) -> bytes:
-    """What a script makes of the data; afterwards nothing of it is left."""
+    """Return a script's output for the data, and check that nothing of the script is left."""
     before = set(os.listdir("/proc/self/fd"))
     async with plugin() as tasks:
         one = shell(tasks, script, **more)
@@ -164,7 +164,7 @@ def running(marker: str) -> list[str]:
 
 
 def settled(marker: str) -> list[str]:
-    """Those that are left once killed ones had time to go."""
+    """Return those that are left once killed ones had time to go."""
     until = time.monotonic() + 5
     while running(marker) and time.monotonic() < until:
         time.sleep(0.01)

@@ -90,7 +90,7 @@ def device(major: int) -> bytes:
 
 
 def raw(**fields: object) -> bytes:
-    """A header block with a right checksum and any field wrong."""
+    """Return a header block with a right checksum and any field wrong."""
     block = bytearray(tar_writer.header(b"name"))
     at = {"size": (124, 136), "uid": (108, 116), "type": (156, 157), "mtime": (136, 148)}
     for key, value in fields.items():
@@ -247,7 +247,7 @@ def make(tree: dict[str, object], root: Path) -> None:
 
 
 def layer_of(lower: Path, upper: Path) -> tuple[bytes, Result]:
-    """The layer, as it is without compression, that makes the tree `lower` the tree `upper`."""
+    """Return the layer, as it is without compression, that makes the tree `lower` the tree `upper`."""
     made: list[bytes] = []
     fds = [os.open(path, os.O_RDONLY) for path in (lower, upper)]
     written = write_layer(fds[0], fds[1], "", None, made.append)

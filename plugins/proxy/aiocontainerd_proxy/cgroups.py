@@ -19,7 +19,7 @@ _PAUSE_S = 0.01
 
 
 def name_of(uri: str, state: Path) -> str:
-    """The cgroup's name: that of the plugin, and of the daemon that keeps it."""
+    """Return the cgroup's name: that of the plugin, and of the daemon that keeps it."""
     return f"aiocontainerd-{hashlib.sha256(str(state).encode()).hexdigest()[:8]}-{uri}"
 
 
@@ -51,7 +51,7 @@ def remove(directories: Iterable[str]) -> list[OSError]:
 
 
 def _refusal(directory: str) -> OSError | None:
-    """What the kernel says to the removal; None where it is gone."""
+    """Try to remove the cgroup. Returns the kernel's refusal, or None when the cgroup is gone."""
     try:
         os.rmdir(directory)
     except FileNotFoundError:

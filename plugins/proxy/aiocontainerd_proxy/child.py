@@ -49,7 +49,7 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
         return self.state / self.uri / "plugin.toml"
 
     def command(self, ready_fd: int) -> list[str]:
-        """What is executed. The interpreter is the daemon's, so that it finds the same packages."""
+        """Return the command to execute. The interpreter is the daemon's, so that it finds the same packages."""
         command = [
             sys.executable, "-m", PROGRAM_MODULE, "serve", self.module, "--id", self.uri,
             "--address", str(self.socket), "--config", str(self.config),
@@ -70,7 +70,7 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def child_of(context: InitContext[Any], isolation: Isolation) -> Child:
-    """The process of a plugin."""
+    """Return the process of a plugin."""
     daemon = context.daemon
     return Child(
         uri=context.uri,

@@ -43,7 +43,7 @@ class ProxyContentStore:
         return _shown(await store.update(info, paths))
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
-        """Every blob that a filter matches, sorted by digest."""
+        """Yield every blob that a filter matches, sorted by digest."""
         peer = await self._connection.peer()
         chosen = self._ownership.only_ours(filters) if peer.namespaced else filters
         found: dict[str, Info] = {}
@@ -74,7 +74,7 @@ class ProxyContentStore:
         return await self._within(_namespace_of(ref)).status(ref)
 
     async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
-        """Every ingest that a filter matches, sorted by ref."""
+        """Return every ingest that a filter matches, sorted by ref."""
         peer = await self._connection.peer()
         found = [
             status

@@ -37,12 +37,12 @@ class Ownership:
 
 
 def without_marks(labels: Mapping[str, str]) -> dict[str, str]:
-    """What is left of labels without ours."""
+    """Return labels without our own marks."""
     return {key: value for key, value in labels.items() if key not in (OWNER, ROOT)}
 
 
 def load(path: Path) -> Ownership:
-    """The ownership that a file keeps, which is made where it is missing: whole or not at all."""
+    """Return the ownership that a file keeps, which is made where it is missing: whole or not at all."""
     try:
         owner = path.read_text().strip()
     except FileNotFoundError:

@@ -64,7 +64,7 @@ class ProxySnapshotter:
         await self._of(key).remove(key)
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
-        """Every snapshot that a filter matches, sorted by key."""
+        """Yield every snapshot that a filter matches, sorted by key."""
         peer = await self._connection.peer()
         chosen = self._ownership.only_ours(filters) if peer.namespaced else filters
         found: list[Info] = []
@@ -79,7 +79,7 @@ class ProxySnapshotter:
         await self._within("").cleanup()
 
     async def _given(self, labels: Mapping[str, str] | None) -> Mapping[str, str]:
-        """The labels that the peer gets."""
+        """Return the labels that the peer gets."""
         peer = await self._connection.peer()
         return self._ownership.marked(labels or {}) if peer.namespaced else labels or {}
 

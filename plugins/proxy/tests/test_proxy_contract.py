@@ -42,7 +42,7 @@ class Only:
 
 @asynccontextmanager
 async def connected(services: Iterable[Service], kind: str) -> AsyncIterator[ProxyConnection]:
-    """A connection to services on a socket."""
+    """Yield a connection to services on a socket."""
     with tempfile.TemporaryDirectory(prefix="px-", dir="/tmp") as directory:
         front = GrpcFrontEnd(services)
         bound = bind_unix(f"{directory}/s", -1, -1)

@@ -51,7 +51,7 @@ class Scripted(Child, frozen=True, kw_only=True):
 
 
 def limits(**seconds: float) -> Limits:
-    """Those of `seconds` by the last word of their key; a minute else."""
+    """Return those of `seconds` by the last word of their key; a minute else."""
     return lambda timeout: seconds.get(timeout.key.rpartition(".")[2], 60.0)
 
 

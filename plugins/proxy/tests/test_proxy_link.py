@@ -55,7 +55,7 @@ intro, spaces = api.introspection, api.namespaces
 
 
 def limits(**seconds: float) -> Limits:
-    """Those of `seconds` by the last word of their key; LIMIT_S else."""
+    """Return those of `seconds` by the last word of their key; LIMIT_S else."""
     return lambda timeout: seconds.get(timeout.key.rpartition(".")[2], LIMIT_S)
 
 

@@ -92,7 +92,7 @@ class Served:
         self.address, self.bus, self.client = address, bus, client
 
     async def ctr(self, *args: str, namespace: str = "t", stdin: bytes = b"", check: bool = True) -> str:
-        """What ctr prints; with `check` a failure fails the test, without it its error text is given."""
+        """Return ctr's output. With `check` a failure fails the test; without, its error text is returned."""
         command = ["ctr", "--address", self.address, "--namespace", namespace, *args]
         with anyio.fail_after(TIMEOUT_S):
             done = await anyio.run_process(command, input=stdin, check=False)
@@ -121,7 +121,7 @@ class Served:
         return digest
 
     async def write(self, *requests: Any, namespace: str = "t") -> list[Any]:
-        """The responses of one Content.Write whose requests follow each other."""
+        """Return the responses of one Content.Write whose requests follow each other."""
         service = "containerd.services.content.v1.Content"
         got = []
         async with self.client.stream(service, "Write", namespace=namespace, timeout_s=TIMEOUT_S) as call:

@@ -152,7 +152,7 @@ async def finish(client: TtrpcClient, container: str) -> int:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory whose path leaves room for a socket's name; it goes as soon as no process writes into it."""
+    """Yield a directory with a short path, for sockets. It is removed as soon as no process writes into it."""
     directory = Path(tempfile.mkdtemp(prefix="shim-", dir="/tmp"))
     yield directory
     until(lambda: removed(directory))
@@ -298,7 +298,7 @@ async def test_a_server_is_found_again_and_one_of_other_code_or_limits_replaced(
 
 
 def servers_of(launcher: AioLauncher) -> list[int]:
-    """The fork servers that listen on a launcher's socket, or did."""
+    """Return the fork servers that listen on a launcher's socket, or did."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -317,7 +317,7 @@ def cgroups_of(name: str) -> list[Path]:
 
 @contextlib.asynccontextmanager
 async def attending(launcher: AioLauncher) -> AsyncIterator[None]:
-    """A daemon that lives; it is gone at the end, and says nothing."""
+    """Be a live daemon for the length of the block, then vanish without a word."""
     async with anyio.create_task_group() as group:
         group.start_soon(launcher.attend)
         await eventually(lambda: launcher.attends)

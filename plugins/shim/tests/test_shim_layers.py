@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 
 def rooms_imported(path: Path) -> Iterator[str]:
-    """The rooms that a module names in its imports, those for types included."""
+    """Yield the rooms that a module names in its imports, those for types included."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

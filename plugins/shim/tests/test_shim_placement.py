@@ -30,7 +30,7 @@ def sleepers() -> Iterator[list[int]]:
 
 
 def directories() -> list[Path]:
-    """The cgroups of the test, in every hierarchy."""
+    """Return the cgroups of the test, in every hierarchy."""
     mounts = (mount for mount in mountinfo.read() if mount.fs_type in ("cgroup", "cgroup2"))
     return [path for mount in mounts if (path := Path(mount.mount_point) / NAME).is_dir()]
 

@@ -77,7 +77,7 @@ class Shim:
 
 
 def name_of(pid: str) -> str:
-    """What a process calls itself; "" for one that has gone."""
+    """Return the name of a process, or "" when it has gone."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
@@ -92,7 +92,7 @@ async def eventually(condition: Callable[[], object]) -> None:
 
 @pytest.fixture
 async def directory() -> AsyncIterator[Path]:
-    """A directory with a short name. It goes as soon as nobody writes into it: the fork server notes the last exits."""
+    """Yield a directory with a short name. It is removed once the fork server has noted the last exits in it."""
     made = Path(tempfile.mkdtemp(prefix="rest-", dir="/tmp"))
     yield made
     await eventually(lambda: removed(made))

@@ -18,7 +18,7 @@ TRUE = "/bin/true"
 
 @pytest.fixture(autouse=True)
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory in PATH; the copies of a test are its own."""
+    """Yield a directory in PATH. Each test has copies of its own."""
     monkeypatch.setattr(sealed, "_kept", {})
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     yield tmp_path

@@ -220,7 +220,7 @@ async def test_a_failed_exec_kills_nobody_who_has_the_pid_of_one_before(shim: Sh
 
 
 def _stranger(shim: Shim) -> tuple[int, asyncio.Future[int]]:
-    """A process that has nothing to do with the container, and its exit status to come."""
+    """Return a process that has nothing to do with the container, and its exit status to come."""
     other = os.posix_spawnp("sleep", ["sleep", "60"], os.environ)
     ending: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     shim.service._around.reaper.watch(other, lambda exited: ending.set_result(exited.status))
@@ -228,7 +228,7 @@ def _stranger(shim: Shim) -> tuple[int, asyncio.Future[int]]:
 
 
 async def _begin_to_create(shim: Shim) -> asyncio.Task[int]:
-    """A creation in whose middle the OCI runtime waits until `hold` is gone."""
+    """Return a creation in whose middle the OCI runtime waits until `hold` is gone."""
     (shim.bundle / "hold").touch()
     creating = asyncio.ensure_future(shim.create())
     async with asyncio.timeout(10):
