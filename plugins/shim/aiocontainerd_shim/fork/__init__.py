@@ -5,5 +5,6 @@ protocol    requests and replies between the two
 server      the server's process
 limits      its limits, which `[timeouts]` sets
 child       a child of the server: a shim, or the clean-up after one
+heap        its heap, prepared so that shims copy few pages
 warm_up     work done once before the server serves, so that no shim does it again
 """

@@ -13,8 +13,6 @@ daemon, or as long as it has shims, and retires by itself after that.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import math
 import os
 import selectors
@@ -36,7 +34,7 @@ from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
 from aiocontainerd_shim.cgroups import placement
 from aiocontainerd_shim.children import sealed
-from aiocontainerd_shim.fork import child, protocol, warm_up
+from aiocontainerd_shim.fork import child, heap, protocol, warm_up
 from aiocontainerd_shim.fork.protocol import Reply, Request, Verb
 from aiocontainerd_shim.oci import choice
 from aiocontainerd_shim.program import bootstrap, serve
@@ -44,7 +42,6 @@ from aiocontainerd_shim.task import records
 
 CLIENT_TIMEOUT_S = 2.0
 COMMAND_NAME = "aio-fork-server"
-_GC_THRESHOLDS = (20_000, 20, 20)
 _UCRED = struct.Struct("3i")
 _FD_LIMIT = 1 << 16
 IDLE_S = 5.0
@@ -348,7 +345,7 @@ def _announced(path: str, ready: int) -> bool:
 
 
 def _prepare() -> None:
-    """Do once what every shim would do anew, then freeze the heap."""
+    """Do once what every shim would do anew, then prepare the heap."""
     try:
         warm_up.run()
     except Exception:  # noqa: BLE001 - a server that is not warm also serves, only slower
@@ -360,16 +357,7 @@ def _prepare() -> None:
         pass  # whoever creates a container without naming an OCI runtime is told the same
     sealed.keep(choice.CANDIDATES)
     serve.prepare_log()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    _libc_trim()
-
-
-def _libc_trim() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    heap.prepare()
 
 
 def _close_all_but(kept_fd: int) -> None:
