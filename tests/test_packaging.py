@@ -83,7 +83,7 @@ def foreign(path: Path) -> Iterator[str]:
             yield from providers()[package]
 
 
-@pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
+@pytest.mark.parametrize("root", ROOTS, ids=lambda root: project(root)["name"])
 def test_whatever_is_imported_is_declared(root: Path) -> None:
     allowed = declared(root, without=TOOLS)
     generated = names(requires("betterproto2") or [])
@@ -98,7 +98,7 @@ def test_whatever_is_imported_is_declared(root: Path) -> None:
     assert {name for _, name in of_generator} <= {"protobuf"}  # which grpcio-tools brings
 
 
-@pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
+@pytest.mark.parametrize("root", ROOTS, ids=lambda root: project(root)["name"])
 def test_whatever_is_declared_is_used(root: Path) -> None:
     text = "\n".join(path.read_text() for path in sources(root))
     used = {name for path in sources(root) for name in foreign(path)}
