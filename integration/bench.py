@@ -70,7 +70,7 @@ class Pair:
 
     @staticmethod
     def _settled(measure: Callable[[Peer, int], float], daemon: Peer, number: int) -> float:
-        """One measurement after a pause, so that no daemon's clean-up is timed as part of the other's work."""
+        """Measure once after a pause, so that no daemon's clean-up is timed as part of the other's work."""
         time.sleep(SETTLE_S)
         return measure(daemon, number)
 
@@ -222,7 +222,7 @@ async def create_rate(address: str, namespace: str, at_once: int, number: int) -
 
 
 def bench_dispatch(_pair: Pair) -> list[Figure]:
-    """No peer has this: containerd's plugins are part of its program."""
+    """Measure the guard of a call. It has no peer, since containerd's plugins are part of its program."""
     return [Figure("dispatch overhead of a guarded call", "us", overhead_us(), 15, budget=True)]
 
 

@@ -114,7 +114,10 @@ class Peer:
         raise AssertionError(f"the daemon did not serve within {START_S} s:\n{self.log()}")
 
     def _answers(self) -> bool:
-        """Whether it is this daemon that listens: a child that a killed one was starting holds its socket a while."""
+        """Return whether this daemon listens.
+
+        A child that a killed daemon was starting holds the old socket a while.
+        """
         return listener(self.address) == self.pid
 
     def log(self) -> str:
@@ -281,7 +284,7 @@ def cgroups_named(name: str) -> list[Path]:
 
 @contextmanager
 def peer(kind: type[Peer], *, config: str = "", args: Sequence[str] = (), start: bool = True) -> Iterator[Peer]:
-    """A daemon in a directory with a short name; cleaned up, and checked to have left nothing, at the end."""
+    """Run a daemon in a directory with a short name. At the end, clean up and check that it left nothing."""
     directory = Path(tempfile.mkdtemp(prefix="aio-", dir="/tmp"))
     daemon = kind(directory, config=config, args=args)
     with swept():

@@ -25,7 +25,7 @@ def wait_for(condition: object, what: str, limit_s: float = UNTIL_S) -> None:
 
 @contextmanager
 def process(command: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A proxy plugin's process, from when it listens; ended and waited for."""
+    """Run the process of a proxy plugin until it listens; end it and wait for it afterwards."""
     began = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=socket.parent)
     try:
         wait_for(lambda: listens(socket) or began.poll() is not None, "the proxy plugin's socket")
@@ -38,7 +38,7 @@ def process(command: Sequence[str], socket: Path) -> Iterator[subprocess.Popen[b
 
 @contextmanager
 def served(target: str, directory: Path, name: str, *flags: str) -> Iterator[Path]:
-    """A plugin of ours, served by `aiocontainerd-plugin`; its socket."""
+    """Serve one of our plugins by `aiocontainerd-plugin`; yield its socket."""
     socket = directory / f"{name}.sock"
     command = [
         str(SCRIPTS / "aiocontainerd-plugin"), "serve", target, "--address", str(socket),

@@ -329,7 +329,7 @@ def test_a_pull_of_wrong_bytes_names_them_and_leaves_nothing(both: tuple[Actr, A
 
 @contextmanager
 def _faulty_registry(fault: str) -> Iterator[str]:
-    """A registry of one image whose second layer isn't what its digest or the configuration says."""
+    """Run a registry of one image whose second layer does not fit its digest or the image config."""
     layer = images.Layer(images.tar_of([images.entry(f"f-{fault}", os.urandom(2000))]))
     image = images.Image(layers=[LAYER, layer])
     manifest, blobs = image.blobs()

@@ -33,7 +33,7 @@ def daemon() -> Iterator[Peer]:
 
 @pytest.fixture
 def good(daemon: Peer, tmp_path: Path) -> Peer:
-    """A daemon that has the busybox image."""
+    """Return a daemon that has the busybox image."""
     archive = tmp_path / "good.tar"
     write_archive(archive, GOOD, [Image(layers=[busybox_layer()])])
     daemon.ctr("images", "import", str(archive))
@@ -60,7 +60,7 @@ def import_failing(daemon: Peer, tmp_path: Path, layers: Sequence[Layer]) -> str
 
 
 def assert_clean(daemon: Peer) -> None:
-    """No active ingest, no active snapshot, no temporary mount."""
+    """Check that there is no active ingest, no active snapshot and no temporary mount."""
     assert daemon.ctr("content", "active").stdout.decode().split("\n", 1)[1].strip() == ""
     assert "Active" not in daemon.ctr("snapshots", "ls").stdout.decode()
     assert not mounts_of(daemon)

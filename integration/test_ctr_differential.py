@@ -23,7 +23,7 @@ def _layers(count: int, compression: str = "gzip") -> list[Layer]:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A registry with every image of the script."""
+    """Run a registry with every image of the script."""
     directory = tmp_path_factory.mktemp("registry")
     images = {
         "busybox:1": [Image(layers=_layers(1)), Image(layers=_layers(1), architecture="arm64")],

@@ -30,7 +30,7 @@ STATUSES = ("ok", "skip", "error", "disabled", "absent", "connecting", "failed")
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with all examples installed, each from its folder; the environment of the tests stays as it is."""
+    """Install all examples, each from its folder, into a directory outside of the tests' environment."""
     target = tmp_path_factory.mktemp("installed")
     folders = [str(REPOSITORY / "contrib" / name) for name in EXAMPLES]
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
@@ -40,7 +40,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of two layers, so that one snapshot is made from another."""
+    """Make an image of two layers, so that one snapshot is made from another."""
     path = tmp_path_factory.mktemp("image") / "image.tar"
     layers = [busybox_layer(), Layer(tar_of([entry("etc/hello", b"hello from a layer\n")]))]
     write_archive(path, NAME, [Image(layers=layers)])
@@ -49,7 +49,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def image(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The same image in a registry."""
+    """Run a registry with the same image."""
     with docker_registry(tmp_path_factory.mktemp("registry")) as address:
         push(archive, address, "example:1")
         yield f"{address}/example:1"
@@ -197,7 +197,7 @@ def test_snapshots_stay_where_a_plugin_is_moved(installed: Path, archive: Path) 
 
 @contextmanager
 def served(installed: Path, target: str, directory: Path) -> Iterator[Path]:
-    """A plugin behind a socket, as its page says; yields the socket."""
+    """Serve a plugin behind a socket, as its page says; yield the socket."""
     socket = directory / "plugin.sock"
     command = [
         str(SCRIPTS / "aiocontainerd-plugin"), "serve", target, "--address", str(socket),
@@ -248,7 +248,10 @@ def test_events_of_a_run_are_lines_in_their_order(installed: Path, archive: Path
 
 @contextmanager
 def receiver(statuses: list[int]) -> Iterator[tuple[str, list[bytes]]]:
-    """An HTTP server that answers with one status after the other, then 204; yields its URL and the bodies it took."""
+    """Run an HTTP server that answers with one status after the other, then 204.
+
+    Yield its URL and the bodies it took.
+    """
     taken: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -367,7 +370,7 @@ signatures_dir = "{trust}"
 
 
 def sign(directory: Path, digest: str) -> None:
-    """A key pair of openssl's, and its signature of a digest."""
+    """Make a key pair with openssl, and sign a digest with it."""
     (directory / "digest").write_text(digest)
     for command in (
         "openssl genpkey -algorithm ed25519 -out private",

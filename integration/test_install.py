@@ -33,7 +33,7 @@ BUILD = "import sys; from flit_core import buildapi; print(buildapi.build_wheel(
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a wheel of each distribution."""
+    """Build a wheel of each distribution into a directory."""
     directory = tmp_path_factory.mktemp("wheels")
     for root in (REPOSITORY, *sorted((REPOSITORY / "plugins").iterdir())):
         subprocess.run([sys.executable, "-c", BUILD, str(directory)], cwd=root, check=True, capture_output=True)

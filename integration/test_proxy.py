@@ -37,7 +37,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tmp() -> Iterator[Path]:
-    """A directory with a short name, for sockets are in it."""
+    """Yield a directory with a short name, for sockets."""
     with tempfile.TemporaryDirectory(prefix="px-", dir="/tmp") as directory:
         yield Path(directory)
 
@@ -127,7 +127,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def foreign(stubs: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The proxy snapshotter on grpcio."""
+    """Run the proxy snapshotter on grpcio."""
     script = Path(__file__).with_name("grpcio_snapshotter.py")
     socket = directory / "g.sock"
     socket.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ class WithModule(Ours):
         return {**super().environment(), "PYTHONPATH": str(self.directory)}
 
     def configure(self, text: str) -> None:
-        """The config of the next reload: the default one and more."""
+        """Write the config of the next reload: the default one and more."""
         self.config_path.write_text(self.default_config() + text)
 
 

@@ -55,7 +55,7 @@ LAYERS = [Layer(tar_of(BASE)), Layer(tar_of(CHANGED), "zstd"), Layer(tar_of([ent
 
 @pytest.fixture
 def tmp() -> Iterator[Path]:
-    """A directory with a short name, for sockets are in it."""
+    """Yield a directory with a short name, for sockets."""
     with tempfile.TemporaryDirectory(prefix="sd-", dir="/tmp") as path:
         yield Path(path)
 
@@ -145,7 +145,7 @@ def extended(root: Path) -> dict[str, dict[str, bytes]]:
 
 
 def timeless(tree: dict[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
-    """A tree without the times of whiteouts, and of directories that no layer says anything of or only BASE does."""
+    """Return a tree without the times of whiteouts, and of directories that no layer or only BASE describes."""
     made = {"etc", "implied", "implied/parents", "etc/gone"}
     return {path: (*held[:3], "" if path in made else held[3], *held[4:]) for path, held in tree.items()}
 

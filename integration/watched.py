@@ -19,7 +19,7 @@ MAY_BLOCK_ENV = "WATCHED_MAY_BLOCK"
 
 
 def tell(violation: Violation) -> None:
-    """One line on standard error: the call, and who called it, innermost first."""
+    """Print one line on standard error: the call, and its callers, innermost first."""
     callers = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(violation.stack))
     sys.stderr.write(f"{PREFIX}{violation.call}: {callers}\n")
     sys.stderr.flush()

@@ -91,7 +91,7 @@ def command(directory: Path, *args: str) -> list[str]:
 async def serving(
     directory: Path, *args: str, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """The program, from when it says that it serves; it must end well on SIGTERM."""
+    """Run the program until it says that it serves. It must end well on SIGTERM."""
     read, write = os.pipe()
     process = await anyio.to_thread.run_sync(_start, directory, args, env or {}, write)
     os.close(write)

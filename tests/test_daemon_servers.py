@@ -91,7 +91,7 @@ def registration(kind: str, plugin_id: str, instance: object) -> Registration:
 async def running(
     tmp_path: Path, *others: Registration, configs: dict[str, PluginConfig] | None = None, flags: bool = True
 ) -> AsyncIterator[Registry]:
-    """A registry with the built-in plugins and others, all servers started."""
+    """Run a registry with the built-in plugins and others, all servers started."""
     registry = Registry()
     for one in (*servers.register_plugins(), *others):
         registry.add(one)

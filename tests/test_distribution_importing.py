@@ -51,7 +51,7 @@ def layout(blobs: Sequence[images.Blob] = BLOBS, renamed: Mapping[str, str] = Ma
 
 
 def saved(layer: bytes, layer_path: str = "l/layer.tar") -> bytes:
-    """What `docker save` writes of an image."""
+    """Return the archive that `docker save` writes of an image."""
     item = {"Config": "c.json", "Layers": [layer_path], "RepoTags": ["t:1"]}
     entries = [images.entry("l/layer.tar", layer), images.entry("c.json", IMAGE.config().data)]
     return images.tar_of([*entries, images.entry("manifest.json", json.dumps([item]).encode())])

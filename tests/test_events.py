@@ -17,7 +17,7 @@ EXIT = typeurl.Any("containerd.events.TaskExit", b"")
 
 
 def topics(subscription: Subscription) -> list[str]:
-    """What waits, taken without a loop."""
+    """Return the topics that wait, taken without a loop."""
     taken = []
     while len(subscription):
         with pytest.raises(StopIteration) as stop:

@@ -381,7 +381,7 @@ class Proof:
         self._take_rules(type(self._instance))
 
     def _take_rules(self, made: Any) -> None:
-        """Where no Protocol says them, a class does."""
+        """Take the rules from a class when no Protocol has them."""
         if protocol_of(self.case.kind, self.case.plugin_id) is None:
             for name, member in vars(Anything).items():
                 if (rule := rule_of(member)) is not None:

@@ -59,7 +59,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture
 def acme() -> Any:
-    """A plugin's module: its code is not scanned for blocking calls."""
+    """Yield the module of a plugin, whose code is not scanned for blocking calls."""
     module = ModuleType("acme.plugin")
     exec(compile(SOURCE, "/srv/acme/plugin.py", "exec"), vars(module))
     return module
@@ -116,7 +116,7 @@ class Machine:
 
 
 async def holds(attempt: Callable[[], Awaitable[bool]]) -> None:
-    """What is to be noticed is: at the first attempt during which the machine gave us the time."""
+    """Check that the watchdog notices, at the first attempt during which the machine gave us the time."""
     with Machine() as machine:
         for _ in range(50):
             await machine.gave_no_time()

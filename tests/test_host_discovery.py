@@ -42,7 +42,7 @@ ONLY_DECLARED = PluginPolicy(allow=("nothing-that-is-installed",))
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory on the interpreter's path whose modules are forgotten afterwards."""
+    """Yield a directory on the interpreter's path whose modules are forgotten afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield tmp_path

@@ -18,7 +18,7 @@ SNAPSHOTTER, DIFFER = "io.containerd.snapshotter.v1", "io.containerd.differ.v1"
 
 @pytest.fixture
 def package(tmp_path: Path) -> Distribution:
-    """An installed package `acme` 1.4 of one module, with its RECORD."""
+    """Return an installed package `acme` 1.4 of one module, with its RECORD."""
     return installed(tmp_path)
 
 

@@ -59,7 +59,7 @@ def modules_below(root: Path) -> dict[str, Path]:
 
 
 def uses(modules: dict[str, Path]) -> dict[str, set[str]]:
-    """Which modules a module names in its imports, those for types included."""
+    """Return the modules that each module names in its imports, also those for types."""
     found: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():
         for node in ast.walk(ast.parse(path.read_text())):

@@ -90,7 +90,7 @@ class Told:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory on the interpreter's path for a package `acme`, which is forgotten afterwards."""
+    """Yield a directory on the interpreter's path for a package `acme`, which is forgotten afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "acme").mkdir()
     yield tmp_path

@@ -105,7 +105,7 @@ async def connected(path: Path) -> TtrpcClient:
 
 @asynccontextmanager
 async def talking(path: Path, service: Any) -> AsyncIterator[TtrpcClient]:
-    """A client of a server of one service."""
+    """Yield a client of a server of one service."""
     async with serving(path, service), await connected(path) as client:
         yield client
 

@@ -39,7 +39,7 @@ def data(stream_id: int, payload: bytes = b"", flags: int = 0) -> bytes:
 
 
 def answers(connection: ServerConnection) -> list[tuple[int, int, str, bytes]]:
-    """What the server sent: (stream, code, message, payload) of each response."""
+    """Return stream, code, message and payload of each response of the server."""
     client = ClientConnection()
     for _ in range(50):
         client.request(TASK, "Create", b"")

@@ -69,7 +69,7 @@ def _fail_at(wanted: str) -> Step:
 
 
 async def _keys_and_files(root: Path) -> tuple[list[str], list[str]]:
-    """What a new snapshotter finds at `root`, before and after it cleaned up."""
+    """Return what a new snapshotter finds at `root`, before and after it cleaned up."""
     async with Directories(root) as again:
         await again.cleanup()
         return await names_of(again), sorted(os.listdir(again.layers))

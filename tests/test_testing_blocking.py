@@ -29,11 +29,11 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object
 
 @pytest.fixture
 def no_blocking_calls() -> None:
-    """The tests look for themselves."""
+    """Switch the check off: these tests look for blocking calls themselves."""
 
 
 def write_in_ours(path: Path) -> None:
-    """A blocking call of our code: `_write_all` has the real one, the name of this file would not count."""
+    """Make a blocking call of our code. The name of this file would not count, so `_write_all` makes it."""
     with path.open("wb") as file:
         stdio._write_all(file.fileno(), b"x")
 

@@ -55,7 +55,7 @@ class Config:
         return origin_of(key, self._origins)
 
     def is_written(self, *key: str) -> bool:
-        """Whether a file or a flag sets a key."""
+        """Return whether a file or a flag sets a key."""
         tree: Any = self._tree
         for part in key:
             if not isinstance(tree, dict) or part not in tree:

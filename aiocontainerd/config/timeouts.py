@@ -99,7 +99,7 @@ def seconds_for(uri: str, own: Iterable[Timeout], timeout_s: Callable[[str], flo
 
 
 def is_declared(key: str, known: Mapping[str, Timeout]) -> bool:
-    """Whether a key, or the class of a key `<class>.<URI>`, is declared."""
+    """Return whether a key, or the class of a key `<class>.<URI>`, is declared."""
     return key in known or split_plugin_key(key)[0] in known
 
 

@@ -249,7 +249,7 @@ async def release(record: MethodRecord, result: Any) -> None:
 async def _attempt(
     call: Call, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """The task of a call: run the plugin's method, and tell the call how it ended."""
+    """Run the plugin's method in the task of a call, and tell the call how it ended."""
     returned: Any = None
     result: Any = _NOTHING
     running.set(call.clock)

@@ -106,7 +106,7 @@ def of_class(instance: type) -> Contract:
 
 
 def _members(protocol: type) -> Iterator[tuple[str, Any]]:
-    """The members of a Protocol by name, inherited ones included; an overriding one comes in the place of the other."""
+    """Return the members of a Protocol by name, also inherited ones. An overriding member replaces the other."""
     found: dict[str, Any] = {}
     for base in reversed(protocol.__mro__):
         if getattr(base, "_is_protocol", False) and base.__module__ != "typing":
@@ -115,7 +115,7 @@ def _members(protocol: type) -> Iterator[tuple[str, Any]]:
 
 
 def _given(function: Any) -> Given | None:
-    """What a function returns, where that is guarded."""
+    """Return the guarded type that a function returns, or None."""
     annotations = {"return": function.__annotations__.get("return")}
     alone = types.SimpleNamespace(
         __annotations__=annotations

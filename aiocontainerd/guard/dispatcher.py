@@ -68,7 +68,7 @@ class Dispatcher:
             self._set_deadline(record)
 
     def _guarded(self, health: PluginHealth, contract: Contract, role: str, instance: object) -> Any:
-        """The guard of an object; `role` is the name of what a method gave or a property holds."""
+        """Return the guard of an object; `role` is the name of what a method gave or a property holds."""
         target = type(instance)
         if isinstance(instance, Guard) or not _speaks(target, contract):
             return instance  # a guard is of the plugin that gave it to this one
@@ -127,14 +127,14 @@ class Dispatcher:
         record.deadlines = self._deadlines.setdefault(seconds, Deadlines(seconds)) if seconds else None
 
     def _wrapper(self, health: PluginHealth, given: Given) -> Callable[[Any], Any]:
-        """A function that puts guards around what is given."""
+        """Return a function that puts guards around what is given."""
         contract, guarded = of_protocol(given.protocol), self._guarded
         if given.several:
             return lambda results: [guarded(health, contract, given.name, result) for result in results]
         return lambda result: guarded(health, contract, given.name, result)
 
     def _giving(self, name: str, wrap: Callable[[Any], Any]) -> Method:
-        """A method that is not awaited, with guards around what it returns."""
+        """Return a method that is not awaited, with guards around what it returns."""
 
         def giving(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
             return wrap(getattr(self._target, name)(*args, **kwargs))
@@ -142,7 +142,7 @@ class Dispatcher:
         return _named(giving, name)
 
     def _part(self, name: str, wrap: Callable[[Any], Any]) -> Callable[[Guard], Any]:
-        """A guard around an attribute, kept for as long as the attribute is the same object."""
+        """Return a guard around an attribute, kept for as long as the attribute is the same object."""
 
         def part(self: Guard) -> Any:
             target = getattr(self._target, name)
@@ -158,7 +158,7 @@ class Dispatcher:
 
 
 def _speaks(target: type, contract: Contract) -> bool:
-    """Whether a class has something of a contract, and not merely a method of the same name."""
+    """Return whether a class has something of a contract, and not merely a method of the same name."""
     functions = (getattr(target, name, None) for name in (*contract.calls, *contract.streams))
     return any(iscoroutinefunction(function) or isasyncgenfunction(function) for function in functions) or any(
         hasattr(target, name) for name in (*contract.parts, *contract.gives)
@@ -187,7 +187,7 @@ def _method(name: str, record: MethodRecord) -> Awaited:
 
 
 def _wrapping(method: Awaited, wrap: Callable[[Any], Any]) -> Awaited:
-    """The method with guards around what it returns."""
+    """Return the method with guards around what it returns."""
 
     async def wrapping(self: Guard, /, *args: Any, **kwargs: Any) -> Any:
         return wrap(await method(self, *args, **kwargs))

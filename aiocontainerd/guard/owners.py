@@ -71,5 +71,5 @@ def package_of(module: str) -> str:
 
 
 def _chosen(uris: tuple[str, ...], task_name: str) -> str:
-    """The one of a package's plugins that the running task is named after; else the first."""
+    """Return the one of a package's plugins that the running task is named after; else the first."""
     return next((uri for uri in uris if task_name.startswith(f"{uri}:")), uris[0])

@@ -164,7 +164,7 @@ def _wanted(target: type) -> list[str]:
 
 
 def _check_life_cycle(target: type) -> bool | None:
-    """Whether `start` takes the context, None without a `start`. Raises PluginError if it is not async."""
+    """Return whether `start` takes the context, or None without a `start`. Raises PluginError if it is not async."""
     for name in ("start", "aclose"):
         method = getattr(target, name, None)
         if method is not None and not inspect.iscoroutinefunction(method):

@@ -86,7 +86,7 @@ def _wrong_form(member: Member, method: Any) -> str:
 
 
 def awaited_problem(method: Any, name: str) -> str:
-    """What keeps a function from being awaited; "" where nothing does, or nobody can tell."""
+    """Return the reason why a function cannot be awaited, or "" when it can or nobody can tell."""
     if inspect.isasyncgenfunction(method):
         return "yields; return its answer instead"
     if inspect.iscoroutinefunction(method) or not (inspect.isfunction(method) or inspect.ismethod(method)):

@@ -131,7 +131,7 @@ def _kind(kind: str) -> str:
 
 
 def _services() -> str:
-    """The section of the services, which have a contract each; contracts of kinds are not told again."""
+    """Return the section of the services, each with its contract. Contracts of kinds are not repeated."""
     module = importlib.import_module("aiocontainerd.interfaces.services")
     parts = [
         f"## {kinds.SERVICE}\n",
@@ -184,7 +184,7 @@ def _protocol(protocol: type) -> str:
 
 
 def _rule(rule: rules.Rule | None) -> str:
-    """The deadline class of a method, and what else its rule says."""
+    """Return the deadline class of a method, and what else its rule says."""
     if rule is None:
         return ""
     words = [f"`{_short(rule.timeout)}`" if rule.timeout else "none"]

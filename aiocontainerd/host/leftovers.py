@@ -73,7 +73,7 @@ def _holding(before: Collection[threading.Thread]) -> list[threading.Thread]:
 
 
 def _idles(frame: FrameType | None) -> bool:
-    """Whether a thread has ended, or is a worker of asyncio or anyio that waits for work."""
+    """Return whether a thread has ended, or is a worker of asyncio or anyio that waits for work."""
     if frame is None:
         return True
     inner = ""

@@ -23,7 +23,7 @@ class Admission(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] = ()
 
     def allows(self, kind: str) -> bool:
-        """Whether plugins of a kind may come from this package."""
+        """Return whether plugins of a kind may come from this package."""
         return not self.refusal and (not self.kinds or any(fnmatch.fnmatchcase(kind, one) for one in self.kinds))
 
 
@@ -77,7 +77,7 @@ def header(distribution: Distribution | None, name: str) -> str:
 
 
 def _meets_lower_bound(wanted: str) -> bool:
-    """Whether a range has the common form `>=3.11` and includes this Python. Needs no parser of ranges."""
+    """Return whether a range has the common form `>=3.11` and includes this Python. Needs no parser of ranges."""
     bound = re.fullmatch(r">=\s*(\d+(?:\.\d+){0,2})", wanted)
     return bound is not None and sys.version_info[:3] >= tuple(map(int, bound[1].split(".")))
 
@@ -99,7 +99,7 @@ def _problem(entry: AllowedPackage, name: str, distribution: Distribution | None
 
 
 def _in_range(version: str, wanted: str) -> bool:
-    """Whether a version is in a range (PEP 440). Raises ValueError for an invalid range."""
+    """Return whether a version is in a range (PEP 440). Raises ValueError for an invalid range."""
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     try:

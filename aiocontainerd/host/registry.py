@@ -246,7 +246,7 @@ class Registry:
 
 
 def is_first_party(distribution: str) -> bool:
-    """Whether a distribution is one of ours: the core (which may have no name here) or a first-party plugin."""
+    """Return whether a distribution is one of ours: the core (which may have no name here) or a first-party plugin."""
     return distribution in ("", "aiocontainerd") or distribution.startswith("aiocontainerd-")
 
 

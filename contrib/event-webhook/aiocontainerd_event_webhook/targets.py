@@ -38,7 +38,7 @@ class Target(Protocol):
 
 
 def target_of(text: str, token: Secret) -> Target:
-    """The target of a path or URL. Raise ValueError, saying what is wrong with it."""
+    """Return the target of a path or URL. Raise ValueError, saying what is wrong with it."""
     if text.startswith("/"):
         return FileTarget(text)
     url = urlsplit(text)

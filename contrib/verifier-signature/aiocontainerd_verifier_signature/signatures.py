@@ -22,7 +22,7 @@ class Unreadable(Exception):
 
 
 def signer_of(digest: str, keys: Path, signatures: Path) -> str:
-    """The name of the key that signed the digest, "" where none did.
+    """Return the name of the key that signed the digest, or "" when no key did.
 
     Raise FileNotFoundError where there is no signature, Unreadable naming what cannot be read.
     """
@@ -56,7 +56,7 @@ def _signature(digest: str, directory: Path) -> bytes:
 
 
 def _trusted(directory: Path) -> Iterator[tuple[str, Ed25519PublicKey]]:
-    """The keys by the names of their files, without `.pem`. Raise Unreadable where there is none, or a bad one."""
+    """Yield the keys with the names of their files, without `.pem`. Raise Unreadable for a bad key and for no key."""
     try:
         paths = sorted(path for path in directory.iterdir() if path.suffix == ".pem")
     except OSError as error:

@@ -16,7 +16,7 @@ from aiocontainerd.testing.content import DATA, ingest
 
 @pytest.fixture
 def crashed(tmp_path: Path) -> Path:
-    """The ingests of a daemon that was killed while it made two of them."""
+    """Make the ingests of a daemon that was killed while it made two of them."""
     ingests = tmp_path / "root" / "io.containerd.content.v1.content" / "ingest"
     for name in ("half", "without-data"):
         create_ingest(ingests / name, name, 0)

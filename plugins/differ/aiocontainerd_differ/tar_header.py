@@ -67,7 +67,7 @@ class Header:
             self.type = REGULAR
 
     def override(self, records: Mapping[bytes, bytes]) -> None:
-        """Let PAX records replace what the block says. Raise InvalidArchive for a value that is none."""
+        """Let PAX records replace fields of the block. Raise InvalidArchive for a malformed value."""
         xattrs = {}
         for key, value in records.items():
             if b"\0" in key:
@@ -133,7 +133,7 @@ def verify_checksum(block: bytes) -> None:
 
 
 def number(field: bytes) -> int:
-    """A numeric field: octal text, or base 256 when the first bit is set. Raise InvalidArchive."""
+    """Return a numeric field: octal text, or base 256 when the first bit is set. Raise InvalidArchive."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False) & ~(0x80 << 8 * (len(field) - 1))
         return value - (1 << 8 * len(field) - 1) if field[0] & 0x40 else value
@@ -175,6 +175,6 @@ def _decimal(text: bytes) -> int:
 
 
 def show(name: bytes) -> str:
-    """A name for a message: quoted, printable, not endless."""
+    """Return a name for a message: quoted, printable, not endless."""
     text = repr(name[:200])[1:]
     return f'"{text[1:-1]}"'

@@ -55,7 +55,7 @@ class Tree:
         self._last_asked, self._last = b"", self._root
 
     def directory(self, path: bytes, *, create: bool = True) -> Place:
-        """The directory of a relative path. Raise OSError naming it; FileNotFoundError only without `create`."""
+        """Return the directory of a relative path. Raise OSError naming it; FileNotFoundError only without `create`."""
         if path == self._last_asked:
             return self._last
         place = self._places.get(path)
@@ -67,7 +67,7 @@ class Tree:
         return place
 
     def enter(self, parent: Place, name: bytes) -> Place:
-        """The directory `name` right below `parent`, which is no link. Raise OSError."""
+        """Return the directory `name` right below `parent`, which is no link. Raise OSError."""
         path = _joined(parent.path, name)
         known = self._places.get(path)
         if known is not None:
@@ -178,7 +178,7 @@ def _named(error: OSError, path: bytes) -> OSError:
 
 
 def _link_target(place: Place, name: bytes, path: bytes) -> bytes:
-    """Where a link leads. Raise OSError naming the path for what is neither directory nor link."""
+    """Return the target of a link. Raise OSError naming the path for anything but a directory or a link."""
     try:
         return os.readlink(name, dir_fd=place.fd)
     except OSError:

@@ -18,7 +18,7 @@ OVERLAY_OPAQUE = "trusted.overlay.opaque"
 
 
 def hidden_name(base: bytes) -> bytes:
-    """The name a whiteout hides. Raise InvalidArchive where it names no child of its directory."""
+    """Return the name a whiteout hides. Raise InvalidArchive where it names no child of its directory."""
     name = base[len(PREFIX) :]
     if name in (b"", b".", b".."):
         raise InvalidArchive(f"invalid whiteout name: {show(base)}")

@@ -22,7 +22,7 @@ class Config(PluginConfig, frozen=True):
 
 
 async def init(context: InitContext[Config]) -> object:
-    """Start the scheduler over the metadata store. Raise ValueError for a duration that is none."""
+    """Start the scheduler over the metadata store. Raise ValueError for a malformed duration."""
     from aiocontainerd_gc.plan import Thresholds
     from aiocontainerd_gc.scheduler import Scheduler
 

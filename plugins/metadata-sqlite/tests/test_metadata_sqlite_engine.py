@@ -244,7 +244,7 @@ async def test_nothing_acknowledged_is_lost_to_kill_9(tmp_path: Path) -> None:
 
 
 def _kill_while_writing(path: Path) -> list[str]:
-    """Names that a writer printed after they were acknowledged, until it was killed."""
+    """Return the names that a writer printed after they were acknowledged, until it was killed."""
     command = [sys.executable, "-c", _WRITES_FOR_EVER, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None

@@ -26,7 +26,7 @@ LABELS = {"containerd.io/gc.expire": "2001-01-01T00:00:00Z"}
 
 @pytest.fixture
 async def metadata(tmp_path: Path) -> AsyncIterator[SqliteMetadataStore]:
-    """A store with `DEAD` images that nothing keeps."""
+    """Yield a store with `DEAD` images that nothing keeps."""
     store = SqliteMetadataStore(tmp_path / "meta.db", content=FakeContentStore(), snapshotters={}, bus=FakeBus())
     await store.open()
     with context.use(namespace="t1"):
@@ -39,7 +39,7 @@ async def metadata(tmp_path: Path) -> AsyncIterator[SqliteMetadataStore]:
 
 
 async def writes(store: SqliteMetadataStore, prefix: str, took_s: list[float]) -> None:
-    """A client that writes until it is cancelled, with short thoughts between."""
+    """Write as a client with short pauses, until cancelled."""
     while True:
         began_s = time.perf_counter()
         await store.containers.create(container(f"{prefix}{len(took_s)}"))

@@ -34,7 +34,7 @@ async def _bus(context: InitContext[PluginConfig]) -> object:
 
 @asynccontextmanager
 async def running(tmp_path: Path, config: Config, limits_s: Mapping[str, float]) -> AsyncIterator[Plugin]:
-    """The plugin in a daemon with a content store and a snapshotter."""
+    """Run the plugin in a daemon with a content store and a snapshotter."""
     registry = Registry()
     registry.add(Registration(kind=kinds.CONTENT, id="content", init=_content))
     registry.add(Registration(kind=kinds.SNAPSHOTTER, id="fake", init=_snapshotter))

@@ -80,7 +80,7 @@ changes = st.lists(
 
 
 def reachable(graph: Graph) -> set[str]:
-    """A second, plain opinion of what garbage collection may not remove."""
+    """Return what garbage collection may not remove, by a second and plain algorithm."""
     pending: list[tuple[str, int, bool]] = []
     for number, (_, expired) in graph.images.items():
         pending += [] if expired else [("image", number, False)]

@@ -65,7 +65,7 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
         return command
 
     def environment(self) -> dict[str, str]:
-        """That of the daemon, without what only concerns the daemon itself."""
+        """Return the daemon's environment without the variables that only concern the daemon itself."""
         return {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
 
 

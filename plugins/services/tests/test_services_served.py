@@ -103,7 +103,7 @@ class Served:
         return done.stdout.decode()
 
     async def call(self, service: str, method: str, request: Any, *, namespace: str = "t", lease: str = "") -> Any:
-        """One unary call of `containerd.services.<service>`."""
+        """Make one unary call of `containerd.services.<service>`."""
         name = f"containerd.services.{service}"
         return await self.client.unary(name, method, request, namespace=namespace, lease=lease, timeout_s=TIMEOUT_S)
 

@@ -37,7 +37,7 @@ class Support(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def probe(root: str, *, mounter: Mounter = KERNEL) -> Support:
-    """What overlay can do with directories below `root`, which exists."""
+    """Find out what overlay can do with directories below `root`, which must exist."""
     if not has_d_type(root):
         return Support(missing=f"the file system of {root} does not support d_type (xfs needs ftype=1)")
     missing = _refusal(root, (), mounter)
@@ -69,7 +69,7 @@ def kernel_version() -> tuple[int, int]:
 
 
 def _refusal(root: str, options: tuple[str, ...], mounter: Mounter) -> str:
-    """Why an overlay with `options` cannot be mounted below `root`; empty where it can."""
+    """Return the reason why an overlay with `options` cannot be mounted below `root`, or "" when it can."""
     with _scratch(root) as directory:
         for name in ("lower1", "lower2", "upper", "work", "merged"):
             os.mkdir(os.path.join(directory, name))
@@ -99,7 +99,7 @@ def has_d_type(root: str) -> bool:
 
 
 def _entry_types(path: str) -> dict[str, int]:
-    """Name and d_type of each entry by readdir(3); os.scandir hides an unknown type behind a stat."""
+    """Return name and d_type of each entry by readdir(3). os.scandir hides an unknown type behind a stat."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
     stream = ctypes.c_void_p(libc.opendir(os.fsencode(path)))

@@ -83,7 +83,7 @@ class OverlaySnapshotter(SnapshotterBase):
         return {UPPER_LABEL: self.upper(layer)} if self.settings.upper_label else {}
 
     def upper(self, layer: Layer) -> str:
-        """The directory of what this layer changes."""
+        """Return the directory with the changes of this layer."""
         return self.path(layer.id, "fs")
 
     def _mapping_options(self, layer: Layer) -> tuple[str, ...]:
