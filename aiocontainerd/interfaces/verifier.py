@@ -12,7 +12,7 @@ images at once.
 What must fail and how. A verdict with `ok` false: Unknown `image verifier <id> blocked pull of <name> with digest
 <digest> for reason: <reason>`. Whatever `verify` raises is no verdict and blocks, too: `blocking pull of <name> with
 digest <digest>: image verifier <id> returned error: <text>`. So does a deadline that passes. `reason` is one line for
-who pulls; it must not contain secrets. Without verifiers everything may be pulled.
+the person who pulls; it must not contain secrets. Without verifiers everything may be pulled.
 """
 
 from __future__ import annotations

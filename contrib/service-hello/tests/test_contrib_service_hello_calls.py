@@ -70,7 +70,7 @@ def test_bytes_that_are_no_request_are_refused_by_its_name() -> None:
 
 
 def test_generated_messages_are_those_of_the_proto_file(tmp_path: Path) -> None:
-    """The command is the page's."""
+    """Run the command that the page shows."""
     scripts = str(Path(sys.executable).parent)
     (command,) = [line for line in (FOLDER / "README.md").read_text().splitlines() if "grpc_tools.protoc" in line]
     command = command.replace("aiocontainerd_service_hello/gen", str(tmp_path))

@@ -144,7 +144,7 @@ def number(field: bytes) -> int:
 
 
 def pax_records(data: bytes) -> dict[bytes, bytes]:
-    """The records `<length> <key>=<value>\\n` of a PAX block. Raise InvalidArchive."""
+    """Return the records `<length> <key>=<value>\\n` of a PAX block. Raise InvalidArchive."""
     records = {}
     at = 0
     while at < len(data):

@@ -320,7 +320,7 @@ def test_what_replaces_a_directory_keeps_its_own_time(tmp_path: Path) -> None:
 
 
 def test_a_child_imports_little() -> None:
-    """Each layer of an image starts a child; what it imports is part of every pull."""
+    """Check it because each layer of an image starts a child, whose imports are part of every pull."""
     script = program("print(*sys.modules)")
     loaded = subprocess.run(script, capture_output=True, text=True, check=True).stdout.split()
     assert "aiocontainerd_differ.extract" in loaded

@@ -89,7 +89,7 @@ class ProxyContentStore:
         await self._within(_namespace_of(ref)).abort(ref)
 
     async def _store_of(self, digest: str) -> Content:
-        """The store that has a blob: the caller's namespace, else any other, for blobs are shared (facts/core 4)."""
+        """Return the store that has a blob: the caller's, else another, as blobs are shared (facts/core 4)."""
         peer = await self._connection.peer()
         here = context.current().namespace
         if not peer.namespaced:

@@ -87,7 +87,7 @@ async def test_version_2_tells_a_kill_once_to_who_looks_before_the_notice(tmp_pa
 async def test_version_2_tells_a_kill_in_a_cgroup_that_went_with_it(
     tmp_path: Path, no_leaks: None, above: int, killed: bool
 ) -> None:
-    """A service manager removes what is empty, with what the OCI runtime made in it; the cgroup above has the count."""
+    """Count in the cgroup above, since a service manager removes an empty cgroup with all that is in it."""
     (tmp_path / "memory.events").write_text("oom_kill 3\n")
     scope = tmp_path / "unit.scope" / "container"
     scope.mkdir(parents=True)
