@@ -123,6 +123,33 @@ class Streaming:
             yield api.protobuf.Any(type_url=request.type_url.upper())
 
 
+class Stubborn:
+    """Swallows its cancellation, and reads or sends on."""
+
+    service_name: ClassVar[str] = STREAMING
+
+    def __init__(self, then: str) -> None:
+        self._then = then
+        self.swallowed = False
+        self.waits, self.ended = asyncio.Event(), asyncio.Event()
+
+    async def stream(self, requests: AsyncIterator[api.protobuf.Any]) -> AsyncIterator[api.protobuf.Any]:
+        try:
+            await anext(requests)
+            try:
+                self.waits.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.swallowed = True
+            while self._then == "send":
+                await asyncio.sleep(0)
+                yield api.protobuf.Any(type_url="b")
+            async for request in requests:
+                yield request
+        finally:
+            self.ended.set()
+
+
 def bound(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
@@ -246,6 +273,20 @@ async def test_a_client_that_goes_away_cancels_all_its_handlers(tmp_path: Path) 
         assert all(isinstance(error, errors.Unavailable) for error in ended)
         assert tasks.cancelled == 3
         assert front.statistics()["calls"] == 0
+
+
+@pytest.mark.parametrize("then", ["read", "send"])
+async def test_a_handler_that_swallows_its_cancellation_is_ended_by_its_next_message(tmp_path: Path, then: str) -> None:
+    stubborn = Stubborn(then)
+    async with serving(tmp_path, stubborn) as (front, client), client.stream(STREAMING, "Stream") as call:
+        await call.send(api.protobuf.Any(type_url="a"))
+        await asyncio.wait_for(stubborn.waits.wait(), 5)
+        client.close()
+        await asyncio.wait_for(stubborn.ended.wait(), 5)
+        assert stubborn.swallowed
+        async with asyncio.timeout(5):
+            while front.statistics()["calls"]:  # noqa: ASYNC110 - the end of the handler is told before that of the call
+                await asyncio.sleep(0.005)
 
 
 async def test_more_than_a_hundred_calls_wait_on_one_connection(tmp_path: Path) -> None:

@@ -336,6 +336,7 @@ class _Call:
         """Return exactly `size` bytes of the request, none at its end. Raises EOFError if it ends in between."""
         stream = self._stream
         while len(stream.buffer) < size and not stream.remote_closed:
+            self._check_cancelled()
             self._connection.http2.acknowledge(stream)
             self._connection.flush()
             self._woken = asyncio.get_running_loop().create_future()
@@ -420,6 +421,7 @@ class _Call:
             raise WireStatus(errors.Internal.code, text) from error
 
     async def _send(self, bound: BoundMethod, message: Any) -> None:
+        self._check_cancelled()
         data = frame(codec.encode(message), self._front.max_send_message_size)
         await self._connection.writable()
         if not self._headers_sent:
@@ -427,6 +429,11 @@ class _Call:
             self._headers_sent = True
         await self._connection.send_data(self._stream, data)
         self._front.metrics.sent[bound.path] += 1
+
+    def _check_cancelled(self) -> None:
+        """Raise CancelledError again in a handler that swallowed its cancellation: its client is gone for good."""
+        if self._cancelled:
+            raise asyncio.CancelledError
 
     async def _finish(self, code: int, message: str) -> None:
         await self._connection.writable()
