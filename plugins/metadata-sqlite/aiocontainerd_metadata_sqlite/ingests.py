@@ -184,6 +184,7 @@ class NamespacedWriter:
                 await inner.truncate()
             if copy:
                 await _copy(self._backend, self._shared[0], inner)
+            self._check_open()  # a call that was given up may come here after `close`, which does not know `inner`
         except BaseException:
             await inner.close()
             raise

@@ -158,6 +158,34 @@ async def test_writing_after_a_shared_blob_makes_a_private_copy(metadata: Sqlite
             await writer.commit(4, BLOB)
 
 
+async def test_a_writer_closed_while_it_copies_a_shared_blob_leaves_no_lock(
+    metadata: SqliteMetadataStore, blobs: FakeContentStore
+) -> None:
+    copying, closed = anyio.Event(), anyio.Event()
+
+    async def held(call: str, _name: str) -> None:
+        if call == "writer":
+            copying.set()
+            await closed.wait()
+
+    async def write() -> None:
+        with pytest.raises(FailedPrecondition, match='writer of "ref" is closed'):
+            await writer.write(b"+more")
+
+    with context.use(namespace="t1"):
+        await ingest(metadata, b"blob")
+    with context.use(namespace="t2"):
+        writer = await metadata.content.writer("ref", expected=BLOB)
+        blobs.before = held
+        async with anyio.create_task_group() as group:
+            group.start_soon(write)
+            await copying.wait()
+            await writer.close()
+            closed.set()
+    assert blobs.ingests
+    assert not any(ingest.locked for ingest in blobs.ingests.values())
+
+
 @pytest.mark.parametrize("policy", ["isolated"])
 async def test_isolated_blob_is_linked_only_from_a_shareable_namespace(metadata: SqliteMetadataStore) -> None:
     with context.use(namespace="t1"):
