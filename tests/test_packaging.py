@@ -204,12 +204,18 @@ def private_modules() -> set[str]:
     }
 
 
-def test_a_library_with_a_private_module_that_we_import_has_an_upper_bound() -> None:
+@pytest.mark.parametrize("extra", ["daemon", "testing"])
+def test_a_library_with_a_private_module_that_we_import_has_an_upper_bound(extra: str) -> None:
     table = project(REPOSITORY)
-    lines = [*table["dependencies"], *table["optional-dependencies"]["daemon"]]
+    lines = [*table["dependencies"], *table["optional-dependencies"][extra]]
     bounded = {canonicalize_name(Requirement(line).name) for line in lines if "<" in line}
     assert private_modules() <= {"anyio"}, "pin what is relied on in a test below"
     assert private_modules() <= bounded
+
+
+def test_the_base_has_no_need_of_a_private_module() -> None:
+    done = on_the_base(f"{OURS}.client", f"{OURS}.distribution", then="assert 'aiocontainerd.guard' not in sys.modules")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.anyio
