@@ -1,11 +1,12 @@
-"""Image verifiers (kind `io.containerd.image-verifier.v1`): may this image be pulled (facts/core 13).
+"""Image verifiers (kind `io.containerd.image-verifier.v1`): decide whether an image may be pulled (facts/core 13).
 
 Vocabulary. The *target* of an image is the descriptor its name was resolved to: an index or a manifest. A *verdict*
 says whether it may be used here, and why not. *Blocking* is a verdict that says no; an *error* is a verifier that
 cannot tell.
 
-Life cycle. A pull asks every verifier, in the order of their ids, once the name is resolved and before layers are
-fetched. The first one that blocks, or fails, ends the pull. `content` is the store of the pull's namespace: the
+Life cycle. A pull that the daemon does itself asks every verifier, in the order of their ids, once the name is resolved
+and before layers are fetched. The first one that blocks, or fails, ends the pull. The daemon has no service that pulls
+yet, and clients that pull by themselves ask no verifier. `content` is the store of the pull's namespace: the
 target's own blob is in it, other blobs may be. A verifier keeps no state between calls and may be called for several
 images at once.
 
