@@ -6,6 +6,7 @@ bootstrap   what a shim is told when it starts, and what it answers
 bundle      the directories by which a shim and its container are found again
 resolve     from the name of a runtime to the program of its shim
 binary      shim actions by executing the program
+deadlines   the limits of calls to shims: keys of `[timeouts]`
 waits       one wait in the shim per process, for any number of clients
 moves       makes the kernel's lock for moving processes between cgroups ready
 strays      shims to which nothing on disk leads

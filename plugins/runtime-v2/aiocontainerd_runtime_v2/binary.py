@@ -58,7 +58,12 @@ class BinaryLauncher:
         arguments = [*_flags(command), "-bundle", str(command.bundle), *_debug(command), "delete"]
         output = await self._run(arguments, command, b"", timeout_s)
         if output.stderr.strip():
-            log.info("delete of %s/%s: %s", command.namespace, command.id, output.stderr.decode(errors="replace"))
+            log.info(
+                "the delete action of task %s/%s printed: %s",
+                command.namespace,
+                command.id,
+                output.stderr.decode(errors="replace"),
+            )
         if output.status != 0:
             raise Unknown(f"{output.text()}: {output.ending}")
         return output.stdout

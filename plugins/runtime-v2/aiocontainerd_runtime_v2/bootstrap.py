@@ -1,4 +1,4 @@
-"""What a shim is told when it starts, and what it answers (facts/runtime 3.2). Pure functions."""
+"""The words of a start: what a shim reads from stdin, and what it answers (facts/runtime 3.2). Pure functions."""
 
 from __future__ import annotations
 

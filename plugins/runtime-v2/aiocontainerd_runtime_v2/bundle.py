@@ -133,7 +133,7 @@ class Layout(msgspec.Struct, frozen=True):
         return any(entry.is_dir() for base in bases if base.is_dir() for entry in base.iterdir())
 
     def strays(self, known: set[Bundle]) -> list[Bundle]:
-        """Return bundles of which only the work directory is left: they are on disk and not in `known`."""
+        """Return the bundles with nothing but a work directory. `known` are the bundles that are complete."""
         work = [self.bundle(space.name, entry.name) for space in _entries(self.root) for entry in _entries(space)]
         return [bundle for bundle in work if bundle not in known]
 

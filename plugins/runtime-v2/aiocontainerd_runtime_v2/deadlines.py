@@ -14,7 +14,7 @@ _PREFIX = "io.containerd.timeout."
 
 SHIM_START = Timeout(f"{_PREFIX}shim.start", "30s", "Running the `start` of a shim's program.")
 SHIM_CREATE = Timeout(f"{_PREFIX}shim.create", "2m0s", "A call to a shim that changes a task, such as create or kill.")
-SHIM_LOAD = Timeout(f"{_PREFIX}shim.load", "5s", "Finding the shim of one container again after a restart.")
+SHIM_LOAD = Timeout(f"{_PREFIX}shim.load", "5s", "Connecting to a shim, and finding it again after a restart.")
 SHIM_CLEANUP = Timeout(f"{_PREFIX}shim.cleanup", "5s", "A shim's `delete`, and each step of undoing a failed create.")
 SHIM_SHUTDOWN = Timeout(f"{_PREFIX}shim.shutdown", "3s", "Shutting a shim down after its task is deleted.")
 SHIM_STATS = Timeout(f"{_PREFIX}metrics.shimstats", "2s", "Asking a shim for the metrics of a task.")
@@ -26,9 +26,9 @@ TIMEOUTS = (SHIM_START, SHIM_CREATE, SHIM_LOAD, SHIM_CLEANUP, SHIM_SHUTDOWN, SHI
 class Deadlines(msgspec.Struct, kw_only=True):
     """Limits in seconds, infinite where the config says 0. They change when the config is read again (`take`).
 
-    `start_s` is for executing a shim's `start`, `call_s` for every call that changes a task, `state_s` for looking at
-    one, `stats_s` for its metrics, `load_s` for finding one bundle's shim after a restart, `cleanup_s` for the
-    `delete` action and each step of undoing a failed create, `shutdown_s` for the Shutdown after a delete.
+    `start_s` is for a shim's `start`, `call_s` for every call that changes a task, `state_s` for its state, `stats_s`
+    for its metrics, `load_s` for connecting to a shim and finding it again after a restart, `cleanup_s` for `delete`
+    and each step of undoing a failed create, `shutdown_s` for the Shutdown after a delete.
     """
 
     start_s: float = 30.0

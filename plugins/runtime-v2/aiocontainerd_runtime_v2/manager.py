@@ -37,7 +37,7 @@ _SOCKET_DIR = "/run/containerd/s"
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every shim is told of the daemon: addresses, the program that publishes events, extra environment."""
+    """The facts that every shim is told: addresses, the program that publishes events, extra environment."""
 
     grpc_address: str
     ttrpc_address: str
@@ -92,8 +92,8 @@ class ShimManager:
     async def start(self, bundle: Bundle, launcher: ShimLauncher, options: Any | None) -> Shim:
         """Start the shim of a bundle, or join the shim that its program names, and connect to it.
 
-        This goes on to its end when the caller is cancelled: otherwise a shim could run of which nothing is
-        known. Raises `failed to start shim: start failed: ...`.
+        This goes on to its end when the caller is cancelled: otherwise a shim could run that nobody knows.
+        Raises `failed to start shim: start failed: ...`.
         """
         await to_thread(bundles.write_shim_path, bundle, launcher.binary)
         with anyio.CancelScope(shield=True):
@@ -126,7 +126,9 @@ class ShimManager:
             printed = await launcher.delete(self._command(bundle, None), timeout_s=self.deadlines.cleanup_s)
             return exit_of(codec.decode(api.task_v3.DeleteResponse, printed))
         except ContainerdError as error:
-            log.warning("delete action for task %s/%s failed: %s", bundle.namespace, bundle.id, error.message)
+            log.warning(
+                "cleaning up after the shim of task %s/%s failed: %s", bundle.namespace, bundle.id, error.message
+            )
             return lost_exit()
         finally:
             await to_thread(_unlink_dead_socket, bundle, self._surroundings.grpc_address)
@@ -179,7 +181,7 @@ def _unlink_dead_socket(bundle: Bundle, grpc_address: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            Path(path).unlink(missing_ok=True)  # the tasks of one shim are cleaned up at the same time
+            Path(path).unlink(missing_ok=True)  # another task of the same shim may be cleaned up at the same time
         except OSError:
             pass  # gone already, or busy and so alive
 

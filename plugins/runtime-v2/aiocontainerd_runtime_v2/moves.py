@@ -51,7 +51,9 @@ class Moves:
             try:
                 self._own.stay()
             except OSError as refusal:
-                log.debug("the first process of a cgroup will wait for the kernel: %s", refusal)
+                log.debug(
+                    "containers start a little later, as the daemon may not take the cgroup lock ahead: %s", refusal
+                )
                 refused = True
 
 

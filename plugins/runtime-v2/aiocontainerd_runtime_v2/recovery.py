@@ -30,7 +30,7 @@ RuntimeName = Callable[[str], Awaitable[str]]
 
 
 class OnDisk(msgspec.Struct, frozen=True):
-    """What the last daemon left: bundles, and work directories without a bundle."""
+    """Leftovers of the last daemon: bundles, and work directories without a bundle."""
 
     bundles: list[Bundle]
     strays: list[Bundle]
@@ -77,16 +77,16 @@ class Recovery:
         try:
             launcher = self._manager.launcher_of(binary) if binary else await self._launcher_by_record(bundle)
         except ContainerdError as error:
-            log.warning("bundle of task %s/%s is removed: %s", bundle.namespace, bundle.id, error.message)
+            log.warning("the bundle of task %s/%s is removed: %s", bundle.namespace, bundle.id, error.message)
             await self._runtime.discard(bundle)
             return
         self._runtime.open_log(bundle)
         try:
             shim = await self._connect(bundle, launcher, joined=binary is None)
         except Unimplemented as error:
-            log.error("task %s/%s is out of reach: %s", bundle.namespace, bundle.id, error.message)
+            log.error("the shim of task %s/%s cannot be called: %s", bundle.namespace, bundle.id, error.message)
         except ContainerdError as error:
-            log.warning("task %s/%s is gone: %s", bundle.namespace, bundle.id, error.message)
+            log.warning("the shim of task %s/%s is gone: %s", bundle.namespace, bundle.id, error.message)
             await self._manager.clean_up(bundle, launcher)
             await self._runtime.discard(bundle)
         else:
@@ -111,13 +111,15 @@ class Recovery:
             await shim.connect(limit_s=self._manager.deadlines.load_s)
             await task.state()
         except NotFound:
-            log.warning("shim of task %s/%s has no such container", task.namespace, task.id)
+            log.warning("the shim of task %s/%s does not know the container", task.namespace, task.id)
             await self._runtime.undo(task)
             return
         except Unavailable as error:
-            log.warning("task %s/%s is gone: %s", task.namespace, task.id, error.message)
+            log.warning("the shim of task %s/%s is gone: %s", task.namespace, task.id, error.message)
             await self._runtime.undo(task)
             return
         except ContainerdError as error:
-            log.warning("task %s/%s is kept: %s", task.namespace, task.id, error.message)
+            log.warning(
+                "task %s/%s is kept, although its shim does not answer: %s", task.namespace, task.id, error.message
+            )
         self._runtime.watch(task)

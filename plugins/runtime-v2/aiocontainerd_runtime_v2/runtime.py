@@ -176,7 +176,7 @@ class ShimTaskRuntime:
         try:
             await to_thread(self.layout.remove, bundle)
         except OSError as error:
-            log.error("bundle of task %s/%s stays: %s", bundle.namespace, bundle.id, error)
+            log.error("the bundle of task %s/%s could not be removed: %s", bundle.namespace, bundle.id, error)
 
     async def undo(self, task: ShimTask) -> None:
         """Take back a task whose creation failed or whose container is gone.
@@ -242,7 +242,7 @@ class ShimTaskRuntime:
         await task.shim.wait_closed()
         if self._stopping or not self.table.holds(task):
             return
-        log.warning("shim of task %s/%s is gone", task.namespace, task.id)
+        log.warning("the shim of task %s/%s has died", task.namespace, task.id)
         ended = await self.manager.clean_up(task.shim.bundle, task.shim.launcher)
         if not self.table.begin_removal(task):
             return

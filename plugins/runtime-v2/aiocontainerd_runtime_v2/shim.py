@@ -112,7 +112,7 @@ class Shim:
 
 
 def lost_exit() -> Exit:
-    """Return the exit of a process of which nothing is known any more."""
+    """Return the exit of a process about which nothing is known any more: status 255, now."""
     return Exit(status=UNKNOWN_EXIT_STATUS, exited_at_ns=now_ns())
 
 

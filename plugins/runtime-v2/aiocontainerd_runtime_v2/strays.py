@@ -23,7 +23,7 @@ def processes_in(bundle: Bundle) -> list[int]:
 def kill(bundle: Bundle) -> None:
     """Kill the processes in a bundle that has no connected shim. Blocking."""
     for pid in processes_in(bundle):
-        log.warning("killing stray shim %d of task %s/%s", pid, bundle.namespace, bundle.id)
+        log.warning("killing process %d, a stray shim of task %s/%s", pid, bundle.namespace, bundle.id)
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:

@@ -114,7 +114,7 @@ def _root_in(options: Any) -> str:
     try:
         root = getattr(unmarshal(options), "root", "")
     except ContainerdError:
-        return RUNTIME_ROOT  # said again by the shim
+        return RUNTIME_ROOT  # the shim tells the same error
     return root if os.path.isabs(root) else RUNTIME_ROOT
 
 
@@ -123,7 +123,7 @@ def _is_below(namespace: str, spec: bytes | None) -> bool:
     try:
         linux = msgspec.json.decode(spec or b"{}", type=_SpecPart).linux
     except msgspec.MsgspecError:
-        return False  # said again by the bundle
+        return False  # making the bundle tells the same error
     return linux is not None and os.path.dirname(os.path.normpath(linux.path)) == f"/{namespace}"
 
 
@@ -133,6 +133,6 @@ def _remove_directory(path: str) -> bool:
     except FileNotFoundError:
         return True
     except OSError as error:
-        log.debug("%s stays: %s", path, error)
+        log.debug("%s could not be removed: %s", path, error)
         return False
     return True

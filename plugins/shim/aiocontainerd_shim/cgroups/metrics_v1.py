@@ -79,7 +79,7 @@ def _memory(path: str) -> api.cgroups_v1.MemoryStat:
         name = _memory_field(key)
         if isinstance(
             getattr(message, name, None), int
-        ):  # the kernel's `swap` is a number, the field of that name isn't
+        ):  # the kernel's `swap` is a number, the field `swap` is a message
             setattr(message, name, value)
     for field, prefix in _MEMORY_FILES.items():
         if os.path.exists(f"{path}/{prefix}.usage_in_bytes"):

@@ -66,7 +66,7 @@ class OomWatch:
 
     @property
     def position(self) -> OomPosition | None:
-        """What `resume` needs; None where nothing is watched."""
+        """Where `resume` may go on; None if nothing is watched."""
         return OomPosition(self._fd, self._kills, self._above) if self._fd >= 0 else None
 
     def resume(self, position: OomPosition) -> None:

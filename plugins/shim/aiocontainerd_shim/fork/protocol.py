@@ -1,4 +1,4 @@
-"""What the daemon and the fork server say to each other: one request and one reply per connection.
+"""The protocol between the daemon and the fork server: one request and one reply per connection.
 
 A frame is a four byte big-endian length and as many bytes of MessagePack. The listening socket of a new shim comes with
 the length, by SCM_RIGHTS. The daemon works out everything it can before it asks: each shim pays with pages of its own
@@ -20,7 +20,7 @@ LIMIT_BYTES = 16 << 20
 
 
 class Verb(StrEnum):
-    """What is asked for.
+    """The verbs of a request, besides `start` and `delete` of a shim.
 
     `hello` is answered with the server's fingerprint. `retire` ends the server once its shims have ended. `attend`
     keeps the connection: while there is one, a daemon lives and needs the server.

@@ -350,7 +350,7 @@ def _prepare() -> None:
         warm_up.run()
     except Exception:  # noqa: BLE001 - a server that is not warm also serves, only slower
         traceback.print_exc()
-    _unwind_on_term()  # again: a loop that ends gives signals back to the kernel
+    _unwind_on_term()  # again, since an event loop that ends resets its signals
     try:
         choice.find()
     except ContainerdError:

@@ -81,7 +81,7 @@ class OutputFifo:
         self._first_writer = -1
         if hold >= 0:
             return
-        # Kept until the real writer is there: a client that this lets in must not meet an end at once.
+        # Kept until the real writer is there. Otherwise a client that it lets in would meet the end at once.
         self._first_writer = probe_writer(path)
         try:
             self._hold = open_path(path, os.O_RDONLY | os.O_NONBLOCK, "r/o fifo")
@@ -110,10 +110,10 @@ class OutputFifo:
 
     def watch(self) -> None:
         """Notice from now on when the last writer goes. If it has gone already, notice that too."""
-        close_fd(probe_writer(_again(self._hold)))  # the kernel reports no hang-up before a writer was seen
+        close_fd(probe_writer(_again(self._hold)))  # without a writer before it, the kernel reports no hang-up
         self._first_writer = close_fd(self._first_writer)
         self._epoll = select.epoll()
-        self._epoll.register(self._hold, 0)  # no wish at all: only the hang-up is reported
+        self._epoll.register(self._hold, 0)  # mask 0: only the hang-up is reported
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_hangup)
 
     async def ended(self) -> None:

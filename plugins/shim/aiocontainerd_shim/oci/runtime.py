@@ -36,7 +36,7 @@ class OciError(Exception):
 
 
 class CreateFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """What `create` and `restore` take from the runc options."""
+    """Options of `create` and `restore`, from the runc options."""
 
     no_pivot: bool = False
     no_new_keyring: bool = False
@@ -50,7 +50,7 @@ class CreateFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckpointFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """What `checkpoint` is asked to do."""
+    """Options of `checkpoint`."""
 
     image_path: str
     work_path: str

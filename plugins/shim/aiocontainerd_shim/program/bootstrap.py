@@ -46,7 +46,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a start has to do: listen on `path`; link `socket_dir` into the bundle unless it is empty."""
+    """The plan of a start: listen on `path`; link `socket_dir` into the bundle unless it is empty."""
 
     path: str
     socket_dir: str

@@ -25,7 +25,7 @@ NO_PID = 0xFFFFFFFF
 def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
     """Kill and remove the container of `identity.bundle`.
 
-    The answer has the exit that is on disk, or else status 137 and the time of now. The pid is -1 if none was ever
+    The answer has the exit that is on disk, or else status 137 and the present time. The pid is -1 if no pid was
     written.
     """
     bundle = identity.bundle

@@ -1,7 +1,7 @@
-"""What passes between the resident and its worker. No event loop in here.
+"""The channel between the resident and its worker. No event loop in here.
 
 The worker gets a `Duty` by the fork. The resident tells it of exits over a socket, one packet each. Back comes one
-packet with a `HandOver` and the descriptors, or nothing where the worker ends without handing over.
+packet with a `HandOver` and the descriptors, or nothing if the worker ends without handing over.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ EXIT = struct.Struct("=iIq")
 
 
 class Duty(msgspec.Struct, frozen=True):
-    """What a worker is given.
+    """The task of a worker.
 
-    `shim` is a packed `RestedShim`. `fds` are its descriptors, the listener first. `exits` came after the last worker.
-    `channel` leads back to the resident.
+    `shim` is a packed `RestedShim`. `fds` are its descriptors, the listener first. `exits` came after the last
+    worker. `channel` leads back to the resident.
     """
 
     shim_pid: int
@@ -37,7 +37,10 @@ class Duty(msgspec.Struct, frozen=True):
 
 
 class HandOver(msgspec.Struct, frozen=True):
-    """What a worker leaves. `exits_taken` is how many exits it was told of; exits of `watched` wake the shim."""
+    """The state that a worker leaves: the packed `RestedShim`, and the poll masks of its descriptors.
+
+    `exits_taken` is how many exits the worker was told of. An exit of one of `watched` wakes the shim.
+    """
 
     exits_taken: int
     watched: list[int]

@@ -1,4 +1,4 @@
-"""What the shim's program knows of rest.
+"""The interface between the shim's program and rest.
 
 `Rest` says how a shim spends the time in which nobody wants anything of it. `awake.py` is the shim that never rests,
 `worker.py` the one that hands over to a resting process.

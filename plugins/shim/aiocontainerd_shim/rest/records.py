@@ -1,4 +1,4 @@
-"""What a shim remembers while it rests: records that one worker leaves and the next one goes on from.
+"""The memory of a shim while it rests: records that one worker leaves and the next one goes on from.
 
 Descriptors travel beside the records. A record names a descriptor by its place in the list (`descriptors.py`).
 """

@@ -181,7 +181,9 @@ class Container:
             async with asyncio.timeout(EXIT_TIMEOUT_S):
                 await self.init.exited.wait()
         except TimeoutError:
-            log.warning("container %s: deleted, but its init has not exited", self.site.id)
+            log.warning(
+                "container %s is deleted, but its init has not exited within %g s", self.site.id, EXIT_TIMEOUT_S
+            )
 
     def _look_for_oom(self, exited: Exit) -> None:
         if self._oom is not None:
@@ -194,11 +196,11 @@ class Container:
             watch = OomWatch(self.site.id, self.cgroup, self._on_oom)
             watch.start()
         except (OSError, NotFound) as failure:
-            log.debug("container %s: no OOM events: %s", self.site.id, failure)
+            log.debug("container %s: OOM kills will not be told: %s", self.site.id, failure)
         else:
             self._oom = watch
             for refusal in refused:
-                log.debug("container %s: controllers: %s", self.site.id, refusal)
+                log.debug("container %s: a cgroup controller was refused: %s", self.site.id, refusal)
 
     def _on_oom(self, container_id: str) -> None:
         self._publish("/tasks/oom", api.event_types.TaskOom(container_id=container_id))

@@ -108,7 +108,7 @@ class InitProcess(Process):
         try:
             await self.site.runtime.kill(self.site.id, 9, everyone=True)
         except OciError as failure:
-            log.debug("OCI runtime killall failed: %s", failure)
+            log.debug("killing what the container left running failed: %s", failure)
 
     async def update(self, resources: bytes) -> None:
         """Apply resources, the JSON of a LinuxResources."""
@@ -139,7 +139,7 @@ class InitProcess(Process):
     async def delete(self) -> None:
         """Remove the container: wait for its output, remove its OCI runtime state, unmount its root."""
         self.check(Action.DELETE)
-        if self.state == State.STOPPED:  # one that never ran has written nothing, and still holds its pipes
+        if self.state == State.STOPPED:  # a container that never ran has written nothing, and still holds its pipes
             await self.drained()
         try:
             await self.site.runtime.delete(self.site.id)
@@ -154,7 +154,7 @@ class InitProcess(Process):
         try:
             await self.site.runtime.resume(self.site.id)
         except OciError as failure:
-            log.debug("OCI runtime resume failed: %s", failure)
+            log.debug("thawing the container failed: %s", failure)
 
     async def _create(self, console_socket: str, stdio: StdioFds | None) -> int:
         site = self.site

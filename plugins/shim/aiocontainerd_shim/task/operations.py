@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Operations:
-    """What is under way in a shim, and which ids of containers are being decided about."""
+    """The operations under way in a shim, and the ids for which a container may come into being."""
 
     def __init__(self) -> None:
         self._under_way: set[asyncio.Task[object]] = set()

@@ -37,7 +37,7 @@ Launch = Callable[[str, StdioFds | None], Awaitable[int]]
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
-    """What the processes of one container share."""
+    """The facts that all processes of one container share."""
 
     namespace: str
     id: str
@@ -224,7 +224,7 @@ class ExecProcess(Process):
         site = self.site
         spec_file = site.bundle / f"{self.exec_id}.process"
         try:
-            _forget_file(self._pid_file)  # of a start that failed: somebody else may have that pid by now
+            _forget_file(self._pid_file)  # of an earlier start that failed: another process may have that pid by now
             records.replace_file(spec_file, self.spec)
             return await site.runtime.exec(site.id, spec_file, self._pid_file, console_socket, stdio)
         finally:

@@ -143,9 +143,9 @@ class Publisher:
             try:
                 return await self._send(request)
             except (Unavailable, DeadlineExceeded, OSError) as failure:
-                log.warning("event not delivered: %s", failure)
+                log.warning("the daemon did not take an event: %s", failure)
             except ContainerdError as refused:
-                log.error("event refused by the daemon: %s", refused)
+                log.error("the daemon refused an event, which is dropped: %s", refused)
                 break
             await asyncio.sleep(delay_s)
         self.dropped += 1

@@ -1,4 +1,4 @@
-"""What a bundle keeps on disk about its container: for the delete action, and for a shim that adopts the container.
+"""Records that a bundle keeps on disk: for the delete action, and for a shim that adopts the container.
 
 `options.json` and `runtime` are containerd's own names (facts/runtime 2.2). `process/` holds one record of the init
 (`init.json`) and one of each exec (`exec-<id>.json`): pid and start time, streams, exit. `shim.json` names the shim

@@ -288,7 +288,7 @@ class TaskService:
         try:
             await self._delete_container(container)
         except ContainerdError as failure:
-            log.warning("container %s, whose creator has gone, stays: %s", container.site.id, failure)
+            log.warning("container %s could not be deleted after its creator had gone: %s", container.site.id, failure)
 
     async def _end_if_empty(self) -> None:
         await self._operations.all_created()

@@ -19,7 +19,7 @@ class State(StrEnum):
 
 
 class Action(StrEnum):
-    """What can be asked of a process."""
+    """A verb that a client can ask of a process."""
 
     START = "start"
     DELETE = "delete"
