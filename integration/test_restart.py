@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from aiocontainerd.testing.images import Image, busybox_layer, write_archive
 from aiocontainerd.testing.processes import ended
 from differential import wait_stopped
 from harness import Ours, Peer, peer
+from outside import wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -50,9 +52,12 @@ def test_a_running_container_survives_the_daemon(daemon: Peer, number: int) -> N
 
 @ENDINGS
 def test_an_exit_code_is_collected_that_came_while_the_daemon_was_away(daemon: Peer, number: int) -> None:
-    daemon.ctr("run", "-d", IMAGE, "b", "sh", "-c", "sleep 1; exit 7")
+    daemon.ctr("run", "-d", IMAGE, "b", "sh", "-c", "trap 'exit 7' TERM; >/ready; while :; do sleep 0.1; done")
+    wait_for(lambda: _exec(daemon, "cat", "/ready") == 0, "the container to await its signal")
+    init = int(daemon.ctr("tasks", "ls").stdout.decode().split()[4])
     daemon.stop(number)
-    time.sleep(1.5)
+    os.kill(init, signal.SIGTERM)
+    wait_for(lambda: ended(init), "the end of the container")
     daemon.start()
     wait_stopped("b")(daemon)
     removed = daemon.ctr("tasks", "rm", "b", check=False)
@@ -86,13 +91,15 @@ def test_a_killed_shim_ends_its_container_and_says_so(daemon: Peer) -> None:
     daemon.ctr("containers", "rm", "b")
 
 
+def _exec(daemon: Peer, *command: str) -> int:
+    return daemon.ctr("tasks", "exec", "--exec-id", "e", "b", *command, check=False).returncode
+
+
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _kill(pid: int) -> None:
-    import os
-
     os.kill(pid, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""The rule that code makes no blocking call in an event loop, checked by blockbuster.
+"""Check with blockbuster that code makes no blocking call in an event loop.
 
 It holds in tests of plugins, and in a daemon that `integration/watched.py` runs. A call counts as blocking where it may
 wait for a disk, a network or another process: also one about a name, such as `os.stat`, since nobody knows what is
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FRAMES = 12
 _CAPABILITIES = (os.supports_dir_fd, os.supports_effective_ids, os.supports_fd, os.supports_follow_symlinks)
 SUITES = "aiocontainerd.testing"
-"""Suites read the trees they check."""
+"""Calls of the suites themselves, which read the trees they check."""
 MORE_CALLS = (
     "builtins.open", "io.open", "os.chmod", "os.chown", "os.copy_file_range", "os.fchmod", "os.fchown",
     "os.fdatasync", "os.fsync", "os.ftruncate", "os.getxattr", "os.lchown", "os.listxattr", "os.lstat",
@@ -34,8 +34,8 @@ MORE_CALLS = (
 """Calls that wait for a file system and that blockbuster does not know."""
 
 LEFT_ALONE = ("io.BufferedWriter.write",)
-"""The interpreter ends its standard streams with it, and crashes where it was ever patched. The file must have been
-opened before, which is looked at."""
+"""Calls that are not checked: the interpreter ends its standard streams with this one, and crashes if it was patched.
+Opening the file is checked."""
 
 
 class May(msgspec.Struct, frozen=True):
@@ -102,7 +102,7 @@ def is_checked() -> bool:
 
 @contextmanager
 def refused(modules: Sequence[str], may_block: Sequence[May] = MAY_BLOCK) -> Iterator[None]:
-    """Raise BlockingError for a blocking call of these modules in an event loop, for the length of the block.
+    """Make a blocking call of these modules in an event loop raise blockbuster's BlockingError within the block.
 
     One that was caught on its way fails the block at its end, with an AssertionError that tells where it was made.
     """
@@ -117,7 +117,7 @@ def refused(modules: Sequence[str], may_block: Sequence[May] = MAY_BLOCK) -> Ite
 def told(
     modules: Sequence[str], tell: Callable[[Violation], object], may_block: Sequence[May] = MAY_BLOCK
 ) -> Iterator[None]:
-    """A block in which a blocking call of these modules in an event loop is told, then raises BlockingError."""
+    """Report a blocking call of these modules in an event loop within the block, and make it raise BlockingError."""
     if not (modules and is_checked()):
         yield
         return

@@ -1,4 +1,4 @@
-"""What all suites have in common: the event loop, and a target to aim at.
+"""Give all suites what they share: the event loop, and the target to test.
 
 A contract class, such as `SnapshotterContract`, gets what it checks from fixtures of whoever subclasses it. The `Test`
 class beside it in each suite's module gets the same from `--target` (`aiocontainerd/testing/target.py`).
@@ -44,7 +44,7 @@ class Targeted(Contract):
 
     @pytest.fixture
     async def bench(self, suite_target: Target, tmp_path: Path) -> AsyncIterator[Bench]:
-        """Open instances of the target here. What they leave in a daemon is removed at the end."""
+        """Give the bench that opens instances of the target. Remove what they leave in a daemon at the end."""
         if suite_target.remote:
             from aiocontainerd.testing.socket_bench import socket_bench
 

@@ -1,4 +1,4 @@
-"""Where runtimes that people use differ from the contracts, test by test, each with the reason.
+"""List where runtimes that people use differ from the contracts, test by test, each with the reason.
 
 `--target-deviations <table>` runs these tests and expects them to fail; one that passes fails the run, so that the
 tables stay true. The report lists all of them.

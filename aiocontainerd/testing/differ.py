@@ -41,7 +41,7 @@ Entry = tuple[tarfile.TarInfo, bytes]
 
 
 def entry(name: str, data: bytes = b"", **fields: Any) -> Entry:
-    """Return a member; fields of TarInfo by name. A regular file by default."""
+    """Make a member, a regular file by default. Keywords set fields of TarInfo."""
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = len(data), MTIME, 0o644
     for key, value in fields.items():
@@ -50,22 +50,22 @@ def entry(name: str, data: bytes = b"", **fields: Any) -> Entry:
 
 
 def directory(name: str, **fields: Any) -> Entry:
-    """Return a directory member, 0755 unless said otherwise."""
+    """Make a directory member, 0755 unless said otherwise."""
     return entry(name, type=tarfile.DIRTYPE, **{"mode": 0o755, **fields})
 
 
 def symlink(name: str, target: str) -> Entry:
-    """Return a symbolic link member."""
+    """Make a symbolic link member."""
     return entry(name, type=tarfile.SYMTYPE, linkname=target, mode=0o777)
 
 
 def hard_link(name: str, target: str) -> Entry:
-    """Return a hard link member."""
+    """Make a hard link member."""
     return entry(name, type=tarfile.LNKTYPE, linkname=target)
 
 
 def tar_of(entries: Iterable[Entry], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
-    """Return the archive of `entries`, names as they are."""
+    """Return the archive of `entries`, names unchanged."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as archive:
         for info, data in entries:
@@ -79,7 +79,7 @@ def bind(path: Path) -> list[Mount]:
 
 
 def tree_of(root: Path) -> dict[str, tuple[object, ...]]:
-    """Path below `root` -> type and mode, owner, modification time in seconds, what it holds or leads to."""
+    """Return path below `root` -> type and mode, owner, modification time in seconds, content or link target."""
     found: dict[str, tuple[object, ...]] = {}
     for parent, directories, files in os.walk(root):
         for name in directories + files:

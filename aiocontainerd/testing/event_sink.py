@@ -35,12 +35,12 @@ CLOSE_S = 5.0
 
 
 def envelope(topic: str, event: typeurl.Any, *, namespace: str = "suite") -> Envelope:
-    """Return an event of now."""
+    """Make an event of now."""
     return Envelope(timestamps.now_ns(), namespace, topic, event)
 
 
 def task_exit(number: int = 0) -> Envelope:
-    """Return an event as runtimes send it."""
+    """Make an event as runtimes send it."""
     event = api.event_types.TaskExit(container_id=f"c{number}", id=f"c{number}", pid=100 + number, exit_status=number)
     return envelope("/tasks/exit", marshal(event))
 
@@ -69,7 +69,7 @@ class EventSinkContract(Contract):
 
     @pytest.fixture
     def arrived(self) -> Arrived | None:
-        """Return the events that reached their destination, in order of arrival; None when nobody can tell."""
+        """Return what reached the place that events go to, in the order of arrival; None if that cannot be told."""
         return None
 
     async def test_filters_are_texts_that_parse(self, sink: EventSink) -> None:
@@ -124,7 +124,7 @@ class EventSinkContract(Contract):
 
 
 async def _settled(arrived: Arrived, count: int) -> list[Envelope]:
-    """Return the events that arrived, as soon as there are `count` of them or the time is over."""
+    """Return what arrived: once it is that many events, or when the time is over."""
     until = anyio.current_time() + DELIVERY_S
     while True:
         found = list(await arrived())
@@ -134,7 +134,7 @@ async def _settled(arrived: Arrived, count: int) -> list[Envelope]:
 
 
 def _is_pooled(thread: threading.Thread) -> bool:
-    """Threads of the event loop's pools stay for whoever comes next."""
+    """Return whether a thread belongs to a pool of the event loop, which keeps its threads."""
     return thread.name.startswith(("AnyIO worker thread", "asyncio_"))
 
 

@@ -1,4 +1,4 @@
-"""Backends in memory, for tests of whatever stands on top of them: no files, no mounts, no threads.
+"""Keep backends in memory, for tests of what stands on top of them: no files, no mounts, no threads.
 
 They keep the contracts of `interfaces/content.py` and `interfaces/snapshotter.py`. `calls` lists what was asked of
 them; `before` is awaited at the start of every call that changes something, with the call's name and first argument,
@@ -45,7 +45,7 @@ class FakeBus:
 
     @property
     def topics(self) -> list[str]:
-        """The topics, in order."""
+        """Return the topics, in order."""
         return [topic for topic, _, _ in self.events]
 
 
@@ -143,7 +143,7 @@ class FakeContentStore:
         return self._infos[digest]
 
     async def commit(self, ingest: _Ingest, size: int, expected: str) -> content.Info:
-        """Commit an ingest for its writer."""
+        """Do what a writer's commit does."""
         await self._call("commit", ingest.ref)
         if self.ingests.get(ingest.ref) is not ingest:
             raise NotFound(f"reference {ingest.ref}")

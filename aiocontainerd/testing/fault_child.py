@@ -1,4 +1,4 @@
-"""The program in which plugins are killed and hang: `python -m aiocontainerd.testing.fault_child`.
+"""Run plugins that are killed or hang, in a process of their own: `python -m aiocontainerd.testing.fault_child`.
 
 It reads requests as JSON lines, and forks for each: the fork opens the target, brings it into the scenario's state,
 and runs the operation with the fault at the chosen step. Forks start with everything imported, so that they are quick.
@@ -92,7 +92,7 @@ class FaultChild:
         return self._process.stdout
 
     def run(self, request: Request) -> Outcome:
-        """One request. Raise RuntimeError with what went wrong in the fork."""
+        """Run one request in a fork. Raise RuntimeError with what went wrong there."""
         self._send(request)
         outcome = msgspec.json.decode(self._output.readline() or b'{"error": "the program ended"}', type=Outcome)
         if outcome.error:

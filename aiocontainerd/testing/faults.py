@@ -1,4 +1,4 @@
-"""Faults of the world around snapshotters and content stores: kills between any two steps, full disks, hanging disks.
+"""Test snapshotters and content stores against kills between any two steps, full disks and hanging disks.
 
     pytest --pyargs aiocontainerd.testing.faults --target acme.plugin:Reflink
 
@@ -32,7 +32,7 @@ from aiocontainerd.testing.target import Bench, Target, TargetError
 
 DISK_BYTES = 4 << 20
 CALL_S = 10.0
-"""Within this a call on a full disk fails or succeeds."""
+"""Limit for a call on a full disk to fail or succeed."""
 
 
 @pytest.fixture(scope="class")
@@ -44,7 +44,7 @@ def child(request: pytest.FixtureRequest, suite_target: Target) -> Iterator[Faul
 
 
 class FaultSuite(Targeted):
-    """What both kinds have in common."""
+    """The part of the suite that is the same for both kinds."""
 
     async def test_killed_between_any_two_steps_it_is_done_or_not(
         self, bench: Bench, child: FaultChild, operation: str, tmp_path: Path
@@ -84,12 +84,12 @@ class FaultSuite(Targeted):
     # What the kinds differ in.
 
     def check_state(self, found: State, before: State, after: State, *, answered: bool, context: str) -> None:
-        """Fail unless what is found is a state that may be."""
+        """Fail if the state is not one that the contract allows."""
         allowed = [after] if answered else [before, after]
         assert found in allowed, context
 
     async def check_usable(self, plugin: Any, directory: Path, context: str) -> None:
-        """Fail unless what is there can be used."""
+        """Fail if what is there cannot be used."""
         raise NotImplementedError
 
     async def remove_all(self, plugin: Any) -> None:
@@ -109,13 +109,13 @@ class SmallDisk:
         return found.f_bfree * found.f_frsize
 
     def fill(self) -> None:
-        """Leave nothing."""
+        """Fill the disk to the last byte."""
         with suppress(OSError), open(self.path / "filler", "wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(4096))
 
     def empty(self) -> None:
-        """Give the room back."""
+        """Remove what fills the disk."""
         (self.path / "filler").unlink()
 
 
@@ -205,10 +205,7 @@ class TestContentFaults(FaultSuite):
             yield plugin
 
     def check_state(self, found: State, before: State, after: State, *, answered: bool, context: str) -> None:
-        """Check the state after a kill. An ingest may be half begun, half ended or done already.
-
-        A blob is there or is not.
-        """
+        """Check the state: an ingest may be half begun, half ended or done; a blob is there or is not."""
         assert found["blobs"] in ([after["blobs"]] if answered else [before["blobs"], after["blobs"]]), context
         both = {*before["ingests"], *after["ingests"]}
         assert set(found["ingests"]) <= both, context
@@ -283,10 +280,7 @@ def _names_below(root: Path) -> set[str]:
 
 
 async def _failure(call: Any) -> Exception | None:
-    """Return the error of a call on a full disk, or None.
-
-    Fails the test for an error that no caller could understand.
-    """
+    """Return the error of a call on a full disk, if any. Fail the test for an error that no caller could understand."""
     with anyio.fail_after(CALL_S):
         try:
             await call
@@ -296,7 +290,7 @@ async def _failure(call: Any) -> Exception | None:
 
 
 async def _check_ingest(store: ContentStore, ref: str, data: bytes, context: str) -> None:
-    """Check that an ingest holds the beginning of its data and can be completed."""
+    """Check that an ingest has the beginning of its data, and can be finished."""
     try:
         status = await store.status(ref)
         assert status.offset <= len(data), context

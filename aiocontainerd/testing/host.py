@@ -1,4 +1,4 @@
-"""A plugin with the rest of a daemon around it, in a test: `async with host.running(tmp_path, Acme) as daemon`.
+"""Run a plugin in a test with the rest of a daemon around it: `async with host.running(tmp_path, Acme) as daemon`.
 
 The event bus, the event sinks' pump and the servers are real, on a socket in the test's directory; there is no other
 plugin unless the test brings it.

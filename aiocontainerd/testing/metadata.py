@@ -33,7 +33,7 @@ LAYERS = "snapshots/fake"
 
 
 def container(container_id: str, **fields: object) -> Container:
-    """Return a container record that passes validation."""
+    """Make a container record that passes validation."""
     return msgspec.structs.replace(Container(id=container_id, runtime_name=RUNTIME), **fields)
 
 

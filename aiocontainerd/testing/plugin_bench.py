@@ -1,4 +1,4 @@
-"""Targets in this process: a plugin with what a daemon would give it, and nothing of a daemon besides."""
+"""Open targets in this process: a plugin with what a daemon would give it, and no other part of a daemon."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class Metadata(msgspec.Struct, frozen=True):
 
 
 def registration_of(path: str, kind: str, plugin_id: str = "") -> Registration:
-    """The plugin of `module` or `module:Name` that is of a kind; a class that registers nothing is one as it stands.
+    """Return the plugin of a kind in `module` or `module:Name`. A class that registers nothing is a plugin itself.
 
-    Raise TargetError where there is none, or several and no id.
+    Raise TargetError if there is none, or several and no id.
     """
     found = [r for r in _registrations(path, kind, plugin_id) if r.kind == kind and plugin_id in ("", r.id)]
     if len(found) == 1:
@@ -119,7 +119,7 @@ def _registrations(path: str, kind: str, plugin_id: str) -> Sequence[Registratio
 
 
 def loaded(path: str) -> Any:
-    """The module or object of a path. Raise TargetError."""
+    """Return the module or object of a path. Raise TargetError."""
     try:
         return loading.load(path)
     except (ImportError, PluginError) as error:
@@ -139,7 +139,7 @@ def _check_loaded(plugin: Plugin) -> None:
 
 
 def _stand_in(kind: str, instance: Any) -> Registration:
-    """A plugin of `kind`, under containerd's own id of it."""
+    """Return a plugin of `kind`, under containerd's own id of it."""
     plugin_id = {kinds.METADATA: "bolt", kinds.CONTENT: "content", kinds.EVENT: "exchange"}[kind]
 
     async def init(_context: InitContext[PluginConfig]) -> object:

@@ -1,4 +1,4 @@
-"""Processes that a test looks at while they end."""
+"""Look at processes while they end."""
 
 from __future__ import annotations
 

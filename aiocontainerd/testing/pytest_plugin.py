@@ -1,4 +1,4 @@
-"""The pytest plugin that comes with the daemon (entry point `pytest11`): options and fixtures of the contract suites.
+"""Add options and fixtures of the contract suites to pytest (entry point `pytest11`).
 
 It does nothing to tests that are not of the suites: no fixture of other tests is replaced, no rule added.
 """
@@ -60,7 +60,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of a suite that need root are skipped without it; known deviations are expected to fail."""
+    """Skip tests of a suite that need root without it. Expect known deviations to fail."""
     suites = [item for item in items if _is_targeted(item)]
     if not suites:
         return
@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print every expected deviation with its reason, whatever `-r` says."""
+    """Print every deviation that was expected, with its reason, whatever `-r` says."""
     expected = config.stash[_EXPECTED]
     if not expected:
         return

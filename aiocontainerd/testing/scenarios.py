@@ -1,4 +1,4 @@
-"""What the fault suite does to plugins: a state to start from, one operation of each kind, and the state as it is seen.
+"""Define what the fault suite does to plugins: a first state, one operation of each kind, and how to see the state.
 
 The same functions run in the child that is killed and in the test that looks at what is left.
 """
@@ -68,13 +68,13 @@ async def write_file(mounts: Sequence[Mount], directory: Path, name: str) -> Non
 
 
 async def read_files(mounts: Sequence[Mount], directory: Path) -> dict[str, str]:
-    """Return the contents of the files that the links of a mounted tree lead to."""
+    """Return the targets of the links of a mounted tree."""
     async with temp_mount(mounts, directory, readonly=True) as tree:
         return {path.name: path.read_text() for path in sorted(Path(tree).glob("link-*"))}
 
 
 async def snapshot_state(snapshotter: Snapshotter) -> State:
-    """Key -> kind, parent, labels."""
+    """Return key -> kind, parent, labels."""
     return {
         info.name: [int(info.kind), info.parent, dict(sorted(info.labels.items()))] async for info in snapshotter.walk()
     }
@@ -119,7 +119,7 @@ async def _blobs(store: ContentStore, _directory: Path) -> None:
 
 
 async def content_state(store: ContentStore) -> State:
-    """Digests of the blobs, and the refs of ingests."""
+    """Return the digests of the blobs, and the refs of the ingests."""
     return {
         "blobs": [info.digest async for info in store.walk()],
         "ingests": sorted(status.ref for status in await store.statuses()),

@@ -40,7 +40,7 @@ LABEL = "containerd.io/snapshot/test"
 
 
 async def chain(snapshotter: Snapshotter, *names: str) -> str:
-    """Committed snapshots, each the child of the one before; the name of the last."""
+    """Commit snapshots, each the child of the one before. Return the name of the last."""
     parent = ""
     for name in names:
         await snapshotter.prepare(f"{name}-active", parent)

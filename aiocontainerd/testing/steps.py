@@ -1,8 +1,8 @@
-"""The steps of a plugin: every call by which Python changes a file, a directory or a database, counted as it comes.
+"""Count the steps of a plugin: the calls by which Python changes a file, a directory or a database.
 
-At a chosen step the process kills itself, or the thread hangs. What is counted: audit events of names in directories,
-which come whoever makes the call, and by profiling the calls that have none (write, fsync, SQL). What C code does on
-its own account is one step with the call it belongs to.
+At a chosen step the process kills itself, or the thread hangs. Calls about names in directories are counted by audit
+events, which see all callers. Calls without an audit event (write, fsync, SQL) are counted by profiling. All that C
+code does within one call is one step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 HANG_S = 20.0
-"""A hang that nobody ends."""
+"""The longest that a hang lasts if nobody ends it."""
 
 _AUDITED = frozenset(
     f"os.{name}"
@@ -35,10 +35,10 @@ _CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class Steps:
-    """Counts steps once it is armed; at step `at` it does its `fault`: `kill`, `hang` or nothing.
+    """Counts steps once it is armed. At step `at` it makes its `fault`: `kill`, `hang` or nothing.
 
-    A hang takes the thread that makes the step, and is none in the event loop's thread or inside of SQLite, which
-    a plugin has to keep from the disk that hangs, or cannot.
+    A hang stops the thread that makes the step. It never stops the event loop's thread, which a plugin must keep away
+    from disks, nor a call of SQLite, which a plugin cannot interrupt.
     """
 
     def __init__(self, fault: str, at: int) -> None:

@@ -1,4 +1,4 @@
-"""What a suite is aimed at: `--target` and the options that go with it.
+"""Describe what a suite tests: `--target` and the options that go with it.
 
 acme.plugin:Reflink                                   a class, registered or not
 acme.plugin                                           a module; `#<id>` chooses one of several plugins of a kind
@@ -33,14 +33,14 @@ class Bench(Protocol):
         ...
 
     def open(self, kind: str, root: Path, needs: Mapping[str, Any]) -> AbstractAsyncContextManager[Any]:
-        """An instance over `root`, which may be opened again later. `needs` are instances of kinds it may require.
+        """Open an instance over `root`, which may be opened again later. `needs` are instances that it may require.
 
-        Behind a socket it is what the daemon has of that kind in the test's namespace; `root` means nothing.
+        Behind a socket, open what the daemon has of that kind in the test's namespace, and ignore `root`.
         """
         ...
 
     async def capabilities(self, kind: str) -> frozenset[str]:
-        """What the plugin says it can do, and what `--target-capability` says; known once it was opened."""
+        """Return the capabilities of the plugin and of `--target-capability`. They are known once it was opened."""
         ...
 
 
@@ -60,16 +60,16 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def path(self) -> str:
-        """Address or module path, without what follows `#`."""
+        """Return address or module path, without what follows `#`."""
         return self.text.partition("#")[0]
 
     @property
     def name(self) -> str:
-        """What follows `#`: a snapshotter of a daemon, or the id of one of several plugins."""
+        """Return what follows `#`: a snapshotter of a daemon, or the id of one of several plugins."""
         return self.text.partition("#")[2]
 
     def modules(self) -> Sequence[str]:
-        """The packages whose code runs in this process when the target does; none for a daemon, which has its own."""
+        """Return the packages whose code runs in this process when the target does; none for a daemon."""
         if self.remote:
             return []
         return sorted({"aiocontainerd", self.path.partition(":")[0].partition(".")[0]})
@@ -83,7 +83,7 @@ def target_of(
     capabilities: Sequence[str] = (),
     deviations: str = "",
 ) -> Target:
-    """The target of options as they were typed. Raise TargetError."""
+    """Return the target of options as they were typed. Raise TargetError."""
     if "://" in text and not text.startswith("unix://"):
         raise TargetError(f"--target {text}: only unix:// sockets can be a target")
     settings: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def _put(table: dict[str, Any], path: Sequence[str], value: object) -> None:
 
 
 def _value(text: str) -> object:
-    """A TOML value, or the text itself where it is none."""
+    """Return the TOML value of a text, or the text itself if it is none."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -112,7 +112,7 @@ def _value(text: str) -> object:
 
 
 def replaced(value: object, directory: Path) -> object:
-    """A config value with `{tmp}` in its texts replaced by a test's directory."""
+    """Return a config value with `{tmp}` in its texts replaced by a test's directory."""
     if isinstance(value, str):
         return value.replace("{tmp}", str(directory))
     if isinstance(value, dict):

@@ -90,7 +90,7 @@ def put_image(content: FakeContentStore, *, index: bool = False) -> Subject:
 
 
 async def judged(verifier: ImageVerifier, subject: Subject, content: FakeContentStore) -> Verdict | None:
-    """Return the verdict, None for an error. Fails the test where neither comes in time."""
+    """Return the verdict, None for an error. Fail the test if neither comes in time."""
     with anyio.fail_after(VERDICT_S):
         try:
             return await verifier.verify(subject.name, subject.target, content)
@@ -110,12 +110,12 @@ class VerifierContract(Contract):
 
     @pytest.fixture
     def accepted(self) -> Subject | None:
-        """Return an image that the verifier lets pass."""
+        """Return an image that the verifier accepts."""
         return None
 
     @pytest.fixture
     def rejected(self) -> Subject | None:
-        """Return an image that the verifier blocks."""
+        """Return an image that the verifier rejects."""
         return None
 
     @pytest.mark.parametrize("index", [False, True], ids=["manifest", "index"])

@@ -1,4 +1,4 @@
-"""The protocol of docker-credential helpers: `<command> get`, the registry on stdin, credentials as JSON on stdout.
+"""Ask docker-credential helpers: `<command> get`, the registry on stdin, credentials as JSON on stdout.
 
 A helper that knows nothing of the registry says so in these words and fails. A user name `<token>` marks the secret as
 an identity token. `ExpiresAt`, an RFC 3339 time, is an addition of ours that other callers ignore. Nothing of what a
@@ -57,6 +57,6 @@ def _credentials(printed: bytes, called: str) -> Credentials | None:
 
 
 def _reason(output: programs.Output) -> str:
-    """Return the text of the helper, unless it is half of an answer."""
+    """Return what the command printed, unless it is part of an answer."""
     text = output.text()
     return "" if not text or "{" in text else f": {text[:_LONGEST_REASON]}"

@@ -65,7 +65,7 @@ class CommandCredentials:
         context.exports["hosts"] = ",".join(sorted(self._hosts))
 
     async def credentials(self, host: str, reference: str) -> Credentials | None:  # noqa: ARG002 - the Protocol's
-        """None where no command is for the host, or the command knows nothing of it. Raise what `ask` does."""
+        """Return credentials; None if no command is for the host, or the command has none. Raise what `ask` does."""
         command = command_of(self._hosts, host)
         if command is None:
             return None

@@ -1,4 +1,4 @@
-"""Events as lines of JSON."""
+"""Turn events into lines of JSON."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _TIMESTAMP = "google.protobuf.Timestamp"
 
 
 def line_of(envelope: Envelope) -> bytes:
-    """Return an event as one line: when, where, what, the type of its payload, and the payload's fields.
+    """Return an event as one line: time, namespace, topic, type of the payload, and its fields.
 
-    Fields have the names of the `.proto` file, those with default values are there, too; bytes are in base64, times
-    are RFC 3339. A payload of a type the API lacks is given as its bytes, `value`.
+    Fields have the names of the `.proto` file, and those with default values are there too. Bytes are base64, times RFC
+    3339. A payload of a type that the API does not have is given as its bytes, `value`.
     """
     fields = {
         "timestamp": timestamps.format_rfc3339(envelope.timestamp_ns),

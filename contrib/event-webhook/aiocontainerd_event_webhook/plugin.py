@@ -55,11 +55,11 @@ class Webhook:
         return f"<Webhook {self._target} {self.statistics()}>"
 
     def statistics(self) -> dict[str, int]:
-        """Lines that got through, and attempts that did not but were followed by another."""
+        """Return how many lines got through, and how many attempts were tried again."""
         return {"delivered": self._delivered, "retried": self._retried}
 
     async def start(self, context: InitContext[Config]) -> None:
-        """Open the target. Raise SkipPlugin where none is configured, PluginError for one that cannot be."""
+        """Open the target. Raise SkipPlugin if none is configured, PluginError for a bad one."""
         if not self._config.target:
             raise SkipPlugin("no target is configured")
         try:
@@ -99,7 +99,7 @@ class Webhook:
 
 
 def pauses_s(config: Config) -> Iterator[float]:
-    """Seconds between one attempt and the next. Raise PluginError for what cannot be."""
+    """Yield the seconds between one attempt and the next. Raise PluginError for a bad setting."""
     if config.attempts < 1:
         raise PluginError(f"attempts is {config.attempts}, it must be at least 1")
     pause_s, longest_s = _seconds("backoff", config.backoff), _seconds("backoff_max", config.backoff_max)

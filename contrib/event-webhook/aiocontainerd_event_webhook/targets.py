@@ -1,4 +1,4 @@
-"""Where lines go: a file that is appended to, or a URL that each line is posted to."""
+"""Write lines: append to a file, or post each line to a URL."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class FileTarget:
             os.close(file)
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 class UrlTarget:

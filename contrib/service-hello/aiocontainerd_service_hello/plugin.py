@@ -13,7 +13,7 @@ class Config(PluginConfig, frozen=True):
 
 @register(kinds.GRPC, "hello", config=Config)
 async def hello(context: InitContext[Config]) -> object:
-    """Return the service. Its generated messages are imported when a daemon starts it, not when it only looks at it."""
+    """Return the service. Its generated messages are imported when a daemon starts it, not when it is registered."""
     from aiocontainerd_service_hello.service import Hello
 
     return Hello(context.config.greeting)

@@ -1,4 +1,4 @@
-"""Copies of trees that share their files' blocks until one side is written. Blocking: it runs in a worker thread."""
+"""Copy trees so that files share their blocks until one side is written. Blocks: run it in a thread."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clone_entry(source: str, target: str, first_copies: dict[tuple[int, int], st
 
 
 def clone_file(source: str, target: str) -> None:
-    """Share the blocks of a file or, where that cannot be, copy those that are not all zeros."""
+    """Share the blocks of a file. If the file system cannot, copy those that are not all zeros."""
     with open(source, "rb") as old, open(target, "xb") as new:
         try:
             ioctl(new, FICLONE, old.fileno())
@@ -58,6 +58,6 @@ def clone_file(source: str, target: str) -> None:
 
 
 def keep_status(status: os.stat_result, source: str, target: str) -> None:
-    """Owner first: changing it takes set-user-ID and capabilities away."""
+    """Copy owner, mode, attributes and times. The owner comes first: it removes set-user-ID and capabilities."""
     os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
     shutil.copystat(source, target, follow_symlinks=False)

@@ -1,4 +1,4 @@
-"""Keys and signatures in files. Blocking: it runs in a worker thread.
+"""Read keys and signatures from files. Blocks: run it in a thread.
 
 A signature is the 64 bytes of Ed25519 (RFC 8032) over the text of the digest, `sha256:<hex>`, without a line end.
 """
@@ -22,9 +22,9 @@ class Unreadable(Exception):
 
 
 def signer_of(digest: str, keys: Path, signatures: Path) -> str:
-    """Return the name of the key that signed the digest, or "" when no key did.
+    """Return the name of the key that signed the digest, "" if none did.
 
-    Raise FileNotFoundError where there is no signature, Unreadable naming what cannot be read.
+    Raise FileNotFoundError if there is no signature, Unreadable naming what cannot be read.
     """
     from cryptography.exceptions import InvalidSignature
 
@@ -56,7 +56,7 @@ def _signature(digest: str, directory: Path) -> bytes:
 
 
 def _trusted(directory: Path) -> Iterator[tuple[str, Ed25519PublicKey]]:
-    """Yield the keys with the names of their files, without `.pem`. Raise Unreadable for a bad key and for no key."""
+    """Return the keys by the names of their files without `.pem`. Raise Unreadable if there is none, or a bad one."""
     try:
         paths = sorted(path for path in directory.iterdir() if path.suffix == ".pem")
     except OSError as error:

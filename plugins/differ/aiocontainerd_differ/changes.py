@@ -1,4 +1,4 @@
-"""What changed from one tree to another, in order of path (containerd's rules of sameness; facts/core 8).
+"""List what changed from one tree to another, in order of path, by containerd's rules (facts/core 8).
 
 Directories are opened below one another without following links, so that a tree that is in use while it is read cannot
 lead the walk out of it.
@@ -25,7 +25,7 @@ _CHUNK = 256 << 10
 
 
 class Kind(enum.Enum):
-    """What happened to a path."""
+    """The kind of a change of a path."""
 
     SAME = "same"
     CHANGED = "changed"
@@ -43,7 +43,7 @@ class Change(NamedTuple):
 
 
 def changes(lower_fd: int, upper_fd: int, guide_fd: int | None = None) -> Iterator[Change]:
-    """Yield every path of the upper tree and every deleted one; a directory comes before what is in it.
+    """Yield every path of the upper tree and every deleted one, a directory before what is in it.
 
     `guide_fd` is the upper directory of the overlay that the upper tree is a mount of, over the lower tree: then only
     what it names can have changed, and paths that stayed the same may be left out.
@@ -104,7 +104,7 @@ def _is_same(lower: int, old: os.stat_result, upper: int, new: os.stat_result, n
 
 
 def _same_content(lower: int, upper: int, name: bytes, mode: int) -> bool:
-    """Compare the bytes of two files, since a time of whole seconds may have been cut."""
+    """Return whether two files have the same bytes: a time of whole seconds may have been cut, and says nothing."""
     if stat.S_ISLNK(mode):
         return os.readlink(name, dir_fd=lower) == os.readlink(name, dir_fd=upper)
     if not stat.S_ISREG(mode):
@@ -129,7 +129,7 @@ class RegularFile:
         os.close(self.fd)
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, b"" at the end."""
+        """Return up to `size` bytes, b"" at the end."""
         return os.read(self.fd, size)
 
 
@@ -143,7 +143,7 @@ def open_regular(directory_fd: int, name: bytes) -> RegularFile:
 
 
 def capability(directory_fd: int, name: bytes) -> bytes:
-    """Return the file capabilities of a path, b"" where it has none."""
+    """Return the file capabilities of a path, b"" if it has none."""
     try:
         return os.getxattr(b"/proc/self/fd/%d/%s" % (directory_fd, name), CAPABILITY, follow_symlinks=False)
     except OSError:

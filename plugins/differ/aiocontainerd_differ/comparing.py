@@ -1,4 +1,4 @@
-"""Runs a comparison in a child process and takes the layer into the content store (facts/core 8)."""
+"""Compare two trees in a child process, and write the layer to the content store (facts/core 8)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def compare(
     upper: Sequence[Mount],
     options: CompareOptions,
 ) -> Descriptor:
-    """Write the difference as a layer; a failure leaves no ingest of a ref that was made up here."""
+    """Write the difference as a layer. If that fails, abort the ingest, unless the caller named its ref."""
     compression = _COMPRESSION.get(options.media_type)
     if compression is None:
         raise Unimplemented(f"unsupported diff media type: {options.media_type}")
@@ -52,7 +52,7 @@ async def compare(
 
 @asynccontextmanager
 async def _tree(mounts: Sequence[Mount], temp_root: str) -> AsyncIterator[str]:
-    """Yield a path to the tree of `mounts`: a plain directory as it is, anything else mounted read-only."""
+    """Give the path of the tree of `mounts`: that of a plain directory, else where they are mounted read-only."""
     plain = len(mounts) == 1 and mounts[0].type in ("bind", "rbind") and not mounts[0].target
     if plain and not any(option.startswith(("uidmap=", "gidmap=")) for option in mounts[0].options):
         yield mounts[0].source

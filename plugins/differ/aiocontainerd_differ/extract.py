@@ -1,4 +1,4 @@
-"""Entries of a layer into a tree (facts/core 8, facts/security 2.2).
+"""Make the entries of a layer in a tree (facts/core 8, facts/security 2.2).
 
 The order for each object is: make, write, owner, xattrs, mode, times; only so survive setuid bits and capabilities.
 System calls that would change nothing are left out: one is made a hundred thousand times.

@@ -215,7 +215,7 @@ def write_layer(
 
 
 def _records(change: Change, status: os.stat_result) -> dict[bytes, bytes] | None:
-    """Extended attributes that a layer keeps: file capabilities."""
+    """Return the extended attributes that a layer keeps: file capabilities."""
     found = capability(change.directory_fd, change.name) if stat.S_ISREG(status.st_mode) else b""
     return {_XATTR: found} if found else None
 

@@ -1,4 +1,4 @@
-"""Which media types are layers, and what they may be compressed with (facts/core 8)."""
+"""Tell which media types are layers, and whether they may be compressed (facts/core 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar headers as bytes: ustar, GNU and PAX blocks to records and nothing else. No file, no stream (POSIX pax, GNU tar).
+"""Decode tar headers: ustar, GNU and PAX blocks (POSIX pax, GNU tar). Bytes in, records out.
 
 Names stay bytes: a file system's names have no encoding.
 """
@@ -133,7 +133,7 @@ def verify_checksum(block: bytes) -> None:
 
 
 def number(field: bytes) -> int:
-    """Return a numeric field: octal text, or base 256 when the first bit is set. Raise InvalidArchive."""
+    """Return the value of a numeric field: octal text, or base 256 if the first bit is set. Raise InvalidArchive."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False) & ~(0x80 << 8 * (len(field) - 1))
         return value - (1 << 8 * len(field) - 1) if field[0] & 0x40 else value
@@ -160,7 +160,7 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
 
 
 def pax_time_ns(value: bytes) -> int:
-    """Nanoseconds of a PAX time, decimal seconds that may be negative and have a fraction. Raise ValueError."""
+    """Return the nanoseconds of a PAX time: decimal seconds, perhaps negative or with a fraction. Raise ValueError."""
     seconds, _, fraction = value.partition(b".")
     nanos = _decimal(fraction[:9].ljust(9, b"0")) if fraction else 0
     whole = _decimal(seconds) * 1_000_000_000
@@ -168,13 +168,13 @@ def pax_time_ns(value: bytes) -> int:
 
 
 def _decimal(text: bytes) -> int:
-    """Digits with perhaps a minus: what PAX allows, which is less than `int` does. Raise ValueError."""
+    """Return the number of digits after an optional minus. `int` allows more than PAX does. Raise ValueError."""
     if not text.removeprefix(b"-").isdigit():
         raise ValueError(text)
     return int(text)
 
 
 def show(name: bytes) -> str:
-    """Return a name for a message: quoted, printable, not endless."""
+    """Return a name for a message: quoted, printable, cut if it is long."""
     text = repr(name[:200])[1:]
     return f'"{text[1:-1]}"'

@@ -1,4 +1,4 @@
-"""A tar stream from chunks of bytes: headers out, data straight from the chunk to a file descriptor.
+"""Read a tar stream from chunks of bytes: give headers, write data straight from the chunk to a descriptor.
 
 `next_chunk` gives non-empty bytes and then b"" for ever; whatever it raises passes through.
 """
@@ -33,10 +33,7 @@ class TarReader:
         self._padding = 0
 
     def next_header(self) -> Header | None:
-        """Return the next entry's header with long names and PAX records worked in; None at the end.
-
-        Skips unread data.
-        """
+        """Return the next entry's header, long names and PAX records included; None at the end. Skip unread data."""
         name = link = b""
         records: dict[bytes, bytes] = {}
         while True:
@@ -117,7 +114,7 @@ class TarReader:
         return data
 
     def _gather(self, size: int, *, optional: bool = False) -> bytes:
-        """Exactly `size` bytes; with `optional` b"" where the stream ends right here."""
+        """Return exactly `size` bytes; with `optional`, b"" if the stream ends here."""
         parts = []
         left = size
         while left:

@@ -1,4 +1,4 @@
-"""Tar headers from records: PAX, deterministic, nothing that depends on who writes (facts/core 8)."""
+"""Write tar headers: PAX, the same bytes for the same input, whoever writes them (facts/core 8)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def header(
     device: tuple[int, int] = (0, 0),
     records: dict[bytes, bytes] | None = None,
 ) -> bytes:
-    """Return the blocks of one entry's header; what a block cannot hold goes to PAX records, sorted by key."""
+    """Return the blocks of one entry's header. What a block cannot hold goes to PAX records, sorted by key."""
     extra = dict(records or {})
     if kind == DIRECTORY:
         name += b"/"
@@ -57,7 +57,7 @@ def _pax(name: bytes, records: dict[bytes, bytes]) -> bytes:
 
 
 def _record(key: bytes, value: bytes) -> bytes:
-    """`<length> <key>=<value>\\n`, whose length counts its own digits."""
+    """Return `<length> <key>=<value>\\n`. The length counts its own digits."""
     rest = len(key) + len(value) + 3
     length = rest + len(str(rest))
     length = rest + len(str(length))

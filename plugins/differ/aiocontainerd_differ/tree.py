@@ -1,9 +1,9 @@
-"""A file tree that is only ever touched through directory file descriptors below its root (facts/security 2.2).
+"""Keep every entry of a layer inside the root of its tree (facts/security 2.2).
 
-Paths are resolved one component at a time: a symbolic link on the way is followed inside the root, an absolute one from
-the root, `..` stops at the root. The last component is never followed. Descriptors of directories are kept for the
-entries that follow, and forgotten as soon as a directory or a link is removed, so that no entry meets a path that an
-earlier one has changed.
+The tree is touched through descriptors of directories below its root only. Paths are resolved one component at a time.
+A symbolic link on the way is followed inside the root: an absolute one from the root, and `..` stops at the root. The
+last component is never followed. Descriptors of directories are kept for later entries. They are forgotten as soon as a
+directory or a link is removed, so that no entry uses a path that an earlier entry has changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
 
 
 class Place:
-    """A directory of the tree: its descriptor, valid until the next call; its path without links; files inherit gid."""
+    """A directory of the tree: descriptor (valid until the next call), path, and whether files inherit its gid."""
 
     __slots__ = ("fd", "path", "setgid")
 
@@ -32,7 +32,7 @@ class Place:
 
 
 class Tree:
-    """The tree below `root_fd`, which stays the caller's. `made(fd, path)` is told of each missing parent it makes."""
+    """The tree below `root_fd`, which the caller closes. Calls `made(fd, path)` for each missing parent it makes."""
 
     def __init__(self, root_fd: int, made: Callable[[int, bytes], None] | None = None) -> None:
         self._made = made
@@ -49,7 +49,7 @@ class Tree:
         self.forget()
 
     def forget(self) -> None:
-        """Resolve everything anew from here on."""
+        """Close the kept descriptors: the next paths are resolved anew."""
         while self._places:
             os.close(self._places.popitem()[1].fd)
         self._last_asked, self._last = b"", self._root
@@ -67,7 +67,7 @@ class Tree:
         return place
 
     def enter(self, parent: Place, name: bytes) -> Place:
-        """Return the directory `name` right below `parent`, which is no link. Raise OSError."""
+        """Return the directory `name` right below `parent`. Raise OSError if it is a link or no directory."""
         path = _joined(parent.path, name)
         known = self._places.get(path)
         if known is not None:
@@ -146,7 +146,7 @@ class Tree:
 
 
 def clean(name: bytes) -> tuple[bytes, bytes]:
-    """Parent and last component of an entry's name, as containerd cleans it (`..` is lexical); two b"" are the root."""
+    """Return parent and last component of an entry's name, cleaned as containerd does; two b"" are the root."""
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part == b"..":
@@ -178,7 +178,7 @@ def _named(error: OSError, path: bytes) -> OSError:
 
 
 def _link_target(place: Place, name: bytes, path: bytes) -> bytes:
-    """Return the target of a link. Raise OSError naming the path for anything but a directory or a link."""
+    """Return where a link leads. Raise OSError naming the path if it is neither directory nor link."""
     try:
         return os.readlink(name, dir_fd=place.fd)
     except OSError:

@@ -1,4 +1,4 @@
-"""Whiteouts: how a layer says that something of the layers below is gone (OCI image layer specification; facts/core 8).
+"""Apply whiteouts, which hide what the layers below have (OCI image layer specification; facts/core 8).
 
 `.wh.<name>` removes a sibling, `.wh..wh..opq` everything the layers below have in its directory. Applied to an
 overlay's upper directory they become overlayfs' own marks; elsewhere the files are removed.
@@ -18,7 +18,7 @@ OVERLAY_OPAQUE = "trusted.overlay.opaque"
 
 
 def hidden_name(base: bytes) -> bytes:
-    """Return the name a whiteout hides. Raise InvalidArchive where it names no child of its directory."""
+    """Return the name that a whiteout hides. Raise InvalidArchive if that is no child of its directory."""
     name = base[len(PREFIX) :]
     if name in (b"", b".", b".."):
         raise InvalidArchive(f"invalid whiteout name: {show(base)}")
@@ -32,7 +32,7 @@ class OverlayWhiteouts:
         self._tree = tree
 
     def wrote(self, path: bytes) -> None:
-        """Nothing to remember: the upper directory holds this layer only."""
+        """Do nothing: the upper directory holds this layer only."""
 
     def opaque(self, directory: Place) -> None:
         os.setxattr(directory.fd, OVERLAY_OPAQUE, b"y")

@@ -1,4 +1,4 @@
-"""Pauses between tries to connect, or to start a process. Pure."""
+"""Count the pauses between tries to connect, or to start a process. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Backoff:
 
     @property
     def next_s(self) -> float:
-        """The pause that `take` returns next."""
+        """Return the pause that `take` returns next."""
         return min(self._next_s, self._longest_s())
 
     def take(self) -> float:

@@ -1,6 +1,6 @@
-"""A cgroup for one plugin's process, below the daemon's own: in every version 1 hierarchy, or in the version 2 tree.
+"""Make a cgroup for the process of a plugin, below the daemon's own: in each version 1 hierarchy or the version 2 tree.
 
-What the kernel or the host's setup refuses is for the log: the process then stays beside the daemon.
+What the kernel refuses is logged, and the process stays in the daemon's cgroup there.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from aiocontainerd.sys import cgroup
 
 EMPTY_WITHIN_S = 1.0
-"""What processes that were killed have to leave."""
+"""How long killed processes have to leave the cgroup."""
 _PAUSE_S = 0.01
 
 
 def name_of(uri: str, state: Path) -> str:
-    """Return the cgroup's name: that of the plugin, and of the daemon that keeps it."""
+    """Return the cgroup's name, made of the plugin's URI and a hash of the daemon's state directory."""
     return f"aiocontainerd-{hashlib.sha256(str(state).encode()).hexdigest()[:8]}-{uri}"
 
 
 def join(name: str, pid: int) -> tuple[list[str], list[OSError]]:
-    """Make the cgroup below that of this process and move `pid` there; its directories, and the refusals."""
+    """Make the cgroup below that of this process and move `pid` there. Return its directories, and what was refused."""
     made: list[str] = []
     refused: list[OSError] = []
     for parent in _own_directories():
@@ -39,7 +39,7 @@ def join(name: str, pid: int) -> tuple[list[str], list[OSError]]:
 
 
 def remove(directories: Iterable[str]) -> list[OSError]:
-    """Remove the cgroup, waiting a while for the last of its processes to be gone; the refusals."""
+    """Remove the cgroup. Wait a while until its last process has gone. Return what was refused."""
     until = time.monotonic() + EMPTY_WITHIN_S
     refused = []
     for directory in directories:
@@ -51,7 +51,7 @@ def remove(directories: Iterable[str]) -> list[OSError]:
 
 
 def _refusal(directory: str) -> OSError | None:
-    """Try to remove the cgroup. Returns the kernel's refusal, or None when the cgroup is gone."""
+    """Try to remove a cgroup. Return the kernel's error, None if the cgroup is gone."""
     try:
         os.rmdir(directory)
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def _refusal(directory: str) -> OSError | None:
 
 
 def _own_directories() -> list[str]:
-    """Hierarchies without a controller are how a service manager keeps track of the daemon, and stay as they are."""
+    """Return the daemon's directory in each hierarchy that has a controller; service managers use the others."""
     paths = cgroup.locate(os.getpid())
     controllers = (path for name, path in paths.controllers.items() if not name.startswith("name="))
     found = [paths.unified] if paths.is_unified else controllers

@@ -1,4 +1,4 @@
-"""The process of an isolated plugin: its command line, config file, directories and output."""
+"""Prepare the process of an isolated plugin (command line, config file, directories), and log its output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FIELDS_OF_RECORDS = frozenset({"time", "level", "msg"})
 
 
 class Child(msgspec.Struct, frozen=True, kw_only=True):
-    """What is needed to start the process. Ids of None are the daemon's own."""
+    """All that is needed to start the process. Ids of None are the daemon's own."""
 
     uri: str
     module: str
@@ -40,16 +40,16 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def socket(self) -> Path:
-        """Where it serves."""
+        """Return the path of its socket."""
         return self.state / self.uri / "plugin.sock"
 
     @property
     def config(self) -> Path:
-        """Its config file."""
+        """Return the path of its config file."""
         return self.state / self.uri / "plugin.toml"
 
     def command(self, ready_fd: int) -> list[str]:
-        """Return the command to execute. The interpreter is the daemon's, so that it finds the same packages."""
+        """Return the command line. It has the daemon's interpreter, so that it finds the same packages."""
         command = [
             sys.executable, "-m", PROGRAM_MODULE, "serve", self.module, "--id", self.uri,
             "--address", str(self.socket), "--config", str(self.config),
@@ -65,7 +65,7 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
         return command
 
     def environment(self) -> dict[str, str]:
-        """Return the daemon's environment without the variables that only concern the daemon itself."""
+        """Return the daemon's environment without what is for the daemon alone."""
         return {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
 
 
@@ -85,7 +85,7 @@ def child_of(context: InitContext[Any], isolation: Isolation) -> Child:
 
 
 def prepare(child: Child, config: msgspec.Struct, timeouts: Mapping[str, float]) -> None:
-    """Make directories and config file, as the user that the process runs as can use them. Raise ConfigError."""
+    """Make directories and config file, and give them to the user of the process. Raise ConfigError."""
     own = child.root / child.uri, child.state / child.uri
     for directory in own:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -105,9 +105,9 @@ def prepare(child: Child, config: msgspec.Struct, timeouts: Mapping[str, float])
 
 
 def _give_away(child: Child, directories: tuple[Path, ...]) -> None:
-    """Another user owns the plugin's directories, and may pass through the daemon's own to them.
+    """Make another user the owner of the plugin's directories, and let it pass through the daemon's own to them.
 
-    What is in them already stays as it is: the owners of files in snapshots are part of the snapshots.
+    Files in them keep their owners, which are part of the snapshots.
     """
     uid, gid = -1 if child.uid is None else child.uid, -1 if child.gid is None else child.gid
     for directory in directories:
@@ -118,7 +118,7 @@ def _give_away(child: Child, directories: tuple[Path, ...]) -> None:
 
 
 async def relay(output: AsyncIterable[bytes], log: logging.Logger, **tags: object) -> None:
-    """Log each line of a process: records of its own logging at their level, anything else as it is."""
+    """Log each line of a process. Lines that are log records keep their level and fields."""
     rest = b""
     async for part in output:
         *lines, rest = (rest + part).split(b"\n")
@@ -140,7 +140,7 @@ def _log_line(line: bytes, log: logging.Logger, tags: Mapping[str, object]) -> N
 
 
 def _record_of(text: str) -> tuple[int, str, dict[str, object]]:
-    """Level, message and fields of a line."""
+    """Return level, message and fields of a line."""
     try:
         record = json.loads(text)
     except ValueError:

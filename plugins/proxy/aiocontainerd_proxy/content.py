@@ -1,4 +1,4 @@
-"""The ContentStore of a proxy plugin. A peer that is a whole daemon is treated as `ownership` says."""
+"""Call the content store of a proxy plugin. `ownership` says what differs for a peer that is a whole daemon."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class ProxyContentStore:
         await self._within(_namespace_of(ref)).abort(ref)
 
     async def _store_of(self, digest: str) -> Content:
-        """Return the store that has a blob: the caller's, else another, as blobs are shared (facts/core 4)."""
+        """Return the store that has a blob: the caller's namespace, else any other (blobs are shared, facts/core 4)."""
         peer = await self._connection.peer()
         here = context.current().namespace
         if not peer.namespaced:
@@ -109,7 +109,7 @@ class ProxyContentStore:
 
 
 class ProxyWriter(IngestWriter):
-    """A writer whose blob is kept by the peer for as long as we want it."""
+    """A writer that makes a peer with garbage collection keep the blob until we delete it."""
 
     def __init__(self, connection: ProxyConnection, ref: str, ownership: Ownership | None) -> None:
         super().__init__(connection, ref)
@@ -124,7 +124,7 @@ class ProxyWriter(IngestWriter):
         try:
             return _shown(await super().commit(size, expected, self._ownership.marked(labels or {})))
         except AlreadyExists:
-            # It was made for somebody else there: it is to stay as long as we may need it, and is not ours to remove.
+            # Another client of the peer made it: we keep it there for as long as we may need it, and never remove it.
             info = await self._content.info(digest)
             if ROOT not in info.labels:
                 await blobs.add_labels(self._content, digest, {ROOT: self._ownership.marked({})[ROOT]})

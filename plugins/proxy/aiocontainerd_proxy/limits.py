@@ -1,4 +1,4 @@
-"""Limits of a plugin beside the daemon: keys of `[timeouts]`, any of which may name one plugin."""
+"""Read the limits of a plugin beside the daemon: keys of `[timeouts]`, any of which may name one plugin."""
 
 from __future__ import annotations
 

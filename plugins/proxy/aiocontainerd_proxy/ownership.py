@@ -1,7 +1,7 @@
-"""What is ours in a peer that is a whole daemon: it serves others too, and collects what nothing refers to.
+"""Mark what is ours in a peer that is a whole daemon, which serves others and deletes what nothing refers to.
 
-Everything we make there carries a label that says whose it is and one that makes it a root. Neither is shown, what
-lacks the first is not ours to list or to remove.
+All that we make there gets two labels: one says whose it is, one makes it a root for garbage collection. We show
+neither, and never list or remove what does not have the first.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ class Ownership:
         return f"<Ownership {self.owner}>"
 
     def marked(self, labels: Mapping[str, str]) -> dict[str, str]:
-        """`labels` and ours."""
+        """Return `labels` and ours."""
         return {**labels, OWNER: self.owner, ROOT: timestamps.format_rfc3339(timestamps.now_ns())}
 
     def only_ours(self, filters: Sequence[str]) -> list[str]:
-        """`filters` (any of which may match), each narrowed to what is ours."""
+        """Return `filters`, of which any may match, each narrowed to what is ours."""
         ours = f"labels.{json.dumps(OWNER)}=={json.dumps(self.owner)}"
         return [f"{text},{ours}" if text else ours for text in filters or ("",)]
 
 
 def without_marks(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return labels without our own marks."""
+    """Return labels without ours."""
     return {key: value for key, value in labels.items() if key not in (OWNER, ROOT)}
 
 
 def load(path: Path) -> Ownership:
-    """Return the ownership that a file keeps, which is made where it is missing: whole or not at all."""
+    """Return the ownership that a file keeps. Make the file, whole or not at all, if it is missing."""
     try:
         owner = path.read_text().strip()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The Snapshotter of a proxy plugin.
+"""Call the snapshotter of a proxy plugin.
 
-Keys are `<namespace>/<number>/<key>` (facts/core 6), and most peers know no namespaces. One that does is a whole
-daemon, such as containerd: see `ownership`.
+Keys are `<namespace>/<number>/<key>` (facts/core 6). Most peers know no namespaces; one that does is a whole daemon,
+such as containerd: see `ownership`.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class ProxySnapshotter:
         await self._within("").cleanup()
 
     async def _given(self, labels: Mapping[str, str] | None) -> Mapping[str, str]:
-        """Return the labels that the peer gets."""
+        """Return the labels to send to the peer."""
         peer = await self._connection.peer()
         return self._ownership.marked(labels or {}) if peer.namespaced else labels or {}
 
     def _of(self, key: str) -> Snapshots:
-        """Snapshots in the namespace of the caller, else in that which the key names: collections have no caller."""
+        """Return the snapshots in the caller's namespace, else in the key's: a garbage collection has no caller."""
         return self._within(context.current().namespace or key.partition("/")[0])
 
     def _within(self, namespace: str) -> Snapshots:

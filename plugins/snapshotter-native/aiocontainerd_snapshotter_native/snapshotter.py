@@ -1,4 +1,4 @@
-"""Snapshots as plain directories, `<root>/snapshots/<id>`, that start as copies of their parents (facts/core 6)."""
+"""Keep snapshots as plain directories, `<root>/snapshots/<id>`, made as copies of their parents (facts/core 6)."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Config(PluginConfig, frozen=True):
 
 
 async def init(context: InitContext[Config]) -> object:
-    """Start the snapshotter, which closes when the plugin stops. Raise SkipPlugin where overlay cannot be used."""
+    """Return the started snapshotter. Stopping the plugin closes it. Raise SkipPlugin if overlay cannot be used."""
     from pathlib import Path
 
     import anyio.to_thread
@@ -57,7 +57,7 @@ def _prepared(root: Path) -> Support:
 
 
 def capabilities(config: Config, support: Support) -> list[str]:
-    """Return the capabilities that clients look up before they remap ids or unpack layers out of order."""
+    """Return the words that clients look for before they remap ids or unpack layers out of order."""
     chosen = {
         "remap-ids": support.id_mapped,
         "only-remap-ids": not config.slow_chown,
@@ -67,7 +67,7 @@ def capabilities(config: Config, support: Support) -> list[str]:
 
 
 def settings(config: Config, support: Support) -> Settings:
-    """Return the snapshotter's settings for a config and a kernel."""
+    """Return the settings of the snapshotter for a config and a kernel."""
     from aiocontainerd_snapshotter_overlayfs.snapshotter import Settings
 
     configured = options = config.mount_options

@@ -1,4 +1,4 @@
-"""What the kernel and the file system below a root can do with overlay, tried out in temporary directories.
+"""Try in temporary directories what the kernel and the file system below a root can do with overlay.
 
 The functions block: they make and undo a mount or two, some milliseconds of work.
 """
@@ -37,7 +37,7 @@ class Support(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def probe(root: str, *, mounter: Mounter = KERNEL) -> Support:
-    """Find out what overlay can do with directories below `root`, which must exist."""
+    """Return what overlay can do with directories below `root`, which exists."""
     if not has_d_type(root):
         return Support(missing=f"the file system of {root} does not support d_type (xfs needs ftype=1)")
     missing = _refusal(root, (), mounter)
@@ -63,13 +63,13 @@ def in_user_namespace() -> bool:
 
 
 def kernel_version() -> tuple[int, int]:
-    """Major and minor number of the running kernel."""
+    """Return major and minor number of the running kernel."""
     numbers = re.match(r"(\d+)\.(\d+)", platform.release())
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def _refusal(root: str, options: tuple[str, ...], mounter: Mounter) -> str:
-    """Return the reason why an overlay with `options` cannot be mounted below `root`, or "" when it can."""
+    """Return why an overlay with `options` cannot be mounted below `root`; empty if it can."""
     with _scratch(root) as directory:
         for name in ("lower1", "lower2", "upper", "work", "merged"):
             os.mkdir(os.path.join(directory, name))

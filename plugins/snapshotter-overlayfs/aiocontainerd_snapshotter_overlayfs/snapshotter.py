@@ -1,4 +1,4 @@
-"""Snapshots as directories of changes, `<root>/snapshots/<id>/fs`, and `work` for active ones (facts/core 6)."""
+"""Keep snapshots as directories of changes, `<root>/snapshots/<id>/fs`, and `work` for active ones (facts/core 6)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class OverlaySnapshotter(SnapshotterBase):
         return {UPPER_LABEL: self.upper(layer)} if self.settings.upper_label else {}
 
     def upper(self, layer: Layer) -> str:
-        """Return the directory with the changes of this layer."""
+        """Return the directory of what a layer changes."""
         return self.path(layer.id, "fs")
 
     def _mapping_options(self, layer: Layer) -> tuple[str, ...]:
