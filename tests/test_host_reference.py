@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from aiocontainerd import scaffold
+from aiocontainerd import kinds, scaffold
 from aiocontainerd.config import load
-from aiocontainerd.host import reference
+from aiocontainerd.host import doc_pages, reference
 from aiocontainerd.interfaces import PROTOCOLS
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -63,6 +66,16 @@ def test_the_page_has_what_the_context_gives() -> None:
     page = reference.reference_page([])
     assert "| `async ready() -> bool` | Wait until the daemon serves." in page
     assert "| `root: Path` | " in page
+
+
+def test_the_page_says_which_kinds_nothing_calls_yet() -> None:
+    sources = [*ROOT.glob("plugins/*/aiocontainerd_*/**/*.py"), *ROOT.glob("aiocontainerd/daemon/*.py")]
+    assert sources
+    names = {value: name for name, value in vars(kinds).items() if name.isupper()}
+    for kind in doc_pages.NOT_CALLED:
+        lookup = re.compile(rf"(get|get_all|get_single|watch)\(kinds\.{names[kind]}\b")
+        assert [path for path in sources if lookup.search(path.read_text())] == []
+    assert f"**{doc_pages.NOT_CALLED[kinds.IMAGE_VERIFIER]}**" in reference.reference_page([])
 
 
 def test_every_hook_has_an_example_that_a_test_runs() -> None:

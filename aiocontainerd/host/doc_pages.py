@@ -6,8 +6,9 @@ import ast
 import importlib
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -19,6 +20,16 @@ from aiocontainerd.host.registration import Registration
 from aiocontainerd.interfaces import PROTOCOLS, SERVICES, rules
 
 HOOK_TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_host_hookspecs.py"
+
+NOT_CALLED: Mapping[str, str] = MappingProxyType(
+    {
+        kinds.IMAGE_VERIFIER: "Nothing in the daemon pulls yet, so nothing asks verifiers.",
+        kinds.CREDENTIALS: "Nothing in the daemon pulls or pushes yet, so nothing asks for credentials.",
+        kinds.MOUNT_HANDLER: "The daemon has no mount manager yet, so nothing calls mount handlers.",
+        kinds.SANDBOX_CONTROLLER: "The daemon has no sandboxes yet, so nothing calls sandbox controllers.",
+    }
+)
+"""Kinds that have a contract and that nothing in the daemon calls, and why."""
 
 _HOOKS_HEAD = f"""\
 # Hooks
@@ -119,9 +130,12 @@ def _contents() -> str:
 
 
 def _kind(kind: str) -> str:
+    """Return the section of a kind: contract, records, Protocol and scaffold."""
     module_name, _, name = PROTOCOLS[kind].partition(":")
     module = importlib.import_module(f"aiocontainerd.interfaces.{module_name}")
     parts = [f"## {kind}\n", f"`aiocontainerd/interfaces/{module_name}.py`\n"]
+    if kind in NOT_CALLED:
+        parts.append(f"**{NOT_CALLED[kind]}**\n")
     parts.append(f"{_prose(inspect.getdoc(module) or '')}\n")
     own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
     parts += [_record(value) for value in own if isinstance(value, type) and issubclass(value, msgspec.Struct)]

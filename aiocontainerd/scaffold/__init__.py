@@ -1,4 +1,4 @@
-"""`actr plugins new`: a small package for a plugin, with a test that passes, to be changed into what is wanted."""
+"""`actr plugins new`: write a small package with a plugin and a test that passes, for its author to change."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\Z")
 
 
 class ScaffoldError(Exception):
-    """A package that cannot be written; the text says what to change."""
+    """Raised for a package that cannot be written. The text says what to change."""
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """What is special about the packages of one kind. `{id}` and `{uri}` in `use` are the plugin's."""
+    """What differs between the packages of two kinds. `{id}` and `{uri}` in `use` stand for the plugin's."""
 
     kind: str
     interface: str
@@ -41,42 +41,42 @@ FORMS: Mapping[str, Form] = MappingProxyType(
             kind=kinds.SNAPSHOTTER,
             interface="snapshotter",
             summary="A snapshotter of full copies",
-            use="Then `ctr run --snapshotter {id} IMAGE ID` runs on it, once the image is unpacked there: "
-            "`ctr images pull --snapshotter {id} IMAGE`.",
+            use="Unpack an image there with `ctr images pull --snapshotter {id} IMAGE`; then "
+            "`ctr run --snapshotter {id} IMAGE ID` runs on it.",
             needs_root=True,
         ),
         "content": Form(
             kind=kinds.CONTENT,
             interface="content",
-            summary="A content store that notices damaged blobs",
-            use='A daemon has one content store: `disabled_plugins = ["io.containerd.content.v1.content"]` in its '
-            "config makes way for this one.",
+            summary="A content store that detects damaged blobs",
+            use="A daemon has one content store. Disable its own in the config: "
+            '`disabled_plugins = ["io.containerd.content.v1.content"]`.',
             dependencies=("aiocontainerd", "aiocontainerd-content-local"),
         ),
         "differ": Form(
             kind=kinds.DIFFER,
             interface="differ",
             summary="A differ for layers that are one file",
-            use="It is asked for layers when the config names it: "
+            use="The daemon uses it if the config names it: "
             '`[plugins."io.containerd.service.v1.diff-service"]`, `default = ["{id}", "walking"]`.',
         ),
         "event-sink": Form(
             kind=kinds.EVENT_SINK,
             interface="event_sink",
             summary="An event sink that writes lines of JSON to a file",
-            use="With a `path` in its table, every event is a line there.",
+            use="Set `path` in its table: every event becomes a line in that file.",
         ),
         "verifier": Form(
             kind=kinds.IMAGE_VERIFIER,
             interface="verifier",
-            summary="An image verifier that goes by names",
-            use="It is asked about every image before its layers are fetched.",
+            summary="An image verifier that decides by name",
+            use="Nothing in the daemon asks verifiers yet: `ctr images pull` and `actr` pull by themselves.",
         ),
         "credentials": Form(
             kind=kinds.CREDENTIALS,
             interface="credentials",
             summary="Registry credentials from the config",
-            use="It is asked when a registry wants to know who pulls.",
+            use="Nothing in the daemon asks for credentials yet: `ctr images pull` and `actr` pull by themselves.",
         ),
         "service": Form(
             kind=kinds.GRPC,
@@ -88,20 +88,20 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "stream-processor": Form(
             kind=kinds.STREAM_PROCESSOR,
             interface="stream_processor",
-            summary="A stream processor for layers of bzip2",
-            use="It is asked when a layer is of a media type that it accepts.",
+            summary="A stream processor for bzip2 layers",
+            use="The daemon calls it for layers of the media types that it accepts.",
         ),
         "mount-handler": Form(
             kind=kinds.MOUNT_HANDLER,
             interface="mount_handler",
             summary="A mount handler for file systems in memory",
-            use="It is asked for mounts of type `{id}`.",
+            use="It is for mounts of type `{id}`. Nothing in the daemon calls mount handlers yet.",
         ),
         "task-monitor": Form(
             kind=kinds.TASK_MONITOR,
             interface="task_monitor",
             summary="A task monitor that counts",
-            use="It is told of every task.",
+            use="The daemon tells it about every task.",
         ),
     }
 )
@@ -109,7 +109,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 def files(form_name: str, name: str) -> dict[str, str]:
-    """Return the files of a new package, by path in it. Pure but for reading templates. Raises ScaffoldError."""
+    """Return the files of a new package by path. Only reads templates. Raises ScaffoldError."""
     form = FORMS.get(form_name)
     if form is None:
         raise ScaffoldError(f"no kind {form_name}; there are {', '.join(sorted(FORMS))}")
@@ -134,7 +134,7 @@ def files(form_name: str, name: str) -> dict[str, str]:
 
 
 def write(form_name: str, name: str, directory: Path) -> list[Path]:
-    """Write a new package into `directory`, which must not exist or be empty. Raises ScaffoldError, OSError."""
+    """Write a new package into `directory`, which must be missing or empty. Raises ScaffoldError, OSError."""
     content = files(form_name, name)
     if directory.exists() and any(directory.iterdir()):
         raise ScaffoldError(f"{directory} is there already; choose another with --directory")
@@ -148,7 +148,7 @@ def write(form_name: str, name: str, directory: Path) -> list[Path]:
 
 
 def _class_name(name: str, texts: Iterable[str]) -> str:
-    """Return a name for the class that the templates do not use for anything else."""
+    """Return a class name that the templates do not use for anything else."""
     made = "".join(part.capitalize() for part in name.split("-"))
     taken = keyword.iskeyword(made) or any(re.search(rf"\b{made}\b", text) for text in texts)
     return f"{made}Plugin" if taken else made
