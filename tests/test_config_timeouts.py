@@ -193,7 +193,13 @@ class Recorder:
             assert {plugin.state for plugin in registry.plugins} == {State.LOADED}, registry.plugins
 
 
-DECLARING = [one for one in discovery.all_registrations(reference.FIRST_PARTY) if one.timeouts]
+READ_IN_USE = {
+    "io.containerd.metadata.v1.bolt": "each collection; `test_metadata_sqlite_plugin` sees it act",
+}
+"""Plugins whose init does not read their keys -> what does."""
+DECLARING = [
+    one for one in discovery.all_registrations(reference.FIRST_PARTY) if one.timeouts and one.uri not in READ_IN_USE
+]
 
 
 @pytest.mark.parametrize("registration", DECLARING, ids=[one.uri for one in DECLARING])
