@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any as Untyped
 
-from aiocontainerd import api, identifiers
+from aiocontainerd import identifiers
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
-from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
+from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire.anys import any_from_wire, any_to_wire
+from aiocontainerd.wire.mounts import mounts_to_wire
+from aiocontainerd.wire.tasks import io_from_wire
 from aiocontainerd.wire.times import time_from_wire
 from aiocontainerd_runtime_v2.deadlines import Deadlines
 from aiocontainerd_runtime_v2.moves import Moves
@@ -119,7 +121,7 @@ class ShimTask(ShimProcess):
             "Create",
             limit_s=self._deadlines.call_s,
             bundle=self.bundle,
-            rootfs=_wire_mounts(options),
+            rootfs=mounts_to_wire(options.rootfs),
             terminal=options.io.terminal,
             stdin=options.io.stdin,
             stdout=options.io.stdout,
@@ -223,14 +225,7 @@ def _state(process_id: str, response: Untyped) -> ProcessState:
         id=process_id,
         pid=response.pid,
         status=Status(number) if number in Status._value2member_map_ else Status.UNKNOWN,
-        io=IO(stdin=response.stdin, stdout=response.stdout, stderr=response.stderr, terminal=response.terminal),
+        io=io_from_wire(response),
         exit_status=response.exit_status,
         exited_at_ns=time_from_wire(response.exited_at),
     )
-
-
-def _wire_mounts(options: CreateOptions) -> list[Untyped]:
-    return [
-        api.types.Mount(type=mount.type, source=mount.source, target=mount.target, options=list(mount.options))
-        for mount in options.rootfs
-    ]

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from aiocontainerd import api
 from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
-from aiocontainerd.sys.mount import Mount
 from aiocontainerd.wire.anys import any_to_wire
+from aiocontainerd.wire.mounts import mounts_from_wire
 from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.cgroups import cgroup
 from aiocontainerd_shim.oci import choice
@@ -258,7 +258,7 @@ class TaskService:
             systemd_cgroup=options.systemd_cgroup,
         )
         records.write_shim(bundle, record)
-        mounts = [Mount(m.type, m.source, m.target, tuple(m.options)) for m in request.rootfs]
+        mounts = mounts_from_wire(request.rootfs)
         checkpoint = Checkpoint(request.checkpoint, request.parent_checkpoint)
         return Container(site, InitProcess(site, messages.stdio_of(request), mounts, checkpoint), self._around)
 
