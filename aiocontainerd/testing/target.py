@@ -17,7 +17,7 @@ import msgspec
 
 
 class TargetError(Exception):
-    """A `--target` that cannot be used, in a line for who gave it."""
+    """A `--target` that cannot be used, told in one line to the person who gave it."""
 
 
 class TargetSkippedError(TargetError):
