@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 
+import msgspec
 import pytest
 
 from aiocontainerd.distribution import Stores
@@ -101,6 +102,21 @@ async def test_the_index_is_named_as_well(stores_of: StoresOf) -> None:
             found = await import_archive(stores, io.BytesIO(layout()), options)
         assert {image.name: image.target.media_type for image in found}["i:1"] == oci.OCI_INDEX
         assert found[-1].labels == {"k": "v"}
+
+
+@pytest.mark.parametrize("all_platforms", [False, True])
+async def test_other_platforms_are_kept_only_where_all_are_wanted(
+    stores_of: StoresOf, collect: Callable[[], Awaitable[object]], tmp_path: Path, all_platforms: bool
+) -> None:
+    foreign = images.Image(layers=[LAYER], architecture="other", os="plan9")
+    images.write_archive(tmp_path / "image.tar", NAME, [IMAGE, foreign])
+    options = msgspec.structs.replace(OPTIONS, all_platforms=all_platforms)
+    with stores_of() as stores:
+        await imported(stores, (tmp_path / "image.tar").read_bytes(), options)
+        await collect()
+        digests = {info.digest async for info in stores.content.walk()}
+    assert {blob.digest for blob in BLOBS} < digests
+    assert (foreign.blobs()[0].digest in digests) == all_platforms
 
 
 _OTHER = images.Blob(b"other")

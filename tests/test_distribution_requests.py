@@ -241,11 +241,11 @@ async def test_a_busy_registry_is_left_alone_for_the_pause_of_the_options(monkey
 
 async def test_a_silent_registry_is_given_up_after_the_time_of_the_options() -> None:
     async def handler(request: web.Request) -> web.Response:
-        await anyio.sleep(5)
+        await anyio.sleep_forever()
         return web.Response()
 
     async with scripted_registry(handler) as script, remote(script, read_timeout_s=0.05, attempts=2) as opened:
-        with pytest.raises(Unavailable, match=r"HEAD http://.*: .*[Tt]ime"):
+        with anyio.fail_after(5), pytest.raises(Unavailable, match=r"HEAD http://.*: .*[Tt]ime"):
             await resolve(opened)
     assert len(script.requests) == 2
 

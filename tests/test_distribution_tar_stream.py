@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import sys
 import tarfile
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import pytest
 import zstandard
 
 from aiocontainerd.distribution.tar_stream import Entry, TarStream, clean
-from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.errors import InvalidArgument, Unimplemented
 from aiocontainerd.testing.images import entry, tar_of
 
 
@@ -80,3 +81,9 @@ def test_an_extended_header_cannot_be_huge() -> None:
     info.type, info.size = tarfile.XHDTYPE, 1 << 40
     with pytest.raises(InvalidArgument, match="extended header"):
         read_all(info.tobuf(tarfile.GNU_FORMAT))
+
+
+def test_an_archive_of_zstd_without_the_package_for_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(Unimplemented, match="needs the package zstandard"):
+        read_all(zstandard.ZstdCompressor().compress(SAMPLE))
