@@ -22,7 +22,7 @@ from aiocontainerd.host import discovery
 from aiocontainerd.testing import images
 from harness import REPOSITORY, Installed, peer
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 OURS = "aiocontainerd"
 NAME = "docker.io/library/t:1"

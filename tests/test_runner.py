@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.timeout(300)  # up to nine starts of Python each
+
 RUNNER = Path(__file__).with_name("runner.py")
 PASSING = "def test_passes(): pass\n"
 SKIPPED = "import pytest\n@pytest.mark.skip\ndef test_skipped(): pass\n"
@@ -43,10 +47,11 @@ def test_is_last(daemon): pass
 
 def run(directory: Path, **files: str) -> tuple[int, list[str]]:
     """Run a suite of these files; its exit status and the lines after the runs."""
-    (directory / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+    (directory / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider -p xdist.plugin\n")
     for name, text in files.items():
         (directory / f"test_{name}.py").write_text(text)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     done = subprocess.run(
         [sys.executable, str(RUNNER), "-q", "-n", "1"], cwd=directory, env=environment, capture_output=True, text=True
     )
