@@ -2,7 +2,7 @@
 
 `images` is an alias of a generated package, which is imported when the alias is first used. Importing all packages
 takes longer than starting the daemon, so no module uses an alias while it is imported itself. The room imports
-`errors` only; `timestamps`, `typeurl`, `wire`, `rpc`, `serve`, `client` and the plugins import it.
+`errors` only. `wire`, `rpc`, `serve`, `client`, `daemon`, `cli` and the plugins import it.
 
 - `proto/`, `gen/`: the `.proto` files and the modules generated from them (`make proto`, `generate`)
 - `services`: every service with its methods, as a table of names
