@@ -2,6 +2,7 @@
 
 launcher    the daemon's side: starts the server, asks it, does without it
 protocol    requests and replies between the two
+received    reads a request and its descriptor
 server      the server's process
 limits      its limits, which `[timeouts]` sets
 child       a child of the server: a shim, or the clean-up after one

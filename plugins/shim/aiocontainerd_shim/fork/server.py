@@ -29,13 +29,14 @@ from typing import NoReturn
 
 import msgspec
 
-from aiocontainerd.errors import ContainerdError, InvalidArgument
+from aiocontainerd.errors import ContainerdError
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
 from aiocontainerd_shim.cgroups import placement
 from aiocontainerd_shim.children import sealed
 from aiocontainerd_shim.fork import child, heap, protocol, warm_up
 from aiocontainerd_shim.fork.protocol import Reply, Request, Verb
+from aiocontainerd_shim.fork.received import Received
 from aiocontainerd_shim.oci import choice
 from aiocontainerd_shim.program import bootstrap, serve
 from aiocontainerd_shim.task import records
@@ -127,7 +128,7 @@ class ForkServer:
         self._alone_since = time.monotonic()
 
     def _answer(self, connection: socket.socket) -> None:
-        with _Received(connection) as received:
+        with Received(connection) as received:
             try:
                 reply = self._carry_out(received, connection)
             except ContainerdError as failure:
@@ -135,7 +136,7 @@ class ForkServer:
             if reply is not None:
                 connection.sendall(protocol.frame(reply))
 
-    def _carry_out(self, received: _Received, connection: socket.socket) -> Reply | None:
+    def _carry_out(self, received: Received, connection: socket.socket) -> Reply | None:
         """Carry out a request; return None if a child answers, or nobody."""
         request = received.request()
         self._alone_since = time.monotonic()
@@ -210,46 +211,6 @@ class ForkServer:
             return
         for directory in self._orphaned:
             record_orphan_exit(directory, pid, status)
-
-
-class _Received:
-    """A request on a connection, with the descriptor that may have come along."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._fds: list[int] = []
-        self._listener: socket.socket | None = None
-
-    def __enter__(self) -> _Received:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._listener is not None:
-            self._listener.close()
-        for fd in self._fds:
-            os.close(fd)
-
-    def request(self) -> Request:
-        """Read the request. Raises InvalidArgument if it is malformed."""
-        header, self._fds, _, _ = socket.recv_fds(self._connection, protocol.HEADER.size, 1)
-        header += self._exactly(protocol.HEADER.size - len(header))
-        return protocol.parse_request(self._exactly(protocol.body_length(header)))
-
-    def listener(self) -> socket.socket:
-        """Return the socket for a new shim. Raises InvalidArgument if none came along."""
-        if not self._fds:
-            raise InvalidArgument("a start comes with a listening socket")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._fds.pop())
-        return self._listener
-
-    def _exactly(self, count: int) -> bytes:
-        parts = b""
-        while len(parts) < count:
-            part = self._connection.recv(count - len(parts))
-            if not part:
-                raise InvalidArgument("the request ended early")
-            parts += part
-        return parts
 
 
 def _is_parent() -> bool:

@@ -101,7 +101,10 @@ def settle(place: Place) -> None:
 
 def run(listener: socket.socket, identity: Identity) -> int:
     """Be the shim of `identity` in this process until it is shut down; return the exit status."""
-    life = lambda: _run_loop(AlwaysAwake(listener), identity)  # noqa: E731
+
+    def life() -> int:
+        return _run_loop(AlwaysAwake(listener), identity)
+
     return _listening(listener, str(identity.bundle), life, debug=identity.debug)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What a container needs of its shim: exits of children, a way out for events, tasks as long as the shim lives."""
+    """The means that a shim gives its containers: exits of children, a way out for events, tasks of its own."""
 
     reaper: Reaper
     publish: Callable[[str, betterproto2.Message], None]
