@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
+import anyio
 import pytest
 
 from aiocontainerd.distribution import spool
@@ -42,3 +44,17 @@ async def test_a_store_that_ends_early_is_data_loss(tmp_path: Path) -> None:
     with pytest.raises(DataLoss, match="blob ended after 4 of 10 bytes"):
         async with spool.as_file(Remote(b"0123"), tmp_path):
             pass
+
+
+async def test_a_copy_of_a_call_that_is_cancelled_is_closed(tmp_path: Path) -> None:
+    with anyio.CancelScope() as before:
+        before.cancel()
+        async with spool.as_file(Remote(b"0123456789"), tmp_path):
+            pytest.fail("the copy was made")
+    with anyio.CancelScope() as meanwhile:
+        async with spool.as_file(Remote(b"0123456789"), tmp_path) as descriptor:
+            meanwhile.cancel()
+    assert before.cancelled_caught
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    gc.collect()  # warns of a file that nobody closed, which fails the test

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import anyio
 from aiofiles import tempfile
 
 from aiocontainerd.errors import DataLoss, Unimplemented
@@ -39,12 +40,17 @@ def _own_file(reader: Reader) -> int | None:
 @asynccontextmanager
 async def spooled(stream: AsyncIterator[bytes], directory: str | Path | None = None) -> AsyncIterator[tuple[int, int]]:
     """Give the bytes of a stream as a descriptor at offset 0, and their number, until the block ends."""
-    async with tempfile.TemporaryFile(dir=directory, prefix="blob-") as file:
+    with anyio.CancelScope(shield=True):  # a file that is opened in a thread must be closed, too
+        file = await tempfile.TemporaryFile(dir=directory, prefix="blob-")
+    try:
         size = 0
         async for data in stream:
             size += await file.write(data)
         await file.seek(0)
         yield file.fileno(), size
+    finally:
+        with anyio.CancelScope(shield=True):
+            await file.close()
 
 
 async def _chunks(reader: Reader) -> AsyncGenerator[bytes, None]:
