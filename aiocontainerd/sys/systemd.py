@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 
+from aiocontainerd import durations
+
 READY = "READY=1"
 STOPPING = "STOPPING=1"
 
@@ -25,7 +27,8 @@ def notify(state: str, limit_s: float = 0) -> bool:
             sender.connect(target)
             sender.sendall(state.encode())
         except TimeoutError:
-            raise TimeoutError(errno.ETIMEDOUT, "it takes no messages", address) from None
+            reason = f"took no message within {durations.render(limit_s)}"
+            raise TimeoutError(errno.ETIMEDOUT, reason, address) from None
         except OSError as error:
             raise OSError(error.errno, error.strerror, address) from None
     return True

@@ -24,6 +24,7 @@ from aiocontainerd.cli.plugin import target
 from aiocontainerd.config import Config, load
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import NOTIFY, PLUGIN_CONTENT, SERVER_STOP
+from aiocontainerd.daemon import service_manager
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.host import loading
 from aiocontainerd.host.daemon_info import DaemonInfo
@@ -105,10 +106,10 @@ async def _serve(
         await front.start(bound.sock)
         registry.serves()
         log.info("serving %s on %s", ", ".join(plugin.uri for plugin in chosen), bound.path)
-        await _notify(systemd.READY, config)
+        await service_manager.tell(systemd.READY, config.timeout_s(NOTIFY.key))
         _write_line(options.ready_fd)
         await stop.wait()
-        await _notify(systemd.STOPPING, config)
+        await service_manager.tell(systemd.STOPPING, config.timeout_s(NOTIFY.key))
     finally:
         with anyio.CancelScope(shield=True):
             await front.stop(config.timeout_s(SERVER_STOP.key) or math.inf)
@@ -234,13 +235,6 @@ def _write_line(descriptor: int) -> None:
     if descriptor >= 0:
         os.write(descriptor, b"\n")
         os.close(descriptor)
-
-
-async def _notify(state: str, config: Config) -> None:
-    try:
-        await anyio.to_thread.run_sync(systemd.notify, state, config.timeout_s(NOTIFY.key))
-    except OSError as error:
-        log.warning("cannot tell the service manager %s: %s", state, error)
 
 
 def _made(directory: Path) -> Path:
