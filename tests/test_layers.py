@@ -7,7 +7,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -46,6 +46,107 @@ def test_no_core_module_has_an_import_of_a_plugin() -> None:
         if package(name).startswith("aiocontainerd_")
     }
     assert guilty == {}
+
+
+WORDS = frozenset(
+    {
+        "context",
+        "durations",
+        "errors",
+        "events",
+        "filters",
+        "groups",
+        "identifiers",
+        "kinds",
+        "labels",
+        "timestamps",
+        "typeurl",
+    }
+)
+"""Modules at the top that every room uses and that use no room."""
+RECORDS = frozenset({"interfaces", "oci", "sys"})
+MAY_IMPORT: Mapping[str, frozenset[str]] = {
+    "words": frozenset(),
+    "sys": frozenset({"words"}),
+    "oci": frozenset({"words", "sys"}),
+    "interfaces": frozenset({"words", "oci", "sys"}),
+    "guard": frozenset({"words", "interfaces"}),
+    "config": frozenset({"words"}),
+    "scaffold": frozenset({"words"}),
+    "host": frozenset({"words", "interfaces", "guard", "config", "oci", "scaffold"}),
+    "api": frozenset({"words"}),
+    "wire": frozenset({"words", "api", *RECORDS}),
+    "rpc": frozenset({"words", "api", "wire", "interfaces"}),
+    "serve": frozenset({"words", "api", "wire", "rpc", "guard", *RECORDS}),
+    "distribution": frozenset({"words", *RECORDS}),
+    "snapshots": frozenset({"words", *RECORDS}),
+    "client": frozenset({"words", "api", "wire", "rpc", "distribution", *RECORDS}),
+    "daemon": frozenset({"words", "api", "wire", "rpc", "guard", "config", "host", *RECORDS}),
+}
+"""Room -> the rooms that its modules may name in an import, also inside of functions and for types.
+
+`serve` reads of `guard` and `rpc` what they count, for the Plugins service. `host` reads of `scaffold` what the
+reference page shows.
+"""
+ABOVE = frozenset({"cli", "plugin", "testing"})
+"""The programs and the suites stand above all rooms; `plugin` hands on names of many."""
+
+
+def room_of(module: tuple[str, ...]) -> str:
+    """Return the room of a module below `aiocontainerd`."""
+    return "words" if module[0] in WORDS else module[0]
+
+
+def rooms_imported(path: Path) -> Iterator[str]:
+    """Yield the rooms that the imports of a file name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or package(node.module or "") != CORE.name:
+            continue
+        below = tuple((node.module or "").split(".")[1:])
+        for found in [below] if below else [(alias.name,) for alias in node.names]:
+            if found[0] != "__version__":
+                yield room_of(found)
+
+
+def test_rooms_import_one_way() -> None:
+    guilty = set()
+    for path in CORE_FILES:
+        module = path.relative_to(CORE).with_suffix("").parts
+        if module == ("__init__",):
+            continue
+        room = room_of(module)
+        if room not in ABOVE:
+            guilty |= {
+                f"{path.relative_to(REPOSITORY)}: {other}"
+                for other in rooms_imported(path)
+                if other != room and other not in MAY_IMPORT[room]
+            }
+    assert sorted(guilty) == []
+
+
+def test_nothing_below_the_programs_imports_them() -> None:
+    guilty = {
+        str(path.relative_to(REPOSITORY))
+        for path in CORE_FILES
+        if path.relative_to(CORE).parts[0] != "cli" and "cli" in rooms_imported(path)
+    }
+    assert guilty == set()
+
+
+@pytest.mark.parametrize("room", sorted({*MAY_IMPORT, *ABOVE} - {"words", "plugin"}))
+def test_a_room_says_what_it_imports_and_what_imports_it(room: str) -> None:
+    text = ast.get_docstring(ast.parse((CORE / room / "__init__.py").read_text())) or ""
+    assert len(re.findall(r"(?i)\bimport(?:s|ed)?\b", text)) > 1
+
+
+def test_the_client_of_a_daemon_is_nothing_the_daemon_needs() -> None:
+    """A plugin that talks to another daemon may use the client; the daemon's own rooms never do."""
+    code = (
+        "import sys; from aiocontainerd.daemon import run; from aiocontainerd.host import discovery\n"
+        "discovery.all_registrations()\n"
+        "print(*[m for m in sys.modules if m.startswith('aiocontainerd.client')])"
+    )
+    assert printed(code) == []
 
 
 def modules_below(root: Path) -> dict[str, Path]:

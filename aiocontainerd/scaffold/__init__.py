@@ -1,4 +1,7 @@
-"""`actr plugins new`: write a small package with a plugin and a test that passes, for its author to change."""
+"""`actr plugins new`: write a small package with a plugin and a test that passes, for its author to change.
+
+Imports the words. Imported by `cli`, and by the generator of the reference page in `host`.
+"""
 
 from __future__ import annotations
 
