@@ -24,7 +24,7 @@ import msgspec
 
 from aiocontainerd import api
 from aiocontainerd.rpc.grpc_client import GrpcClient
-from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
+from aiocontainerd.testing.images import BuiltImage, BuiltLayer, busybox_layer, entry, tar_of, write_archive
 from bench_dispatch import overhead_us
 from harness import Debians, Installed, Peer, docker_registry, peer, processes_of, push
 
@@ -239,15 +239,15 @@ BENCHES: dict[str, Callable[[Pair], list[Figure]]] = {
 }
 
 
-def big_image(size_mb: int, files: int) -> Image:
+def big_image(size_mb: int, files: int) -> BuiltImage:
     """Return an image of several layers with many small files and a few large ones of incompressible bytes."""
     layers = [busybox_layer()]
     per_layer = 4
     for layer in range(per_layer):
         entries = [entry(f"data/{layer}/{n % 50}/{n}", os.urandom(2048) * 2) for n in range(files // per_layer)]
         entries.append(entry(f"data/{layer}/large", os.urandom(size_mb * (1 << 20) // per_layer)))
-        layers.append(Layer(tar_of(entries)))
-    return Image(layers=layers)
+        layers.append(BuiltLayer(tar_of(entries)))
+    return BuiltImage(layers=layers)
 
 
 def main() -> int:
@@ -260,7 +260,7 @@ def main() -> int:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aio-bench-")))
         registry = stack.enter_context(docker_registry(directory))
-        images = {"busybox:1": Image(layers=[busybox_layer()])}
+        images = {"busybox:1": BuiltImage(layers=[busybox_layer()])}
         if "pull" in chosen.only:
             images["big:1"] = big_image(chosen.image_mb, chosen.files)
         for name, image in images.items():

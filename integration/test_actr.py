@@ -70,9 +70,9 @@ class Actr:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "image.tar"
-    second = images.Layer(images.tar_of([images.entry("etc/hello", b"hello\n")]))
-    host = images.Image(layers=[LAYER, second])
-    foreign = images.Image(layers=[LAYER], architecture="arm64")
+    second = images.BuiltLayer(images.tar_of([images.entry("etc/hello", b"hello\n")]))
+    host = images.BuiltImage(layers=[LAYER, second])
+    foreign = images.BuiltImage(layers=[LAYER], architecture="arm64")
     images.write_archive(path, NAME, [host, foreign])
     return path
 
@@ -330,8 +330,8 @@ def test_a_pull_of_wrong_bytes_names_them_and_leaves_nothing(both: tuple[Actr, A
 @contextmanager
 def _faulty_registry(fault: str) -> Iterator[str]:
     """Run a registry of one image whose second layer does not fit its digest or the image config."""
-    layer = images.Layer(images.tar_of([images.entry(f"f-{fault}", os.urandom(2000))]))
-    image = images.Image(layers=[LAYER, layer])
+    layer = images.BuiltLayer(images.tar_of([images.entry(f"f-{fault}", os.urandom(2000))]))
+    image = images.BuiltImage(layers=[LAYER, layer])
     manifest, blobs = image.blobs()
     if fault == "diff_id":
         lie = json.loads(image.config().data)
@@ -390,7 +390,7 @@ def test_a_daemon_that_is_not_there_is_named_with_what_to_do(tmp_path: Path) -> 
 
 def test_docker_archives_are_imported(both: tuple[Actr, Actr], tmp_path: Path) -> None:
     path = tmp_path / "docker.tar"
-    config = images.Image(layers=[LAYER]).config()
+    config = images.BuiltImage(layers=[LAYER]).config()
     saved = [{"Config": "cfg.json", "RepoTags": ["saved:1"], "Layers": ["one/layer.tar"]}]
     entries = [
         images.entry("real/layer.tar", LAYER.tar),

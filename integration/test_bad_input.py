@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from aiocontainerd.testing import images
-from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
+from aiocontainerd.testing.images import BuiltImage, BuiltLayer, busybox_layer, entry, tar_of, write_archive
 from harness import SCRIPTS, Ours, Peer, cgroups_named, docker_registry, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
@@ -35,12 +35,12 @@ def daemon() -> Iterator[Peer]:
 def good(daemon: Peer, tmp_path: Path) -> Peer:
     """Return a daemon that has the busybox image."""
     archive = tmp_path / "good.tar"
-    write_archive(archive, GOOD, [Image(layers=[busybox_layer()])])
+    write_archive(archive, GOOD, [BuiltImage(layers=[busybox_layer()])])
     daemon.ctr("images", "import", str(archive))
     return daemon
 
 
-class Broken(Layer, frozen=True):
+class Broken(BuiltLayer, frozen=True):
     """A layer that is stored as other bytes than its tar says."""
 
     stored: bytes = b""
@@ -49,10 +49,10 @@ class Broken(Layer, frozen=True):
         return images.Blob(self.stored)
 
 
-def import_failing(daemon: Peer, tmp_path: Path, layers: Sequence[Layer]) -> str:
+def import_failing(daemon: Peer, tmp_path: Path, layers: Sequence[BuiltLayer]) -> str:
     """Import an image that cannot be unpacked; what ctr said. Nothing must be locked, mounted or half made."""
     archive = tmp_path / "bad.tar"
-    write_archive(archive, NAME, [Image(layers=layers)])
+    write_archive(archive, NAME, [BuiltImage(layers=layers)])
     done = daemon.ctr("images", "import", str(archive), check=False)
     assert done.returncode != 0, done.stdout
     assert_clean(daemon)
@@ -103,7 +103,7 @@ def test_content_that_is_not_what_its_digest_says_is_refused(daemon: Peer) -> No
 
 def test_an_image_for_another_platform_is_not_unpacked(daemon: Peer, tmp_path: Path) -> None:
     archive = tmp_path / "foreign.tar"
-    write_archive(archive, "docker.io/library/foreign:1", [Image(layers=[busybox_layer()], architecture="arm64")])
+    write_archive(archive, "docker.io/library/foreign:1", [BuiltImage(layers=[busybox_layer()], architecture="arm64")])
     with docker_registry(tmp_path) as registry:
         push(archive, registry, "foreign:1")
         done = daemon.ctr("images", "pull", "--plain-http", f"{registry}/foreign:1", check=False)
@@ -147,9 +147,9 @@ def test_no_layer_entry_touches_anything_outside_the_root(
 ) -> None:
     canary = tmp_path / "canary"
     canary.write_text("untouched")
-    layers = [busybox_layer(), Layer(tar_of(_aimed(ESCAPES[attack], canary)))]
+    layers = [busybox_layer(), BuiltLayer(tar_of(_aimed(ESCAPES[attack], canary)))]
     archive = tmp_path / "bad.tar"
-    write_archive(archive, NAME, [Image(layers=layers)])
+    write_archive(archive, NAME, [BuiltImage(layers=layers)])
     before = sorted(p.name for p in tmp_path.iterdir())
     daemon.ctr("images", "import", "--snapshotter", snapshotter, str(archive), check=False)
     assert canary.read_text() == "untouched"
@@ -202,7 +202,7 @@ class NoRuntime(Ours):
 def test_without_an_oci_runtime_a_run_says_what_to_install(tmp_path: Path) -> None:
     with peer(NoRuntime) as daemon:
         archive = tmp_path / "good.tar"
-        write_archive(archive, GOOD, [Image(layers=[busybox_layer()])])
+        write_archive(archive, GOOD, [BuiltImage(layers=[busybox_layer()])])
         daemon.ctr("images", "import", str(archive))
         done = daemon.ctr("run", "--rm", GOOD, "a", "true", check=False)
         assert done.returncode == 1
@@ -230,9 +230,9 @@ def until(condition: object, limit_s: float = 20.0, pause_s: float = 0.05) -> No
 
 def test_a_client_killed_in_the_middle_of_a_pull_locks_nothing(daemon: Peer, tmp_path: Path) -> None:
     blob = os.urandom(48 << 20)
-    layers = [busybox_layer(), Layer(tar_of([entry("large", blob)]), "tar")]
+    layers = [busybox_layer(), BuiltLayer(tar_of([entry("large", blob)]), "tar")]
     archive = tmp_path / "large.tar"
-    write_archive(archive, "docker.io/library/large:1", [Image(layers=layers)])
+    write_archive(archive, "docker.io/library/large:1", [BuiltImage(layers=layers)])
     with docker_registry(tmp_path) as registry:
         push(archive, registry, "large:1")
         reference = f"{registry}/large:1"

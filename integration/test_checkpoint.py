@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
 from harness import Debians, Ours, Peer, peer
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
@@ -71,7 +71,7 @@ def working() -> None:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "busybox.tar"
-    write_archive(path, IMAGE, [Image(layers=[busybox_layer()])])
+    write_archive(path, IMAGE, [BuiltImage(layers=[busybox_layer()])])
     return path
 
 

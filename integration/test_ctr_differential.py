@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
+from aiocontainerd.testing.images import BuiltImage, BuiltLayer, busybox_layer, entry, tar_of, write_archive
 from differential import Events, Outcome, Step, count_lines, run, wait_stopped, without_created_lines
 from harness import Debians, Ours, Peer, docker_registry, peer, push
 
@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(300
 MANY = 12
 
 
-def _layers(count: int, compression: str = "gzip") -> list[Layer]:
-    extra = [Layer(tar_of([entry(f"etc/layer-{n}", f"{n}\n".encode())]), compression) for n in range(1, count)]
+def _layers(count: int, compression: str = "gzip") -> list[BuiltLayer]:
+    extra = [BuiltLayer(tar_of([entry(f"etc/layer-{n}", f"{n}\n".encode())]), compression) for n in range(1, count)]
     return [busybox_layer(compression=compression), *extra]
 
 
@@ -26,10 +26,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run a registry with every image of the script."""
     directory = tmp_path_factory.mktemp("registry")
     images = {
-        "busybox:1": [Image(layers=_layers(1)), Image(layers=_layers(1), architecture="arm64")],
-        "zstd:1": [Image(layers=_layers(2, "zstd"))],
-        "many:1": [Image(layers=_layers(MANY))],
-        "foreign:1": [Image(layers=_layers(1), architecture="arm64", variant="v8")],
+        "busybox:1": [BuiltImage(layers=_layers(1)), BuiltImage(layers=_layers(1), architecture="arm64")],
+        "zstd:1": [BuiltImage(layers=_layers(2, "zstd"))],
+        "many:1": [BuiltImage(layers=_layers(MANY))],
+        "foreign:1": [BuiltImage(layers=_layers(1), architecture="arm64", variant="v8")],
     }
     with docker_registry(directory) as address:
         for name, platforms in images.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
+from aiocontainerd.testing.images import BuiltImage, BuiltLayer, busybox_layer, entry, tar_of, write_archive
 from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, listens, peer, processes_of, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
@@ -42,8 +42,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make an image of two layers, so that one snapshot is made from another."""
     path = tmp_path_factory.mktemp("image") / "image.tar"
-    layers = [busybox_layer(), Layer(tar_of([entry("etc/hello", b"hello from a layer\n")]))]
-    write_archive(path, NAME, [Image(layers=layers)])
+    layers = [busybox_layer(), BuiltLayer(tar_of([entry("etc/hello", b"hello from a layer\n")]))]
+    write_archive(path, NAME, [BuiltImage(layers=layers)])
     return path
 
 

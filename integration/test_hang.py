@@ -13,7 +13,7 @@ import pytest
 
 from aiocontainerd import durations
 from aiocontainerd.guard.health import LONGEST_PAUSE_S
-from aiocontainerd.testing.images import Image, Layer, busybox_layer, entry, tar_of, write_archive
+from aiocontainerd.testing.images import BuiltImage, BuiltLayer, busybox_layer, entry, tar_of, write_archive
 from harness import SCRIPTS, Ours, Peer, peer
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(180)]
@@ -113,7 +113,9 @@ class WithAcme(Ours):
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "busybox.tar"
-    write_archive(path, IMAGE, [Image(layers=[busybox_layer(), Layer(tar_of([entry("etc/hello", b"hello\n")]))])])
+    write_archive(
+        path, IMAGE, [BuiltImage(layers=[busybox_layer(), BuiltLayer(tar_of([entry("etc/hello", b"hello\n")]))])]
+    )
     return path
 
 

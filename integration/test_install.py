@@ -119,7 +119,7 @@ def test_a_daemon_from_wheels_has_every_plugin_and_runs_a_container(whole: Envir
             path = f"{whole.scripts}:/usr/sbin:/usr/bin:/sbin:/bin"
             return {**os.environ, "PATH": path, "TMPDIR": str(self.directory)}
 
-    images.write_archive(tmp_path / "image.tar", NAME, [images.Image(layers=[images.busybox_layer()])])
+    images.write_archive(tmp_path / "image.tar", NAME, [images.BuiltImage(layers=[images.busybox_layer()])])
     with peer(FromWheels) as daemon:
         actr = ["actr", "-a", str(daemon.address), "-n", daemon.namespace]
         status = rows(whole.program(*actr, "plugins", "ls").stdout)

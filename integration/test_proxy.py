@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aiocontainerd.config import load
-from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
 from aiocontainerd.testing.processes import ended
 from harness import REPOSITORY, SCRIPTS, Debians, Ours, Peer, docker_registry, peer, push
 from outside import process, protoc, served, wait_for
@@ -31,7 +31,7 @@ DIFFER = "aiocontainerd_differ.plugin"
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "busybox.tar"
-    write_archive(path, IMAGE, [Image(layers=[busybox_layer()])])
+    write_archive(path, IMAGE, [BuiltImage(layers=[busybox_layer()])])
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
 from harness import SCRIPTS, Ours, Peer, peer
 from outside import wait_for
 
@@ -52,7 +52,7 @@ def daemon(tmp_path: Path) -> Iterator[WithModule]:
     with peer(WithModule) as started:
         assert isinstance(started, WithModule)
         started.archive = tmp_path / "busybox.tar"
-        write_archive(started.archive, IMAGE, [Image(layers=[busybox_layer()])])
+        write_archive(started.archive, IMAGE, [BuiltImage(layers=[busybox_layer()])])
         started.ctr("images", "import", str(started.archive))
         yield started
 

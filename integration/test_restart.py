@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
 from aiocontainerd.testing.processes import ended
 from differential import wait_stopped
 from harness import Ours, Peer, peer
@@ -25,7 +25,7 @@ ENDINGS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], id
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "busybox.tar"
-    write_archive(path, IMAGE, [Image(layers=[busybox_layer()])])
+    write_archive(path, IMAGE, [BuiltImage(layers=[busybox_layer()])])
     return path
 
 

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from aiocontainerd.testing.differ import CAPABILITY, directory, entry, hard_link, symlink, tar_of, tree_of
-from aiocontainerd.testing.images import Image, Layer, busybox_layer, write_archive
+from aiocontainerd.testing.images import BuiltImage, BuiltLayer, busybox_layer, write_archive
 from harness import Debians, Peer, docker_registry, peer, push
 from outside import protoc, served
 
@@ -50,7 +50,11 @@ CHANGED = [
     entry("old/.wh..wh..opq"), entry("old/new", b"n"), directory("su/"), entry("su/inside", b"i" * 100_000),
     entry("implied/parents/file", b"f"),
 ]  # fmt: skip
-LAYERS = [Layer(tar_of(BASE)), Layer(tar_of(CHANGED), "zstd"), Layer(tar_of([entry("last", b"l")]), "tar")]
+LAYERS = [
+    BuiltLayer(tar_of(BASE)),
+    BuiltLayer(tar_of(CHANGED), "zstd"),
+    BuiltLayer(tar_of([entry("last", b"l")]), "tar"),
+]
 
 
 @pytest.fixture
@@ -112,7 +116,7 @@ class Bench(msgspec.Struct, frozen=True):
 
 @pytest.fixture
 def bench(tmp: Path, stubs: Path) -> Iterator[tuple[Peer, Bench]]:
-    write_archive(tmp / "image.tar", IMAGE, [Image(layers=LAYERS)])
+    write_archive(tmp / "image.tar", IMAGE, [BuiltImage(layers=LAYERS)])
     with peer(Debians) as debians:
         content = f"unix://{debians.address}"
         with served(DIFFER, tmp, "d", "--content", content) as socket:
@@ -150,7 +154,7 @@ def timeless(tree: dict[str, tuple[object, ...]]) -> dict[str, tuple[object, ...
     return {path: (*held[:3], "" if path in made else held[3], *held[4:]) for path, held in tree.items()}
 
 
-def descriptor(layer: Layer, media_type: str = "") -> dict[str, Any]:
+def descriptor(layer: BuiltLayer, media_type: str = "") -> dict[str, Any]:
     return layer.blob().descriptor(media_type or layer.media_type)
 
 
@@ -312,7 +316,7 @@ def test_stock_containerd_pulls_runs_and_compares_with_our_differ(tmp: Path) -> 
             f"{CONTAINERD} has no proxy plugins of type diff, which came with 1.7; "
             "AIOCONTAINERD_TEST_CONTAINERD may name another"
         )
-    write_archive(tmp / "image.tar", IMAGE, [Image(layers=[busybox_layer(), *LAYERS[1:]])])
+    write_archive(tmp / "image.tar", IMAGE, [BuiltImage(layers=[busybox_layer(), *LAYERS[1:]])])
     with (
         docker_registry(tmp) as registry,
         peer(Newer, config=proxied(tmp / "d.sock")) as stock,

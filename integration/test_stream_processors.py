@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd.testing.images import Blob, Image, Layer, busybox_layer, entry, tar_of, write_archive
+from aiocontainerd.testing.images import Blob, BuiltImage, BuiltLayer, busybox_layer, entry, tar_of, write_archive
 from harness import Debians, Ours, Peer, docker_registry, peer, push
 from outside import served
 
@@ -39,7 +39,7 @@ args = ["-c", "cat >/dev/null; echo no key of yours fits >&2; exit 7"]
 """
 
 
-class Scrambled(Layer, frozen=True):
+class Scrambled(BuiltLayer, frozen=True):
     """A compressed layer that only a program can read."""
 
     @property
@@ -73,8 +73,8 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Peer]:
 @pytest.mark.parametrize("way", ["import", "pull"])
 def test_a_container_runs_on_layers_that_a_program_made_readable(daemon: Peer, tmp_path: Path, way: str) -> None:
     name, archive = IMAGE.format("scrambled"), tmp_path / "image.tar"
-    plain = Layer(tar_of([entry("etc/plain", b"plain\n")]))
-    write_archive(archive, name, [Image(layers=[Scrambled(busybox_layer().tar), plain])])
+    plain = BuiltLayer(tar_of([entry("etc/plain", b"plain\n")]))
+    write_archive(archive, name, [BuiltImage(layers=[Scrambled(busybox_layer().tar), plain])])
     if way == "import":
         daemon.ctr("images", "import", str(archive))
     else:
@@ -89,7 +89,7 @@ def test_a_container_runs_on_layers_that_a_program_made_readable(daemon: Peer, t
 
 def test_a_served_differ_runs_the_programs_of_its_own_config(tmp_path: Path) -> None:
     archive, name = tmp_path / "image.tar", IMAGE.format("scrambled")
-    write_archive(archive, name, [Image(layers=[Scrambled(busybox_layer().tar)])])
+    write_archive(archive, name, [BuiltImage(layers=[Scrambled(busybox_layer().tar)])])
     (tmp_path / "unscramble.py").write_text(UNSCRAMBLE)
     (tmp_path / "differ.toml").write_text("version = 3\n" + TABLES.replace("{directory}", str(tmp_path)))
     with tempfile.TemporaryDirectory(prefix="sp-", dir="/tmp") as short, peer(Ours, start=False) as daemon:
@@ -105,7 +105,7 @@ def test_a_served_differ_runs_the_programs_of_its_own_config(tmp_path: Path) -> 
 
 def test_what_a_program_complains_of_is_the_clients_error(daemon: Peer, tmp_path: Path) -> None:
     archive = tmp_path / "image.tar"
-    write_archive(archive, IMAGE.format("refused"), [Image(layers=[Refused(busybox_layer().tar)])])
+    write_archive(archive, IMAGE.format("refused"), [BuiltImage(layers=[Refused(busybox_layer().tar)])])
     refused = daemon.ctr("images", "import", str(archive), check=False)
     assert refused.returncode == 1
     told = refused.stderr.decode()

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
 from harness import Ours, Peer, peer
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(90)]
@@ -28,7 +28,7 @@ LIMIT_S = 20.0
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
     archive = tmp_path_factory.mktemp("image") / "busybox.tar"
-    write_archive(archive, IMAGE, [Image(layers=[busybox_layer()])])
+    write_archive(archive, IMAGE, [BuiltImage(layers=[busybox_layer()])])
     with peer(Ours) as started:
         started.ctr("images", "import", str(archive))
         yield started

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from aiocontainerd.oci import platform
-from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
 from harness import REPOSITORY, SCRIPTS, START_S, Ours, Peer, docker_registry, peer, push
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -42,7 +42,7 @@ def blocks() -> Iterator[Block]:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the image that replaces the page's: a busybox in a registry on this host."""
     archive = tmp_path_factory.mktemp("image") / "image.tar"
-    write_archive(archive, IMAGE, [Image(layers=[busybox_layer()])])
+    write_archive(archive, IMAGE, [BuiltImage(layers=[busybox_layer()])])
     with docker_registry(tmp_path_factory.mktemp("registry")) as address:
         push(archive, address, "busybox:latest")
         yield f"{address}/busybox:latest"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aiocontainerd.distribution import auth, hosts
-from aiocontainerd.distribution.hosts import Credentials, RegistryOptions
+from aiocontainerd.distribution.hosts import RegistryCredentials, RegistryOptions
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_ports_belong_to_the_origin() -> None:
 
 
 def test_secrets_are_in_no_repr_and_no_message() -> None:
-    options = RegistryOptions(credentials=Credentials("me", "hunter2"), headers={"X-Key": "hunter2"})
+    options = RegistryOptions(credentials=RegistryCredentials("me", "hunter2"), headers={"X-Key": "hunter2"})
     assert "hunter2" not in repr(options)
     assert "hunter2" not in hosts.redacted("https://me:hunter2@r.io/a?token=hunter2&x=hunter2")
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from aiocontainerd.distribution.fetch import fetch
-from aiocontainerd.distribution.hosts import Credentials, RegistryOptions
+from aiocontainerd.distribution.hosts import RegistryCredentials, RegistryOptions
 from aiocontainerd.distribution.requests import RegistryClient
 from aiocontainerd.errors import (
     DataLoss,
@@ -30,7 +30,11 @@ LAYER = ChildDescriptor(f"sha256:{hashlib.sha256(DATA).hexdigest()}", len(DATA),
 
 @asynccontextmanager
 async def remote(
-    script: ScriptedRegistry, *, plain_http: bool = True, credentials: Credentials | None = None, stalled_tries: int = 3
+    script: ScriptedRegistry,
+    *,
+    plain_http: bool = True,
+    credentials: RegistryCredentials | None = None,
+    stalled_tries: int = 3,
 ) -> AsyncIterator[RegistryClient]:
     options = RegistryOptions(
         plain_http=plain_http,
@@ -126,7 +130,10 @@ async def test_descriptor_urls_are_tried_first_and_without_credentials() -> None
 
         urls = ("file:///etc/passwd", *(f"http://{other.url}/{path}" for path in ("gone", "asks", "here")))
         item = ChildDescriptor(LAYER.digest, LAYER.size, LAYER.media_type, urls=urls)
-        async with scripted_registry(handler) as script, remote(script, credentials=Credentials("u", "p")) as opened:
+        async with (
+            scripted_registry(handler) as script,
+            remote(script, credentials=RegistryCredentials("u", "p")) as opened,
+        ):
             assert await body_of(opened, item) == DATA
         assert other.asked == ["GET /gone", "GET /asks", "GET /here"]
         assert set(other.header("Authorization")) == {None}

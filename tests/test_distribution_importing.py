@@ -29,9 +29,9 @@ pytest_plugins = ["aiocontainerd.testing.image_stores"]
 
 StoresOf = Callable[[], AbstractContextManager[Stores]]
 NAME = "docker.io/library/t:1"
-LAYER = images.Layer(images.tar_of([images.entry("a", b"data" * 50_000)]))
+LAYER = images.BuiltLayer(images.tar_of([images.entry("a", b"data" * 50_000)]))
 HOST = platform.default()
-IMAGE = images.Image(layers=[LAYER], architecture=HOST.architecture, os=HOST.os, variant=HOST.variant)
+IMAGE = images.BuiltImage(layers=[LAYER], architecture=HOST.architecture, os=HOST.os, variant=HOST.variant)
 MANIFEST, BLOBS = IMAGE.blobs()
 OPTIONS = ImportOptions(naming=Naming(prefix="import", allow_overwrite=True))
 
@@ -108,7 +108,7 @@ async def test_the_index_is_named_as_well(stores_of: StoresOf) -> None:
 async def test_other_platforms_are_kept_only_where_all_are_wanted(
     stores_of: StoresOf, collect: Callable[[], Awaitable[object]], tmp_path: Path, all_platforms: bool
 ) -> None:
-    foreign = images.Image(layers=[LAYER], architecture="other", os="plan9")
+    foreign = images.BuiltImage(layers=[LAYER], architecture="other", os="plan9")
     images.write_archive(tmp_path / "image.tar", NAME, [IMAGE, foreign])
     options = msgspec.structs.replace(OPTIONS, all_platforms=all_platforms)
     with stores_of() as stores:

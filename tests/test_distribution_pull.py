@@ -35,10 +35,10 @@ pytestmark = pytest.mark.anyio
 pytest_plugins = ["aiocontainerd.testing.image_stores"]
 
 StoresOf = Callable[[], AbstractContextManager[Stores]]
-LOWER = images.Layer(images.tar_of([images.entry("a", b"lower" * 100_000), images.entry("b", b"b")]))
-UPPER = images.Layer(images.tar_of([images.entry("a", b"upper"), images.entry("../../c", b"c")]), "tar")
+LOWER = images.BuiltLayer(images.tar_of([images.entry("a", b"lower" * 100_000), images.entry("b", b"b")]))
+UPPER = images.BuiltLayer(images.tar_of([images.entry("a", b"upper"), images.entry("../../c", b"c")]), "tar")
 HOST = platform.default()
-IMAGE = images.Image(layers=[LOWER, UPPER], architecture=HOST.architecture, os=HOST.os, variant=HOST.variant)
+IMAGE = images.BuiltImage(layers=[LOWER, UPPER], architecture=HOST.architecture, os=HOST.os, variant=HOST.variant)
 MANIFEST, BLOBS = IMAGE.blobs()
 OPTIONS = PullOptions(snapshotter="native", labels={"k": "v"})
 

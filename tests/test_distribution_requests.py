@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from aiocontainerd.distribution.fetch import fetch
-from aiocontainerd.distribution.hosts import Credentials, RegistryOptions
+from aiocontainerd.distribution.hosts import RegistryCredentials, RegistryOptions
 from aiocontainerd.distribution.requests import RegistryClient
 from aiocontainerd.distribution.resolve import resolve
 from aiocontainerd.errors import (
@@ -36,7 +36,7 @@ MANIFEST_DIGEST = f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"
 
 @asynccontextmanager
 async def remote(
-    script: ScriptedRegistry, *, plain_http: bool = True, credentials: Credentials | None = None, **limits: Any
+    script: ScriptedRegistry, *, plain_http: bool = True, credentials: RegistryCredentials | None = None, **limits: Any
 ) -> AsyncIterator[RegistryClient]:
     given = {"busy_pause_s": 0.01, **limits}
     options = RegistryOptions(plain_http=plain_http, credentials=credentials, headers={"X-Own": "secret"}, **given)
@@ -98,7 +98,10 @@ async def test_a_redirect_elsewhere_takes_neither_credentials_nor_headers_along(
                 return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
             raise web.HTTPTemporaryRedirect(f"http://{other.url}/blob")
 
-        async with scripted_registry(handler) as script, remote(script, credentials=Credentials("u", "p")) as opened:
+        async with (
+            scripted_registry(handler) as script,
+            remote(script, credentials=RegistryCredentials("u", "p")) as opened,
+        ):
             assert await body_of(opened) == DATA
         assert script.header("X-Own") == ["secret", "secret"]
         assert other.header("Authorization") == [None]
@@ -114,7 +117,10 @@ async def test_a_redirect_target_that_asks_for_credentials_gets_none() -> None:
         async def handler(request: web.Request) -> web.Response:
             raise web.HTTPTemporaryRedirect(f"http://{other.url}/blob")
 
-        async with scripted_registry(handler) as script, remote(script, credentials=Credentials("u", "p")) as opened:
+        async with (
+            scripted_registry(handler) as script,
+            remote(script, credentials=RegistryCredentials("u", "p")) as opened,
+        ):
             with pytest.raises(PermissionDenied):
                 await body_of(opened)
         assert set(other.header("Authorization")) == {None}
@@ -149,7 +155,7 @@ async def test_credentials_are_posted_to_the_token_server() -> None:
                 forms.append(dict(await request.post()))
             return await inner(request)
 
-        async with remote(script, credentials=Credentials("u", "p")) as opened:
+        async with remote(script, credentials=RegistryCredentials("u", "p")) as opened:
             await resolve(opened)
     assert forms == [
         {

@@ -20,7 +20,7 @@ from aiocontainerd import kinds
 from aiocontainerd.config import timeouts
 from aiocontainerd.errors import DeadlineExceeded, Unavailable
 from aiocontainerd.guard import deadlines
-from aiocontainerd.guard.contract import Contract, Given, contract_of, of_class, of_protocol
+from aiocontainerd.guard.contract import Given, GuardedInterface, contract_of, of_class, of_protocol
 from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.guard.health import OPENS_AFTER, MethodRecord, PluginHealth
 from aiocontainerd.host.discovery import all_registrations
@@ -275,7 +275,7 @@ class Case(msgspec.Struct, frozen=True):
 
     kind: str
     plugin_id: str
-    contract: Contract
+    contract: GuardedInterface
     way: tuple[Step, ...]
     role: str
     method: str
@@ -300,7 +300,7 @@ def cases(kind: str, plugin_id: str) -> Iterator[Case]:
     whole = contract_of(kind, plugin_id, Anything)
     if whole is None:
         return
-    waiting: list[tuple[Contract, tuple[Step, ...], str]] = [(whole, (), "")]
+    waiting: list[tuple[GuardedInterface, tuple[Step, ...], str]] = [(whole, (), "")]
     for contract, way, role in waiting:
         for method, rule in (contract.calls | contract.streams).items():  # type: ignore[operator]  # both are dicts
             yield Case(kind, plugin_id, whole, way, role, method, rule)
@@ -326,7 +326,7 @@ class Conduct:
             await self.act()
 
 
-def made_of(contract: Contract, conduct: Conduct, role: str = "") -> Any:
+def made_of(contract: GuardedInterface, conduct: Conduct, role: str = "") -> Any:
     """Return an object that has all of a contract."""
     members: dict[str, Any] = {name: _async(name, contract, conduct, role) for name in contract.calls}
     members |= {name: _iterated(name, conduct, role) for name in contract.streams}
@@ -344,7 +344,7 @@ def _label(name: str, role: str) -> str:
     return f"{role}.{name}" if role else name
 
 
-def _async(name: str, contract: Contract, conduct: Conduct, role: str) -> Any:
+def _async(name: str, contract: GuardedInterface, conduct: Conduct, role: str) -> Any:
     async def method(self: Any, *_args: Any) -> Any:
         await conduct.of(_label(name, role))
         if name in contract.gives:

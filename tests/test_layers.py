@@ -139,8 +139,7 @@ def test_a_room_says_what_it_imports_and_what_imports_it(room: str) -> None:
     assert len(re.findall(r"(?i)\bimport(?:s|ed)?\b", text)) > 1
 
 
-def test_the_client_of_a_daemon_is_nothing_the_daemon_needs() -> None:
-    """A plugin that talks to another daemon may use the client; the daemon's own rooms never do."""
+def test_finding_every_plugin_imports_no_client() -> None:
     code = (
         "import sys; from aiocontainerd.daemon import run; from aiocontainerd.host import discovery\n"
         "discovery.all_registrations()\n"
@@ -261,3 +260,12 @@ def test_the_version_is_told_at_once() -> None:
     )
     assert done.stdout.startswith("aiocontainerd ")
     assert processor_s() - before < 1.0
+
+
+def test_no_two_public_classes_of_the_core_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in CORE_FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(REPOSITORY)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -19,7 +19,7 @@ import pytest
 
 from aiocontainerd import api, context, errors
 from aiocontainerd.rpc import http2
-from aiocontainerd.rpc.grpc import Connection, GrpcFrontEnd
+from aiocontainerd.rpc.grpc import GrpcConnection, GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
 
 TASKS = "containerd.services.tasks.v1.Tasks"
@@ -439,16 +439,16 @@ async def test_stop_cancels_what_outlasts_the_grace(tmp_path: Path) -> None:
 async def test_a_call_that_is_cancelled_before_it_began_has_a_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requested = Connection.requested
+    requested = GrpcConnection.requested
 
-    def cancelled_at_once(connection: Connection, stream: http2.Stream) -> None:
+    def cancelled_at_once(connection: GrpcConnection, stream: http2.Stream) -> None:
         requested(connection, stream)
         connection.front.stopping = True
         for task in connection.front.tasks:
             task.cancel()
 
     async with serving(tmp_path, Tasks()) as (_, client):
-        monkeypatch.setattr(Connection, "requested", cancelled_at_once)
+        monkeypatch.setattr(GrpcConnection, "requested", cancelled_at_once)
         with pytest.raises(errors.Unavailable, match=r"^the daemon is stopping$"):
             await client.unary(TASKS, "Get", api.tasks.GetRequest())
 

@@ -15,7 +15,7 @@ class Recorder:
     def __init__(self) -> None:
         self.told: list[tuple[str, int]] = []
         self.now_s = 0.0
-        self.connection = http2.ServerConnection(self, lambda: self.now_s)
+        self.connection = http2.Http2Connection(self, lambda: self.now_s)
         self.connection.feed(http2.PREFACE)
         self.connection.out.clear()
 
@@ -96,7 +96,7 @@ def test_a_broken_rule_ends_the_connection(sent: bytes, code: int) -> None:
 
 def test_no_preface_no_connection() -> None:
     with pytest.raises(http2.ConnectionBroken):
-        http2.ServerConnection(Recorder()).feed(b"GET / HTTP/1.1\r\n")
+        http2.Http2Connection(Recorder()).feed(b"GET / HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize(

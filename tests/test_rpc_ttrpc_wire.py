@@ -18,15 +18,15 @@ from aiocontainerd.rpc.ttrpc.wire import (
     PeerDone,
     RequestReceived,
     ResponseReceived,
-    ServerConnection,
+    TtrpcConnection,
     encode_frame,
 )
 
 TASK = "containerd.task.v3.Task"
 
 
-def server() -> ServerConnection:
-    return ServerConnection(lambda _service, method: method == "Stream")
+def server() -> TtrpcConnection:
+    return TtrpcConnection(lambda _service, method: method == "Stream")
 
 
 def request(stream_id: int, method: str = "Create", *, flags: int = 0, payload: bytes = b"x") -> bytes:
@@ -38,7 +38,7 @@ def data(stream_id: int, payload: bytes = b"", flags: int = 0) -> bytes:
     return encode_frame(stream_id, FrameType.DATA, flags, payload)
 
 
-def answers(connection: ServerConnection) -> list[tuple[int, int, str, bytes]]:
+def answers(connection: TtrpcConnection) -> list[tuple[int, int, str, bytes]]:
     """Return stream, code, message and payload of each response of the server."""
     client = ClientConnection()
     for _ in range(50):

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, Internal
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots.base import SnapshotterBase
 from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
 from aiocontainerd.snapshots.layer import Layer
@@ -165,7 +165,7 @@ async def test_different_keys_do_not_wait_for_each_other(tmp_path: Path) -> None
         await anyio.wait_all_tasks_blocked()
         with anyio.fail_after(20):
             await snapshotter.prepare("quick", "base")
-            await snapshotter.update(Info(kind=Kind.UNKNOWN, name="base", labels={"a": "b"}))
+            await snapshotter.update(SnapshotInfo(kind=Kind.UNKNOWN, name="base", labels={"a": "b"}))
             await snapshotter.commit("done", "quick")
             await snapshotter.cleanup()
         with pytest.raises(FailedPrecondition, match="cannot remove snapshot with child"):

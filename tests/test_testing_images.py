@@ -18,8 +18,8 @@ from aiocontainerd.testing.images import (
     IMAGE_NAME,
     INDEX_TYPE,
     MANIFEST_TYPE,
-    Image,
-    Layer,
+    BuiltImage,
+    BuiltLayer,
     busybox_layer,
     entry,
     tar_of,
@@ -52,7 +52,7 @@ class Archive:
 
 @pytest.mark.parametrize("compression", ["tar", "gzip", "zstd"])
 def test_a_layer_is_stored_compressed_and_named_by_its_tar(compression: str) -> None:
-    layer = Layer(SMALL, compression)
+    layer = BuiltLayer(SMALL, compression)
     stored = layer.blob().data
     plain = {"tar": lambda: stored, "gzip": lambda: gzip.decompress(stored)}.get(
         compression, lambda: zstandard.ZstdDecompressor().decompress(stored)
@@ -63,8 +63,8 @@ def test_a_layer_is_stored_compressed_and_named_by_its_tar(compression: str) -> 
 
 
 def test_an_archive_of_one_image_names_its_manifest(tmp_path: Path) -> None:
-    layer = Layer(SMALL)
-    digest = write_archive(tmp_path / "a.tar", "example.com/x:1", [Image(layers=[layer], command=["cat"])])
+    layer = BuiltLayer(SMALL)
+    digest = write_archive(tmp_path / "a.tar", "example.com/x:1", [BuiltImage(layers=[layer], command=["cat"])])
     archive = Archive(tmp_path / "a.tar")
     (named,) = json.loads(archive.files["index.json"])["manifests"]
     assert (named["digest"], named["mediaType"]) == (digest, MANIFEST_TYPE)
@@ -78,8 +78,8 @@ def test_an_archive_of_one_image_names_its_manifest(tmp_path: Path) -> None:
 
 def test_several_platforms_become_an_index_that_shares_layers(tmp_path: Path) -> None:
     images = [
-        Image(layers=[Layer(SMALL)]),
-        Image(layers=[Layer(SMALL)], architecture="arm", variant="v7"),
+        BuiltImage(layers=[BuiltLayer(SMALL)]),
+        BuiltImage(layers=[BuiltLayer(SMALL)], architecture="arm", variant="v7"),
     ]
     digest = write_archive(tmp_path / "a.tar", "x:1", images)
     archive = Archive(tmp_path / "a.tar")
@@ -94,7 +94,7 @@ def test_several_platforms_become_an_index_that_shares_layers(tmp_path: Path) ->
 
 
 def test_the_same_image_has_the_same_digest(tmp_path: Path) -> None:
-    made = {write_archive(tmp_path / f"{n}.tar", "x:1", [Image(layers=[Layer(SMALL)])]) for n in range(2)}
+    made = {write_archive(tmp_path / f"{n}.tar", "x:1", [BuiltImage(layers=[BuiltLayer(SMALL)])]) for n in range(2)}
     assert len(made) == 1
 
 

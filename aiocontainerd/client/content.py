@@ -12,7 +12,7 @@ import anyio
 from aiocontainerd import api, timestamps
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import ContainerdError, DataLoss, FailedPrecondition, Internal, Unimplemented
-from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.rpc.grpc_client import GrpcCall
 from aiocontainerd.wire.content import content_info_from_wire, ingest_status_from_wire
 from aiocontainerd.wire.masks import mask_to_wire
@@ -36,13 +36,13 @@ class Content:
     def __repr__(self) -> str:
         return f"<Content {self._connection!r}>"
 
-    async def info(self, digest: str) -> Info:
+    async def info(self, digest: str) -> BlobInfo:
         """Return what is known of a blob. Raises NotFound."""
         c = api.content
         answer = await self._connection.call(self.SERVICE, "Info", c.InfoRequest(digest=digest), c.InfoResponse)
         return _info(answer.info)
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: BlobInfo, paths: Sequence[str] = ()) -> BlobInfo:
         """Change labels: all of them, or those that `paths` name. Raises NotFound."""
         c = api.content
         request = c.UpdateRequest(
@@ -50,7 +50,7 @@ class Content:
         )
         return _info((await self._connection.call(self.SERVICE, "Update", request, c.UpdateResponse)).info)
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[BlobInfo, None]:
         """Yield every blob that a filter matches, sorted by digest."""
         c = api.content
         request = c.ListContentRequest(filters=list(filters))
@@ -75,7 +75,7 @@ class Content:
         await writer.open(total, expected)
         return writer
 
-    async def status(self, ref: str) -> Status:
+    async def status(self, ref: str) -> IngestStatus:
         """Return what is known of an ingest. Raises NotFound."""
         c = api.content
         answer = await self._connection.call(self.SERVICE, "Status", c.StatusRequest(ref=ref), c.StatusResponse)
@@ -83,7 +83,7 @@ class Content:
             raise Internal(f"the daemon answered without the status of {ref}")
         return ingest_status_from_wire(answer.status)
 
-    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
+    async def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
         """Return every ingest that a filter matches."""
         c = api.content
         request = c.ListStatusesRequest(filters=list(filters))
@@ -98,7 +98,7 @@ class Content:
 class BlobReader:
     """A blob behind the API. It is in no file here: `distribution.spool.as_file` makes one where that is needed."""
 
-    def __init__(self, connection: Connection, info: Info) -> None:
+    def __init__(self, connection: Connection, info: BlobInfo) -> None:
         self._connection = connection
         self._info = info
 
@@ -188,11 +188,11 @@ class IngestWriter:
         self._opened()
         self._offset = 0
 
-    async def status(self) -> Status:
+    async def status(self) -> IngestStatus:
         """Return what is known of the ingest. Raises NotFound."""
         return await Content(self._connection).status(self._ref)
 
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> BlobInfo:
         """Make the bytes a blob. Raises FailedPrecondition for a wrong size or digest, AlreadyExists."""
         c, given = api.content, labels or _NONE
         request = c.WriteContentRequest(
@@ -204,7 +204,7 @@ class IngestWriter:
         if expected and answer.digest != expected:
             raise FailedPrecondition(f"unexpected digest: {answer.digest} != {expected}")
         now, digest = timestamps.now_ns(), expected or self.digest()
-        return Info(digest=digest, size=self._offset, created_at_ns=now, updated_at_ns=now, labels=given)
+        return BlobInfo(digest=digest, size=self._offset, created_at_ns=now, updated_at_ns=now, labels=given)
 
     async def close(self) -> None:
         """End the stream and wait until the store has released the lock. May be called twice."""
@@ -247,7 +247,7 @@ async def _drain(call: GrpcCall) -> None:
         return
 
 
-def _info(message: api.content.Info | None) -> Info:
+def _info(message: api.content.Info | None) -> BlobInfo:
     if message is None:
         raise Internal("the daemon answered without the blob's info")
     return content_info_from_wire(message)

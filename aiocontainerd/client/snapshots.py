@@ -8,7 +8,7 @@ from contextlib import aclosing
 from aiocontainerd import api
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import Internal
-from aiocontainerd.interfaces.snapshotter import Info, Usage
+from aiocontainerd.interfaces.snapshotter import SnapshotInfo, Usage
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.wire.masks import mask_to_wire
 from aiocontainerd.wire.mounts import mounts_from_wire
@@ -24,14 +24,14 @@ class Snapshots:
         self._connection = connection
         self.name = snapshotter
 
-    async def stat(self, key: str) -> Info:
+    async def stat(self, key: str) -> SnapshotInfo:
         """Return what is known of a snapshot. Raises NotFound."""
         s = api.snapshots
         request = s.StatSnapshotRequest(snapshotter=self.name, key=key)
         answer = await self._connection.call(self.SERVICE, "Stat", request, s.StatSnapshotResponse)
         return _info(answer.info)
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: SnapshotInfo, paths: Sequence[str] = ()) -> SnapshotInfo:
         """Change labels: all of them, or those that `paths` name."""
         s = api.snapshots
         request = s.UpdateSnapshotRequest(
@@ -83,7 +83,7 @@ class Snapshots:
         request = api.snapshots.RemoveSnapshotRequest(snapshotter=self.name, key=key)
         await self._connection.call(self.SERVICE, "Remove", request, api.protobuf.Empty)
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[SnapshotInfo, None]:
         """Yield every snapshot that a filter matches, sorted by key."""
         s = api.snapshots
         request = s.ListSnapshotsRequest(snapshotter=self.name, filters=list(filters))
@@ -99,7 +99,7 @@ class Snapshots:
         await self._connection.call(self.SERVICE, "Cleanup", request, api.protobuf.Empty)
 
 
-def _info(message: api.snapshots.Info | None) -> Info:
+def _info(message: api.snapshots.Info | None) -> SnapshotInfo:
     if message is None:
         raise Internal("the daemon answered without the snapshot's info")
     return snapshot_info_from_wire(message)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from aiocontainerd import api, typeurl
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.errors import FailedPrecondition, Internal, NotFound
-from aiocontainerd.interfaces.runtime import IO, Exit, ProcessInfo, ProcessState, Status
+from aiocontainerd.interfaces.runtime import IO, Exit, ProcessInfo, ProcessState, ProcessStatus
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.wire.anys import any_to_wire
 from aiocontainerd.wire.mounts import mounts_to_wire
@@ -159,7 +159,9 @@ class Tasks:
 
 
 def _check_stopped(state: ProcessState, exec_id: str) -> None:
-    if state.status in (Status.STOPPED, Status.UNKNOWN) or (state.status == Status.CREATED and not state.pid):
+    if state.status in (ProcessStatus.STOPPED, ProcessStatus.UNKNOWN) or (
+        state.status == ProcessStatus.CREATED and not state.pid
+    ):
         return
     name = state.status.name.lower()
     if exec_id:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiocontainerd.distribution.hosts import Credentials, RegistryOptions, realm_problem, redacted
+from aiocontainerd.distribution.hosts import RegistryCredentials, RegistryOptions, realm_problem, redacted
 from aiocontainerd.errors import PermissionDenied, Unavailable
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Authorizer:
             return _token_of(realm, response.status, await response.content.read(MAX_TOKEN_BYTES))
 
     async def _post(
-        self, realm: str, service: str, scopes: tuple[str, ...], credentials: Credentials
+        self, realm: str, service: str, scopes: tuple[str, ...], credentials: RegistryCredentials
     ) -> tuple[int, bytes]:
         form = {"service": service, "scope": " ".join(scopes), "client_id": CLIENT_ID}
         if credentials.user:
@@ -166,6 +166,6 @@ def _token_of(realm: str, status: int, body: bytes) -> tuple[str, int]:
     return token, life_s if isinstance(life_s, int) else DEFAULT_LIFE_S
 
 
-def _basic(credentials: Credentials) -> str:
+def _basic(credentials: RegistryCredentials) -> str:
     pair = f"{credentials.user}:{credentials.secret}".encode()
     return f"Basic {base64.b64encode(pair).decode()}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from aiocontainerd.errors import AlreadyExists, ContainerdError, DataLoss, FailedPrecondition, NotFound, Unavailable
-from aiocontainerd.interfaces.content import ContentStore, Info, Writer
+from aiocontainerd.interfaces.content import BlobInfo, ContentStore, Writer
 
 if TYPE_CHECKING:
     from aiocontainerd.oci.descriptor import Descriptor
@@ -34,7 +34,7 @@ async def exists(content: ContentStore, digest: str) -> bool:
 async def add_labels(content: ContentStore, digest: str, labels: Mapping[str, str]) -> None:
     """Set some labels of a blob and keep the others. Raises NotFound."""
     if labels:
-        info = Info(digest=digest, size=0, created_at_ns=0, updated_at_ns=0, labels=labels)
+        info = BlobInfo(digest=digest, size=0, created_at_ns=0, updated_at_ns=0, labels=labels)
         await content.update(info, [f"labels.{key}" for key in labels])
 
 

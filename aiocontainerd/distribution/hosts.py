@@ -20,14 +20,14 @@ DOCKER_REGISTRY = "registry-1.docker.io"
 _HTTP_PORT, _HTTPS_PORT = 80, 443
 
 
-class Credentials(msgspec.Struct, frozen=True):
+class RegistryCredentials(msgspec.Struct, frozen=True):
     """A user and a secret; an empty user means that the secret is a refresh token."""
 
     user: str
     secret: str
 
     def __repr__(self) -> str:
-        return f"Credentials(user={self.user!r}, secret=<redacted>)"
+        return f"RegistryCredentials(user={self.user!r}, secret=<redacted>)"
 
 
 class RegistryOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class RegistryOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     plain_http: bool = False
     skip_verify: bool = False
-    credentials: Credentials | None = None
+    credentials: RegistryCredentials | None = None
     headers: Mapping[str, str] = _NONE
     connect_timeout_s: float = 30.0
     read_timeout_s: float = 30.0

@@ -33,7 +33,7 @@ class Given(msgspec.Struct, frozen=True):
     several: bool = False
 
 
-class Contract(msgspec.Struct, frozen=True, kw_only=True):
+class GuardedInterface(msgspec.Struct, frozen=True, kw_only=True):
     """What is guarded of an object. Everything else passes through."""
 
     calls: Mapping[str, Rule]
@@ -52,7 +52,7 @@ class Contract(msgspec.Struct, frozen=True, kw_only=True):
         return "close" in self.calls
 
 
-def contract_of(kind: str, plugin_id: str, instance: type) -> Contract | None:
+def contract_of(kind: str, plugin_id: str, instance: type) -> GuardedInterface | None:
     """Return what to guard of a plugin's instance, None for a kind that is not guarded.
 
     A kind without a Protocol has the public asynchronous methods of the instance's class. A plugin of any other kind
@@ -65,7 +65,7 @@ def contract_of(kind: str, plugin_id: str, instance: type) -> Contract | None:
 
 
 @cache
-def _of_plugin(protocol: type) -> Contract:
+def _of_plugin(protocol: type) -> GuardedInterface:
     from aiocontainerd.interfaces.services import PluginInfoProvider  # it imports most contracts
 
     contract = of_protocol(protocol)
@@ -73,7 +73,7 @@ def _of_plugin(protocol: type) -> Contract:
 
 
 @cache
-def of_protocol(protocol: type) -> Contract:
+def of_protocol(protocol: type) -> GuardedInterface:
     """Return what a Protocol says."""
     rules = {name: rule for name, member in _members(protocol) if (rule := rule_of(member)) is not None}
     gives: dict[str, Given] = {}
@@ -83,7 +83,7 @@ def of_protocol(protocol: type) -> Contract:
             gives[name] = given
         elif isinstance(member, property) and member.fget is not None and (part := _given(member.fget)) is not None:
             parts[name] = msgspec.structs.replace(part, name=name)
-    return Contract(
+    return GuardedInterface(
         calls={name: rule for name, rule in rules.items() if not rule.each_item},
         streams={name: rule for name, rule in rules.items() if rule.each_item},
         gives=gives,
@@ -93,13 +93,13 @@ def of_protocol(protocol: type) -> Contract:
 
 
 @cache
-def of_class(instance: type) -> Contract:
+def of_class(instance: type) -> GuardedInterface:
     """Return what a class without a Protocol has: its public asynchronous methods, by their own rules if any.
 
     A method without a rule has the deadline class *work* and is never refused.
     """
     functions = {name: getattr(instance, name, None) for name in dir(instance) if not name.startswith("_")}
-    return Contract(
+    return GuardedInterface(
         calls={n: rule_of(f) or _WITHOUT_RULE for n, f in functions.items() if iscoroutinefunction(f)},
         streams={n: rule_of(f) or _WITHOUT_RULE_STREAM for n, f in functions.items() if isasyncgenfunction(f)},
     )

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from aiocontainerd.guard.call import Call
 from aiocontainerd.guard.clock import running
-from aiocontainerd.guard.contract import Contract, Given, contract_of, of_protocol
+from aiocontainerd.guard.contract import Given, GuardedInterface, contract_of, of_protocol
 from aiocontainerd.guard.deadlines import Deadlines, limit_s
 from aiocontainerd.guard.health import OPENS_AFTER, MethodRecord, PluginHealth
 from aiocontainerd.guard.stream import guarded_stream
@@ -67,7 +67,7 @@ class Dispatcher:
         for record in self._records:
             self._set_deadline(record)
 
-    def _guarded(self, health: PluginHealth, contract: Contract, role: str, instance: object) -> Any:
+    def _guarded(self, health: PluginHealth, contract: GuardedInterface, role: str, instance: object) -> Any:
         """Return the guard of an object; `role` is the name of what a method gave or a property holds."""
         target = type(instance)
         if isinstance(instance, Guard) or not _speaks(target, contract):
@@ -78,7 +78,7 @@ class Dispatcher:
             made = self._classes[key] = self._make(health, contract, role, target)
         return made(instance)
 
-    def _make(self, health: PluginHealth, contract: Contract, role: str, target: type) -> type[Guard]:
+    def _make(self, health: PluginHealth, contract: GuardedInterface, role: str, target: type) -> type[Guard]:
         members: dict[str, Any] = {
             "__slots__": (),
             "__module__": target.__module__,
@@ -97,7 +97,7 @@ class Dispatcher:
             members[name] = property(self._part(name, self._wrapper(health, part)))
         return type(f"Guarded{target.__name__}", (Guard,), members)
 
-    def _call(self, name: str, record: MethodRecord, contract: Contract) -> Method:
+    def _call(self, name: str, record: MethodRecord, contract: GuardedInterface) -> Method:
         method = _method(name, record)
         if name in contract.gives:
             method = _wrapping(method, self._wrapper(record.plugin, contract.gives[name]))
@@ -105,7 +105,9 @@ class Dispatcher:
             method = _entering(method)
         return _named(method, name)
 
-    def _record(self, health: PluginHealth, contract: Contract, role: str, name: str, rule: Rule) -> MethodRecord:
+    def _record(
+        self, health: PluginHealth, contract: GuardedInterface, role: str, name: str, rule: Rule
+    ) -> MethodRecord:
         label = f"{role}.{name}" if role else name
         record = health.methods.get(label)
         if record is None:
@@ -157,7 +159,7 @@ class Dispatcher:
         return part
 
 
-def _speaks(target: type, contract: Contract) -> bool:
+def _speaks(target: type, contract: GuardedInterface) -> bool:
     """Return whether a class has something of a contract, and not merely a method of the same name."""
     functions = (getattr(target, name, None) for name in (*contract.calls, *contract.streams))
     return any(iscoroutinefunction(function) or isasyncgenfunction(function) for function in functions) or any(

@@ -30,7 +30,7 @@ from aiocontainerd.interfaces.rules import LONG, QUICK, WORK, deadline, items
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
-class Info(msgspec.Struct, frozen=True, kw_only=True):
+class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a blob. The labels are empty in a backend that keeps none."""
 
     digest: str
@@ -40,7 +40,7 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str] = _NONE
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class IngestStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about an ingest: bytes on disk, expected total (0 if unknown), times."""
 
     ref: str
@@ -104,10 +104,10 @@ class Writer(Protocol):
         ...
 
     @deadline(QUICK)
-    async def status(self) -> Status: ...
+    async def status(self) -> IngestStatus: ...
 
     @deadline(LONG)
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> BlobInfo:
         """Make the bytes a blob. `size` 0 and `expected` "" are not checked. See the life cycle above."""
         ...
 
@@ -127,15 +127,15 @@ class ContentStore(Protocol):
     """Blobs and ingests, of one backend or of one namespace."""
 
     @deadline(QUICK)
-    async def info(self, digest: str) -> Info: ...
+    async def info(self, digest: str) -> BlobInfo: ...
 
     @deadline(WORK)
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: BlobInfo, paths: Sequence[str] = ()) -> BlobInfo:
         """Change labels: all of them, or those that `paths` name (`labels`, `labels.<key>`)."""
         ...
 
     @items(WORK)
-    def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+    def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[BlobInfo]:
         """Yield every blob that a filter matches, sorted by digest."""
         ...
 
@@ -149,10 +149,10 @@ class ContentStore(Protocol):
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> Writer: ...
 
     @deadline(QUICK)
-    async def status(self, ref: str) -> Status: ...
+    async def status(self, ref: str) -> IngestStatus: ...
 
     @deadline(WORK)
-    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]: ...
+    async def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]: ...
 
     @deadline(WORK, always=True)
     async def abort(self, ref: str) -> None: ...

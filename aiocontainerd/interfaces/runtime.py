@@ -46,7 +46,7 @@ UNKNOWN_EXIT_STATUS = 255
 """The exit status of a process whose real one is lost with its shim."""
 
 
-class Status(enum.IntEnum):
+class ProcessStatus(enum.IntEnum):
     """Status of a process; the numbers are those of the API."""
 
     UNKNOWN = 0
@@ -106,7 +106,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     pid: int = 0
-    status: Status = Status.UNKNOWN
+    status: ProcessStatus = ProcessStatus.UNKNOWN
     io: IO = IO()
     exit_status: int = 0
     exited_at_ns: int = ZERO_NS

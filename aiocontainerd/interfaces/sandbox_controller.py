@@ -34,9 +34,9 @@ __all__ = [
     "CreateSandbox",
     "Exit",
     "Mount",
-    "Platform",
     "Sandbox",
     "SandboxController",
+    "SandboxPlatform",
     "SandboxStatus",
     "StartedSandbox",
 ]  # fmt: skip
@@ -71,7 +71,7 @@ class CreateSandbox(msgspec.Struct, frozen=True, kw_only=True):
     annotations: Mapping[str, str] = _NONE
 
 
-class Platform(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxPlatform(msgspec.Struct, frozen=True, kw_only=True):
     """The platform that containers of a sandbox run on."""
 
     os: str
@@ -116,7 +116,7 @@ class SandboxController(Protocol):
     async def start(self, sandbox_id: str) -> StartedSandbox: ...
 
     @deadline(QUICK, always=True)
-    async def platform(self, sandbox_id: str) -> Platform: ...
+    async def platform(self, sandbox_id: str) -> SandboxPlatform: ...
 
     @deadline(WORK, always=True)
     async def stop(self, sandbox_id: str, *, timeout_s: float) -> None:

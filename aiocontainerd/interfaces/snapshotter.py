@@ -47,7 +47,7 @@ class Kind(enum.IntEnum):
     COMMITTED = 3
 
 
-class Info(msgspec.Struct, frozen=True, kw_only=True):
+class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a snapshot."""
 
     kind: Kind
@@ -69,10 +69,10 @@ class Snapshotter(Protocol):
     """Snapshots of one backend or of one namespace."""
 
     @deadline(QUICK)
-    async def stat(self, key: str) -> Info: ...
+    async def stat(self, key: str) -> SnapshotInfo: ...
 
     @deadline(WORK)
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: SnapshotInfo, paths: Sequence[str] = ()) -> SnapshotInfo:
         """Change labels: all of them, or those that `paths` name (`labels`, `labels.<key>`)."""
         ...
 
@@ -97,7 +97,7 @@ class Snapshotter(Protocol):
     async def remove(self, key: str) -> None: ...
 
     @items(WORK)
-    def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+    def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[SnapshotInfo]:
         """Yield every snapshot that a filter matches, sorted by key."""
         ...
 

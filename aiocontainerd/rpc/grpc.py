@@ -69,7 +69,7 @@ class GrpcFrontEnd:
         self.metrics = Metrics() if metrics is None else metrics
         self.accept_peer = accept_peer
         self.stopping = False
-        self.connections: set[Connection] = set()
+        self.connections: set[GrpcConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.closed = asyncio.Event()
         self._listener: asyncio.Server | None = None
@@ -138,16 +138,16 @@ class GrpcFrontEnd:
             for connection in list(self.connections):
                 connection.abort()
 
-    def _accept(self) -> Connection:
-        return Connection(self)
+    def _accept(self) -> GrpcConnection:
+        return GrpcConnection(self)
 
 
-class Connection(asyncio.Protocol):
+class GrpcConnection(asyncio.Protocol):
     """One HTTP/2 connection and its calls."""
 
     def __init__(self, front: GrpcFrontEnd) -> None:
         self.front = front
-        self.http2 = http2.ServerConnection(self)
+        self.http2 = http2.Http2Connection(self)
         self._calls: dict[http2.Stream, _Call] = {}
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
@@ -301,7 +301,7 @@ class Connection(asyncio.Protocol):
 class _Call:
     """One call, from its request headers to its trailers."""
 
-    def __init__(self, connection: Connection, stream: http2.Stream) -> None:
+    def __init__(self, connection: GrpcConnection, stream: http2.Stream) -> None:
         self._connection = connection
         self._front = connection.front
         self._stream = stream

@@ -102,7 +102,7 @@ class _Table(HeaderTable):
         super().add(name, value)
 
 
-class ServerConnection:
+class Http2Connection:
     """The state of one connection. Output gathers in `out`."""
 
     def __init__(self, listener: Listener, clock: Callable[[], float] = time.monotonic) -> None:

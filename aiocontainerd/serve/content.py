@@ -9,7 +9,7 @@ import anyio
 
 from aiocontainerd import api
 from aiocontainerd.errors import ContainerdError, OutOfRange
-from aiocontainerd.interfaces.content import ContentStore, Info, Reader
+from aiocontainerd.interfaces.content import BlobInfo, ContentStore, Reader
 from aiocontainerd.serve.content_write import write_stream
 from aiocontainerd.serve.requests import LIST_BATCH, required
 from aiocontainerd.wire.content import content_info_to_wire, ingest_status_to_wire
@@ -34,7 +34,7 @@ class ContentGrpc:
     async def update(self, request: api.content.UpdateRequest) -> api.content.UpdateResponse:
         """Change labels; size and times of the request are ignored."""
         given = required(request.info, "info")
-        info = Info(digest=given.digest, size=0, created_at_ns=0, updated_at_ns=0, labels=given.labels)
+        info = BlobInfo(digest=given.digest, size=0, created_at_ns=0, updated_at_ns=0, labels=given.labels)
         updated = await self._content.update(info, mask_from_wire(request.update_mask))
         return api.content.UpdateResponse(info=content_info_to_wire(updated))
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from aiocontainerd import api
 from aiocontainerd.interfaces.services import SnapshotsService
-from aiocontainerd.interfaces.snapshotter import Info, Kind
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo
 from aiocontainerd.serve.requests import LIST_BATCH, required, unconverted
 from aiocontainerd.wire.masks import mask_from_wire
 from aiocontainerd.wire.mounts import mounts_to_wire
@@ -59,7 +59,7 @@ class SnapshotsGrpc:
         """Change labels."""
         backend = self._snapshots.snapshotter(request.snapshotter)
         given = required(request.info, "info")
-        info = Info(kind=Kind.UNKNOWN, name=given.name, labels=given.labels)
+        info = SnapshotInfo(kind=Kind.UNKNOWN, name=given.name, labels=given.labels)
         updated = await backend.update(info, mask_from_wire(request.update_mask))
         return api.snapshots.UpdateSnapshotResponse(info=snapshot_info_to_wire(updated))
 

@@ -31,7 +31,7 @@ import msgspec
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import FailedPrecondition, Internal, InvalidArgument, Unimplemented
 from aiocontainerd.filters import compile_filters
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots.claims import Claims
 from aiocontainerd.snapshots.layer import Layer, fields_of
 from aiocontainerd.snapshots.store import Store
@@ -127,7 +127,7 @@ class SnapshotterBase:
 
     # The Snapshotter protocol.
 
-    async def stat(self, key: str) -> Info:
+    async def stat(self, key: str) -> SnapshotInfo:
         return self._shown(self._tree.get(key))
 
     async def mounts(self, key: str) -> list[Mount]:
@@ -138,7 +138,7 @@ class SnapshotterBase:
         layer = self._tree.get(key)
         return await self._usage_of(layer) if layer.is_active else layer.usage
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: SnapshotInfo, paths: Sequence[str] = ()) -> SnapshotInfo:
         if not info.name:
             raise InvalidArgument("")
         for path in paths:
@@ -191,7 +191,7 @@ class SnapshotterBase:
         if self.removes_at_once:
             await self._discard_quietly(layer.id)
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[SnapshotInfo]:
         chosen = compile_filters(filters)
         for layer in self._tree.sorted():
             info = self._shown(layer)
@@ -239,7 +239,7 @@ class SnapshotterBase:
 
     def _new(self, kind: Kind, key: str, parent: Layer | None, labels: Mapping[str, str]) -> Layer:
         now = time.time_ns()
-        info = Info(
+        info = SnapshotInfo(
             kind=kind,
             name=key,
             parent=parent.key if parent else "",
@@ -293,7 +293,7 @@ class SnapshotterBase:
         except Exception:  # the records are right already, and cleanup will try again
             log.warning("files of snapshot %s in %s are left for cleanup", name, self.root, exc_info=True)
 
-    def _shown(self, layer: Layer) -> Info:
+    def _shown(self, layer: Layer) -> SnapshotInfo:
         extra = self.labels_of(layer)
         return with_info(layer, labels={**layer.labels, **extra}).info if extra else layer.info
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import msgspec
 
 from aiocontainerd.filters import Adaptor, FieldPath, field
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot and its place on storage. `id` is a decimal number, never used twice, and the name of the files."""
 
     id: str
-    info: Info
+    info: SnapshotInfo
     parent_id: str = ""
     usage: Usage = Usage()
 
@@ -35,7 +35,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
         return self.info.kind == Kind.ACTIVE
 
 
-def fields_of(info: Info) -> Adaptor:
+def fields_of(info: SnapshotInfo) -> Adaptor:
     """Return the fields of a snapshot for filters: `kind`, `name`, `parent`, `labels.*` (facts/core 2)."""
 
     def value(path: FieldPath) -> str | None:

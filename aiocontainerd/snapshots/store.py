@@ -15,7 +15,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd.errors import FailedPrecondition, Internal
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots.layer import Layer
 
 SCHEMA_VERSION = 1
@@ -184,7 +184,7 @@ def _row(layer: Layer) -> tuple[object, ...]:
 
 def _layer(row: tuple[int, str, int, int | None, str | None, bytes, int, int, int, int]) -> Layer:
     layer_id, key, kind, parent_id, parent, labels, created, updated, size, inodes = row
-    info = Info(
+    info = SnapshotInfo(
         kind=Kind(kind),
         name=key,
         parent=parent or "",

@@ -19,7 +19,7 @@ import pytest
 
 from aiocontainerd import kinds
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from aiocontainerd.interfaces.content import ContentStore, Info
+from aiocontainerd.interfaces.content import BlobInfo, ContentStore
 from aiocontainerd.testing.contract import Contract, Targeted
 from aiocontainerd.testing.target import Bench
 
@@ -32,7 +32,7 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
-async def ingest(store: ContentStore, ref: str, data: bytes, expected: str = "") -> Info:
+async def ingest(store: ContentStore, ref: str, data: bytes, expected: str = "") -> BlobInfo:
     """Write `data` and commit it."""
     async with await store.writer(ref) as writer:
         await writer.write(data)

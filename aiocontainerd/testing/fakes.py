@@ -57,8 +57,8 @@ class _Ingest:
         self.started_ns = self.updated_ns = timestamps.now_ns()
         self.locked = False
 
-    def status(self) -> content.Status:
-        return content.Status(
+    def status(self) -> content.IngestStatus:
+        return content.IngestStatus(
             ref=self.ref,
             offset=len(self.data),
             total=self.total,
@@ -75,21 +75,21 @@ class FakeContentStore:
         self.ingests: dict[str, _Ingest] = {}
         self.calls: list[tuple[str, str]] = []
         self.before: Hook = _nothing
-        self._infos: dict[str, content.Info] = {}
+        self._infos: dict[str, content.BlobInfo] = {}
 
-    async def info(self, digest: str) -> content.Info:
+    async def info(self, digest: str) -> content.BlobInfo:
         if digest not in self._infos:
             raise NotFound(f"content digest {digest}")
         return self._infos[digest]
 
-    async def update(self, info: content.Info, paths: Sequence[str] = ()) -> content.Info:
+    async def update(self, info: content.BlobInfo, paths: Sequence[str] = ()) -> content.BlobInfo:
         current = await self.info(info.digest)
         labels = label_rules.update(current.labels, info.labels, list(paths) or ["labels"])
         changed = msgspec.structs.replace(current, labels=labels, updated_at_ns=timestamps.now_ns())
         self._infos[info.digest] = changed
         return changed
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[content.Info]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[content.BlobInfo]:
         for digest, info in sorted(self._infos.items()):
             if _chosen(filters, {"digest": digest}, info.labels):
                 yield info
@@ -118,12 +118,12 @@ class FakeContentStore:
         ingest.locked = True
         return FakeWriter(self, ingest)
 
-    async def status(self, ref: str) -> content.Status:
+    async def status(self, ref: str) -> content.IngestStatus:
         if ref not in self.ingests:
             raise NotFound(f"reference {ref}")
         return self.ingests[ref].status()
 
-    async def statuses(self, filters: Sequence[str] = ()) -> list[content.Status]:
+    async def statuses(self, filters: Sequence[str] = ()) -> list[content.IngestStatus]:
         return [self.ingests[ref].status() for ref in sorted(self.ingests) if _chosen(filters, {"ref": ref}, {})]
 
     async def abort(self, ref: str) -> None:
@@ -135,14 +135,14 @@ class FakeContentStore:
         """Make a blob at once, and return its digest."""
         return self.put_as(digest_of(data), data).digest
 
-    def put_as(self, digest: str, data: bytes) -> content.Info:
+    def put_as(self, digest: str, data: bytes) -> content.BlobInfo:
         """Make a blob of a digest at once."""
         now = timestamps.now_ns()
         self.blobs[digest] = data
-        self._infos[digest] = content.Info(digest=digest, size=len(data), created_at_ns=now, updated_at_ns=now)
+        self._infos[digest] = content.BlobInfo(digest=digest, size=len(data), created_at_ns=now, updated_at_ns=now)
         return self._infos[digest]
 
-    async def commit(self, ingest: _Ingest, size: int, expected: str) -> content.Info:
+    async def commit(self, ingest: _Ingest, size: int, expected: str) -> content.BlobInfo:
         """Do what a writer's commit does."""
         await self._call("commit", ingest.ref)
         if self.ingests.get(ingest.ref) is not ingest:
@@ -219,10 +219,12 @@ class FakeWriter:
     async def truncate(self) -> None:
         self._ingest.data.clear()
 
-    async def status(self) -> content.Status:
+    async def status(self) -> content.IngestStatus:
         return self._ingest.status()
 
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> content.Info:
+    async def commit(
+        self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None
+    ) -> content.BlobInfo:
         info = await self._store.commit(self._ingest, size, expected)
         return await self._store.update(msgspec.structs.replace(info, labels=labels or {}))
 
@@ -241,19 +243,19 @@ class FakeSnapshotter:
     """A `Snapshotter` without namespaces and without files. `usages` may be set by a test."""
 
     def __init__(self) -> None:
-        self.infos: dict[str, snapshotter.Info] = {}
+        self.infos: dict[str, snapshotter.SnapshotInfo] = {}
         self.usages: dict[str, Usage] = {}
         self.cleanups = 0
         self._children: Counter[str] = Counter()
         self.calls: list[tuple[str, str]] = []
         self.before: Hook = _nothing
 
-    async def stat(self, key: str) -> snapshotter.Info:
+    async def stat(self, key: str) -> snapshotter.SnapshotInfo:
         if key not in self.infos:
             raise NotFound(f"snapshot {key} does not exist")
         return self.infos[key]
 
-    async def update(self, info: snapshotter.Info, paths: Sequence[str] = ()) -> snapshotter.Info:
+    async def update(self, info: snapshotter.SnapshotInfo, paths: Sequence[str] = ()) -> snapshotter.SnapshotInfo:
         await self._call("update", info.name)
         current = await self.stat(info.name)
         labels = label_rules.update(current.labels, info.labels, list(paths) or ["labels"])
@@ -295,7 +297,7 @@ class FakeSnapshotter:
             raise FailedPrecondition("cannot remove snapshot with child")
         self._drop(key)
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[snapshotter.Info]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[snapshotter.SnapshotInfo]:
         for key, info in sorted(self.infos.items()):
             fields = {"name": key, "kind": info.kind.name.lower(), "parent": info.parent}
             if _chosen(filters, fields, info.labels):
@@ -325,7 +327,7 @@ class FakeSnapshotter:
     def _put(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str] | None) -> None:
         now = timestamps.now_ns()
         self._children[parent] += 1
-        self.infos[key] = snapshotter.Info(
+        self.infos[key] = snapshotter.SnapshotInfo(
             kind=kind, name=key, parent=parent, labels=dict(labels or {}), created_at_ns=now, updated_at_ns=now
         )
 

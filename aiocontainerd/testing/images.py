@@ -46,7 +46,7 @@ class Blob(msgspec.Struct, frozen=True):
         return {"mediaType": media_type, "digest": self.digest, "size": len(self.data), **more}
 
 
-class Layer(msgspec.Struct, frozen=True):
+class BuiltLayer(msgspec.Struct, frozen=True):
     """A layer: the uncompressed tar and how it is compressed (`tar`, `gzip`, `zstd`)."""
 
     tar: bytes
@@ -97,7 +97,7 @@ def entry(
     return info, data
 
 
-def busybox_layer(busybox: Path | None = None, *, compression: str = "gzip") -> Layer:
+def busybox_layer(busybox: Path | None = None, *, compression: str = "gzip") -> BuiltLayer:
     """Return a root file system of a static busybox, its applets, and the files that programs expect of /etc."""
     program = busybox or Path(shutil.which("busybox") or "/bin/busybox")
     directories = ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var")
@@ -106,13 +106,13 @@ def busybox_layer(busybox: Path | None = None, *, compression: str = "gzip") -> 
     entries += [entry(f"bin/{applet}", kind=tarfile.SYMTYPE, link="busybox") for applet in APPLETS]
     entries.append(entry("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"))
     entries.append(entry("etc/group", b"root:x:0:\nnogroup:x:65534:\n"))
-    return Layer(tar_of(entries), compression)
+    return BuiltLayer(tar_of(entries), compression)
 
 
-class Image(msgspec.Struct, frozen=True, kw_only=True):
+class BuiltImage(msgspec.Struct, frozen=True, kw_only=True):
     """One image for one platform."""
 
-    layers: Sequence[Layer]
+    layers: Sequence[BuiltLayer]
     command: Sequence[str] = ("sh",)
     env: Sequence[str] = ("PATH=/bin",)
     architecture: str = "amd64"
@@ -153,7 +153,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         return {**platform, "variant": self.variant} if self.variant else platform
 
 
-def write_archive(path: Path, name: str, images: Sequence[Image]) -> str:
+def write_archive(path: Path, name: str, images: Sequence[BuiltImage]) -> str:
     """Write an OCI layout archive that names one image, an index where there are several platforms.
 
     Returns the digest of the image's target.

@@ -19,7 +19,7 @@ from aiocontainerd.errors import (
     Unimplemented,
     Unknown,
 )
-from aiocontainerd.interfaces.content import Info
+from aiocontainerd.interfaces.content import BlobInfo
 from aiocontainerd.interfaces.metadata import Container, Image, MetadataStore, Namespace, Resource
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter, digest_of
@@ -283,7 +283,7 @@ class ContentContract:
 
     async def test_a_bad_digest_is_told_in_the_words_of_each_call(self, metadata: MetadataStore) -> None:
         content = metadata.content
-        info = Info(digest="xx", size=0, created_at_ns=0, updated_at_ns=0)
+        info = BlobInfo(digest="xx", size=0, created_at_ns=0, updated_at_ns=0)
         with pytest.raises(InvalidArgument, match=r'^"xx" failed validation\Z'):
             await content.info("xx")
         with pytest.raises(InvalidArgument, match=r'^"xx" failed validation\Z'):
@@ -309,7 +309,7 @@ class ContentContract:
 
 
 @pytest.mark.anyio
-class SnapshotterContract:
+class SnapshotterNameContract:
     """Which snapshotter a call means (facts/core 6)."""
 
     @pytest.mark.parametrize(

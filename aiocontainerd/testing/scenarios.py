@@ -15,7 +15,7 @@ import msgspec
 
 from aiocontainerd import kinds
 from aiocontainerd.interfaces.content import ContentStore
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Snapshotter
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Snapshotter
 from aiocontainerd.sys.mount import Mount, temp_mount
 
 LABEL = "containerd.io/snapshot/test"
@@ -87,7 +87,7 @@ SNAPSHOTTER = Scenario(
         "prepare-without-parent": lambda s: s.prepare("new"),
         "view": lambda s: s.view("new", "two"),
         "commit": lambda s: s.commit("three", "active", {LABEL: "three"}),
-        "update": lambda s: s.update(Info(kind=Kind.ACTIVE, name="active", labels={LABEL: "2"})),
+        "update": lambda s: s.update(SnapshotInfo(kind=Kind.ACTIVE, name="active", labels={LABEL: "2"})),
         "remove": lambda s: s.remove("unwanted"),
     },
     state=snapshot_state,

@@ -29,7 +29,7 @@ from aiocontainerd.errors import (
     NotFound,
     Unimplemented,
 )
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Snapshotter, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Snapshotter, Usage
 from aiocontainerd.sys.mount import Mount, mounts_under, temp_mount
 from aiocontainerd.testing.contract import Contract, Targeted
 from aiocontainerd.testing.target import Bench
@@ -184,7 +184,7 @@ class SnapshotterRecordsContract(Contract):
         await snapshotter.remove("c")
 
     async def test_missing_key(self, snapshotter: Snapshotter) -> None:
-        unknown = Info(kind=Kind.UNKNOWN, name="zz", labels={LABEL: "1"})
+        unknown = SnapshotInfo(kind=Kind.UNKNOWN, name="zz", labels={LABEL: "1"})
         for call in (
             partial(snapshotter.stat, "zz"),
             partial(snapshotter.mounts, "zz"),
@@ -214,18 +214,18 @@ class SnapshotterRecordsContract(Contract):
 
     async def test_update_changes_the_labels_a_mask_names(self, snapshotter: Snapshotter) -> None:
         await snapshotter.prepare("a", labels={LABEL: "1", f"{LABEL}2": "2"})
-        given = Info(kind=Kind.UNKNOWN, name="a", labels={LABEL: "new", f"{LABEL}2": "ignored"})
+        given = SnapshotInfo(kind=Kind.UNKNOWN, name="a", labels={LABEL: "new", f"{LABEL}2": "ignored"})
         info = await snapshotter.update(given, [f"labels.{LABEL}"])
         assert (info.labels[LABEL], info.labels[f"{LABEL}2"]) == ("new", "2")
-        info = await snapshotter.update(Info(kind=Kind.UNKNOWN, name="a"), [f"labels.{LABEL}"])
+        info = await snapshotter.update(SnapshotInfo(kind=Kind.UNKNOWN, name="a"), [f"labels.{LABEL}"])
         assert LABEL not in info.labels
 
     async def test_update_refuses_other_fields(self, snapshotter: Snapshotter) -> None:
         await snapshotter.prepare("a")
         with pytest.raises(InvalidArgument):
-            await snapshotter.update(Info(kind=Kind.UNKNOWN, name="a"), ["parent"])
+            await snapshotter.update(SnapshotInfo(kind=Kind.UNKNOWN, name="a"), ["parent"])
         with pytest.raises(InvalidArgument):
-            await snapshotter.update(Info(kind=Kind.UNKNOWN, name=""))
+            await snapshotter.update(SnapshotInfo(kind=Kind.UNKNOWN, name=""))
 
     async def test_walk_is_sorted_and_filtered(self, snapshotter: Snapshotter) -> None:
         parent = await chain(snapshotter, "c2", "c1")

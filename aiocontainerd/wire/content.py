@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from aiocontainerd import api
-from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.wire.times import time_from_wire, time_to_wire
 
 
-def content_info_from_wire(message: api.content.Info) -> Info:
+def content_info_from_wire(message: api.content.Info) -> BlobInfo:
     """Return the record of a blob."""
-    return Info(
+    return BlobInfo(
         digest=message.digest,
         size=message.size,
         created_at_ns=time_from_wire(message.created_at),
@@ -18,7 +18,7 @@ def content_info_from_wire(message: api.content.Info) -> Info:
     )
 
 
-def content_info_to_wire(info: Info) -> api.content.Info:
+def content_info_to_wire(info: BlobInfo) -> api.content.Info:
     """Return the message of a blob."""
     return api.content.Info(
         digest=info.digest,
@@ -29,9 +29,9 @@ def content_info_to_wire(info: Info) -> api.content.Info:
     )
 
 
-def ingest_status_from_wire(message: api.content.Status) -> Status:
+def ingest_status_from_wire(message: api.content.Status) -> IngestStatus:
     """Return the record of an ingest."""
-    return Status(
+    return IngestStatus(
         ref=message.ref,
         offset=message.offset,
         total=message.total,
@@ -41,7 +41,7 @@ def ingest_status_from_wire(message: api.content.Status) -> Status:
     )
 
 
-def ingest_status_to_wire(status: Status) -> api.content.Status:
+def ingest_status_to_wire(status: IngestStatus) -> api.content.Status:
     """Return the message of an ingest."""
     return api.content.Status(
         started_at=time_to_wire(status.started_at_ns),

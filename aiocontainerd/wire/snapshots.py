@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from aiocontainerd import api
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.wire.times import time_from_wire, time_to_wire
 
 
-def snapshot_info_from_wire(message: api.snapshots.Info) -> Info:
+def snapshot_info_from_wire(message: api.snapshots.Info) -> SnapshotInfo:
     """Return the record of a snapshot."""
-    return Info(
+    return SnapshotInfo(
         kind=Kind(int(message.kind)),
         name=message.name,
         parent=message.parent,
@@ -19,7 +19,7 @@ def snapshot_info_from_wire(message: api.snapshots.Info) -> Info:
     )
 
 
-def snapshot_info_to_wire(info: Info) -> api.snapshots.Info:
+def snapshot_info_to_wire(info: SnapshotInfo) -> api.snapshots.Info:
     """Return the message of a snapshot."""
     return api.snapshots.Info(
         name=info.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from aiocontainerd import api
-from aiocontainerd.interfaces.runtime import IO, Exit, ProcessInfo, ProcessState, Status
+from aiocontainerd.interfaces.runtime import IO, Exit, ProcessInfo, ProcessState, ProcessStatus
 from aiocontainerd.interfaces.services import CreateTask, TaskMetrics
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire.anys import any_from_wire, any_to_wire
@@ -61,7 +61,7 @@ def process_from_wire(message: api.task_types.Process) -> ProcessState:
     return ProcessState(
         id=message.id or message.container_id,
         pid=message.pid,
-        status=Status(int(message.status)),
+        status=ProcessStatus(int(message.status)),
         io=io_from_wire(message),
         exit_status=message.exit_status,
         exited_at_ns=time_from_wire(message.exited_at),

@@ -109,10 +109,10 @@ def contained(address: Path, namespace: str, *args: str) -> int:
 def make_image(directory: Path) -> Path:
     """Return an image of Debian's static busybox as an archive."""
     from aiocontainerd.oci import platform
-    from aiocontainerd.testing.images import Image, busybox_layer, write_archive
+    from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
 
     archive, host = directory / "busybox.tar", platform.default()
-    image = Image(layers=[busybox_layer()], architecture=host.architecture, variant=host.variant)
+    image = BuiltImage(layers=[busybox_layer()], architecture=host.architecture, variant=host.variant)
     write_archive(archive, LOCAL_IMAGE, [image])
     return archive
 

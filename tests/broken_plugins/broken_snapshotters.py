@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 from aiocontainerd_snapshotter_native.snapshotter import NativeSnapshotter
 
-from aiocontainerd.interfaces.snapshotter import Info, Kind
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo
 from aiocontainerd.plugin import Layer
 
 
@@ -41,7 +41,7 @@ class LosesTree(NativeSnapshotter):
 class BlocksTheLoop(NativeSnapshotter):
     """Reads a file in the event loop."""
 
-    async def stat(self, key: str) -> Info:
+    async def stat(self, key: str) -> SnapshotInfo:
         with open(self.root / "metadata.db", "rb") as records:  # noqa: ASYNC230 - the mistake
             records.read(1)
         return await super().stat(key)
@@ -52,7 +52,7 @@ class CommitsInTwoSteps(NativeSnapshotter):
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         await super().commit(name, key, None, parent)
-        await self.update(Info(kind=Kind.COMMITTED, name=name, labels=labels or {}))
+        await self.update(SnapshotInfo(kind=Kind.COMMITTED, name=name, labels=labels or {}))
 
 
 class OneAtATime(NativeSnapshotter):

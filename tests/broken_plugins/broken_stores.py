@@ -8,11 +8,11 @@ from aiocontainerd_content_local.store import LocalStore
 from aiocontainerd_content_local.writer import LocalWriter
 
 from aiocontainerd.errors import FailedPrecondition
-from aiocontainerd.interfaces.content import Info
+from aiocontainerd.interfaces.content import BlobInfo
 
 
 class _TrustingWriter(LocalWriter):
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:  # noqa: ARG002 - the mistake
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> BlobInfo:  # noqa: ARG002 - the mistake
         return await super().commit(size, "", labels)
 
 
@@ -28,7 +28,7 @@ class AcceptsWrongDigest(LocalStore):
 class _StickyWriter(LocalWriter):
     failed = False
 
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> BlobInfo:
         try:
             return await super().commit(size, expected, labels)
         except FailedPrecondition:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from aiocontainerd.client.client import Client
     from aiocontainerd.distribution import Stores
-    from aiocontainerd.distribution.hosts import Credentials
+    from aiocontainerd.distribution.hosts import RegistryCredentials
     from aiocontainerd.interfaces.metadata import Image
     from aiocontainerd.oci.platform import Ranking
 
@@ -227,10 +227,10 @@ def pull(
     session_of(ctx).run(work)
 
 
-def _credentials(user: str) -> Credentials | None:
+def _credentials(user: str) -> RegistryCredentials | None:
     if not user:
         return None
-    from aiocontainerd.distribution.hosts import Credentials
+    from aiocontainerd.distribution.hosts import RegistryCredentials
 
     name, colon, secret = user.partition(":")
-    return Credentials(name, secret if colon else click.prompt("Password", hide_input=True, err=True))
+    return RegistryCredentials(name, secret if colon else click.prompt("Password", hide_input=True, err=True))

@@ -19,7 +19,7 @@ from aiocontainerd import context, errors
 from aiocontainerd.rpc import binding
 from aiocontainerd.rpc.ttrpc.inbox import Inbox
 from aiocontainerd.rpc.ttrpc.transport import ConnectionProtocol, same_user
-from aiocontainerd.rpc.ttrpc.wire import MessageReceived, RequestReceived, ServerConnection, ServerEvent
+from aiocontainerd.rpc.ttrpc.wire import MessageReceived, RequestReceived, ServerEvent, TtrpcConnection
 from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class _ServerProtocol(ConnectionProtocol):
     def __init__(self, server: TtrpcServer, last_id: int = 0) -> None:
         super().__init__()
         self._server = server
-        self._wire = ServerConnection(server.is_streaming, last_id)
+        self._wire = TtrpcConnection(server.is_streaming, last_id)
         self._calls: dict[asyncio.Task[None], tuple[RequestReceived, float]] = {}
         self._inboxes: dict[int, Inbox] = {}
 

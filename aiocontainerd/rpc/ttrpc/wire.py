@@ -164,7 +164,7 @@ class _Connection:
         self._out.append(encode_frame(stream_id, kind, flags, payload))
 
 
-class ServerConnection(_Connection):
+class TtrpcConnection(_Connection):
     """The server's side. `is_streaming(service, method)`, not the flags, decides how a request is read."""
 
     def __init__(self, is_streaming: Callable[[str, str], bool], last_id: int = 0) -> None:

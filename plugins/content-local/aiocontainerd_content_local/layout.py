@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aiocontainerd import timestamps
 from aiocontainerd.errors import InvalidArgument, NotFound
-from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.oci.descriptor import split_digest
 
 
@@ -35,21 +35,21 @@ class Layout:
         return self.ingests / hashlib.sha256(ref.encode()).hexdigest()
 
 
-def blob_info(path: Path, digest: str) -> Info:
+def blob_info(path: Path, digest: str) -> BlobInfo:
     """Return size and times of a blob from its file. Raise NotFound."""
     try:
         stat = path.stat()
     except FileNotFoundError:
         raise NotFound(f"content digest {digest}") from None
-    return Info(digest=digest, size=stat.st_size, created_at_ns=stat.st_mtime_ns, updated_at_ns=stat.st_mtime_ns)
+    return BlobInfo(digest=digest, size=stat.st_size, created_at_ns=stat.st_mtime_ns, updated_at_ns=stat.st_mtime_ns)
 
 
-def blob_infos(layout: Layout) -> list[Info]:
+def blob_infos(layout: Layout) -> list[BlobInfo]:
     """Return every blob, sorted by digest. Ignore files whose name is not a digest."""
     return sorted(_scan_blobs(layout.blobs), key=lambda info: info.digest)
 
 
-def _scan_blobs(blobs: Path) -> Iterator[Info]:
+def _scan_blobs(blobs: Path) -> Iterator[BlobInfo]:
     if not blobs.is_dir():
         return
     for algorithm in os.scandir(blobs):
@@ -63,7 +63,7 @@ def _scan_blobs(blobs: Path) -> Iterator[Info]:
                     continue
 
 
-def create_ingest(directory: Path, ref: str, total: int) -> Status:
+def create_ingest(directory: Path, ref: str, total: int) -> IngestStatus:
     """Record a new ingest, or an old one that starts over; `total` 0 is not recorded."""
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     now = timestamps.now_ns()
@@ -72,10 +72,10 @@ def create_ingest(directory: Path, ref: str, total: int) -> Status:
     write_time(directory / "updatedat", now)
     if total > 0:
         _replace_text(directory / "total", str(total))
-    return Status(ref=ref, offset=0, total=total, started_at_ns=now, updated_at_ns=now)
+    return IngestStatus(ref=ref, offset=0, total=total, started_at_ns=now, updated_at_ns=now)
 
 
-def read_ingest(directory: Path) -> Status:
+def read_ingest(directory: Path) -> IngestStatus:
     """Return the status of an ingest. Raise FileNotFoundError or ValueError if its record is missing or unreadable.
 
     The last write may be later than the record says, which is written when a writer closes.
@@ -84,12 +84,12 @@ def read_ingest(directory: Path) -> Status:
     data = (directory / "data").stat()
     started = _read_time(directory / "startedat")
     updated = max(_read_time(directory / "updatedat"), data.st_mtime_ns)
-    return Status(
+    return IngestStatus(
         ref=ref, offset=data.st_size, total=_read_total(directory), started_at_ns=started, updated_at_ns=updated
     )
 
 
-def resumable(directory: Path, ref: str, total: int) -> Status | None:
+def resumable(directory: Path, ref: str, total: int) -> IngestStatus | None:
     """Return the ingest to resume; None if it is new or broken, or had another total."""
     try:
         status = read_ingest(directory)
@@ -99,7 +99,7 @@ def resumable(directory: Path, ref: str, total: int) -> Status | None:
     return None if differs or status.ref != ref else status
 
 
-def ingest_statuses(layout: Layout) -> list[Status]:
+def ingest_statuses(layout: Layout) -> list[IngestStatus]:
     """Return every readable ingest, sorted by ref. Leave out those that end or break meanwhile."""
     found = []
     if layout.ingests.is_dir():

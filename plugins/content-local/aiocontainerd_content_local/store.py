@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from aiocontainerd.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd_content_local import layout
 from aiocontainerd_content_local.locks import RefLocks
 from aiocontainerd_content_local.reader import LocalReader
@@ -34,15 +34,15 @@ class LocalStore:
         """Return how many ingests are open."""
         return {"open_ingests": len(self._locks)}
 
-    async def info(self, digest: str) -> Info:
+    async def info(self, digest: str) -> BlobInfo:
         """Return size and times of a blob; the metadata store has its labels. Raise NotFound."""
         return layout.blob_info(self._layout.blob(digest), digest)
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:  # noqa: ARG002 - the Protocol's signature
+    async def update(self, info: BlobInfo, paths: Sequence[str] = ()) -> BlobInfo:  # noqa: ARG002 - the Protocol's signature
         """Raise FailedPrecondition: this backend keeps no labels (facts/core 4)."""
         raise FailedPrecondition("update not supported on immutable content store")
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[BlobInfo]:
         """Yield every blob that a filter matches, sorted by digest."""
         matches = _matcher(filters)
         for info in await anyio.to_thread.run_sync(layout.blob_infos, self._layout):
@@ -75,7 +75,7 @@ class LocalStore:
             raise
         return writer
 
-    async def status(self, ref: str) -> Status:
+    async def status(self, ref: str) -> IngestStatus:
         """Return the status of an ingest, open or not. Raise NotFound."""
         try:
             return await anyio.to_thread.run_sync(layout.read_ingest, self._layout.ingest(ref))
@@ -84,7 +84,7 @@ class LocalStore:
         except ValueError as bad:
             raise DataLoss(f"reference {ref}: {bad}") from bad
 
-    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
+    async def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
         """Return every ingest that a filter (field `ref`) matches, sorted by ref."""
         matches = _matcher(filters)
         found = await anyio.to_thread.run_sync(layout.ingest_statuses, self._layout)
@@ -116,9 +116,9 @@ def _matcher(filters: Sequence[str]) -> Callable[[Mapping[tuple[str, ...], str]]
     return lambda fields: compiled.matches(lambda path: fields.get(path))
 
 
-def _info_fields(info: Info) -> dict[tuple[str, ...], str]:
+def _info_fields(info: BlobInfo) -> dict[tuple[str, ...], str]:
     return {("digest",): info.digest, ("size",): str(info.size)}
 
 
-def _status_fields(status: Status) -> dict[tuple[str, ...], str]:
+def _status_fields(status: IngestStatus) -> dict[tuple[str, ...], str]:
     return {("ref",): status.ref}

@@ -20,7 +20,7 @@ import msgspec
 
 from aiocontainerd import timestamps
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
-from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_content_local import layout
 
@@ -45,7 +45,7 @@ class LocalWriter:
     def __init__(self, store: layout.Layout, ref: str, release: Callable[[], None]) -> None:
         self._layout = store
         self._directory = store.ingest(ref)
-        self._status = Status(ref=ref, offset=0, total=0, started_at_ns=0, updated_at_ns=0)
+        self._status = IngestStatus(ref=ref, offset=0, total=0, started_at_ns=0, updated_at_ns=0)
         self._fd = -1
         self._hasher = hashlib.sha256()
         self._offset = 0
@@ -92,11 +92,11 @@ class LocalWriter:
         """Start again at offset 0."""
         await self._off_loop(self._truncate)
 
-    async def status(self) -> Status:
+    async def status(self) -> IngestStatus:
         """Return the status of the ingest."""
         return msgspec.structs.replace(self._status, offset=self._offset)
 
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:  # noqa: ARG002 - a backend keeps no labels, the metadata store does
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> BlobInfo:  # noqa: ARG002 - a backend keeps no labels, the metadata store does
         """Check, make durable, rename into place. Raise FailedPrecondition (kept), AlreadyExists (removed)."""
         info = await self._off_loop(self._commit, size, expected)
         await self.close()
@@ -159,7 +159,7 @@ class LocalWriter:
         self._offset = 0
         self._touch()
 
-    def _commit(self, size: int, expected: str) -> Info:
+    def _commit(self, size: int, expected: str) -> BlobInfo:
         if size not in (0, self._offset):
             raise FailedPrecondition(f'"{self._status.ref}" failed size validation: {self._offset} != {size}')
         return self._publish(self._checked_digest(expected))
@@ -188,7 +188,7 @@ class LocalWriter:
             raise FailedPrecondition(f"unexpected commit digest {have}, expected {expected}")
         return have
 
-    def _publish(self, digest: str) -> Info:
+    def _publish(self, digest: str) -> BlobInfo:
         """Sync the data, rename it, sync the directory: only then is it a blob. Modes and times go first."""
         data, target = self._directory / "data", self._layout.blob(digest)
         if target.exists():
@@ -207,7 +207,7 @@ class LocalWriter:
         except OSError as error:
             raise self._named(error) from error
         self._drop_ingest()
-        return Info(digest=digest, size=self._offset, created_at_ns=now, updated_at_ns=now)
+        return BlobInfo(digest=digest, size=self._offset, created_at_ns=now, updated_at_ns=now)
 
     def _drop_ingest(self) -> None:
         self._ended = True

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 
 from aiocontainerd.errors import AlreadyExists, NotFound, Unimplemented, Unknown
-from aiocontainerd.interfaces.content import ContentStore, Info, Writer
+from aiocontainerd.interfaces.content import BlobInfo, ContentStore, Writer
 from aiocontainerd.interfaces.differ import CompareOptions
 from aiocontainerd.labels import UNCOMPRESSED
 from aiocontainerd.oci.descriptor import Descriptor
@@ -61,7 +61,7 @@ async def _tree(mounts: Sequence[Mount], temp_root: str) -> AsyncIterator[str]:
         yield path
 
 
-async def _ingest(content: ContentStore, job: Mapping[str, object], options: CompareOptions) -> Info:
+async def _ingest(content: ContentStore, job: Mapping[str, object], options: CompareOptions) -> BlobInfo:
     ref = options.reference or _unique_ref()
     try:
         async with await content.writer(ref) as writer:
@@ -106,7 +106,7 @@ async def _run(job: Mapping[str, object], writer: Writer) -> Result:
         raise Unknown(f"failed to write diff: {error.message}") from error
 
 
-async def _commit(content: ContentStore, writer: Writer, labels: Mapping[str, str]) -> Info:
+async def _commit(content: ContentStore, writer: Writer, labels: Mapping[str, str]) -> BlobInfo:
     digest = writer.digest()
     try:
         return await writer.commit(0, digest, labels)

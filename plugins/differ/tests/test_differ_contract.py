@@ -10,14 +10,14 @@ from aiocontainerd_content_local.store import LocalStore
 from aiocontainerd_differ import applying
 from aiocontainerd_differ.differ import WalkingDiffer
 
-from aiocontainerd.interfaces.content import ContentStore, Info
+from aiocontainerd.interfaces.content import BlobInfo, ContentStore
 from aiocontainerd.testing.differ import DifferContract
 
 
 class LabelledStore(LocalStore):
     """A local store that takes label updates, as the metadata store's view of it does."""
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: BlobInfo, paths: Sequence[str] = ()) -> BlobInfo:
         return info
 
 

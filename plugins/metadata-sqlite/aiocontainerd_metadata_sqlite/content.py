@@ -11,7 +11,7 @@ import msgspec
 from aiocontainerd import api, durations, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
-from aiocontainerd.interfaces.content import ContentStore, Info, Reader, Status
+from aiocontainerd.interfaces.content import BlobInfo, ContentStore, IngestStatus, Reader
 from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.filtering import content_field, matcher, select, status_field
@@ -42,19 +42,19 @@ class NamespacedContent:
     def __repr__(self) -> str:
         return f"<NamespacedContent {self.policy}, {len(self._open)} ingests open, {self.pins!r}>"
 
-    async def info(self, digest: str) -> Info:
+    async def info(self, digest: str) -> BlobInfo:
         """Raise NotFound, InvalidArgument for what is no digest."""
         _validate(digest)
         return await self._info(digest)
 
-    async def _info(self, digest: str) -> Info:
+    async def _info(self, digest: str) -> BlobInfo:
         namespace = self._session.caller().namespace
         found = await self._session.lookup((namespace, CONTENT, digest), lambda db: _load(db, namespace, digest))
         if found is None:
             raise NotFound(f"content digest {digest}")
         return found[1]
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: BlobInfo, paths: Sequence[str] = ()) -> BlobInfo:
         """Raise NotFound, InvalidArgument for a path other than `labels` and `labels.<key>`."""
         _validate(info.digest)
         namespace = self._session.caller().namespace
@@ -62,7 +62,7 @@ class NamespacedContent:
             if path != "labels" and not path.startswith("labels."):
                 raise InvalidArgument(f'cannot update "{path}" field on content info "{info.digest}"')
 
-        def store(db: Connection) -> Info:
+        def store(db: Connection) -> BlobInfo:
             found = _load(db, namespace, info.digest)
             if found is None:
                 raise NotFound(f"content digest {info.digest}")
@@ -75,7 +75,7 @@ class NamespacedContent:
 
         return await self._session.mutate(store)
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[BlobInfo]:
         """Yield the blobs that match, sorted by digest, as they were when the walk began."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, content_field)
@@ -136,7 +136,7 @@ class NamespacedContent:
             raise
         return writer
 
-    async def status(self, ref: str) -> Status:
+    async def status(self, ref: str) -> IngestStatus:
         """Raise NotFound."""
         backend_ref = await self._backend_ref(ref)
         try:
@@ -144,7 +144,7 @@ class NamespacedContent:
         except NotFound:
             raise NotFound(f"reference {ref}") from None
 
-    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
+    async def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
         """Return the ingests that match, sorted by ref."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, status_field)
@@ -198,19 +198,19 @@ def _validate(digest: str) -> None:
         raise InvalidArgument(f'"{digest}" failed validation') from bad
 
 
-def _load(db: Connection, namespace: str, digest: str) -> tuple[int, Info] | None:
+def _load(db: Connection, namespace: str, digest: str) -> tuple[int, BlobInfo] | None:
     row = db.execute(f"{_SELECT} AND r.key = ?", (namespace, CONTENT, digest)).fetchone()
     return None if row is None else (row[0], _record(row, resources.labels_of(db, row[0])))
 
 
-def _load_all(db: Connection, namespace: str) -> list[Info]:
+def _load_all(db: Connection, namespace: str) -> list[BlobInfo]:
     labels = resources.labels_of_all(db, namespace, CONTENT)
     rows = db.execute(f"{_SELECT} ORDER BY r.key", (namespace, CONTENT)).fetchall()
     return [_record(row, labels.get(row[0], {})) for row in rows]
 
 
-def _record(row: Row, labels: Mapping[str, str]) -> Info:
-    return Info(digest=row[1], size=row[2], created_at_ns=row[3], updated_at_ns=row[4], labels=labels)
+def _record(row: Row, labels: Mapping[str, str]) -> BlobInfo:
+    return BlobInfo(digest=row[1], size=row[2], created_at_ns=row[3], updated_at_ns=row[4], labels=labels)
 
 
 def _backend_ref(db: Connection, namespace: str, ref: str) -> tuple[int, str] | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from aiocontainerd.interfaces.content import Info as ContentInfo
-from aiocontainerd.interfaces.content import Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.interfaces.metadata import Container, Image, Lease
-from aiocontainerd.interfaces.snapshotter import Info as SnapshotInfo
+from aiocontainerd.interfaces.snapshotter import SnapshotInfo
 
 Path = tuple[str, ...]
 R = TypeVar("R")
@@ -46,12 +45,12 @@ def lease_field(record: Lease, path: Path) -> str | None:
     return _simple({"id": record.id}, record.labels, path)
 
 
-def content_field(record: ContentInfo, path: Path) -> str | None:
+def content_field(record: BlobInfo, path: Path) -> str | None:
     """Return `digest`, `labels.*`."""
     return _simple({"digest": record.digest}, record.labels, path)
 
 
-def status_field(record: Status, path: Path) -> str | None:
+def status_field(record: IngestStatus, path: Path) -> str | None:
     """Return `ref`."""
     return _simple({"ref": record.ref}, {}, path)
 

@@ -12,7 +12,7 @@ import msgspec
 from aiocontainerd import api, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
-from aiocontainerd.interfaces.content import ContentStore, Info, Status, Writer
+from aiocontainerd.interfaces.content import BlobInfo, ContentStore, IngestStatus, Writer
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.pins import BlobPins
 from aiocontainerd_metadata_sqlite.references import CONTENT, INGESTS, Edge, Kind
@@ -117,15 +117,15 @@ class NamespacedWriter:
         await self._own(copy=False)
         await self._open_inner().truncate()
 
-    async def status(self) -> Status:
+    async def status(self) -> IngestStatus:
         if self._inner is not None:
             return msgspec.structs.replace(await self._inner.status(), ref=self._ref)
         size = self.offset
-        return Status(
+        return IngestStatus(
             ref=self._ref, offset=size, total=size, started_at_ns=self._opened_ns, updated_at_ns=self._opened_ns
         )
 
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> BlobInfo:
         """Commit to the backend, then link. Raise AlreadyExists if the namespace has the blob; the ingest is gone then.
 
         If only other namespaces have the blob, that is no error: the backend drops its duplicate.
@@ -210,9 +210,9 @@ class NamespacedWriter:
             raise NotFound(f"reference {self._ref}") from None
         return info.digest, info.size
 
-    async def _link(self, digest: str, size: int, labels: Mapping[str, str]) -> Info:
+    async def _link(self, digest: str, size: int, labels: Mapping[str, str]) -> BlobInfo:
         namespace, now = self._caller.namespace, timestamps.now_ns()
-        info = Info(digest=digest, size=size, created_at_ns=now, updated_at_ns=now, labels=labels)
+        info = BlobInfo(digest=digest, size=size, created_at_ns=now, updated_at_ns=now, labels=labels)
 
         def link(db: Connection) -> bool:
             row = resources.find(db, namespace, INGESTS, self._ref)
@@ -230,7 +230,7 @@ class NamespacedWriter:
             raise AlreadyExists(f"content {digest}")
         return info
 
-    def _announce(self, info: Info) -> None:
+    def _announce(self, info: BlobInfo) -> None:
         message = api.event_types.ContentCreate(digest=info.digest, size=info.size)
         self._session.publish("/content/create", message, self._caller.namespace)
 

@@ -25,7 +25,7 @@ from aiocontainerd.errors import (
     Unimplemented,
     Unknown,
 )
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Snapshotter, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Snapshotter, Usage
 from aiocontainerd.snapshots.claims import Claims
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd_metadata_sqlite import resources, snapshot_rows
@@ -53,12 +53,12 @@ class NamespacedSnapshotter:
     def __repr__(self) -> str:
         return f"<NamespacedSnapshotter {self.name}, {len(self.in_progress)} in progress>"
 
-    async def stat(self, key: str) -> Info:
+    async def stat(self, key: str) -> SnapshotInfo:
         """Return the record. Its labels are those of the namespace over those of the backend. Raise NotFound."""
         row = await self._row(key)
         return _merged(row, await self.backend.stat(row.backend_key))
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: SnapshotInfo, paths: Sequence[str] = ()) -> SnapshotInfo:
         """Raise NotFound, InvalidArgument for an empty name or a path other than `labels` and `labels.<key>`."""
         if not info.name:
             raise InvalidArgument
@@ -129,7 +129,7 @@ class NamespacedSnapshotter:
 
         await self._session.mutate(drop, deletion=True, then=dropped)
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[SnapshotInfo]:
         """Yield the snapshots that match, sorted by key. Skip records whose snapshot the backend does not have."""
         namespace = self._session.caller().namespace
         matches = matcher(filters, snapshot_field)
@@ -167,12 +167,12 @@ class NamespacedSnapshotter:
             raise InvalidArgument(f'parent "{parent}" is not committed snapshot')
         return row
 
-    async def _update_backend(self, row: Row, labels: Mapping[str, str], paths: Sequence[str]) -> Info:
+    async def _update_backend(self, row: Row, labels: Mapping[str, str], paths: Sequence[str]) -> SnapshotInfo:
         """Pass on those changes that concern the backend."""
         passed = [path for path in paths if path == "labels" or _is_passed(path.removeprefix("labels."))]
         if paths and not passed:
             return await self.backend.stat(row.backend_key)
-        info = Info(kind=row.kind, name=row.backend_key, labels=_passed(labels))
+        info = SnapshotInfo(kind=row.kind, name=row.backend_key, labels=_passed(labels))
         return await self.backend.update(info, passed or ["labels"])
 
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
@@ -374,7 +374,7 @@ def _passed(labels: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in labels.items() if _is_passed(key)}
 
 
-def _merged(row: Row, below: Info) -> Info:
+def _merged(row: Row, below: SnapshotInfo) -> SnapshotInfo:
     return msgspec.structs.replace(
         below,
         kind=row.kind,

@@ -13,7 +13,7 @@ from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context, timestamps
 from aiocontainerd.errors import NotFound
-from aiocontainerd.interfaces.content import Info as ContentInfo
+from aiocontainerd.interfaces.content import BlobInfo
 from aiocontainerd.interfaces.metadata import Image, Resource
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter, digest_of
@@ -316,7 +316,7 @@ async def test_label_and_back_reference_set_between_mark_and_sweep_count(
     async def meanwhile() -> None:
         info = await metadata.content.info(blob)
         await metadata.content.update(
-            ContentInfo(digest=blob, size=1, created_at_ns=0, updated_at_ns=0, labels={ROOT: "1"}), ["labels"]
+            BlobInfo(digest=blob, size=1, created_at_ns=0, updated_at_ns=0, labels={ROOT: "1"}), ["labels"]
         )
         assert info.labels == {}
 

@@ -14,7 +14,7 @@ from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import api, context
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from aiocontainerd.interfaces.content import Info
+from aiocontainerd.interfaces.content import BlobInfo
 from aiocontainerd.interfaces.metadata import Namespace
 from aiocontainerd.testing.content import ContentStoreContract
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, digest_of
@@ -258,7 +258,7 @@ async def test_other_algorithms_are_kept_under_their_digest(metadata: SqliteMeta
 async def test_labels_are_updated_by_mask(metadata: SqliteMetadataStore) -> None:
     with context.use(namespace="t1"):
         await ingest(metadata, b"blob", {"a": "1", "b": "2"})
-        given = Info(digest=BLOB, size=0, created_at_ns=0, updated_at_ns=0, labels={"c": "3"})
+        given = BlobInfo(digest=BLOB, size=0, created_at_ns=0, updated_at_ns=0, labels={"c": "3"})
         assert (await metadata.content.update(given, ["labels.c", "labels.a"])).labels == {"b": "2", "c": "3"}
         assert (await metadata.content.update(given)).labels == {"c": "3"}
         with pytest.raises(InvalidArgument, match=f'cannot update "size" field on content info "{BLOB}"'):

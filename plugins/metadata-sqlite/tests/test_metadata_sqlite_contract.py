@@ -15,7 +15,7 @@ from aiocontainerd.testing.metadata import (
     ImageContract,
     LeaseContract,
     NamespaceContract,
-    SnapshotterContract,
+    SnapshotterNameContract,
 )
 
 
@@ -56,7 +56,7 @@ class TestContent(ContentContract):
     pass
 
 
-class TestSnapshotters(SnapshotterContract):
+class TestSnapshotters(SnapshotterNameContract):
     pass
 
 

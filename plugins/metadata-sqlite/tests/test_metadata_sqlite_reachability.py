@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiocontainerd import context
-from aiocontainerd.interfaces.content import Info
+from aiocontainerd.interfaces.content import BlobInfo
 from aiocontainerd.interfaces.metadata import Image, Resource
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter, digest_of
@@ -106,7 +106,7 @@ def reachable(graph: Graph) -> set[str]:
 async def put_blob(store: SqliteMetadataStore, number: int, blob: Blob) -> None:
     known = {info.digest async for info in store.content.walk()}
     if DIGESTS[number] in known:
-        info = Info(digest=DIGESTS[number], size=1, created_at_ns=0, updated_at_ns=0, labels=blob.labels())
+        info = BlobInfo(digest=DIGESTS[number], size=1, created_at_ns=0, updated_at_ns=0, labels=blob.labels())
         await store.content.update(info)
         return
     async with await store.content.writer(f"r{number}") as writer:

@@ -12,7 +12,7 @@ from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Unknown
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter
 from aiocontainerd.testing.metadata import committed
 
@@ -163,7 +163,7 @@ async def test_update_changes_labels_here_and_passes_on_the_backends(
     mine: NamespacedSnapshotter, layers: FakeSnapshotter
 ) -> None:
     await mine.prepare("a", labels={"x": "1", PASSED: "1"})
-    info = Info(kind=Kind.ACTIVE, name="a", labels={"y": "2", PASSED: "3"})
+    info = SnapshotInfo(kind=Kind.ACTIVE, name="a", labels={"y": "2", PASSED: "3"})
     assert (await mine.update(info, ["labels.y"])).labels == {"x": "1", "y": "2", PASSED: "1"}
     assert ("update", next(iter(layers.infos))) not in layers.calls
     assert (await mine.update(info)).labels == {"y": "2", PASSED: "3"}
@@ -171,7 +171,7 @@ async def test_update_changes_labels_here_and_passes_on_the_backends(
     with pytest.raises(InvalidArgument, match='cannot update "parent"'):
         await mine.update(info, ["parent"])
     with pytest.raises(InvalidArgument):
-        await mine.update(Info(kind=Kind.ACTIVE, name=""))
+        await mine.update(SnapshotInfo(kind=Kind.ACTIVE, name=""))
 
 
 async def test_usage_is_the_backends(mine: NamespacedSnapshotter, layers: FakeSnapshotter) -> None:

@@ -12,7 +12,7 @@ from aiocontainerd import context
 from aiocontainerd.client.content import BlobReader, Content, IngestWriter
 from aiocontainerd.distribution import blobs
 from aiocontainerd.errors import AlreadyExists, NotFound
-from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd_proxy.connection import ProxyConnection
 from aiocontainerd_proxy.ownership import ROOT, Ownership, without_marks
 
@@ -30,11 +30,11 @@ class ProxyContentStore:
     def __repr__(self) -> str:
         return f"<ProxyContentStore {self._connection.link!r}>"
 
-    async def info(self, digest: str) -> Info:
+    async def info(self, digest: str) -> BlobInfo:
         """Raise NotFound."""
         return _shown(await (await self._store_of(digest)).info(digest))
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: BlobInfo, paths: Sequence[str] = ()) -> BlobInfo:
         """Raise NotFound."""
         store = await self._store_of(info.digest)
         peer = await self._connection.peer()
@@ -42,11 +42,11 @@ class ProxyContentStore:
             info = msgspec.structs.replace(info, labels=self._ownership.marked(info.labels))
         return _shown(await store.update(info, paths))
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[BlobInfo, None]:
         """Yield every blob that a filter matches, sorted by digest."""
         peer = await self._connection.peer()
         chosen = self._ownership.only_ours(filters) if peer.namespaced else filters
-        found: dict[str, Info] = {}
+        found: dict[str, BlobInfo] = {}
         for namespace in await self._connection.namespaces():
             async with aclosing(self._within(namespace).walk(chosen)) as infos:
                 found.update({info.digest: _shown(info) async for info in infos})
@@ -69,11 +69,11 @@ class ProxyContentStore:
         await writer.open(total, expected)
         return writer
 
-    async def status(self, ref: str) -> Status:
+    async def status(self, ref: str) -> IngestStatus:
         """Raise NotFound."""
         return await self._within(_namespace_of(ref)).status(ref)
 
-    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
+    async def statuses(self, filters: Sequence[str] = ()) -> list[IngestStatus]:
         """Return every ingest that a filter matches, sorted by ref."""
         peer = await self._connection.peer()
         found = [
@@ -116,7 +116,7 @@ class ProxyWriter(IngestWriter):
         self._content = Content(connection)
         self._ownership = ownership
 
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> BlobInfo:
         """Raise FailedPrecondition for a wrong size or digest, AlreadyExists."""
         if self._ownership is None:
             return await super().commit(size, expected, labels)
@@ -140,5 +140,5 @@ def _is_ours(ref: str, namespace: str) -> bool:
     return found is not None and found["namespace"] == namespace
 
 
-def _shown(info: Info) -> Info:
+def _shown(info: BlobInfo) -> BlobInfo:
     return msgspec.structs.replace(info, labels=without_marks(info.labels))

@@ -13,7 +13,7 @@ import msgspec
 
 from aiocontainerd import context
 from aiocontainerd.client.snapshots import Snapshots
-from aiocontainerd.interfaces.snapshotter import Info, Usage
+from aiocontainerd.interfaces.snapshotter import SnapshotInfo, Usage
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd_proxy.connection import ProxyConnection
 from aiocontainerd_proxy.ownership import Ownership, without_marks
@@ -29,11 +29,11 @@ class ProxySnapshotter:
     def __repr__(self) -> str:
         return f"<ProxySnapshotter {self._connection.link!r}>"
 
-    async def stat(self, key: str) -> Info:
+    async def stat(self, key: str) -> SnapshotInfo:
         """Raise NotFound."""
         return _shown(await self._of(key).stat(key))
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: SnapshotInfo, paths: Sequence[str] = ()) -> SnapshotInfo:
         """Raise NotFound."""
         if "labels" in (paths or ("labels",)):
             info = msgspec.structs.replace(info, labels=await self._given(info.labels))
@@ -63,11 +63,11 @@ class ProxySnapshotter:
         """Raise NotFound, FailedPrecondition where it has children."""
         await self._of(key).remove(key)
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[Info, None]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncGenerator[SnapshotInfo, None]:
         """Yield every snapshot that a filter matches, sorted by key."""
         peer = await self._connection.peer()
         chosen = self._ownership.only_ours(filters) if peer.namespaced else filters
-        found: list[Info] = []
+        found: list[SnapshotInfo] = []
         for namespace in await self._connection.namespaces():
             async with aclosing(self._within(namespace).walk(chosen)) as infos:
                 found += [_shown(info) async for info in infos]
@@ -91,5 +91,5 @@ class ProxySnapshotter:
         return Snapshots(self._connection.within(namespace), self._connection.link.remote_name)
 
 
-def _shown(info: Info) -> Info:
+def _shown(info: SnapshotInfo) -> SnapshotInfo:
     return msgspec.structs.replace(info, labels=without_marks(info.labels))

@@ -37,7 +37,7 @@ from aiocontainerd.errors import (
 )
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.rpc_service import Service
-from aiocontainerd.interfaces.snapshotter import Info, Snapshotter
+from aiocontainerd.interfaces.snapshotter import SnapshotInfo, Snapshotter
 from aiocontainerd.plugin import InitContext, PluginError
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.sockets import bind_unix
@@ -344,7 +344,9 @@ async def test_in_a_daemon_ours_are_marked_and_the_others_left_alone(address: st
         with context.use(namespace="ns1", lease="unknown-there"):
             await snapshotter.prepare("ns1/1/a", labels={"containerd.io/snapshot/x": "y"})
             assert (await snapshotter.stat("ns1/1/a")).labels == {"containerd.io/snapshot/x": "y"}
-            await snapshotter.update(Info(kind=(await backend.stat("other")).kind, name="ns1/1/a", labels={"k": "v"}))
+            await snapshotter.update(
+                SnapshotInfo(kind=(await backend.stat("other")).kind, name="ns1/1/a", labels={"k": "v"})
+            )
             await snapshotter.commit("ns1/2/b", "ns1/1/a")
         assert backend.infos["ns1/2/b"].labels.keys() == {OWNER, ROOT}
         assert [info.name async for info in snapshotter.walk()] == ["ns1/2/b", "ns1/2/b"]

@@ -8,7 +8,7 @@ from typing import Any as Untyped
 
 from aiocontainerd import identifiers
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
-from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
+from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, ProcessStatus
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire.anys import any_from_wire, any_to_wire
@@ -224,7 +224,7 @@ def _state(process_id: str, response: Untyped) -> ProcessState:
     return ProcessState(
         id=process_id,
         pid=response.pid,
-        status=Status(number) if number in Status._value2member_map_ else Status.UNKNOWN,
+        status=ProcessStatus(number) if number in ProcessStatus._value2member_map_ else ProcessStatus.UNKNOWN,
         io=io_from_wire(response),
         exit_status=response.exit_status,
         exited_at_ns=time_from_wire(response.exited_at),

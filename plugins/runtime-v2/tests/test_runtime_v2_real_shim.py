@@ -26,7 +26,7 @@ from anyio.abc import TaskStatus
 
 from aiocontainerd import api, context
 from aiocontainerd.errors import AlreadyExists, ContainerdError, NotFound, Unknown
-from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Status
+from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, ProcessStatus
 from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.sys.mount import Mount, mounts_under
 from aiocontainerd.testing.processes import ended
@@ -207,7 +207,7 @@ async def finish(task: ShimTask, runtime: ShimTaskRuntime, daemon: Daemon) -> No
 async def test_a_task_lives_from_create_to_delete(daemon: Daemon, rootfs: Path) -> None:
     async with daemon.run() as runtime:
         task = await runtime.create("one", options_of(daemon, rootfs, "one", "sh", "-c", "exit 7"))
-        assert (await task.state()).status is Status.CREATED
+        assert (await task.state()).status is ProcessStatus.CREATED
         bundle = daemon.bundle("one")
         assert bundle.stat().st_mode & 0o777 == 0o700
         assert (bundle / "rootfs" / "bin" / "busybox").exists()
@@ -217,7 +217,7 @@ async def test_a_task_lives_from_create_to_delete(daemon: Daemon, rootfs: Path) 
         ended = await task.wait()
         assert ended.status == 7
         state = await task.state()
-        assert (state.status, state.exit_status, state.exited_at_ns) == (Status.STOPPED, 7, ended.exited_at_ns)
+        assert (state.status, state.exit_status, state.exited_at_ns) == (ProcessStatus.STOPPED, 7, ended.exited_at_ns)
         assert (await task.delete()).status == 7
         with pytest.raises(NotFound, match="task one not found"):
             await runtime.get("one")
@@ -243,7 +243,7 @@ async def test_an_exec_runs_beside_init_and_tells_its_own_exit(daemon: Daemon, r
             await process.state()
         assert task.pid in [found.pid for found in await task.pids()]
         await task.pause()
-        assert (await task.state()).status is Status.PAUSED
+        assert (await task.state()).status is ProcessStatus.PAUSED
         await task.resume()
         assert (await task.stats()).type_url.startswith("io.containerd.cgroups.v")
         with pytest.raises(ContainerdError, match="failed to delete task: cannot delete a running process"):
@@ -296,14 +296,14 @@ async def test_tasks_are_found_again_after_a_restart(daemon: Daemon, rootfs: Pat
         pid = (await runtime.get("stays")).pid
     async with daemon.run() as runtime:
         task = await runtime.get("stays")
-        assert (await task.state()).status is Status.RUNNING
+        assert (await task.state()).status is ProcessStatus.RUNNING
         assert task.pid == pid
         other = await runtime.get("stops")
         await other.kill(signal.SIGKILL)
         assert (await other.wait()).status == 137
     async with daemon.run() as runtime:
         other = await runtime.get("stops")
-        assert (await other.state()).status is Status.STOPPED
+        assert (await other.state()).status is ProcessStatus.STOPPED
         assert (await other.delete()).status == 137
         await finish(await runtime.get("stays"), runtime, daemon)
     assert daemon.events == []

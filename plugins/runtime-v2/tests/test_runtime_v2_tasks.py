@@ -35,7 +35,7 @@ from aiocontainerd.errors import (
     Unimplemented,
     Unknown,
 )
-from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Status, Task, TaskRuntime
+from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, ProcessStatus, Task, TaskRuntime
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 from aiocontainerd.testing.processes import ended
@@ -94,13 +94,13 @@ class FakeShim:
         await self._called("create")
         if self.fails_create:
             raise Unknown("OCI runtime create failed: no")
-        self.statuses[request.id] = Status.CREATED
+        self.statuses[request.id] = ProcessStatus.CREATED
         self.exited[request.id] = anyio.Event()
         return api.task_v3.CreateTaskResponse(pid=41)
 
     async def start(self, request: Any) -> Any:
         await self._called("start")
-        self.statuses[request.id] = Status.RUNNING
+        self.statuses[request.id] = ProcessStatus.RUNNING
         return api.task_v3.StartResponse(pid=42)
 
     async def state(self, request: Any) -> Any:
@@ -117,7 +117,7 @@ class FakeShim:
 
     async def kill(self, request: Any) -> Any:
         await self._called("kill")
-        self.statuses[request.id] = Status.STOPPED
+        self.statuses[request.id] = ProcessStatus.STOPPED
         self.exited[request.id].set()
         return api.protobuf.Empty()
 
@@ -275,7 +275,7 @@ async def test_a_shim_of_the_old_api_is_noticed_at_create(world: World) -> None:
     async with world.run() as runtime:
         task = await runtime.create("a", OPTIONS)
         assert task.shim.version == 2
-        assert (await task.state()).status is Status.CREATED
+        assert (await task.state()).status is ProcessStatus.CREATED
 
 
 async def test_a_grpc_shim_is_refused_by_name(world: World) -> None:
@@ -402,7 +402,7 @@ async def test_a_container_of_a_sandbox_joins_its_shim(world: World) -> None:
         assert not (world.bundle("member") / "shim-binary-path").exists()
         await task.delete()
         assert world.launcher.actions == ["start pod"]
-        assert (await (await runtime.get("pod")).state()).status is Status.CREATED
+        assert (await (await runtime.get("pod")).state()).status is ProcessStatus.CREATED
 
 
 async def test_living_shims_are_found_again(world: World) -> None:
@@ -410,7 +410,7 @@ async def test_living_shims_are_found_again(world: World) -> None:
         await (await runtime.create("a", OPTIONS)).start()
     async with world.run() as runtime:
         task = await runtime.get("a")
-        assert (task.pid, (await task.state()).status) == (42, Status.RUNNING)
+        assert (task.pid, (await task.state()).status) == (42, ProcessStatus.RUNNING)
         assert [found.id for found in await runtime.list()] == ["a"]
     assert world.events == []
 
@@ -422,10 +422,10 @@ async def test_a_shim_that_does_not_answer_is_kept_and_delays_nobody(world: Worl
     world.launcher.shims["slow"].hangs = True
     async with world.run(limits=Deadlines(load_s=2, state_s=30)) as runtime:
         with anyio.fail_after(1.5):
-            assert (await (await runtime.get("quick")).state()).status is Status.CREATED
+            assert (await (await runtime.get("quick")).state()).status is ProcessStatus.CREATED
         assert runtime.statistics()["loading"] == 1
         world.launcher.shims["slow"].hangs = False
-        assert (await (await runtime.get("slow")).state()).status is Status.CREATED
+        assert (await (await runtime.get("slow")).state()).status is ProcessStatus.CREATED
 
 
 async def test_a_shim_that_answers_with_an_error_is_kept(world: World) -> None:

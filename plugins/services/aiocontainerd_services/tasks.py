@@ -20,7 +20,7 @@ from aiocontainerd.interfaces.runtime import (
     Process,
     ProcessInfo,
     ProcessState,
-    Status,
+    ProcessStatus,
     Task,
     TaskRuntime,
 )
@@ -264,7 +264,7 @@ async def _listed(task: Task) -> ProcessState | None:
         return None
     except ContainerdError as error:
         log.error("state of task %s/%s: %s", task.namespace, task.id, error.message)
-        return ProcessState(id=task.id, pid=task.pid, status=Status.UNKNOWN)
+        return ProcessState(id=task.id, pid=task.pid, status=ProcessStatus.UNKNOWN)
 
 
 async def _measured(task: Task) -> TaskMetrics | None:

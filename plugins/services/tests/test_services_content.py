@@ -8,7 +8,7 @@ import pytest
 
 from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument, NotFound, OutOfRange
-from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.serve.content import READ_CHUNK_BYTES, ContentGrpc, read_range
 from aiocontainerd.wire.times import time_from_wire
 
@@ -36,27 +36,27 @@ class FakeStore:
     def __init__(self, data: bytes = b"", blobs: int = 0) -> None:
         self.opened = FakeReader(data)
         self.blobs = blobs
-        self.updated: tuple[Info, Sequence[str]] | None = None
+        self.updated: tuple[BlobInfo, Sequence[str]] | None = None
         self.deleted: list[str] = []
 
     async def reader(self, digest: str) -> FakeReader:
         return self.opened
 
-    async def info(self, digest: str) -> Info:
-        return Info(digest=digest, size=3, created_at_ns=1, updated_at_ns=2, labels={"k": "v"})
+    async def info(self, digest: str) -> BlobInfo:
+        return BlobInfo(digest=digest, size=3, created_at_ns=1, updated_at_ns=2, labels={"k": "v"})
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: BlobInfo, paths: Sequence[str] = ()) -> BlobInfo:
         self.updated = (info, paths)
         return info
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[BlobInfo]:
         for number in range(self.blobs):
-            yield Info(digest=f"{number}", size=1, created_at_ns=0, updated_at_ns=0)
+            yield BlobInfo(digest=f"{number}", size=1, created_at_ns=0, updated_at_ns=0)
 
     async def delete(self, digest: str) -> None:
         self.deleted.append(digest)
 
-    async def status(self, ref: str) -> Status:
+    async def status(self, ref: str) -> IngestStatus:
         raise NotFound(f"reference {ref}")
 
 

@@ -19,7 +19,7 @@ from aiocontainerd.errors import (
     Unavailable,
     Unknown,
 )
-from aiocontainerd.interfaces.content import Info, Status
+from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.serve.content_write import write_stream
 from aiocontainerd.wire.times import time_from_wire
 
@@ -58,17 +58,19 @@ class FakeWriter:
             raise self.store.truncate_error
         self._data.clear()
 
-    async def status(self) -> Status:
-        return Status(ref=self.ref, offset=self.offset, total=99, started_at_ns=STARTED_NS, updated_at_ns=UPDATED_NS)
+    async def status(self) -> IngestStatus:
+        return IngestStatus(
+            ref=self.ref, offset=self.offset, total=99, started_at_ns=STARTED_NS, updated_at_ns=UPDATED_NS
+        )
 
-    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> Info:
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] | None = None) -> BlobInfo:
         if size and size != self.offset:
             raise FailedPrecondition(f'"{self.ref}" failed size validation: {self.offset} != {size}')
         data = bytes(self._data)
         self.store.blobs[digest_of(data)] = data
         self.committed = (size, expected, dict(labels or {}))
         del self.store.ingests[self.ref]
-        return Info(digest=digest_of(data), size=len(data), created_at_ns=1, updated_at_ns=1)
+        return BlobInfo(digest=digest_of(data), size=len(data), created_at_ns=1, updated_at_ns=1)
 
     async def close(self) -> None:
         self.closed = True
@@ -93,10 +95,10 @@ class FakeStore:
         self.writers.append(FakeWriter(self, ref))
         return self.writers[-1]
 
-    async def info(self, digest: str) -> Info:
+    async def info(self, digest: str) -> BlobInfo:
         if digest not in self.blobs:
             raise NotFound(f"content digest {digest}")
-        return Info(digest=digest, size=1, created_at_ns=1, updated_at_ns=1)
+        return BlobInfo(digest=digest, size=1, created_at_ns=1, updated_at_ns=1)
 
     async def abort(self, ref: str) -> None:
         self.aborted.append(ref)

@@ -19,7 +19,7 @@ from aiocontainerd.errors import (
     Unknown,
 )
 from aiocontainerd.interfaces.metadata import Collected, Container, Image, Lease, Namespace, Resource
-from aiocontainerd.interfaces.snapshotter import Info, Kind, Usage
+from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.serve.containers import ContainersGrpc
 from aiocontainerd.serve.images import ImagesGrpc
@@ -379,21 +379,21 @@ class Backend:
     async def remove(self, key: str) -> None:
         self.calls.append(("remove", key))
 
-    async def stat(self, key: str) -> Info:
-        return Info(kind=Kind.ACTIVE, name=key, parent="p", labels={"a": "b"}, created_at_ns=1, updated_at_ns=2)
+    async def stat(self, key: str) -> SnapshotInfo:
+        return SnapshotInfo(kind=Kind.ACTIVE, name=key, parent="p", labels={"a": "b"}, created_at_ns=1, updated_at_ns=2)
 
-    async def update(self, info: Info, paths: Sequence[str] = ()) -> Info:
+    async def update(self, info: SnapshotInfo, paths: Sequence[str] = ()) -> SnapshotInfo:
         self.calls.append(("update", info.name, info.labels, tuple(paths)))
         return await self.stat(info.name)
 
     async def usage(self, key: str) -> Usage:
         return Usage(5, 2)
 
-    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[SnapshotInfo]:
         if filters:
             raise InvalidArgument("filters: parse error")
         for number in range(self.count):
-            yield Info(kind=Kind.COMMITTED, name=str(number))
+            yield SnapshotInfo(kind=Kind.COMMITTED, name=str(number))
 
     async def cleanup(self) -> None:
         self.calls.append(("cleanup",))

@@ -16,7 +16,15 @@ from aiocontainerd_services.tasks import TasksService
 from aiocontainerd import api, context, typeurl
 from aiocontainerd.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, Unknown
 from aiocontainerd.interfaces.metadata import Container
-from aiocontainerd.interfaces.runtime import IO, CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, Status
+from aiocontainerd.interfaces.runtime import (
+    IO,
+    CreateOptions,
+    ExecOptions,
+    Exit,
+    ProcessInfo,
+    ProcessState,
+    ProcessStatus,
+)
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.rpc.binding import bind
 from aiocontainerd.serve.tasks import TasksGrpc
@@ -61,7 +69,7 @@ class FakeTask:
 
     async def state(self) -> ProcessState:
         self._called("state", self.id)
-        return ProcessState(id=self.id, pid=8, status=Status.RUNNING)
+        return ProcessState(id=self.id, pid=8, status=ProcessStatus.RUNNING)
 
     async def kill(self, signal: int, *, all_processes: bool = False) -> None:
         self._called("kill", self.id, signal, all_processes)
