@@ -61,9 +61,10 @@ async def run(
 async def _run(argv: Sequence[str], stdin: bytes, cwd: Path | None, env: Mapping[str, str] | None) -> Output:
     """Run a program with files in memory for its output. With pipes we would wait for whatever it leaves running."""
     with _memory_file(stdin) as given, _memory_file() as stdout, _memory_file() as stderr:
-        process = await anyio.open_process(
-            list(argv), stdin=given, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
-        )
+        with anyio.CancelScope(shield=True):  # a start that is cancelled half way leaves a process that nobody ends
+            process = await anyio.open_process(
+                list(argv), stdin=given, stdout=stdout, stderr=stderr, cwd=cwd, env=env, start_new_session=True
+            )
         try:
             status = await process.wait()
         finally:
