@@ -71,7 +71,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "oci": frozenset({"words", "sys"}),
     "interfaces": frozenset({"words", "oci", "sys"}),
     "guard": frozenset({"words", "interfaces"}),
-    "config": frozenset({"words"}),
+    "config": frozenset({"words", "interfaces"}),
     "scaffold": frozenset({"words"}),
     "host": frozenset({"words", "interfaces", "guard", "config", "oci", "scaffold"}),
     "api": frozenset({"words"}),
@@ -85,8 +85,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
 }
 """Room -> the rooms that its modules may name in an import, also inside of functions and for types.
 
-`serve` reads of `guard` and `rpc` what they count, for the Plugins service. `host` reads of `scaffold` what the
-reference page shows.
+`config` takes from `interfaces` the keys of the deadline classes. `serve` reads what `guard` and `rpc` count, for the
+Plugins service. `host` reads of `scaffold` what the reference page shows.
 """
 ABOVE = frozenset({"cli", "plugin", "testing"})
 """The programs and the suites stand above all rooms; `plugin` hands on names of many."""

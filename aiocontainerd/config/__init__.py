@@ -1,6 +1,7 @@
 """Read TOML of containerd's versions 1 to 4 into typed records that know where each value came from.
 
-Imports the words; it knows plugins only by what they tell it (`plugin`). Imported by `host`, `daemon` and `cli`.
+Imports the words and, for the deadline classes, `interfaces`; it knows plugins only by what they tell it (`plugin`).
+Imported by `host`, `daemon` and `cli`.
 
 load.py        `load(path)` -> `Config`: all of it together
 source.py      a TOML file as a tree, with the line of every key

@@ -20,8 +20,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
+from aiocontainerd.interfaces import rules
+
 PREFIX = "io.containerd.timeout."
-PLUGIN_TIMEOUTS = f"{PREFIX}plugin."
+PLUGIN_TIMEOUTS = rules.PREFIX
 """Beginning of the keys that may have a plugin's URI behind them."""
 UNDECLARED_S = 1.0
 """A key that nobody declared limits to one second, as in containerd (facts/runtime 9)."""
@@ -42,12 +44,10 @@ PLUGIN_INIT = Timeout(f"{PLUGIN_TIMEOUTS}init", "30s", "Starting a plugin.")
 PLUGIN_STOP = Timeout(
     f"{PLUGIN_TIMEOUTS}stop", "10s", "Stopping a plugin; a process of its own is killed after four fifths of it."
 )
-PLUGIN_QUICK = Timeout(f"{PLUGIN_TIMEOUTS}quick", "10s", "A call that a plugin answers from memory or an index.")
-PLUGIN_WORK = Timeout(f"{PLUGIN_TIMEOUTS}work", "2m0s", "A call that touches disks or other processes.")
-PLUGIN_LONG = Timeout(f"{PLUGIN_TIMEOUTS}long", "1h0m0s", "A call that moves whole layers.")
-PLUGIN_TASK = Timeout(
-    f"{PLUGIN_TIMEOUTS}task", "5m0s", "A call that asks a shim; never less than the `shim.*` limits together."
-)
+PLUGIN_QUICK = Timeout(rules.QUICK, "10s", "A call that a plugin answers from memory or an index.")
+PLUGIN_WORK = Timeout(rules.WORK, "2m0s", "A call that touches disks or other processes.")
+PLUGIN_LONG = Timeout(rules.LONG, "1h0m0s", "A call that moves whole layers.")
+PLUGIN_TASK = Timeout(rules.TASK, "5m0s", "A call that asks a shim; never less than the `shim.*` limits together.")
 PLUGIN_CONTENT = Timeout(
     f"{PLUGIN_TIMEOUTS}content", "1m0s", "A call to the daemon's content by a plugin in a process of its own."
 )
