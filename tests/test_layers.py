@@ -108,6 +108,40 @@ def rooms_imported(path: Path) -> Iterator[str]:
                 yield room_of(found)
 
 
+ONLY_IN: Mapping[str, tuple[str, ...]] = {
+    "aiofiles": ("distribution",),
+    "aiohttp": ("distribution", "testing"),
+    "blockbuster": ("testing",),
+    "click": ("cli",),
+    "grpclib": ("rpc",),
+    "h2": ("rpc",),
+    "hpack": ("rpc",),
+    "packaging": ("host",),
+    "pluggy": ("host",),
+    "pytest": ("testing",),
+    "re2": ("words",),
+    "rich": ("cli",),
+    "tomli_w": ("config",),
+    "zstandard": ("distribution", "testing"),
+}
+"""Package of somebody else -> the rooms that may import it; one that is not here may be imported anywhere."""
+
+
+@pytest.mark.parametrize("name", ONLY_IN)
+def test_a_package_is_imported_where_it_is_used_only(name: str) -> None:
+    rooms = {
+        room_of(path.relative_to(CORE).with_suffix("").parts)
+        for path in CORE_FILES
+        if name in map(package, imported(path))
+    }
+    assert rooms == set(ONLY_IN[name])
+
+
+def test_private_state_of_anyio_is_read_in_one_module() -> None:
+    readers = [str(path.relative_to(CORE)) for path in CORE_FILES if "anyio._backends" in imported(path)]
+    assert readers == ["guard/task_state.py"]
+
+
 def test_rooms_import_one_way() -> None:
     guilty = set()
     for path in CORE_FILES:
