@@ -83,7 +83,7 @@ def test_every_key_of_containerds_own_default_config_is_accepted(tmp_path: Path)
     registrations = discovery.all_registrations(reference.FIRST_PARTY)
     config.check_plugins(registrations)
     assert config.warnings == [
-        "[timeouts]: io.containerd.timeout.bolt.open, io.containerd.timeout.cri.defercleanup: has no effect here"
+        "[timeouts]: without effect here: io.containerd.timeout.bolt.open, io.containerd.timeout.cri.defercleanup"
     ]
 
 

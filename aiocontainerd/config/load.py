@@ -133,7 +133,7 @@ class Config:
         unknown = [key for key in self.settings.timeouts if not timeouts.is_declared(key, self._timeouts)]
         idle = [key for key in unknown if key in timeouts.STOCK_KEYS]
         if idle:
-            self.warnings.append(f"[timeouts]: {', '.join(idle)}: has no effect here")
+            self.warnings.append(f"[timeouts]: without effect here: {', '.join(idle)}")
         problems = []
         for key in unknown:
             if key not in timeouts.STOCK_KEYS:
