@@ -260,12 +260,14 @@ async def test_ctr_prints_events_as_they_come(served: Served) -> None:
     command = ["ctr", "--address", served.address, "events"]
     async with await anyio.open_process(command, stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        with anyio.fail_after(TIMEOUT_S):
-            while not served.bus.statistics()["subscriptions"]:  # noqa: ASYNC110 - another process subscribes
-                await anyio.sleep(0.005)
-            await served.ctr("namespaces", "create", "n1")
-            text = (await process.stdout.receive()).decode()
-        process.terminate()
+        try:
+            with anyio.fail_after(TIMEOUT_S):
+                while not served.bus.statistics()["subscriptions"]:  # noqa: ASYNC110 - another process subscribes
+                    await anyio.sleep(0.005)
+                await served.ctr("namespaces", "create", "n1")
+                text = (await process.stdout.receive()).decode()
+        finally:
+            process.terminate()  # what fails above must not leave the block waiting for ctr
     assert "n1 /namespaces/create" in text
 
 
