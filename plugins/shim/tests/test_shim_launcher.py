@@ -466,6 +466,22 @@ async def test_what_a_killed_probe_has_left_goes_with_the_next(short_path: Path)
 @pytest.mark.root
 @needs_runc
 @pytest.mark.anyio
+async def test_a_shim_has_left_its_address_when_it_answers_shutdown(node: Node) -> None:
+    first = await node.shim("c1", "true")
+    assert len(list(node.sockets.iterdir())) == 1
+    await call(first, "Shutdown", api.task_v3.ShutdownRequest(id="c1"))
+    assert list(node.sockets.iterdir()) == []
+    result = api.bootstrap.BootstrapResult.parse(await node.launcher.start(node.command("c1"), timeout_s=TIMEOUT_S))
+    second = await TtrpcClient.connect(result.address, timeout_s=TIMEOUT_S)
+    await first.wait_closed()
+    assert len(list(node.sockets.iterdir())) == 1  # the first shim's end has not taken it away
+    await call(second, "Shutdown", api.task_v3.ShutdownRequest(id="c1"))
+    await second.wait_closed()
+
+
+@pytest.mark.root
+@needs_runc
+@pytest.mark.anyio
 async def test_containers_of_a_group_share_a_shim(node: Node) -> None:
     first = await node.shim("pod", "sleep", "60")
     command = node.command("member")

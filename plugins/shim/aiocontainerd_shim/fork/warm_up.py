@@ -25,6 +25,7 @@ from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.cgroups import cgroup
 from aiocontainerd_shim.oci.choice import CONFIGURED_ENV
 from aiocontainerd_shim.program import bootstrap, serve
+from aiocontainerd_shim.program.own_socket import OwnSocket
 from aiocontainerd_shim.rest.awake import AlwaysAwake
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ async def _live_once(identity: bootstrap.Identity, path: str) -> None:
     listener = bootstrap.listen(path)
     assert listener is not None
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve.serve(AlwaysAwake(listener), identity))
+        tasks.create_task(serve.serve(AlwaysAwake(listener), identity, OwnSocket(listener)))
         async with await TtrpcClient.connect(path, timeout_s=_CALL_TIMEOUT_S) as client:
             for method, request in _life(identity):
                 await client.call(_TASK, method, request, timeout_s=_CALL_TIMEOUT_S)

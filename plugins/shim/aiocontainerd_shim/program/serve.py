@@ -22,6 +22,7 @@ from aiocontainerd.sys import prctl
 from aiocontainerd_shim.cgroups import placement
 from aiocontainerd_shim.children.reaper import Reaper
 from aiocontainerd_shim.program.bootstrap import set_oom_score_adj
+from aiocontainerd_shim.program.own_socket import OwnSocket
 from aiocontainerd_shim.rest.awake import AlwaysAwake
 from aiocontainerd_shim.rest.interface import Parts, Rest
 from aiocontainerd_shim.rest.resident import Resident
@@ -66,8 +67,8 @@ def become_resting_shim(listener: socket.socket, identity_of: Callable[[], Ident
     resting process executes costs memory as long as the shim lives.
     """
 
-    def rest() -> int:
-        return Resident(listener, lambda worker: _work(worker, identity_of())).run()
+    def rest(own: OwnSocket) -> int:
+        return Resident(listener, lambda worker: _work(worker, identity_of(), own)).run()
 
     def life() -> int:
         settle(place)
@@ -102,34 +103,34 @@ def settle(place: Place) -> None:
 def run(listener: socket.socket, identity: Identity) -> int:
     """Be the shim of `identity` in this process until it is shut down; return the exit status."""
 
-    def life() -> int:
-        return _run_loop(AlwaysAwake(listener), identity)
+    def life(own: OwnSocket) -> int:
+        return _run_loop(AlwaysAwake(listener), identity, own)
 
     return _listening(listener, str(identity.bundle), life, debug=identity.debug)
 
 
-def _listening(listener: socket.socket, bundle: str, life: Callable[[], int], *, debug: bool) -> int:
-    path = listener.getsockname()
+def _listening(listener: socket.socket, bundle: str, life: Callable[[OwnSocket], int], *, debug: bool) -> int:
+    own = OwnSocket(listener)
     prctl.set_child_subreaper()
     prctl.set_name(COMMAND_NAME)
     open_log(bundle, debug=debug)
     try:
-        return life()
+        return life(own)
     finally:
-        _remove_socket(path)
+        own.remove()
 
 
-def _work(rest: Rest, identity: Identity) -> None:
+def _work(rest: Rest, identity: Identity, own: OwnSocket) -> None:
     try:
-        _run_loop(rest, identity)
+        _run_loop(rest, identity, own)
     except Exception:  # the edge of the process
         log.exception("the shim failed")
         raise
 
 
-def _run_loop(rest: Rest, identity: Identity) -> int:
+def _run_loop(rest: Rest, identity: Identity, own: OwnSocket) -> int:
     """Drive a loop by hand: `asyncio.run` does more than a process needs that ends with its loop."""
-    asyncio.new_event_loop().run_until_complete(serve(rest, identity))
+    asyncio.new_event_loop().run_until_complete(serve(rest, identity, own))
     return 0
 
 
@@ -150,12 +151,17 @@ def open_log(bundle: str, *, debug: bool) -> None:
     _redirect_stderr(f"{bundle}/log")
 
 
-async def serve(rest: Rest, identity: Identity) -> None:
+async def serve(rest: Rest, identity: Identity, own: OwnSocket) -> None:
     """Serve the task API until Shutdown, SIGTERM or SIGINT, or until `rest` hands over and ends the process."""
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def shut_down() -> None:
+        own.remove()
+        ending.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
+        loop.add_signal_handler(number, shut_down)
     forwarder = Forwarder(identity.ttrpc_address, identity.namespace)
     publisher = Publisher(forwarder.send if identity.ttrpc_address else _discard, identity.namespace)
     reaper = Reaper()
@@ -163,7 +169,7 @@ async def serve(rest: Rest, identity: Identity) -> None:
     async with asyncio.TaskGroup() as tasks:
         background = Background(tasks)
         around = Surroundings(reaper, publisher.publish, background.start)
-        service = TaskService(identity.namespace, identity.env, around, shut_down=ending.set, shim_pid=rest.shim_pid)
+        service = TaskService(identity.namespace, identity.env, around, shut_down=shut_down, shim_pid=rest.shim_pid)
         server = TtrpcServer([service, TaskServiceV2(service)])
         helpers = [tasks.create_task(publisher.run())]
         await rest.begin(
@@ -200,10 +206,3 @@ def _redirect_stderr(fifo: str) -> None:
         return
     os.dup2(fd, 2)
     os.close(fd)
-
-
-def _remove_socket(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
