@@ -224,11 +224,6 @@ def is_layer(media_type: str) -> bool:
     return media_type.startswith((OCI_LAYER, DOCKER_LAYER, "application/vnd.oci.image.layer.nondistributable."))
 
 
-def is_foreign(media_type: str) -> bool:
-    """Return True for the media type of a layer that registries do not hold."""
-    return "nondistributable" in media_type or ".foreign." in media_type
-
-
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:
     """Return the chain id of each layer (OCI image specification, config.md: Layer ChainID)."""
     chain: list[str] = []

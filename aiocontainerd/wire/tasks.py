@@ -7,7 +7,6 @@ from typing import Protocol
 from aiocontainerd import api
 from aiocontainerd.interfaces.runtime import IO, Exit, ProcessInfo, ProcessState, ProcessStatus
 from aiocontainerd.interfaces.services import CreateTask, TaskMetrics
-from aiocontainerd.typeurl import Any
 from aiocontainerd.wire.anys import any_from_wire, any_to_wire
 from aiocontainerd.wire.descriptors import descriptor_from_wire
 from aiocontainerd.wire.mounts import mounts_from_wire
@@ -96,12 +95,6 @@ def process_info_from_wire(message: api.task_types.ProcessInfo) -> ProcessInfo:
 def process_info_to_wire(info: ProcessInfo) -> api.task_types.ProcessInfo:
     """Return the message of one process of a container."""
     return api.task_types.ProcessInfo(pid=info.pid, info=any_to_wire(info.info))
-
-
-def metrics_from_wire(message: api.types.Metric) -> TaskMetrics:
-    """Return the metrics of one task."""
-    data = any_from_wire(message.data) or Any("", b"")
-    return TaskMetrics(message.id, time_from_wire(message.timestamp), data)
 
 
 def metrics_to_wire(metrics: TaskMetrics) -> api.types.Metric:
