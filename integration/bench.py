@@ -31,7 +31,10 @@ from harness import Debians, Installed, Peer, docker_registry, peer, processes_o
 CONTAINERS = 20
 CREATES = 400
 SETTLE_S = 0.4
-NAMES = ("ready", "idle", "run", "exec", "many", "pull", "create1", "create8", "dispatch")
+CHURN_S, CHURN_RATE = 20.0, 70
+"""How long snapshots are prepared and removed, and how many a second."""
+OVERLAYS = "io.containerd.snapshotter.v1.overlayfs/snapshots"
+NAMES = ("ready", "idle", "run", "exec", "many", "pull", "remove", "churn", "create1", "create8", "dispatch")
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -185,6 +188,47 @@ def bench_pull(pair: Pair) -> list[Figure]:
     return [Figure("ctr images pull (fetch and unpack)", "ms", ours, theirs)]
 
 
+def bench_remove(pair: Pair) -> list[Figure]:
+    image = f"{pair.registry}/big:1"
+
+    def remove(daemon: Peer, _number: int) -> float:
+        daemon.ctr("images", "pull", "--plain-http", image, timeout_s=900)
+        return timed(lambda: daemon.ctr("images", "rm", "--sync", image, timeout_s=900))
+
+    ours, theirs = pair.alternate(remove)
+    return [Figure("ctr images rm --sync", "ms", ours, theirs)]
+
+
+def bench_churn(pair: Pair) -> list[Figure]:
+    def left(daemon: Peer) -> int:
+        anyio.run(churn, str(daemon.address), daemon.namespace)
+        return len(list((daemon.root / OVERLAYS).iterdir()))
+
+    ours, theirs = left(pair.ours), left(pair.theirs)
+    return [Figure(f"directories after {CHURN_RATE} prepares and removes/s", "", ours, theirs)]
+
+
+async def churn(address: str, namespace: str) -> None:
+    """Prepare and remove snapshots at a steady rate, each a second after it was made."""
+    service = "containerd.services.snapshots.v1.Snapshots"
+    async with GrpcClient(address) as client:
+
+        async def live(number: int) -> None:
+            await anyio.sleep(number / CHURN_RATE)
+            key = f"churn-{number}"
+            request = api.snapshots.PrepareSnapshotRequest(
+                snapshotter="overlayfs", key=key, labels={"containerd.io/gc.root": "now"}
+            )
+            await client.unary(service, "Prepare", request, namespace=namespace, timeout_s=60)
+            await anyio.sleep(1)
+            removal = api.snapshots.RemoveSnapshotRequest(snapshotter="overlayfs", key=key)
+            await client.unary(service, "Remove", removal, namespace=namespace, timeout_s=60)
+
+        async with anyio.create_task_group() as group:
+            for number in range(int(CHURN_S * CHURN_RATE)):
+                group.start_soon(live, number)
+
+
 def bench_create(pair: Pair, at_once: int) -> list[Figure]:
     def rate(daemon: Peer, number: int) -> float:
         return anyio.run(create_rate, str(daemon.address), daemon.namespace, at_once, number)
@@ -233,6 +277,8 @@ BENCHES: dict[str, Callable[[Pair], list[Figure]]] = {
     "exec": bench_exec,
     "many": bench_many,
     "pull": bench_pull,
+    "remove": bench_remove,
+    "churn": bench_churn,
     "create1": lambda pair: bench_create(pair, 1),
     "create8": lambda pair: bench_create(pair, 8),
     "dispatch": bench_dispatch,
@@ -261,7 +307,7 @@ def main() -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aio-bench-")))
         registry = stack.enter_context(docker_registry(directory))
         images = {"busybox:1": BuiltImage(layers=[busybox_layer()])}
-        if "pull" in chosen.only:
+        if {"pull", "remove"} & set(chosen.only):
             images["big:1"] = big_image(chosen.image_mb, chosen.files)
         for name, image in images.items():
             archive = directory / f"{name[:-2]}.tar"

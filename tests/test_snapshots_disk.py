@@ -64,6 +64,28 @@ async def test_a_directory_is_made_with_its_mode_whatever_the_umask(tmp_path: Pa
     assert (tmp_path / "dir").stat().st_mode & 0o7777 == 0o711
 
 
+async def test_a_large_tree_is_deleted_outside_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "large").mkdir()
+    for number in range(200):
+        (tmp_path / "large" / str(number)).touch()
+    monkeypatch.setattr(os, "unlink", None)
+    await remove_tree(tmp_path / "large")
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_large_tree_that_cannot_be_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree, programs = tmp_path / "tree", tmp_path / "bin"
+    tree.mkdir()
+    for number in range(200):
+        (tree / str(number)).touch()
+    programs.mkdir()
+    (programs / "rm").write_text("#!/bin/sh\necho Read-only file system >&2\nexit 1\n")
+    (programs / "rm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(OSError, match=r"tree cannot be removed: Read-only file system"):
+        await remove_tree(tree)
+
+
 async def test_a_tree_of_any_depth_is_removed(tmp_path: Path) -> None:
     top = tmp_path / "deep"
     top.mkdir()

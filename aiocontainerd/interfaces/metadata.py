@@ -8,9 +8,10 @@ resource) and returns the record as stored. Codes and texts of every failure are
 Events: the store publishes `/namespaces/*`, `/containers/*`, `/images/*`, `/content/*` and `/snapshot/*` after the
 commit. Events about a namespace are published in that namespace and tell the labels as the caller gave them.
 
-Garbage collection: `collect` marks from the roots over labels and built-in edges (facts/core 10) and sweeps what it did
-not reach, in batches outside any lock, re-checking each; then it asks every dirty backend to drop what no namespace
-knows. `on_mutation` tells a scheduler of every committed change.
+Garbage collection: `sweep` marks from the roots over labels and built-in edges (facts/core 10) and deletes the records
+that it did not reach, in batches outside any lock, re-checking each. `reclaim` then asks every dirty backend to drop
+what no namespace knows. Deleting files may take long, so the next sweep may run beside it. `on_mutation` tells a
+scheduler of every committed change.
 """
 
 from __future__ import annotations
@@ -83,10 +84,11 @@ class Resource(msgspec.Struct, frozen=True):
 
 
 class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """How many things a collection removed, by kind.
+    """How many records a sweep removed, by kind.
 
     Kinds are `content`, `images`, `ingests`, `leases`, `snapshots/<snapshotter>`.
-    `duration_s` is how long it worked, without the time in which it left the store to its callers.
+    `duration_s` is how long it worked, without the time in which it left the store to its callers. The removal of files
+    does not count, as in containerd: otherwise the pause until the next sweep would grow with the files.
     """
 
     removed: Mapping[str, int]
@@ -226,4 +228,16 @@ class MetadataStore(Protocol):
         ...
 
     @deadline(LONG)
-    async def collect(self) -> Collected: ...
+    async def sweep(self) -> Collected:
+        """Delete the records that nothing leads to."""
+        ...
+
+    @deadline(LONG)
+    async def reclaim(self) -> None:
+        """Delete from the backends what no namespace has. Return when all that was swept before the call is gone."""
+        ...
+
+    @deadline(LONG)
+    async def collect(self) -> Collected:
+        """Sweep and reclaim: one whole collection, for a caller without a schedule."""
+        ...

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,8 @@ from aiocontainerd.sys.mount import Mount
 
 log = logging.getLogger(__name__)
 
+DISCARDS_AT_ONCE = 4
+"""Layers whose files `cleanup` deletes at the same time."""
 DISCARD_TIMEOUT_S = 600.0
 """The longest time for which removing the files of a useless layer may hold up a cancelled call."""
 
@@ -200,17 +202,23 @@ class SnapshotterBase:
 
     async def cleanup(self) -> None:
         """Delete files that have no record. Continue after a failure and raise the last one."""
-        failure: OSError | None = None
-        stored = await self.stored()
-        for name in stored:
-            if name in self._tree or name in self._in_flight:
-                continue
-            try:
-                await self._discard(name)
-            except OSError as error:
-                failure = error
-        if failure is not None:
-            raise failure
+        failures: list[Exception] = []
+
+        async def discard(names: Iterator[str]) -> None:
+            for name in names:
+                if name in self._tree or name in self._in_flight:
+                    continue
+                try:
+                    await self._discard(name)
+                except Exception as error:  # noqa: BLE001 - a layer's failure must not keep the files of others
+                    failures.append(error)
+
+        names = iter(await self.stored())
+        async with anyio.create_task_group() as group:
+            for _ in range(DISCARDS_AT_ONCE):
+                group.start_soon(discard, names)
+        if failures:
+            raise failures[-1]
 
     # Helpers.
 

@@ -11,6 +11,8 @@ import anyio.to_thread
 from aiocontainerd.interfaces.snapshotter import Usage
 
 _BLOCK_BYTES = 512
+_SMALL_ENTRIES = 64
+"""A tree of so many entries is deleted in 1 to 2 ms, about what starting `rm` takes (measured on ext4)."""
 
 
 async def make_directory(path: str, mode: int) -> None:
@@ -77,10 +79,12 @@ async def remove_tree(path: str | os.PathLike[str]) -> None:
 
 
 def _remove(path: str) -> None:
+    """Delete a small tree in this thread. Leave a larger one to `rm`, which keeps no lock from the event loop."""
     try:
-        shutil.rmtree(path)
-    except RecursionError:
-        _remove_deep(path)
+        if _is_small(path):
+            shutil.rmtree(path)
+        else:
+            _remove_by_program(path)
     except FileNotFoundError:
         if os.path.lexists(path):
             raise
@@ -88,8 +92,21 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _remove_deep(path: str) -> None:
-    """Delete a tree that is deeper than Python can recurse, as an image may hold."""
-    done = subprocess.run(["rm", "-rf", "--", path], capture_output=True, text=True)
+def _is_small(path: str) -> bool:
+    """Return whether deleting the tree takes less than starting a program does. Raises what `os.scandir` raises."""
+    pending, entries = [path], 0
+    while pending:
+        with os.scandir(pending.pop()) as found:
+            for entry in found:
+                entries += 1
+                if entries > _SMALL_ENTRIES:
+                    return False
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+    return True
+
+
+def _remove_by_program(path: str) -> None:
+    done = subprocess.run(["rm", "-rf", "--one-file-system", "--", path], capture_output=True, text=True)
     if done.returncode:
         raise OSError(f"{path} cannot be removed: {done.stderr.strip()}")

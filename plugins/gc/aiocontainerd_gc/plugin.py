@@ -34,7 +34,8 @@ async def init(context: InitContext[Config]) -> object:
         delay_s=durations.parse(config.schedule_delay),
     )
     metadata = context.get_single(kinds.METADATA)
-    scheduler = Scheduler(metadata.collect, thresholds, startup_delay_s=durations.parse(config.startup_delay))
+    startup_delay_s = durations.parse(config.startup_delay)
+    scheduler = Scheduler(metadata.sweep, metadata.reclaim, thresholds, startup_delay_s=startup_delay_s)
     context.exports.update(
         PauseThreshold=f"{config.pause_threshold:g}",
         DeletionThreshold=str(config.deletion_threshold),

@@ -1,13 +1,14 @@
 """Sleep until something changes, and collect when that is due.
 
-While nothing changes, nothing runs: after a collection no timer starts before the next change is committed.
+While nothing changes, nothing runs: after a collection no timer starts before the next change is committed. Files are
+deleted by a task of their own, so that the next sweep of records does not wait for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 import msgspec
@@ -19,9 +20,11 @@ from aiocontainerd_gc.plan import Changes, Thresholds
 
 log = logging.getLogger(__name__)
 
+Waiter = asyncio.Future[Collected]
+
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters since the start, and what happened since the last collection."""
+    """Counters since the start, and what happened since the last sweep of records."""
 
     collections: int
     failures: int
@@ -35,13 +38,20 @@ class Scheduler:
     """See `aiocontainerd.interfaces.gc.GCScheduler`. `note` is for `MetadataStore.on_mutation`, `run` for a task."""
 
     def __init__(
-        self, collect: Callable[[], Awaitable[Collected]], thresholds: Thresholds, *, startup_delay_s: float = 0.0
+        self,
+        sweep: Callable[[], Awaitable[Collected]],
+        reclaim: Callable[[], Awaitable[None]],
+        thresholds: Thresholds,
+        *,
+        startup_delay_s: float = 0.0,
     ) -> None:
-        self._collect = collect
+        self._sweep, self._reclaim = sweep, reclaim
         self._thresholds = msgspec.structs.replace(thresholds, pause=plan.clamped_pause(thresholds.pause))
         self._startup_delay_s = startup_delay_s
         self._changes = Changes()
-        self._waiters: list[asyncio.Future[Collected]] = []
+        self._waiters: list[Waiter] = []
+        self._swept: list[tuple[Collected, list[Waiter]]] = []
+        self._unreclaimed = anyio.Event()
         self._due, self._hurry = anyio.Event(), anyio.Event()
         self._interval_s = plan.FIRST_INTERVAL_S
         self._spent_s = 0.0
@@ -58,7 +68,7 @@ class Scheduler:
             failures=self._failures,
             mutations=self._changes.mutations,
             deletions=self._changes.deletions,
-            waiting=len(self._waiters),
+            waiting=sum(not waiter.done() for waiter in self._all_waiters()),
             average_s=self._spent_s / max(self._collections, 1),
         )
 
@@ -77,29 +87,27 @@ class Scheduler:
         """
         if self._stopped:
             raise Unknown("gc failed")
-        waiter: asyncio.Future[Collected] = asyncio.get_running_loop().create_future()
+        waiter: Waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._due.set()
         self._hurry.set()
-        try:
-            return await waiter
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+        return await waiter
 
     async def run(self) -> None:
         """Collect once after the start-up delay, then whenever due, until cancelled."""
         try:
-            await self._sleep_unless_hurried(self._startup_delay_s)
-            await self._collect_once()
-            while True:
-                await self._due.wait()
-                await self._sleep_unless_hurried(self._interval_s)
-                await self._collect_once()
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._run_reclaims)
+                await self._sleep_unless_hurried(self._startup_delay_s)
+                await self._sweep_once()
+                while True:
+                    await self._due.wait()
+                    await self._sleep_unless_hurried(self._interval_s)
+                    await self._sweep_once()
         finally:
             self._stopped = True
-            waiters, self._waiters = self._waiters, []
-            _settle(waiters, Unknown("gc failed"))
+            _settle(self._all_waiters(), Unknown("gc failed"))
+            self._waiters, self._swept = [], []
 
     async def _sleep_unless_hurried(self, seconds: float) -> None:
         """Sleep. A waiting call, or enough deletions, shorten the sleep to the schedule delay."""
@@ -107,12 +115,12 @@ class Scheduler:
             await self._hurry.wait()
             await anyio.sleep(self._thresholds.delay_s)
 
-    async def _collect_once(self) -> None:
+    async def _sweep_once(self) -> None:
         waiters, self._waiters = self._waiters, []
         changes, self._changes = self._changes, Changes()
         self._due, self._hurry = anyio.Event(), anyio.Event()
         try:
-            collected = await self._collect()
+            collected = await self._sweep()
         except Exception:
             log.exception("garbage collection failed, will try again")
             self._failed(changes)
@@ -122,7 +130,31 @@ class Scheduler:
             raise
         else:
             self._succeeded(collected)
-            _settle(waiters, collected)
+            self._swept.append((collected, waiters))
+            self._unreclaimed.set()
+
+    async def _run_reclaims(self) -> None:
+        """Delete the files of every sweep, as soon as those of the sweeps before it are gone. Then answer who waits."""
+        while True:
+            await self._unreclaimed.wait()
+            self._unreclaimed = anyio.Event()
+            sweeps = len(self._swept)
+            outcome = await self._reclaim_now()
+            for collected, waiters in self._swept[:sweeps]:
+                _settle(waiters, outcome or collected)
+            del self._swept[:sweeps]
+
+    async def _reclaim_now(self) -> Unknown | None:
+        try:
+            await self._reclaim()
+        except Exception:
+            log.exception("deleting the files of collected garbage failed, will try again")
+            self._failures += 1
+            return Unknown("gc failed")
+        return None
+
+    def _all_waiters(self) -> list[Waiter]:
+        return [*self._waiters, *(waiter for _, waiters in self._swept for waiter in waiters)]
 
     def _failed(self, changes: Changes) -> None:
         """Count a failure. The changes stay to be collected."""
@@ -139,7 +171,7 @@ class Scheduler:
             log.info("garbage collected in %.3fs: %s", collected.duration_s, dict(collected.removed))
 
 
-def _settle(waiters: list[asyncio.Future[Collected]], outcome: Collected | Unknown) -> None:
+def _settle(waiters: Iterable[Waiter], outcome: Collected | Unknown) -> None:
     for waiter in waiters:
         if waiter.done():
             continue

@@ -21,16 +21,21 @@ NEVER_S = 1000.0
 
 
 class Collector:
-    """Counts collections; `during` runs in each."""
+    """Counts sweeps and reclaims; `during` runs in each sweep, `reclaiming` in each reclaim."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.reclaims = 0
         self.during: Callable[[], Awaitable[object]] = anyio.lowlevel.checkpoint
+        self.reclaiming: Callable[[], Awaitable[object]] = anyio.lowlevel.checkpoint
 
-    async def collect(self) -> Collected:
+    async def sweep(self) -> Collected:
         self.count += 1
         await self.during()
         return Collected(removed={"content": self.count}, duration_s=0.0)
+
+    async def reclaim(self) -> None:
+        self.reclaims += 1
+        await self.reclaiming()
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def running(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Running:
 
     @asynccontextmanager
     async def run(thresholds: Thresholds, startup_delay_s: float = 0.0) -> AsyncIterator[Scheduler]:
-        scheduler = Scheduler(collector.collect, thresholds, startup_delay_s=startup_delay_s)
+        scheduler = Scheduler(collector.sweep, collector.reclaim, thresholds, startup_delay_s=startup_delay_s)
         async with anyio.create_task_group() as group:
             group.start_soon(scheduler.run)
             yield scheduler
@@ -164,6 +169,52 @@ async def test_failure_is_told_as_gc_failed_and_tried_again(collector: Collector
             await scheduler.schedule_and_wait()
         assert scheduler.statistics().failures == 1
         await until(lambda: collector.count == 3)
+
+
+async def test_sweeps_go_on_while_files_are_deleted(collector: Collector, running: Running) -> None:
+    deleted = anyio.Event()
+    collector.reclaiming = deleted.wait
+    async with running(DEFAULTS) as scheduler:
+        await until(lambda: collector.reclaims == 1)
+        scheduler.note(True)
+        await until(lambda: collector.count == 2)
+        assert collector.reclaims == 1
+        deleted.set()
+        await until(lambda: collector.reclaims == 2)
+
+
+async def test_request_waits_until_the_files_are_deleted(collector: Collector, running: Running) -> None:
+    deleted, answered = anyio.Event(), anyio.Event()
+    async with running(DEFAULTS) as scheduler:
+        await until(lambda: collector.reclaims == 1)
+        collector.reclaiming = deleted.wait
+
+        async def ask() -> None:
+            await scheduler.schedule_and_wait()
+            answered.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await until(lambda: collector.reclaims == 2)
+            assert (answered.is_set(), scheduler.statistics().waiting) == (False, 1)
+            deleted.set()
+        assert answered.is_set()
+
+
+async def test_files_that_cannot_be_deleted_fail_who_waits_and_nothing_else(
+    collector: Collector, running: Running
+) -> None:
+    async def fail() -> None:
+        if collector.reclaims == 2:
+            raise OSError("disk")
+
+    collector.reclaiming = fail
+    async with running(DEFAULTS) as scheduler:
+        await until(lambda: collector.reclaims == 1)
+        with pytest.raises(Unknown, match=r"\Agc failed\Z"):
+            await scheduler.schedule_and_wait()
+        await scheduler.schedule_and_wait()
+        assert scheduler.statistics().failures == 1
 
 
 async def test_request_to_a_scheduler_that_stops_fails(collector: Collector, running: Running) -> None:

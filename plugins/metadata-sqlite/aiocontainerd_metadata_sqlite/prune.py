@@ -19,6 +19,8 @@ from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
 log = logging.getLogger(__name__)
 
 _BATCH = 200
+_REMOVALS_AT_ONCE = 16
+"""Removals that a backend is asked for at once; a backend with group commit then commits them together."""
 
 
 async def prune_content(engine: Engine, content: NamespacedContent, limit_s: float) -> None:
@@ -47,23 +49,38 @@ async def prune_snapshots(engine: Engine, snapshotter: NamespacedSnapshotter, li
         parents = {info.name: info.parent async for info in backend.walk()}
     busy = frozenset(snapshotter.in_progress)
     known = await engine.read(lambda db: snapshot_rows.known_names(db, snapshotter.name))
-    complete = True
-    for key in doomed(parents, known, busy):
-        await anyio.lowlevel.checkpoint()  # a backend that answers at once must not keep others from the loop
-        try:
-            with anyio.fail_after(limit_s):
-                await backend.remove(key)
-        except NotFound:
-            continue
-        except FailedPrecondition as held:
-            log.info("snapshotter %s keeps snapshot %s for now: %s", snapshotter.name, key, held)
-            complete = False
+    kept: list[str] = []
+
+    async def remove(keys: Iterator[str]) -> None:
+        for key in keys:
+            await anyio.lowlevel.checkpoint()  # a backend that answers at once must not keep others from the loop
+            if not await _removed(snapshotter, key, limit_s):
+                kept.append(key)
+
+    for wave in doomed(parents, known, busy):
+        keys = iter(wave)
+        async with anyio.create_task_group() as group:
+            for _ in range(min(_REMOVALS_AT_ONCE, len(wave))):
+                group.start_soon(remove, keys)
     await _clean_up(snapshotter, limit_s)
-    return complete
+    return not kept
 
 
-def doomed(parents: Mapping[str, str], known: Mapping[str, int], busy: Collection[str]) -> list[str]:
-    """Return the backend snapshots to remove, children before their parents. Pure.
+async def _removed(snapshotter: NamespacedSnapshotter, key: str, limit_s: float) -> bool:
+    """Remove a snapshot from the backend. Return False if the backend has to keep it for now."""
+    try:
+        with anyio.fail_after(limit_s):
+            await snapshotter.backend.remove(key)
+    except NotFound:
+        return True
+    except FailedPrecondition as held:
+        log.info("snapshotter %s keeps snapshot %s for now: %s", snapshotter.name, key, held)
+        return False
+    return True
+
+
+def doomed(parents: Mapping[str, str], known: Mapping[str, int], busy: Collection[str]) -> list[list[str]]:
+    """Return the backend snapshots to remove, in waves: children are in an earlier wave than their parents. Pure.
 
     `parents` has every snapshot of the backend, `known` the numbers of the records. A record whose own snapshot is
     missing, while another snapshot has its number, is a commit that was cut short. That snapshot stays as long as the
@@ -72,20 +89,13 @@ def doomed(parents: Mapping[str, str], known: Mapping[str, int], busy: Collectio
     waiting = {(_namespace(name), number) for name, number in known.items() if name not in parents}
     garbage = {name for name in parents if name not in known and name not in busy and _numbered(name) not in waiting}
     children: dict[str, list[str]] = {}
-    for name in sorted(parents):
+    for name in sorted(garbage):
         children.setdefault(parents[name], []).append(name)
-    tops = sorted(name for name in garbage if parents[name] not in garbage)
-    return [name for top in tops for name in _children_first(top, children) if name in garbage]
-
-
-def _children_first(top: str, children: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Return `top` and everything below it, each after its children. Chains may be longer than the call stack."""
-    order, stack = [], [top]
-    while stack:
-        name = stack.pop()
-        order.append(name)
-        stack.extend(children.get(name, ()))
-    return reversed(order)
+    waves, wave = [], sorted(name for name in garbage if parents[name] not in garbage)
+    while wave:
+        waves.append(wave)
+        wave = [child for name in wave for child in children.get(name, ())]
+    return waves[::-1]
 
 
 def _namespace(backend_key: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class SqliteMetadataStore:
         self._snapshotters = {
             name: NamespacedSnapshotter(self._session, name, backend) for name, backend in snapshotters.items()
         }
+        self._pruning: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._session.dirty.update((CONTENT, *(SNAPSHOTS + name for name in snapshotters)))
 
     def __repr__(self) -> str:
@@ -117,17 +119,23 @@ class SqliteMetadataStore:
         """Call `callback(deletion)` after every committed change that a client made; collections do not count."""
         self._session.on_mutation(callback)
 
-    async def collect(self) -> Collected:
-        """Sweep records, then delete from every dirty backend what no namespace has.
-
-        Raise what the database raises. A backend that fails is logged and stays dirty.
-        """
+    async def sweep(self) -> Collected:
+        """Delete the records that nothing leads to. Raise what the database raises."""
         started, rested_s = time.monotonic(), self._sweeper.rested_s
         removed = await self._sweeper.run(self._swept)
-        async with anyio.create_task_group() as group:
-            for resource_type in sorted(self._session.dirty):
-                group.start_soon(self._prune, resource_type)
         return Collected(removed=removed, duration_s=time.monotonic() - started - (self._sweeper.rested_s - rested_s))
+
+    async def reclaim(self) -> None:
+        """Delete from every dirty backend what no namespace has. A backend that fails is logged and stays dirty."""
+        async with anyio.create_task_group() as group:
+            for resource_type in sorted({CONTENT, *(SNAPSHOTS + name for name in self._snapshotters)}):
+                group.start_soon(self._prune, resource_type)
+
+    async def collect(self) -> Collected:
+        """Sweep and reclaim."""
+        collected = await self.sweep()
+        await self.reclaim()
+        return collected
 
     def _swept(self, batch: Sequence[Swept]) -> None:
         for record in batch:
@@ -141,7 +149,12 @@ class SqliteMetadataStore:
                 snapshots.publish_removed(self._session, name, record.key, record.namespace)
 
     async def _prune(self, resource_type: str) -> None:
-        """Prune one backend. It stays dirty if that fails, or if it becomes dirty again meanwhile."""
+        """Prune one backend if it is dirty. It stays dirty if that fails, or if it becomes dirty again meanwhile."""
+        async with self._pruning[resource_type]:
+            if resource_type in self._session.dirty:
+                await self._prune_dirty(resource_type)
+
+    async def _prune_dirty(self, resource_type: str) -> None:
         self._session.dirty.discard(resource_type)
         complete = False
         try:

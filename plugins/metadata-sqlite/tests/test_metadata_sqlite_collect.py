@@ -228,7 +228,55 @@ def test_plan_of_a_prune_is_child_first_and_spares_known_busy_and_interrupted() 
         "made-up": "",
     }
     known = {"n/4/known": 4, "n/6/active": 6}
-    assert doomed(parents, known, {"n/5/busy"}) == ["made-up", "n/3/top", "n/2/mid", "n/1/base"]
+    assert doomed(parents, known, {"n/5/busy"}) == [["n/3/top"], ["n/2/mid"], ["made-up", "n/1/base"]]
+
+
+async def test_sweep_does_not_wait_for_the_deletion_of_files(
+    metadata: SqliteMetadataStore, layers: FakeSnapshotter
+) -> None:
+    removing, go_on = anyio.Event(), anyio.Event()
+
+    async def hold(call: str, name: str) -> None:
+        if call == "remove":
+            removing.set()
+            await go_on.wait()
+
+    await metadata.snapshotter("fake").prepare("a")
+    await metadata.sweep()
+    layers.before = hold
+    async with anyio.create_task_group() as group:
+        group.start_soon(metadata.reclaim)
+        await removing.wait()
+        await metadata.snapshotter("fake").prepare("b")
+        assert (await metadata.sweep()).removed == {LAYERS: 1}
+        go_on.set()
+    await metadata.reclaim()
+    assert layers.infos == {}
+
+
+async def test_reclaims_of_one_backend_wait_for_each_other(
+    metadata: SqliteMetadataStore, layers: FakeSnapshotter
+) -> None:
+    removing, go_on, removals = anyio.Event(), anyio.Event(), 0
+
+    async def hold(call: str, name: str) -> None:
+        nonlocal removals
+        if call == "remove":
+            removals += 1
+            removing.set()
+            await go_on.wait()
+
+    await metadata.snapshotter("fake").prepare("a")
+    await metadata.sweep()
+    layers.before = hold
+    async with anyio.create_task_group() as group:
+        group.start_soon(metadata.reclaim)
+        await removing.wait()
+        group.start_soon(metadata.reclaim)
+        await anyio.wait_all_tasks_blocked()
+        assert len(layers.infos) == 1
+        go_on.set()
+    assert (layers.infos, removals) == ({}, 1)
 
 
 async def test_failing_backend_stays_dirty_and_harms_no_other(
