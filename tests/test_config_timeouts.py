@@ -228,7 +228,8 @@ class Launcher:
 ELSEWHERE = {
     one.key
     for one in (
-        timeouts.NOTIFY, timeouts.SERVER_STOP, timeouts.PLUGIN_CONTENT, timeouts.PLUGIN_CONNECT, timeouts.PLUGIN_RETRY,
+        timeouts.NOTIFY, timeouts.SERVER_STOP, timeouts.PLUGIN_CONTENT, timeouts.PLUGIN_CONNECT, timeouts.PLUGIN_HANG,
+        timeouts.PLUGIN_RETRY,
     )
 }  # fmt: skip
 """Read around the plugins: tests of `daemon/run`, `cli/plugin/serve` and the package of proxies see them act."""

@@ -18,11 +18,13 @@ import pytest
 from aiocontainerd.sys import systemd
 
 PROBE = """
-import asyncio, os, signal, socket, sys, tempfile
+import asyncio, os, signal, socket, sys, tempfile, time
 import anyio
 from aiocontainerd.plugin import Registration, hookimpl, kinds
 
 async def init(context):
+    if os.environ.get("HANG") == "init":
+        time.sleep(3)
     generated = sorted(m for m in sys.modules if m.startswith("aiocontainerd.api.gen."))
     with open(os.environ["PROBE"], "w") as out:
         print("sigpipe", signal.getsignal(signal.SIGPIPE).name, file=out)
@@ -42,6 +44,8 @@ async def wait(context):
             refused = client.connect_ex(context.daemon.grpc_address)
         with open(os.environ["PROBE"], "a") as out:
             print("ready", refused, file=out)
+        while os.environ.get("HANG") == "block" and not os.path.exists(os.environ["PROBE"] + ".released"):
+            time.sleep(0.05)
 
 class Server:
     address = "nowhere"
@@ -301,5 +305,43 @@ def test_an_oom_score_out_of_range_is_told(tmp_path: Path) -> None:
         assert process.wait() == 1
         assert "containerd: oom_score = 5000 cannot be set (-1000 to 1000)" in process.log.read_text()
         assert "Traceback" not in process.log.read_text()
+    finally:
+        process.end()
+
+
+def test_a_client_is_told_who_blocks_the_event_loop(tmp_path: Path) -> None:
+    process = Process(tmp_path, hang="block")
+    finding = tmp_path / "c.sock.blocked"
+    try:
+        process.logged("blocks the event loop")
+        until = time.monotonic() + WAIT_S
+        while not finding.exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        line = next(n for n, text in enumerate(PROBE.splitlines(), 1) if "time.sleep(0.05)" in text)
+        for command in (["explain", "probe"], ["health"], ["ls"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "aiocontainerd.cli.actr.main", "-a", tmp_path / "c.sock", "plugins", *command],
+                capture_output=True, text=True, timeout=WAIT_S,
+            )  # fmt: skip
+            assert done.returncode == 1
+            assert done.stderr == (
+                f"actr: the daemon at {tmp_path}/c.sock does not answer: plugin io.containerd.internal.v1.probe blocks "
+                f"the event loop at {tmp_path}/acme_probe.py:{line}\n"
+            )
+        (tmp_path / "probe.released").touch()
+        until = time.monotonic() + WAIT_S
+        while finding.exists():
+            assert time.monotonic() < until, "the finding stays"
+            time.sleep(0.01)
+    finally:
+        process.end()
+
+
+def test_a_plugin_that_blocks_its_start_is_named(tmp_path: Path) -> None:
+    process = Process(tmp_path, hang="init")
+    try:
+        line = next(n for n, text in enumerate(PROBE.splitlines(), 1) if "time.sleep(3)" in text)
+        process.logged(f"blocks the event loop at {tmp_path}/acme_probe.py:{line} ")
     finally:
         process.end()

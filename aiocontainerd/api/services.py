@@ -6,6 +6,7 @@ SERVICES: dict[str, dict[str, tuple[str, str, bool, bool]]] = {
         "Explain": ("aiocontainerd.plugins.v1.ExplainRequest", "aiocontainerd.plugins.v1.ExplainResponse", False, False),
         "ListHealth": ("aiocontainerd.plugins.v1.ListHealthRequest", "aiocontainerd.plugins.v1.ListHealthResponse", False, False),
         "Reload": ("aiocontainerd.plugins.v1.ReloadRequest", "aiocontainerd.plugins.v1.ReloadResponse", False, False),
+        "Restart": ("aiocontainerd.plugins.v1.RestartRequest", "aiocontainerd.plugins.v1.RestartResponse", False, False),
     },
     "containerd.runtime.sandbox.v1.Sandbox": {
         "CreateSandbox": ("containerd.runtime.sandbox.v1.CreateSandboxRequest", "containerd.runtime.sandbox.v1.CreateSandboxResponse", False, False),

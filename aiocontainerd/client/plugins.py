@@ -32,3 +32,15 @@ class Plugins:
         p = api.plugins
         answer = await self._connection.call(self.SERVICE, "Reload", p.ReloadRequest(), p.ReloadResponse)
         return answer.changes
+
+    async def restart(self, plugin: str) -> int:
+        """Restart the process of an isolated plugin, by URI or id; return the new process's id.
+
+        Raises NotFound, FailedPrecondition for a plugin without a process of its own, Unavailable where it does not
+        serve.
+        """
+        p = api.plugins
+        answer = await self._connection.call(
+            self.SERVICE, "Restart", p.RestartRequest(plugin=plugin), p.RestartResponse, unlimited=True
+        )
+        return answer.pid

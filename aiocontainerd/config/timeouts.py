@@ -54,6 +54,11 @@ PLUGIN_CONTENT = Timeout(
 PLUGIN_CONNECT = Timeout(
     f"{PLUGIN_TIMEOUTS}connect", "5s", "Connecting to a plugin behind a socket, and each question of what it can do."
 )
+PLUGIN_HANG = Timeout(
+    f"{PLUGIN_TIMEOUTS}hang",
+    "30s",
+    "A plugin's own process that answers nothing for this long is killed and started again; no limit leaves it.",
+)
 PLUGIN_RETRY = Timeout(
     f"{PLUGIN_TIMEOUTS}retry",
     "1m0s",
@@ -63,8 +68,8 @@ SERVER_STOP = Timeout(f"{PREFIX}server.stop", "5s", "What calls in flight have t
 NOTIFY = Timeout(f"{PREFIX}notify", "5s", "Telling the service manager that the daemon serves, or stops.")
 
 CORE = (
-    NOTIFY, PLUGIN_CONNECT, PLUGIN_CONTENT, PLUGIN_INIT, PLUGIN_LONG, PLUGIN_QUICK, PLUGIN_RETRY, PLUGIN_STOP,
-    PLUGIN_TASK, PLUGIN_WORK, SERVER_STOP,
+    NOTIFY, PLUGIN_CONNECT, PLUGIN_CONTENT, PLUGIN_HANG, PLUGIN_INIT, PLUGIN_LONG, PLUGIN_QUICK, PLUGIN_RETRY,
+    PLUGIN_STOP, PLUGIN_TASK, PLUGIN_WORK, SERVER_STOP,
 )  # fmt: skip
 """What the daemon itself reads."""
 

@@ -11,9 +11,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from typing import Self
 
 import anyio
 import anyio.to_thread
@@ -27,7 +28,7 @@ from aiocontainerd.daemon.outcomes import log_outcomes
 from aiocontainerd.daemon.reload import Reloader
 from aiocontainerd.daemon.wanted import plan_of
 from aiocontainerd.guard.health import Block
-from aiocontainerd.guard.watchdog import Watchdog
+from aiocontainerd.guard.watchdog import Watchdog, finding_of
 from aiocontainerd.host import conformance, discovery
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.placement import Placement
@@ -38,6 +39,8 @@ from aiocontainerd.sys import systemd
 
 log = logging.getLogger(__name__)
 
+STARTING_BLOCK_S = 2.0
+"""How long a plugin blocks the event loop, while it starts or stops, before the watchdog names it."""
 EXPECTED_ERRORS = (StartError, ConfigError, PluginError, lock.RootLockedError)
 """What `run` raises for reasons that an operator can mend. They are printed as one line, without a traceback."""
 
@@ -78,18 +81,20 @@ async def _serve(
     async with anyio.create_task_group() as everything:
         everything.start_soon(signals.handle, stop, registry, reloader, everything, name="signals")
         required = config.settings.required_plugins
-        async with registry.run(
-            daemon, reloader.config_of, required, last_resort=_end_process, check=conformance.check
+        async with (
+            _Watch(registry, config, daemon.grpc_address) as watch,
+            registry.run(daemon, reloader.config_of, required, last_resort=_end_process, check=conformance.check),
         ):
             log_outcomes(registry)
             await serving.start_servers(registry)
+            await watch.closely()
             registry.serves()
             await service_manager.tell(systemd.READY, daemon.timeout_s(NOTIFY.key))
             log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
             await anyio.to_thread.run_sync(_load_messages)
             when_serving()
-            async with _watchdog(registry, config):
-                await stop.wait()
+            await stop.wait()
+            await watch.loosely()
             await service_manager.tell(systemd.STOPPING, daemon.timeout_s(NOTIFY.key))
             await serving.stop_servers(registry, daemon.timeout_s(SERVER_STOP.key) or math.inf)
         everything.cancel_scope.cancel()
@@ -154,21 +159,39 @@ def _load_messages() -> None:
     api.event_types.SnapshotRemove()
 
 
-@asynccontextmanager
-async def _watchdog(registry: Registry, config: Config) -> AsyncIterator[None]:
-    """Watch the event loop while the daemon serves. Starting and stopping plugins have deadlines of their own."""
+class _Watch:
+    """The watchdog of the event loop: loosely while plugins start and stop, closely while the daemon serves."""
 
-    def note(block: Block) -> None:
-        health = registry.health(block.plugin)
+    def __init__(self, registry: Registry, config: Config, address: str) -> None:
+        self._registry = registry
+        self._threshold_s = durations.parse(config.settings.debug.block_threshold)
+        self._finding = finding_of(address)
+        self._watchdog = Watchdog(0.0, registry.owners, self._note)
+
+    async def closely(self) -> None:
+        """Name what blocks the loop for `block_threshold`."""
+        await self._begin(self._threshold_s)
+
+    async def loosely(self) -> None:
+        """Name what blocks the loop so long that an operator wonders: starts import modules, which takes its time."""
+        await self._begin(max(self._threshold_s, STARTING_BLOCK_S) if self._threshold_s else 0.0)
+
+    async def _begin(self, threshold_s: float) -> None:
+        await self._watchdog.stop()
+        self._watchdog = Watchdog(threshold_s, self._registry.owners, self._note, self._finding)
+        await self._watchdog.start()
+
+    def _note(self, block: Block) -> None:
+        health = self._registry.health(block.plugin)
         if health is not None:
             health.note_block(block)
 
-    watchdog = Watchdog(durations.parse(config.settings.debug.block_threshold), registry.owners, note)
-    await watchdog.start()
-    try:
-        yield
-    finally:
-        await watchdog.stop()
+    async def __aenter__(self) -> Self:
+        await self.loosely()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self._watchdog.stop()
 
 
 def _root_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

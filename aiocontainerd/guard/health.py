@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -198,6 +198,16 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class Condition(msgspec.Struct, frozen=True):
+    """What a plugin is now, in one word, and why. A loaded one beside the daemon is `ready`, or cannot be used now."""
+
+    state: str
+    reason: str = ""
+
+
+READY = "ready"
+
+
 class LeftCall(Protocol):
     """A call that ignored its cancellation and still runs."""
 
@@ -230,6 +240,10 @@ class PluginHealth:
         """Names of tasks that still ran when it had been stopped."""
         self.rss_bytes: Callable[[], int | None] = _in_the_daemon
         """Memory of the plugin's own process; None for one that has none."""
+        self.condition: Condition | None = None
+        """Set by whoever keeps the connection of a plugin beside the daemon; None for a plugin inside."""
+        self.restart: Callable[[], Awaitable[int]] | None = None
+        """End the plugin's own process, start another one and return its id; None for a plugin without one."""
 
     def __repr__(self) -> str:
         calls = sum(record.calls for record in self.methods.values())
@@ -240,6 +254,10 @@ class PluginHealth:
         self.blocked += 1
         self.blocked_s += block.seconds
         self.last_block = block
+
+    def note_condition(self, state: str, reason: str = "") -> None:
+        """Note what a plugin beside the daemon is now: `ready`, or a word of its own and why it cannot be used."""
+        self.condition = Condition(state, reason)
 
     def method_health(self) -> list[MethodHealth]:
         """Return every method that was called, the most called first."""

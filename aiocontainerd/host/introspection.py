@@ -85,11 +85,21 @@ def status(plugin: Plugin) -> PluginStatus:
         id=plugin.id,
         requires=plugin.registration.requires,
         platforms=tuple(platforms),
-        exports=dict(plugin.exports),
+        exports={**plugin.exports, **_condition(plugin)},
         capabilities=tuple(plugin.capabilities),
         code=plugin.code,
         message=_message(plugin) if plugin.code else "",
     )
+
+
+def _condition(plugin: Plugin) -> dict[str, str]:
+    """Return the exports that tell what the status code of a plugin cannot: it is beside the daemon, or not started."""
+    condition = plugin.health.condition if plugin.is_loaded else None
+    if plugin.state == State.REGISTERED:
+        condition = plugin.condition
+    if condition is None:
+        return {}
+    return {"state": condition.state, **({"reason": condition.reason} if condition.reason else {})}
 
 
 def _message(plugin: Plugin) -> str:

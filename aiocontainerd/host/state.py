@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from aiocontainerd.errors import ContainerdError, Unknown
-from aiocontainerd.guard.health import PluginHealth
+from aiocontainerd.guard.health import READY, Condition, PluginHealth
 from aiocontainerd.guard.owners import package_of
 from aiocontainerd.host import diagnosis
 from aiocontainerd.host.registration import Registration, SkipPlugin
@@ -63,6 +63,14 @@ class Plugin:
     def is_loaded(self) -> bool:
         return self.state == State.LOADED
 
+    @property
+    def condition(self) -> Condition:
+        """What every view shows of the plugin: its state, or what a plugin beside the daemon is now, and why."""
+        beside = self.health.condition
+        if self.is_loaded and beside is not None and beside.state != READY:
+            return beside
+        return Condition(str(self.state), self.reason)
+
     def packages(self) -> set[str]:
         """Return the packages of its code, as far as registration and instance tell."""
         made = (self.registration.init, self.registration.config, type(self.instance))
@@ -71,7 +79,7 @@ class Plugin:
     def loaded(self, instance: object) -> None:
         """Note the instance that init returned."""
         self.instance, self.state = instance, State.LOADED
-        self.caused_by = ""
+        self.caused_by = self.reason = ""
 
     def failed(self, error: BaseException) -> None:
         """Note why the plugin is not loaded: skipped or failed (facts/core 12)."""

@@ -14,6 +14,20 @@ import msgspec
 HealthT_co = TypeVar("HealthT_co", covariant=True)
 
 
+class PluginCondition(Protocol):
+    """What a plugin is now, and why. Introspection, `explain` and `health` all show this."""
+
+    @property
+    def state(self) -> str:
+        """`registered`, `disabled`, `ok`, `skip` or `error`; `absent`, `connecting`, `hangs` or `failed` beside us."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it did not load, or cannot be used now."""
+        ...
+
+
 class PluginRow(Protocol[HealthT_co]):
     """One plugin and what became of it. `health` is what the guard noted of it (`guard/health.py`)."""
 
@@ -34,18 +48,13 @@ class PluginRow(Protocol[HealthT_co]):
         ...
 
     @property
-    def state(self) -> str:
-        """`registered`, `disabled`, `ok`, `skip` or `error`."""
+    def condition(self) -> PluginCondition:
+        """What the plugin is now, and why."""
         ...
 
     @property
     def is_loaded(self) -> bool:
         """Whether its init succeeded."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why it did not load."""
         ...
 
     @property

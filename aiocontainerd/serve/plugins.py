@@ -72,6 +72,16 @@ class PluginsGrpc:
             changes=[api.plugins.Change(subject=c.subject, outcome=c.outcome, detail=c.detail) for c in changes]
         )
 
+    async def restart(self, request: api.plugins.RestartRequest) -> api.plugins.RestartResponse:
+        """Restart the process of a plugin that has one. Raises NotFound, FailedPrecondition, Unavailable."""
+        plugin = find(self._plugins(), request.plugin)
+        if plugin.health.restart is None:
+            raise FailedPrecondition(
+                f"plugin {plugin.uri} has no process of its own: it restarts with the daemon, or with whoever serves "
+                f"its socket"
+            )
+        return api.plugins.RestartResponse(pid=await plugin.health.restart())
+
 
 def find(plugins: Sequence[Row], name: str) -> Row:
     """Return the plugin of a URI, with or without `io.containerd.`, or of an id. Raises NotFound, InvalidArgument."""
@@ -104,8 +114,8 @@ def _health(plugin: Row, served: Sequence[MethodHealth]) -> api.plugins.Health:
     return api.plugins.Health(
         kind=plugin.kind,
         id=plugin.id,
-        state=str(plugin.state),
-        reason=plugin.reason,
+        state=plugin.condition.state,
+        reason=plugin.condition.reason,
         caused_by=plugin.caused_by,
         calls=sum(one.calls for one in counted),
         errors=sum(one.errors for one in counted),

@@ -6,14 +6,16 @@ plugin unless the test brings it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
 from aiocontainerd import kinds
 from aiocontainerd.config.plugin import PluginConfig
+from aiocontainerd.config.timeouts import split_plugin_key
 from aiocontainerd.daemon import event_sinks, servers
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, conformance
@@ -22,6 +24,8 @@ from aiocontainerd.host.registration import Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.wire.events import message_bus
+
+_NO_TIMEOUTS: Mapping[str, float] = MappingProxyType({})
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -40,10 +44,12 @@ async def running(
     config: PluginConfig | None = None,
     others: Iterable[Registration] = (),
     timeout_s: float = 10.0,
+    timeouts: Mapping[str, float] = _NO_TIMEOUTS,
 ) -> AsyncIterator[Host]:
     """Run what `target` was decorated with, or a Registration, until the block ends.
 
-    Every deadline is `timeout_s`. `context.ready()` returns True before the block begins.
+    Every deadline is `timeout_s` seconds, or what `timeouts` has for its key, such as
+    `io.containerd.timeout.plugin.work`. `context.ready()` returns True before the block begins.
     Raise ValueError for a target that registers nothing, or several plugins.
     """
     registration = _registration(target)
@@ -54,7 +60,8 @@ async def running(
     bus, address = message_bus(), str(directory / "grpc.sock")
     daemon = DaemonInfo(
         root=directory / "root", state=directory / "state", temp=directory, grpc_address=address, ttrpc_address="",
-        bus=bus, plugins=lambda: registry.plugins, timeout_s=lambda _key: timeout_s,
+        bus=bus, plugins=lambda: registry.plugins,
+        timeout_s=lambda key: timeouts.get(split_plugin_key(key)[0], timeout_s),
     )  # fmt: skip
     configs = {plugin.uri: config, f"{kinds.SERVER}.ttrpc": servers.TtrpcConfig(address="")}
 

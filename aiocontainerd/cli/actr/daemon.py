@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from aiocontainerd.cli.actr import output
-from aiocontainerd.cli.actr.health import explain, health
-from aiocontainerd.cli.actr.session import session_of
+from aiocontainerd.cli.actr.health import explain, health, restart
+from aiocontainerd.cli.actr.session import DIAGNOSIS_S, session_of
 from aiocontainerd.cli.plugins_new import new
 from aiocontainerd.wire.anys import unmarshal
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from aiocontainerd.interfaces.services import PluginStatus
 
 _SKIPPED = "skip plugin"
-_NOT_READY = ("absent", "connecting", "failed")
-"""States in which a plugin beside the daemon is loaded but cannot be used."""
+_NOT_READY = ("absent", "connecting", "failed", "hangs", "registered")
+"""States of a plugin that has no error and cannot be used: it is beside the daemon, or has not started yet."""
 
 
 @click.command()
@@ -45,7 +45,7 @@ def plugins() -> None:
     """Show the plugins of the daemon, explain them, write new ones."""
 
 
-for _command in (explain, health, new):
+for _command in (explain, health, new, restart):
     plugins.add_command(_command)
 
 
@@ -67,7 +67,7 @@ def list_plugins(ctx: click.Context, filters: tuple[str, ...], detailed: bool, q
             rows = [(p.kind, p.id, ",".join(p.platforms) or "-", state(p), reason(p)) for p in found]
             output.table(("TYPE", "ID", "PLATFORMS", "STATUS", "REASON"), rows)
 
-    session_of(ctx).run(work)
+    session_of(ctx).run(work, patience_s=DIAGNOSIS_S)
 
 
 def state(plugin: PluginStatus) -> str:

@@ -8,7 +8,7 @@ import click
 
 from aiocontainerd import api, durations
 from aiocontainerd.cli.actr import output
-from aiocontainerd.cli.actr.session import session_of
+from aiocontainerd.cli.actr.session import DIAGNOSIS_S, session_of
 from aiocontainerd.wire.times import time_from_wire
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def explain(ctx: click.Context, plugin: str) -> None:
     async def work(client: Client) -> None:
         print("\n".join(_explained(await client.plugins.explain(plugin))))
 
-    session_of(ctx).run(work, hint=_HINT)
+    session_of(ctx).run(work, hint=_HINT, patience_s=DIAGNOSIS_S)
 
 
 @click.command()
@@ -42,7 +42,19 @@ def health(ctx: click.Context) -> None:
         headers = ("PLUGIN", "STATUS", "CALLS", "ERRORS", "P50", "P99", "RUNNING", "ABANDONED", "BLOCKED", "REFUSED")
         output.table(headers, [_row(found) for found in await client.plugins.health()])
 
-    session_of(ctx).run(work)
+    session_of(ctx).run(work, patience_s=DIAGNOSIS_S)
+
+
+@click.command()
+@click.argument("plugin")
+@click.pass_context
+def restart(ctx: click.Context, plugin: str) -> None:
+    """Restart the process of PLUGIN, which has one of its own, and wait until it serves."""
+
+    async def work(client: Client) -> None:
+        print(f"process {await client.plugins.restart(plugin)} serves")
+
+    session_of(ctx).run(work, hint=_HINT)
 
 
 @click.command()

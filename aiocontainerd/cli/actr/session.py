@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import sys
 import traceback
@@ -17,6 +18,9 @@ from aiocontainerd.client.client import Client
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, FailedPrecondition, NotFound, to_status
 
 SIGNALLED = 128
+DIAGNOSIS_S = 5.0
+"""How long commands that show the state of the daemon wait for an answer."""
+_NOT_TOLD = "its event loop is blocked by code that keeps the interpreter's lock, or it is very busy; see its log"
 FAILED = 1
 
 
@@ -29,24 +33,29 @@ class Session:
     timeout_s: float
     debug: bool
 
-    def run(self, work: Callable[[Client], Awaitable[int | None]], *, hint: str = "") -> NoReturn:
+    def run(
+        self, work: Callable[[Client], Awaitable[int | None]], *, hint: str = "", patience_s: float = math.inf
+    ) -> NoReturn:
         """Do a command's work and exit with its status. `hint` says what to do where an object isn't found.
 
+        `patience_s` is for a command that the daemon answers at once unless its event loop is blocked.
         SIGINT and SIGTERM cancel the work, which then cleans up after itself.
         """
         received: list[int] = []
         try:
-            status = asyncio.run(self._guarded(work, received))
+            status = asyncio.run(self._guarded(work, received, min(self.timeout_s, patience_s)))
         except (KeyboardInterrupt, asyncio.CancelledError):
             self._complain("interrupted; what was begun has been undone")
             sys.exit(SIGNALLED + (received[0] if received else signal.SIGINT))
         except ContainerdError as error:
-            self._fail(_explained(error, self, hint))
+            self._fail(_explained(error, self, hint, diagnoses=math.isfinite(patience_s)))
         except (OSError, ValueError, TimeoutError) as error:
             self._fail(str(error) or f"no answer within {self.timeout_s:g} s (--timeout allows more)")
         sys.exit(status or 0)
 
-    async def _guarded(self, work: Callable[[Client], Awaitable[int | None]], received: list[int]) -> int | None:
+    async def _guarded(
+        self, work: Callable[[Client], Awaitable[int | None]], received: list[int], timeout_s: float
+    ) -> int | None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def cancel(number: int, _frame: FrameType | None) -> None:
@@ -56,7 +65,7 @@ class Session:
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, cancel)
-        async with Client(self.address, namespace=self.namespace, timeout_s=self.timeout_s) as client:
+        async with Client(self.address, namespace=self.namespace, timeout_s=timeout_s) as client:
             return await work(client)
 
     def _fail(self, text: str) -> NoReturn:
@@ -69,7 +78,7 @@ class Session:
         click.echo(f"actr: {' '.join(text.split())}", err=True)
 
 
-def _explained(error: ContainerdError, session: Session, hint: str) -> str:
+def _explained(error: ContainerdError, session: Session, hint: str, *, diagnoses: bool = False) -> str:
     """Return a text for people: what happened, and what to do next."""
     text = to_status(error)[1]
     if text.startswith("connection to "):
@@ -77,11 +86,25 @@ def _explained(error: ContainerdError, session: Session, hint: str) -> str:
     if isinstance(error, NotFound) and hint:
         where = "" if "in namespace" in text else f" in namespace {session.namespace}"
         return f"{text}{where}; {hint}"
+    blocked = _blocked_by(session.address) if isinstance(error, DeadlineExceeded) else ""
+    if blocked or (diagnoses and isinstance(error, DeadlineExceeded)):
+        return f"the daemon at {session.address} does not answer: {blocked or _NOT_TOLD}"
     if isinstance(error, DeadlineExceeded):
         return f"{text}: no answer within its deadline (--timeout {session.timeout_s:g} allows that many seconds)"
     if isinstance(error, FailedPrecondition) and "must be stopped" in text:
         return f"{text}; kill it first, or use --force"
     return text
+
+
+def _blocked_by(address: str) -> str:
+    """Return who blocks the daemon's event loop, as its watchdog tells it, "" if it tells nothing."""
+    from aiocontainerd.guard.watchdog import finding_of  # rarely needed, and its import takes as long as a call
+
+    finding = finding_of(address)
+    try:
+        return " ".join((finding.read_text() if finding else "").split())
+    except OSError:
+        return ""
 
 
 def _reason(error: ContainerdError) -> str:

@@ -47,11 +47,12 @@ main.add_command(new)
 @click.option("--ready-fd", type=int, default=-1, metavar="N", help="Descriptor that gets a line once it serves.")
 @click.option("--setuid", type=int, help="Become this user before anything of the plugin is loaded.")
 @click.option("--setgid", type=int, help="Become this group [default: that of --setuid].")
+@click.option("--stacks", type=click.Path(path_type=Path), help="File for its stacks at SIGUSR2, and when it crashes.")
 @click.option("--parent", type=int, default=0, metavar="PID", help="End when this process, which started us, ends.")
 def serve(
     plugin: str, address: str, config: Path | None, plugin_id: str, root: Path | None, state: Path | None,
     content: str, namespace: str, uid: int, gid: int, log_level: str, log_format: str, ready_fd: int,
-    setuid: int | None, setgid: int | None, parent: int,
+    setuid: int | None, setgid: int | None, stacks: Path | None, parent: int,
 ) -> None:  # fmt: skip
     """Serve the snapshotter, content store or differ of MODULE as a proxy plugin.
 
@@ -61,6 +62,7 @@ def serve(
 
     _become(setuid, setgid)
     _end_with(parent)
+    _write_stacks_to(stacks)
     try:
         logs.setup(log_level, log_format)
     except ValueError as error:
@@ -118,6 +120,17 @@ def _become(uid: int | None, gid: int | None) -> None:
     os.setgid(_group_of(uid) if gid is None else gid)
     if uid is not None:
         os.setuid(uid)
+
+
+def _write_stacks_to(path: Path | None) -> None:
+    """Write the stacks of all threads to a file at SIGUSR2 and when the process crashes, also from C code."""
+    if path is None:
+        return
+    import faulthandler
+
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)  # for the whole life
+    faulthandler.enable(descriptor)
+    faulthandler.register(signal.SIGUSR2, descriptor)
 
 
 def _group_of(uid: int | None) -> int:

@@ -12,14 +12,15 @@ import math
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
 
-from aiocontainerd import kinds
+from aiocontainerd import durations, kinds
 from aiocontainerd.cli.plugin import target
 from aiocontainerd.config import Config, load
 from aiocontainerd.config.plugin import PluginConfig
@@ -84,10 +85,25 @@ async def run(options: ServeOptions) -> None:
         signals.start_soon(_handle_signals, stop, name="signals")
         try:
             with lock.hold(_made(options.root / chosen[0].uri)):
-                async with registry.run(_daemon(options, registry, config), config.plugin_config):
+                daemon = _daemon(options, registry, config)
+                async with registry.run(daemon, config.plugin_config), _watchdog(config, registry):
                     await _serve(options, config, registry, chosen, stop)
         finally:
             signals.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _watchdog(config: Config, registry: Registry) -> AsyncIterator[None]:
+    """Name in the log whatever line of the plugin blocks the event loop, as in a daemon."""
+    from aiocontainerd.guard.watchdog import Watchdog
+
+    threshold_s = durations.parse(config.settings.debug.block_threshold)
+    watchdog = Watchdog(threshold_s, registry.owners, lambda _block: None)
+    await watchdog.start()
+    try:
+        yield
+    finally:
+        await watchdog.stop()
 
 
 async def _serve(

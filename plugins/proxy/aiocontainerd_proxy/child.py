@@ -48,6 +48,11 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
         """Return the path of its config file."""
         return self.state / self.uri / "plugin.toml"
 
+    @property
+    def stacks(self) -> Path:
+        """Return the path of the file that its stacks are written to, when it is asked or crashes."""
+        return self.state / self.uri / "stacks"
+
     def command(self, ready_fd: int) -> list[str]:
         """Return the command line. It has the daemon's interpreter, so that it finds the same packages."""
         command = [
@@ -55,7 +60,7 @@ class Child(msgspec.Struct, frozen=True, kw_only=True):
             "--address", str(self.socket), "--config", str(self.config),
             "--root", str(self.root), "--state", str(self.state),
             "--log-level", "debug" if self.debug else "info", "--log-format", "json",
-            "--ready-fd", str(ready_fd), "--parent", str(os.getpid()),
+            "--ready-fd", str(ready_fd), "--parent", str(os.getpid()), "--stacks", str(self.stacks),
         ]  # fmt: skip
         if self.content:
             command += ["--content", self.content]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -48,7 +48,7 @@ class ProxyConnection(Connection):
 
     async def peer(self) -> Peer:
         """Return what is on the other side. Raise Unavailable if there is no usable connection."""
-        with self._named("Connect"):
+        async with self._named("Connect"):
             await self._ready(self._limits(PLUGIN_QUICK))
         return self.link.peer
 
@@ -74,7 +74,7 @@ class ProxyConnection(Connection):
         unlimited: bool = False,  # noqa: ARG002 - as above
     ) -> MessageT:
         """Make a unary call. Raise what the plugin answered, or Unavailable or DeadlineExceeded naming it."""
-        with self._named(method) as limit_s:
+        async with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
             return await ready.call(
                 service, method, request, answer, timeout_s=limit_s + MARGIN_S, unlimited=math.isinf(limit_s)
@@ -90,7 +90,7 @@ class ProxyConnection(Connection):
         unlimited: bool = False,  # noqa: ARG002 - as in `call`
     ) -> AsyncGenerator[MessageT, None]:
         """Yield the messages of a server stream. The deadline is for all of them together."""
-        with self._named(method) as limit_s:
+        async with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
             ready.timeout_s = limit_s + MARGIN_S
             received = ready.messages(service, method, request, answer, unlimited=math.isinf(limit_s))
@@ -104,7 +104,7 @@ class ProxyConnection(Connection):
 
     @asynccontextmanager
     async def _stream(self, service: str, method: str) -> AsyncIterator[GrpcCall]:
-        with self._named(method) as limit_s:
+        async with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
             async with ready.stream(service, method) as call:
                 yield call
@@ -120,8 +120,8 @@ class ProxyConnection(Connection):
         lease = "" if self.link.peer.namespaced else called.lease
         return Connection(transport, namespace=namespace, lease=lease)
 
-    @contextmanager
-    def _named(self, method: str) -> Iterator[float]:
+    @asynccontextmanager
+    async def _named(self, method: str) -> AsyncIterator[float]:
         """Give the deadline of a method in seconds, and name the plugin in what fails in the block."""
         timeout = _CLASSES.get(method, PLUGIN_QUICK)
         limit_s = self._limits(timeout)
@@ -129,6 +129,9 @@ class ProxyConnection(Connection):
         try:
             yield limit_s
         except Unreachable as error:
+            ending = await self.link.fate()
+            if ending:
+                raise Unavailable(f"plugin {self.link.uri}: {method} failed, its process {ending}") from error
             raise Unavailable(f"plugin {self.link.uri} at {self.address}: {error.message}") from error
         except DeadlineExceeded as error:
             if anyio.current_time() - began < limit_s:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
-from aiocontainerd_proxy import child
+from aiocontainerd_proxy import child, pulse
 from aiocontainerd_proxy.limits import limits_of
 from aiocontainerd_proxy.link import Link
 from aiocontainerd_proxy.proxies import Shown, instance_of
@@ -25,13 +25,16 @@ async def open_isolated(context: InitContext[Any], isolation: Isolation) -> obje
     kept = Kept(context.exports, shown)
     limits = limits_of(context)
     supervisor = Supervisor(described, context.log, limits, kept.wake)
-    link = Link(context.uri, str(described.socket), limits, gate=supervisor.serving, changed=kept.update)
+    link = Link(
+        context.uri, str(described.socket), limits, gate=supervisor.serving, fate=supervisor.fate, changed=kept.update
+    )
     kept.supervisor, kept.link = supervisor, link
     context.exports.update(address=str(described.socket), isolation="process")
     kept.update(link)
-    context.health.rss_bytes = supervisor.rss_bytes
+    context.health.rss_bytes, context.health.restart = supervisor.rss_bytes, supervisor.restart
     context.tasks.start_soon(link.keep, name="connection")
     context.tasks.start_soon(supervisor.keep, name="process")
+    context.tasks.start_soon(pulse.keep, link, limits, supervisor.hung, name="pulse")
     return await instance_of(context, link)
 
 

@@ -1,8 +1,9 @@
 """Keep the connection of one proxy plugin: connect, ask what is behind it, connect again when it is lost.
 
 A connection is `absent` while nobody listens at the address, and `failed` while somebody listens but cannot be used or
-a process that the daemon keeps does not run. Else it is `connecting` or `ready`. A call to an absent plugin connects at
-once. A call to a failed one gets the reason as its error, until the pause before the next try is over.
+a process that the daemon keeps does not run. It is `hangs` while such a process answers nothing. Else it is
+`connecting` or `ready`. A call to an absent plugin connects at once. A call to a failed one gets the reason as its
+error, until the pause before the next try is over.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class State(StrEnum):
     ABSENT = "absent"
     CONNECTING = "connecting"
     READY = "ready"
+    HANGS = "hangs"
     FAILED = "failed"
 
 
@@ -44,11 +46,17 @@ async def _open_gate() -> None:
     return
 
 
+async def _lives_on() -> str:
+    return ""
+
+
 class Link:
     """One connection and its state. `keep` runs as a task; everything else is for callers.
 
-    Each try to connect first awaits `gate`, which raises NotReady if the plugin cannot be running. Every change of
-    state calls `changed`. `limits` gives the limit of one connect and the longest pause between two.
+    Each try to connect first awaits `gate`, which raises NotReady if the plugin cannot be running. `fate` returns how
+    the process behind a lost connection ended, "" where it runs or nobody here knows. Every change of state calls
+    `changed`. `limits` gives the limit of one connect and the longest pause between two. What `gate` and `fate` tell
+    is logged by whoever keeps the process.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class Link:
         limits: Limits,
         *,
         gate: Callable[[], Awaitable[None]] = _open_gate,
+        fate: Callable[[], Awaitable[str]] = _lives_on,
         changed: Callable[[Link], None] = lambda _link: None,
     ) -> None:
         self.uri = uri
@@ -71,6 +80,7 @@ class Link:
         self.connects = 0
         self._limits = limits
         self._gate = gate
+        self.fate = fate
         self._changed = changed
         self._lost = anyio.Event()
         self._wanted = anyio.Event()
@@ -108,7 +118,7 @@ class Link:
 
     async def ready(self) -> GrpcClient:
         """Return the transport once it is connected. Raise NotReady naming plugin, address and reason."""
-        if self.state is State.READY and self.transport.is_connected:
+        if self.state in (State.READY, State.HANGS) and self.transport.is_connected:
             return self.transport
         if self.state is State.FAILED and anyio.current_time() < self._retry_at:
             raise self.not_ready()
@@ -119,6 +129,13 @@ class Link:
         if self.state is not State.READY:
             raise self.not_ready()
         return self.transport
+
+    def answers(self, silent_s: float) -> None:
+        """Note for how many seconds the process has answered nothing; 0 says that it answers."""
+        if self.state is State.READY and silent_s:
+            self._become(State.HANGS, f"has answered nothing for {durations.render(silent_s)}")
+        elif self.state is State.HANGS and not silent_s:
+            self._become(State.READY)
 
     def not_ready(self) -> NotReady:
         """Return the error for calls made while there is no usable connection."""
@@ -132,10 +149,14 @@ class Link:
             await self._gate()
             await self._meet()
         except NotReady as error:
+            self._told = (State.FAILED, error.message)
             self._fail(State.FAILED, error.message, pause)
         except Unreachable as error:
-            somebody = self.transport.is_connected or not isinstance(error.__cause__, OSError)
-            reason = error.message.removeprefix(f"connection to {self.address}: ")
+            ending = await self.fate()
+            if ending:
+                self._told = (State.FAILED, ending)
+            somebody = ending or self.transport.is_connected or not isinstance(error.__cause__, OSError)
+            reason = ending or error.message.removeprefix(f"connection to {self.address}: ")
             self._fail(State.FAILED if somebody else State.ABSENT, reason, pause)
         except (DeadlineExceeded, TimeoutError):
             self._fail(State.FAILED, f"no answer within {durations.render(self._limits(PLUGIN_CONNECT))}", pause)
@@ -174,7 +195,8 @@ class Link:
 
     def _on_lost(self) -> None:
         self._lost.set()
-        if self.state is State.READY:
+        if self.state in (State.READY, State.HANGS):
             self._told = (State.ABSENT, "")
-            log.warning("plugin %s at %s has gone", self.uri, self.address)
+            level = logging.WARNING if self.fate is _lives_on else logging.DEBUG
+            log.log(level, "plugin %s at %s has gone", self.uri, self.address)
             self._become(State.CONNECTING)

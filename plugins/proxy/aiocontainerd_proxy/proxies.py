@@ -1,7 +1,7 @@
-"""Open the plugin of a `[proxy_plugins]` table: an instance over a connection, whose state introspection shows.
+"""Open the plugin of a `[proxy_plugins]` table: an instance over a connection, whose state is the plugin's condition.
 
-Its exports are those of the config, then those of the peer, `address`, `state` and, after a failure, `reason`. Its
-capabilities are those of the config, or those of the peer if the config has none.
+Its exports are those of the config, then those of the peer, and `address`. Its capabilities are those of the config, or
+those of the peer if the config has none.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ async def instance_of(context: InitContext[Any], link: Link) -> object:
 
 
 class Shown:
-    """Copy the state of a connection into what introspection shows of its plugin."""
+    """Copy the state of a connection into what is shown of its plugin."""
 
     def __init__(self, context: InitContext[Any], capabilities: tuple[str, ...] = ()) -> None:
         self._exports = context.exports
+        self._health = context.health
         self._capabilities = context.capabilities
         self._configured = capabilities
         self._capabilities.extend(capabilities)
@@ -72,9 +73,6 @@ class Shown:
         """Show the current state of `link`."""
         for key, value in link.peer.exports.items():
             self._exports.setdefault(key, value)
-        self._exports["state"] = link.state.value
-        self._exports.pop("reason", None)
-        if link.reason:
-            self._exports["reason"] = link.reason
+        self._health.note_condition(link.state.value, link.reason)
         if not self._configured and link.peer.capabilities:
             self._capabilities[:] = link.peer.capabilities

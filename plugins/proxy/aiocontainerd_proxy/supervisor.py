@@ -1,7 +1,9 @@
 """Keep the process of an isolated plugin: start it, wait until it serves, start it again when it ends.
 
 The pause before a new start is a second, then two, four, up to `io.containerd.timeout.plugin.retry`. After a process
-that ran for a minute it is a second again. The process ends with the daemon, even if the daemon is killed.
+that ran for a minute it is a second again. `hung` ends a process that answers nothing, after it told where it is;
+`restart` ends one on request, and the next one starts at once. The process ends with the daemon, even if the daemon is
+killed. The end of a process is one line in the log.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import anyio
 import anyio.abc
@@ -19,8 +22,9 @@ import anyio.to_thread
 
 from aiocontainerd import durations
 from aiocontainerd.config.timeouts import PLUGIN_INIT, PLUGIN_RETRY, PLUGIN_STOP
+from aiocontainerd.errors import Unavailable
 from aiocontainerd.sys import cgroup
-from aiocontainerd_proxy import cgroups
+from aiocontainerd_proxy import cgroups, stacks
 from aiocontainerd_proxy.backoff import Backoff
 from aiocontainerd_proxy.child import Child, relay
 from aiocontainerd_proxy.limits import Limits
@@ -32,6 +36,14 @@ STOP_PART = 0.8
 """The part of the plugin's `stop` limit between SIGTERM and SIGKILL. The rest is for what comes after SIGKILL."""
 LAST_WORDS_S = 0.5
 """How long to read the last output of a process that ended. Its own children may keep the pipes open for longer."""
+FATE_S = 2.0
+"""How long after its connection was lost the end of a process is waited for."""
+STACKS_S = 2.0
+"""How long a process has to write its stacks."""
+ASKS_FOR_STACKS = signal.SIGUSR2
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
+"""Signals at which a process writes its stacks by itself."""
+_POLL_S = 0.02
 
 
 class Supervisor:
@@ -47,8 +59,15 @@ class Supervisor:
         self._changed = changed
         self._limits = limits
         self._backoff = Backoff(lambda: limits(PLUGIN_RETRY))
-        self._settled = anyio.Event()
+        self._settled, self._over, self._again = anyio.Event(), anyio.Event(), anyio.Event()
+        self._renewed = anyio.Event()
         self._serves = False
+        self._process: anyio.abc.Process | None = None
+        self._why = ""
+        """Why the running process is being ended by the supervisor itself."""
+        self._asked = False
+        """Whether an operator asked for the next start."""
+        self._pause_until = 0.0
 
     def __repr__(self) -> str:
         state = self.reason or ("serving" if self._serves else "starting")
@@ -69,6 +88,39 @@ class Supervisor:
         if not self._serves:
             raise NotReady(self.reason)
 
+    async def fate(self) -> str:
+        """Wait for the end of a process whose connection was lost. Return how it ended, "" if it runs on."""
+        with anyio.move_on_after(FATE_S):
+            await self._over.wait()
+        return self.reason if self._over.is_set() else ""
+
+    async def restart(self) -> int:
+        """End the process, start another one at once, and return its id when it serves. Raises Unavailable."""
+        process, renewed = self._process, self._renewed
+        if process is not None or self.reason:  # else one is being started
+            self._asked, self._why = True, "was ended by request"
+            self._again.set()
+            if process is not None and process.returncode is None:
+                with anyio.CancelScope(shield=True):
+                    await _end(process, STOP_PART * self._limits(PLUGIN_STOP))
+            await renewed.wait()
+        try:
+            await self.serving()
+        except NotReady as error:
+            raise Unavailable(f"plugin {self.child.uri}: its process {error.message}") from error
+        return self.pid
+
+    async def hung(self, silent_s: float) -> None:
+        """End a process that answered nothing for `silent_s` seconds, and tell the line that it was in."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        where = stacks.place(await _stacks_of(process.pid, self.child.stacks))
+        at = f" at {where}" if where else ""
+        self._why = f"answered nothing for {durations.render(silent_s)}{at} and was ended"
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
     async def keep(self) -> None:
         """Run the process again and again, until cancelled."""
         try:
@@ -76,40 +128,50 @@ class Supervisor:
                 await self._keep_one()
         finally:
             self._settle(serves=False, reason="has been stopped")
+            self._over.set()
+            self._renewed.set()
 
     async def _keep_one(self) -> None:
         """Run the process once, then wait until it may be started again."""
-        began = anyio.current_time()
-        ending = await self._run_once()
-        if anyio.current_time() - began >= HEALTHY_S:
-            self._backoff.reset()
-        pause = self._backoff.take()
-        self._settle(serves=False, reason=f"{ending}; started again in {durations.render(pause)}")
-        self._log.error("the process of plugin %s %s", self.child.uri, self.reason)
-        await anyio.sleep(pause)
-        self.reason, self._settled = "", anyio.Event()
+        self._again, self._why = anyio.Event(), ""
+        try:
+            await self._run_once(anyio.current_time())
+        except OSError as error:
+            self._ended(f"cannot be started: {error}", 0.0)
+        with anyio.CancelScope(deadline=self._pause_until):
+            await self._again.wait()
+        self._asked, self.reason = False, ""
+        self._settled, self._over = anyio.Event(), anyio.Event()
+        self._renewed.set()
+        self._renewed = anyio.Event()
         self._changed()
+
+    def _ended(self, ending: str, ran_s: float) -> None:
+        """Note and log how the process ended, and when the next one is started. Callers of `fate` go on."""
+        if self._asked or ran_s >= HEALTHY_S:
+            self._backoff.reset()
+        pause_s = 0.0 if self._asked else self._backoff.take()
+        self._pause_until = anyio.current_time() + pause_s
+        self._settle(serves=False, reason=f"{ending}; started again {_when(pause_s)}")
+        self._over.set()
+        level = logging.INFO if self._asked else logging.ERROR
+        self._log.log(level, "the process of plugin %s %s", self.child.uri, self.reason)
 
     def _settle(self, *, serves: bool, reason: str = "") -> None:
         self._serves, self.reason = serves, reason
         self._settled.set()
         self._changed()
 
-    async def _run_once(self) -> str:
-        """Start the process and wait for its end; return how it ended."""
-        try:
-            read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            return f"cannot be started: {error}"
+    async def _run_once(self, began: float) -> None:
+        """Start the process and wait for its end. Raises OSError if it cannot be started."""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             try:
                 process = await self._open(write)
-            except OSError as error:
-                return f"cannot be started: {error}"
             finally:
                 os.close(write)
             async with self._in_cgroup(process.pid):
-                return await self._attend(process, read)
+                await self._attend(process, read, began)
         finally:
             os.close(read)
 
@@ -123,13 +185,13 @@ class Supervisor:
             pass_fds=(ready_fd,),
             start_new_session=True,
         )
-        self.pid = process.pid
+        self._process, self.pid = process, process.pid
         self.starts += 1
         self._log.info("the process of plugin %s is started", child.uri, extra={"fields": {"pid": process.pid}})
         return process
 
-    async def _attend(self, process: anyio.abc.Process, ready: int) -> str:
-        """Log what the process prints until it has ended, its output after SIGTERM included; return how it ended."""
+    async def _attend(self, process: anyio.abc.Process, ready: int, began: float) -> None:
+        """Log what the process prints until it has ended, its output after SIGTERM included; tell how it ended."""
         output = {"stdout": process.stdout, "stderr": process.stderr}
         scopes = [anyio.CancelScope(shield=True) for _ in output]
         try:
@@ -140,6 +202,7 @@ class Supervisor:
                 group.start_soon(self._await_ready, process, ready, name=f"{self.child.uri}:start")
                 try:
                     status = await process.wait()
+                    self._ended(self._why or await self._how(status), anyio.current_time() - began)
                 finally:
                     with anyio.CancelScope(shield=True):
                         await _end(process, STOP_PART * self._limits(PLUGIN_STOP))
@@ -149,8 +212,15 @@ class Supervisor:
         finally:
             with anyio.CancelScope(shield=True):
                 await process.aclose()
-            self.pid = 0
-        return _how(status)
+            self._process, self.pid = None, 0
+
+    async def _how(self, status: int) -> str:
+        """Return how the process ended, with the line if it crashed."""
+        how = _how(status)
+        if -status not in CRASHES:
+            return how
+        where = stacks.place(await anyio.to_thread.run_sync(_text_of, self.child.stacks))
+        return f"{how} at {where}" if where else how
 
     async def _relay(self, stream: anyio.abc.ByteReceiveStream, name: str, scope: anyio.CancelScope) -> None:
         with scope:
@@ -164,9 +234,7 @@ class Supervisor:
             if os.read(ready, 1):
                 self._settle(serves=True)
             return
-        self._log.error(
-            "the process of plugin %s does not serve within %s; ended", self.child.uri, durations.render(limit_s)
-        )
+        self._why = f"did not serve within {durations.render(limit_s)} and was ended"
         process.kill()
 
     @asynccontextmanager
@@ -202,3 +270,27 @@ def _how(status: int) -> str:
         return f"ended with status {status}"
     named = {one.value: one.name for one in signal.Signals}  # most of the real-time signals have no name
     return f"was ended by {named.get(-status, f'signal {-status}')}"
+
+
+def _when(pause_s: float) -> str:
+    return f"in {durations.render(pause_s)}" if pause_s else "at once"
+
+
+async def _stacks_of(pid: int, file: Path) -> str:
+    """Have a process write its stacks, and return them; "" if it writes none in time."""
+    before = len(await anyio.to_thread.run_sync(_text_of, file))
+    with suppress(ProcessLookupError):
+        os.kill(pid, ASKS_FOR_STACKS)
+    seen = written = ""
+    with anyio.move_on_after(STACKS_S):
+        while not written or written != seen:
+            await anyio.sleep(_POLL_S)
+            seen, written = written, (await anyio.to_thread.run_sync(_text_of, file))[before:]
+    return written
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""

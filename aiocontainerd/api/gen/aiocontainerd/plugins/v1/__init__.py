@@ -15,6 +15,8 @@ __all__ = (
     "Method",
     "ReloadRequest",
     "ReloadResponse",
+    "RestartRequest",
+    "RestartResponse",
 )
 
 from dataclasses import dataclass
@@ -129,7 +131,8 @@ class Health(betterproto2.Message):
 
     state: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    registered, disabled, ok, skip or error.
+    registered, disabled, ok, skip or error; for a plugin beside the daemon that cannot be used now absent,
+    connecting, hangs or failed.
     """
 
     reason: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
@@ -237,6 +240,28 @@ class ReloadResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("aiocontainerd.plugins.v1", "ReloadResponse", ReloadResponse)
+
+
+@dataclass(eq=False, repr=False)
+class RestartRequest(betterproto2.Message):
+    plugin: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    As in ExplainRequest.
+    """
+
+
+default_message_pool.register_message("aiocontainerd.plugins.v1", "RestartRequest", RestartRequest)
+
+
+@dataclass(eq=False, repr=False)
+class RestartResponse(betterproto2.Message):
+    pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    Process id of the new process.
+    """
+
+
+default_message_pool.register_message("aiocontainerd.plugins.v1", "RestartResponse", RestartResponse)
 
 
 from ....google import protobuf as ___google__protobuf__
