@@ -89,7 +89,7 @@ class Reader:
         line = line.replace(
             f"pull --snapshotter acme-layers {IMAGE}", f"pull --plain-http --snapshotter acme-layers {IMAGE}"
         )
-        line = line.replace(IMAGE, self.image).replace("config explain", f"config explain -c {self.daemon.config_path}")
+        line = line.replace(IMAGE, self.image)
         line = re.sub(r"^ctr ", f"ctr -a {self.daemon.address} -n {self.daemon.namespace} ", line)
         line = re.sub(r"^actr ", f"actr -a {self.daemon.address} ", line)
         return self.run(line)

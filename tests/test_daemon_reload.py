@@ -12,7 +12,7 @@ from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.daemon import reload
 from aiocontainerd.daemon.reload import Reloader
 from aiocontainerd.daemon.wanted import ADDED, FAILED, REMOVED, REPLACED, RESTART, Wanted
-from aiocontainerd.errors import FailedPrecondition, InvalidArgument
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.interfaces.plugins import Change
 from aiocontainerd.plugin import InitContext, Plugin, Registration, State, kinds
@@ -214,3 +214,23 @@ async def test_timeouts_are_applied_at_once_and_told_once() -> None:
     timeouts.clear()
     assert [change.detail for change in about(await reloader.reload(), "timeouts")] == [f"{WORK} = 2m0s, {LOAD} = 5s"]
     assert asked == [180.0, 120.0]
+
+
+def explained(reloader: Reloader, key: str) -> list[str]:
+    return [str(value) for value in reloader.explain(key)]
+
+
+@pytest.mark.anyio
+async def test_the_values_told_are_those_in_force_not_those_of_the_file() -> None:
+    written: dict[str, Any] = {"root": "/first"}
+    reloader = Reloader(Registry(), Config(dict(written), {}), lambda: Config(dict(written), {}))
+    written = {"root": "/second", "timeouts": {LOAD: "7s"}}
+    assert explained(reloader, "root")[0].startswith('root = "/first"')
+    await reloader.reload()
+    assert explained(reloader, "root")[0].startswith('root = "/first"'), "root waits for a restart"
+    assert explained(reloader, f'timeouts."{LOAD}"')[0].split("  #")[0] == f'timeouts."{LOAD}" = "7s"'
+
+
+def test_an_unknown_key_is_not_found() -> None:
+    with pytest.raises(NotFound, match="key ghost in the config"):
+        Reloader(Registry(), Config({}, {}), None).explain("ghost")

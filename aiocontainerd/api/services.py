@@ -7,6 +7,7 @@ SERVICES: dict[str, dict[str, tuple[str, str, bool, bool]]] = {
         "ListHealth": ("aiocontainerd.plugins.v1.ListHealthRequest", "aiocontainerd.plugins.v1.ListHealthResponse", False, False),
         "Reload": ("aiocontainerd.plugins.v1.ReloadRequest", "aiocontainerd.plugins.v1.ReloadResponse", False, False),
         "Restart": ("aiocontainerd.plugins.v1.RestartRequest", "aiocontainerd.plugins.v1.RestartResponse", False, False),
+        "ExplainConfig": ("aiocontainerd.plugins.v1.ExplainConfigRequest", "aiocontainerd.plugins.v1.ExplainConfigResponse", False, False),
     },
     "containerd.runtime.sandbox.v1.Sandbox": {
         "CreateSandbox": ("containerd.runtime.sandbox.v1.CreateSandboxRequest", "containerd.runtime.sandbox.v1.CreateSandboxResponse", False, False),

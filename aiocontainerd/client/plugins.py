@@ -1,4 +1,4 @@
-"""Health of a daemon's plugins, and reload of its config. Only aiocontainerd has this service."""
+"""Health of a daemon's plugins, its config, and reload of it. Only aiocontainerd has this service."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from aiocontainerd import api
 from aiocontainerd.client.connection import Connection
+from aiocontainerd.interfaces.plugins import ConfigValue
 
 
 class Plugins:
@@ -44,3 +45,10 @@ class Plugins:
             self.SERVICE, "Restart", p.RestartRequest(plugin=plugin), p.RestartResponse, unlimited=True
         )
         return answer.pid
+
+    async def explain_config(self, key: str = "") -> list[ConfigValue]:
+        """Return the values at and below a key of the config that the daemon runs by. Raises NotFound."""
+        p = api.plugins
+        request = p.ExplainConfigRequest(key=key)
+        answer = await self._connection.call(self.SERVICE, "ExplainConfig", request, p.ExplainConfigResponse)
+        return [ConfigValue(value.key, value.value, value.origin, value.doc) for value in answer.values]

@@ -13,6 +13,7 @@ from aiocontainerd.config import render
 from aiocontainerd.config.load import Config
 from aiocontainerd.config.plugin import Configured
 from aiocontainerd.config.source import KeyPath
+from aiocontainerd.interfaces.plugins import ConfigValue
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 _PART = re.compile(r'"((?:[^"\\]|\\.)*)"|([^."]+)')
@@ -27,8 +28,11 @@ class Explained(msgspec.Struct, frozen=True):
     doc: str = ""
 
     def __str__(self) -> str:
-        doc = f"; {self.doc}" if self.doc else ""
-        return f"{dotted(self.key)} = {_shown(self.value)}  # {self.origin}{doc}"
+        return str(self.rendered())
+
+    def rendered(self) -> ConfigValue:
+        """Return the value as text."""
+        return ConfigValue(dotted(self.key), _shown(self.value), self.origin, self.doc)
 
 
 def explain(config: Config, registrations: Iterable[Configured], key: str = "") -> list[Explained]:

@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.plugin import PluginConfig
+from aiocontainerd.daemon.in_force import explained
 from aiocontainerd.daemon.wanted import (
     ADDED,
     APPLIED,
@@ -30,11 +31,11 @@ from aiocontainerd.daemon.wanted import (
     plan_for,
     steps,
 )
-from aiocontainerd.errors import FailedPrecondition, InvalidArgument
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
-from aiocontainerd.interfaces.plugins import Change
+from aiocontainerd.interfaces.plugins import Change, ConfigValue
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,16 @@ class Reloader:
     def config_of(self, registration: Registration) -> PluginConfig:
         """Return the decoded config of a plugin. Raises ConfigError."""
         return self._config.plugin_config(registration)
+
+    def explain(self, key: str) -> Sequence[ConfigValue]:
+        """Return the values at and below a key that the daemon runs by, every value for "". Raises NotFound.
+
+        A value that waits for a restart is not in force yet: the one that the daemon started with is returned.
+        """
+        found = explained(self._first, self._config, self._registry.plugins, self._in_force or {}, key)
+        if not found:
+            raise NotFound(f"key {key} in the config of the daemon")
+        return found
 
     async def reload(self) -> Sequence[Change]:
         """Read the config and follow it; return and log what was done, and what needs a restart.

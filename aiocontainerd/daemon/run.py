@@ -141,6 +141,7 @@ def _prepared(stack: ExitStack, config: Config, registry: Registry, reloader: Re
         debug=logging.getLogger().isEnabledFor(logging.DEBUG),
         owners=registry.owners,
         reload=reloader.reload,
+        explain_config=reloader.explain,
     )
 
 

@@ -25,7 +25,7 @@ ADDED, REMOVED, REPLACED, APPLIED = "added", "removed", "replaced", "applied"
 FAILED, RESTART = "failed", "restart needed"
 """Outcomes of a reload."""
 
-_COMPARED_ELSEWHERE = frozenset(
+COMPARED_ELSEWHERE = frozenset(
     {"proxy_plugins", "python_plugins", "plugin_isolation", "disabled_plugins", "timeouts", "imports", "version"}
 )
 """Top-level keys that `changed_settings` leaves out: `steps` and `changed_timeouts` compare what they lead to."""
@@ -117,7 +117,7 @@ def changed_timeouts(before: Config, after: Config) -> list[str]:
 def changed_settings(before: Settings, after: Settings) -> list[str]:
     """Return the top-level keys that differ and that are read only when the daemon starts. Pure."""
     names = [field.name for field in msgspec.structs.fields(Settings)]
-    return [n for n in names if n not in _COMPARED_ELSEWHERE and getattr(before, n) != getattr(after, n)]
+    return [n for n in names if n not in COMPARED_ELSEWHERE and getattr(before, n) != getattr(after, n)]
 
 
 def _with_timeouts(outside: object, registration: Registration, config: Config) -> object:

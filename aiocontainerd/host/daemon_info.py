@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from aiocontainerd.guard.owners import Owners
-from aiocontainerd.interfaces.plugins import Change
+from aiocontainerd.interfaces.plugins import Change, ConfigValue
 
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
@@ -33,3 +33,5 @@ class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Which plugins the modules and tasks of this process belong to."""
     reload: Callable[[], Awaitable[Sequence[Change]]] | None = None
     """Read the config again (`daemon/reload.py`). None if that is not possible."""
+    explain_config: Callable[[str], Sequence[ConfigValue]] | None = None
+    """Return the values at and below a key that the daemon runs by. Raises NotFound. None if that is not possible."""

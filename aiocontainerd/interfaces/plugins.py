@@ -1,7 +1,8 @@
 """The plugins of a daemon, as the service `aiocontainerd.plugins.v1.Plugins` shows them.
 
 The daemon gives the service one `PluginRow` for each plugin, also for those that did not load. It also gives a function
-that reads the config again and returns a `Change` for each thing that it did.
+that reads the config again and returns a `Change` for each thing that it did, and one that returns the values of the
+config that it runs by.
 """
 
 from __future__ import annotations
@@ -90,3 +91,19 @@ class Change(msgspec.Struct, frozen=True):
     subject: str
     outcome: str
     detail: str = ""
+
+
+class ConfigValue(msgspec.Struct, frozen=True):
+    """A value of the config that a daemon runs by, fit to be shown.
+
+    `key` is whole, `value` is JSON or `(not set)`, secrets are redacted. `origin` is file and line, a flag or
+    `default`. `doc` says what the value does, or is "".
+    """
+
+    key: str
+    value: str
+    origin: str
+    doc: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.value}  # {self.origin}{f'; {self.doc}' if self.doc else ''}"

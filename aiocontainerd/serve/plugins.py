@@ -11,27 +11,33 @@ from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.guard.health import MethodHealth, MethodRecord, PluginHealth
 from aiocontainerd.guard.latencies import Latencies
 from aiocontainerd.guard.owners import Owners
-from aiocontainerd.interfaces.plugins import Change
+from aiocontainerd.interfaces.plugins import Change, ConfigValue
 from aiocontainerd.serve.served_health import Row, served_methods
 from aiocontainerd.wire.times import time_to_wire
 
 Reload = Callable[[], Awaitable[Sequence[Change]]]
+ExplainConfig = Callable[[str], Sequence[ConfigValue]]
 
 
 class PluginsGrpc:
     """The service. `plugins` gives a row for each plugin, in the order they started; `owners` says whose a task is.
 
-    `reload` is None in a daemon that cannot read its config again.
+    `reload` is None in a daemon that cannot read its config again, `explain_config` in one that cannot tell it.
     """
 
     service_name: ClassVar[str] = "aiocontainerd.plugins.v1.Plugins"
 
     def __init__(
-        self, plugins: Callable[[], Sequence[Row]], owners: Callable[[], Owners], reload: Reload | None
+        self,
+        plugins: Callable[[], Sequence[Row]],
+        owners: Callable[[], Owners],
+        reload: Reload | None,
+        explain_config: ExplainConfig | None = None,
     ) -> None:
         self._plugins = plugins
         self._owners = owners
         self._reload = reload
+        self._explain_config = explain_config
 
     async def explain(self, request: api.plugins.ExplainRequest) -> api.plugins.ExplainResponse:
         """Return all notes of a plugin. Raises NotFound, InvalidArgument for an id that several plugins have."""
@@ -81,6 +87,18 @@ class PluginsGrpc:
                 f"its socket"
             )
         return api.plugins.RestartResponse(pid=await plugin.health.restart())
+
+    async def explain_config(self, request: api.plugins.ExplainConfigRequest) -> api.plugins.ExplainConfigResponse:
+        """Return the values at and below a key of the config. Raises NotFound, FailedPrecondition."""
+        if self._explain_config is None:
+            raise FailedPrecondition("this daemon cannot tell its config")
+        values = self._explain_config(request.key)
+        return api.plugins.ExplainConfigResponse(
+            values=[
+                api.plugins.ConfigValue(key=value.key, value=value.value, origin=value.origin, doc=value.doc)
+                for value in values
+            ]
+        )
 
 
 def find(plugins: Sequence[Row], name: str) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,9 @@ from aiocontainerd.cli.actr import output
 from aiocontainerd.cli.actr.health import explain, health, restart
 from aiocontainerd.cli.actr.session import DIAGNOSIS_S, session_of
 from aiocontainerd.cli.plugins_new import new
-from aiocontainerd.wire.anys import unmarshal
 
 if TYPE_CHECKING:
     from aiocontainerd.client.client import Client
-    from aiocontainerd.events import Envelope
     from aiocontainerd.interfaces.services import PluginStatus
 
 _SKIPPED = "skip plugin"
@@ -101,24 +98,16 @@ def _details(plugin: PluginStatus) -> str:
 @click.argument("filters", nargs=-1)
 @click.pass_context
 def events(ctx: click.Context, filters: tuple[str, ...]) -> None:
-    """Show the events of every namespace as they come: time, namespace, topic, event."""
+    """Show the events of every namespace as they come: time, namespace, topic, event.
+
+    An event that this client cannot decode is shown with its type and its bytes in base64.
+    """
 
     async def work(client: Client) -> None:
+        from aiocontainerd.cli.actr.event_lines import line_of
+
         async with aclosing(client.events.subscribe(filters)) as envelopes:
             async for envelope in envelopes:
-                print(_line(envelope), flush=True)
+                print(line_of(envelope), flush=True)
 
     session_of(ctx).run(work)
-
-
-def _line(envelope: Envelope) -> str:
-    return " ".join((output.time(envelope.timestamp_ns), envelope.namespace, envelope.topic, _event(envelope)))
-
-
-def _event(envelope: Envelope) -> str:
-    from aiocontainerd.errors import NotFound
-
-    try:
-        return json.dumps(unmarshal(envelope.event).to_dict(), separators=(",", ":"))
-    except (NotFound, ValueError):
-        return f"<{envelope.event.type_url}, {len(envelope.event.value)} bytes>"

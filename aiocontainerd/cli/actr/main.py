@@ -14,7 +14,7 @@ from aiocontainerd import __version__
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 COMMANDS = {
-    "config": ("config", "config", "Explain the config of a daemon on this host"),
+    "config": ("config", "config", "Explain the config of a daemon"),
     "containers": ("containers", "containers", "List, show and remove container records"),
     "content": ("storage", "content", "List the blobs of the content store"),
     "events": ("daemon", "events", "Show events as they come"),

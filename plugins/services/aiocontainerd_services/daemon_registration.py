@@ -74,4 +74,4 @@ async def _plugins(context: Context) -> object:
     from aiocontainerd.serve.plugins import PluginsGrpc
 
     daemon = context.daemon
-    return PluginsGrpc(daemon.plugins, daemon.owners, daemon.reload)
+    return PluginsGrpc(daemon.plugins, daemon.owners, daemon.reload, daemon.explain_config)

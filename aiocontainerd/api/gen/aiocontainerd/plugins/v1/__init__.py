@@ -7,6 +7,9 @@ __all__ = (
     "AbandonedCall",
     "Block",
     "Change",
+    "ConfigValue",
+    "ExplainConfigRequest",
+    "ExplainConfigResponse",
     "ExplainRequest",
     "ExplainResponse",
     "Health",
@@ -68,6 +71,51 @@ class Change(betterproto2.Message):
 
 
 default_message_pool.register_message("aiocontainerd.plugins.v1", "Change", Change)
+
+
+@dataclass(eq=False, repr=False)
+class ConfigValue(betterproto2.Message):
+    key: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The whole key, as TOML writes it.
+    """
+
+    value: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    JSON, or `(not set)`. Secrets are redacted.
+    """
+
+    origin: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    File and line, a flag, or `default`.
+    """
+
+    doc: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    What the value does, where the origin does not say it.
+    """
+
+
+default_message_pool.register_message("aiocontainerd.plugins.v1", "ConfigValue", ConfigValue)
+
+
+@dataclass(eq=False, repr=False)
+class ExplainConfigRequest(betterproto2.Message):
+    key: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    A key as the config file writes it; empty for every value.
+    """
+
+
+default_message_pool.register_message("aiocontainerd.plugins.v1", "ExplainConfigRequest", ExplainConfigRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ExplainConfigResponse(betterproto2.Message):
+    values: "list[ConfigValue]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+
+
+default_message_pool.register_message("aiocontainerd.plugins.v1", "ExplainConfigResponse", ExplainConfigResponse)
 
 
 @dataclass(eq=False, repr=False)
