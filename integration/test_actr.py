@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +10,9 @@ import pty
 import re
 import select
 import signal
+import struct
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -185,6 +188,118 @@ def test_a_run_that_fails_says_so_on_one_line_and_leaves_nothing(
         assert actr.left() == []
 
 
+@pytest.mark.parametrize("command", [("run", "--rm", "-t", NAME, "c1", "sh"), ("tasks", "exec", "-t", "c5", "sh")])
+def test_a_terminal_is_refused_where_there_is_none(imported: tuple[Actr, Actr], command: tuple[str, ...]) -> None:
+    with kept(imported, "c5"):
+        status, out, err = equal(imported, *command)
+        assert (status, out) == (1, "")
+        assert "standard input is not a terminal" in err
+        for actr in imported:
+            assert len(actr("tasks", "ps", "c5")[1].splitlines()) == 2, "the header and sleep"
+            assert "c1" not in actr.left()
+
+
+@contextmanager
+def kept(both: tuple[Actr, Actr], container_id: str) -> Iterator[None]:
+    """Keep a container that sleeps running during the block."""
+    for actr in both:
+        assert actr("run", "-d", NAME, container_id, "sleep", "1000")[0] == 0
+    try:
+        yield
+    finally:
+        for actr in both:
+            actr("containers", "rm", "-f", container_id)
+    assert [actr.left() for actr in both] == [[], []]
+
+
+def test_the_id_of_a_running_exec_is_left_to_it(imported: tuple[Actr, Actr]) -> None:
+    exec_args = ("tasks", "exec", "--exec-id", "e1", "c5")
+    with kept(imported, "c5"):
+        equal(imported, *exec_args[:2], "-d", *exec_args[2:], "sleep", "1000")
+        for detach in ([], ["-d"]):
+            status, _, err = equal(imported, *exec_args[:2], *detach, *exec_args[2:], "true")
+            assert status == 1
+            assert "already exists" in err
+        for actr in imported:
+            assert len(actr("tasks", "ps", "c5")[1].splitlines()) == 3, "the header and both processes"
+
+
+def test_a_detached_process_may_have_a_terminal(imported: tuple[Actr, Actr]) -> None:
+    for actr in imported:
+        try:
+            assert actr("run", "-d", "-t", NAME, "c6", "sleep", "1000")[0] == 0
+            assert actr("tasks", "exec", "-d", "-t", "c6", "sleep", "1000")[0] == 0
+            assert len(actr("tasks", "ps", "c6")[1].splitlines()) == 3
+        finally:
+            actr("containers", "rm", "-f", "c6")
+        assert actr.left() == []
+
+
+@pytest.mark.parametrize("command", [("run", "--rm", NAME, "c1", "yes"), ("tasks", "exec", "c5", "yes")])
+def test_a_reader_that_goes_ends_the_process(imported: tuple[Actr, Actr], command: tuple[str, ...]) -> None:
+    with kept(imported, "c5"):
+        for actr in imported:
+            status, err = _read_first(actr, *command)
+            assert (status, err) == (141, "")
+            assert len(actr("tasks", "ps", "c5")[1].splitlines()) == 2, "the header and sleep"
+
+
+@pytest.mark.parametrize("command", [("images", "ls"), ("plugins", "ls", "-d"), ("--help",), ("images", "--help")])
+def test_a_reader_that_goes_ends_any_command_quietly(both: tuple[Actr, Actr], command: tuple[str, ...]) -> None:
+    for actr in both:
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(actr.command(*command), stdout=writing, stderr=subprocess.PIPE, timeout=LIMIT_S)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (141, b"")
+
+
+def _read_first(actr: Actr, *args: str) -> tuple[int, str]:
+    """Run a command, read its first line, close the pipe; return its status and complaints."""
+    command = actr.command(*args)
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        assert program.stdout.readline() == b"y\n"
+        program.stdout.close()
+        return program.wait(LIMIT_S), program.stderr.read().decode()
+
+
+def test_sigterm_ends_a_command_that_waits_for_its_reader(both: tuple[Actr, Actr]) -> None:
+    for actr in both:
+        with subprocess.Popen(actr.command("events"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+            assert program.stdout is not None
+            capacity = fcntl.fcntl(program.stdout, fcntl.F_SETPIPE_SZ, 4096)
+            number = 0
+            while _unread(program.stdout.fileno()) < capacity - 512:  # until it has no room for another line
+                actr.daemon.ctr("namespaces", "create", f"n{number}", check=False)
+                actr.daemon.ctr("namespaces", "rm", f"n{number}", check=False)
+                number += 1
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(LIMIT_S) == 143
+
+
+def _unread(pipe: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0])
+
+
+def test_sigterm_ends_an_import_that_waits_for_its_input(both: tuple[Actr, Actr]) -> None:
+    for actr in both:
+        command = actr.command("images", "import", "-")
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
+            wait_for(lambda actr=actr: [entry for entry in actr.left() if entry], "the lease of the import")
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(LIMIT_S) == 143
+        assert actr.left() == []
+
+
+def test_the_config_explained_is_that_of_the_daemon(both: tuple[Actr, Actr]) -> None:
+    debians, ours = both
+    assert ours("config", "explain", "root")[1] == f'root = "{ours.daemon.root}"  # --root\n'
+    assert "has no key ghost" in ours("config", "explain", "ghost")[2]
+    assert "does not tell its config; --config explains a file" in debians("config", "explain", "root")[2]
+
+
 def test_large_input_comes_back_whole(imported: tuple[Actr, Actr]) -> None:
     data = os.urandom(3 << 20)
     for actr in imported:
@@ -293,6 +408,29 @@ def test_events_are_shown_as_they_come(both: tuple[Actr, Actr]) -> None:
             assert program.wait(LIMIT_S) == 130
         assert "/namespaces/create" in line
         assert '"name":"seen"' in line
+
+
+def test_events_with_options_of_a_runtime_and_foreign_ones_are_shown(imported: tuple[Actr, Actr]) -> None:
+    for actr in imported:
+        filters = ('topic=="/containers/create"', 'topic=="/acme/happened"')
+        with subprocess.Popen(actr.command("events", *filters), stdout=subprocess.PIPE) as program:
+            assert program.stdout is not None
+            while not select.select([program.stdout], [], [], 0.1)[0]:  # it has yet to subscribe
+                _publish(actr, "/acme/happened", b"\x0a\x09acme.Type\x12\x01\xff")
+            assert b'/acme/happened {"type_url":"acme.Type","value":"/w=="}' in program.stdout.readline()
+            actr("run", "--rm", "--runc-binary", "runc", NAME, "c7", "true")
+            line = b""
+            while b"/containers/create" not in line:
+                line = program.stdout.readline()
+            assert b'"options":{"type_url":"containerd.runc.v1.Options","value":' in line
+            program.send_signal(signal.SIGINT)
+            assert program.wait(LIMIT_S) == 130
+
+
+def _publish(actr: Actr, topic: str, event: bytes) -> None:
+    """Publish an event, a serialised `google.protobuf.Any`, as shims do."""
+    command = [str(SCRIPTS / "aiocontainerd"), "-a", str(actr.daemon.address), "publish"]
+    subprocess.run([*command, "--topic", topic, "--namespace", "n"], input=event, check=True, timeout=LIMIT_S)
 
 
 def test_a_pull_brings_labels_snapshots_and_name(both: tuple[Actr, Actr], archive: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import click
 
 import aiocontainerd
 from aiocontainerd import api
+from aiocontainerd.cli.ending import Program
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.migrate import GRPC_ADDRESS
 from aiocontainerd.config.records import DEFAULT_ADDRESS, DEFAULT_PATH
@@ -95,7 +96,7 @@ def _collect_garbage() -> None:
     gc.enable()
 
 
-@main.group("config")
+@main.group("config", cls=Program)
 def config_group() -> None:
     """Print the daemon's config."""
 

@@ -10,7 +10,7 @@ import anyio
 
 from aiocontainerd.client import terminal
 from aiocontainerd.client.stdio import Copier, Streams, fifos
-from aiocontainerd.errors import ContainerdError
+from aiocontainerd.errors import AlreadyExists, ContainerdError
 from aiocontainerd.groups import unwrapped
 from aiocontainerd.interfaces.runtime import IO, Exit
 
@@ -48,8 +48,10 @@ class Attachment:
                 copier.open()
                 await create(io)
                 return await self._stay_attached(copier, io, start=True, delete=True)
+            except AlreadyExists:
+                raise  # the process of that id is somebody else's
             except BaseException:
-                await self._discard()
+                await self._discard(copier)
                 raise
             finally:
                 copier.close()
@@ -113,12 +115,16 @@ class Attachment:
         except ContainerdError:
             pass
 
-    async def _discard(self) -> None:
+    async def _discard(self, copier: Copier) -> None:
+        """Kill and delete the process. Raises nothing, as the failure that led here is what counts."""
         with anyio.move_on_after(CLEANUP_S, shield=True):
-            try:
-                await self._tasks.delete(self._container_id, self._exec_id, force=True)
-            except ContainerdError:
-                pass  # there may be no process; the failure that led here is what counts
+            async with anyio.create_task_group() as group:
+                group.start_soon(copier.drop_outputs)
+                try:
+                    await self._tasks.delete(self._container_id, self._exec_id, force=True)
+                except (ContainerdError, TimeoutError):
+                    pass
+                group.cancel_scope.cancel()
 
 
 async def _outputs(copier: Copier, drained: anyio.Event) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -16,8 +18,9 @@ from aiocontainerd.client.attach import Attachment
 from aiocontainerd.distribution.leases import held
 from aiocontainerd.distribution.unpack import default_snapshotter, unpack
 from aiocontainerd.distribution.walk import choose
-from aiocontainerd.errors import NotFound
+from aiocontainerd.errors import AlreadyExists, ContainerdError, NotFound
 from aiocontainerd.interfaces.metadata import Container
+from aiocontainerd.interfaces.runtime import IO
 from aiocontainerd.oci import spec as specs
 from aiocontainerd.oci import user as users
 from aiocontainerd.oci.image import ContainerConfig
@@ -26,7 +29,7 @@ from aiocontainerd.sys.mount import temp_mount
 if TYPE_CHECKING:
     from aiocontainerd.client.client import Client
     from aiocontainerd.client.stdio import Streams
-    from aiocontainerd.interfaces.runtime import IO, Exit
+    from aiocontainerd.interfaces.runtime import Exit
     from aiocontainerd.oci.platform import Ranking
     from aiocontainerd.sys.mount import Mount
 
@@ -115,14 +118,31 @@ async def run_detached(client: Client, options: RunOptions, rank: Ranking, io: I
     """Run a container in the background and return its pid. One that does not start keeps its record but no task."""
     container = await create_container(client, options, rank)
     rootfs = await client.snapshots(container.snapshotter).mounts(container.snapshot_key)
-    pid = await client.tasks.create(container.id, rootfs=rootfs, io=io)
-    try:
+    async with _undone(client, container.id):
+        pid = await client.tasks.create(container.id, rootfs=rootfs, io=io or detached_io(tty=options.wishes.tty))
         await client.tasks.start(container.id)
+    return pid
+
+
+def detached_io(*, tty: bool) -> IO:
+    """Return the streams of a process whose output is dropped. A terminal is read all the same, as it would fill up."""
+    return IO(stdout=os.devnull, terminal=True) if tty else IO()
+
+
+@asynccontextmanager
+async def _undone(client: Client, container_id: str, exec_id: str = "") -> AsyncIterator[None]:
+    """Delete the process that the block makes if the block fails or is cancelled."""
+    try:
+        yield
+    except AlreadyExists:
+        raise  # the process of that id is somebody else's
     except BaseException:
         with anyio.move_on_after(CLEANUP_S, shield=True):
-            await client.tasks.delete(container.id, force=True)
+            try:
+                await client.tasks.delete(container_id, exec_id, force=True)
+            except ContainerdError:
+                pass  # there may be no process; the failure that led here is what counts
         raise
-    return pid
 
 
 async def remove_container(client: Client, container: Container, *, force: bool = False) -> None:
@@ -168,6 +188,13 @@ async def exec_process(
         mounts = await client.snapshots(container.snapshotter).mounts(container.snapshot_key)
         resolved = await _user(user, mounts)
     return specs.exec_process(specs.from_any(container.spec), args, tty=tty, cwd=cwd, user=resolved)
+
+
+async def exec_detached(client: Client, container_id: str, exec_id: str, process: typeurl.Any, *, tty: bool) -> None:
+    """Run a process in the background; its output is dropped. One that does not start is removed."""
+    async with _undone(client, container_id, exec_id):
+        await client.tasks.exec(container_id, exec_id, process, detached_io(tty=tty))
+        await client.tasks.start(container_id, exec_id)
 
 
 async def _default_runtime(client: Client) -> str:

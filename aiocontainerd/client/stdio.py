@@ -74,10 +74,16 @@ class Copier:
             os.close(self._outputs.pop()[0])
 
     async def outputs(self) -> None:
-        """Copy stdout and stderr until the shim has closed both."""
+        """Copy stdout and stderr until the shim has closed both. Raises BrokenPipeError where a reader has gone."""
         async with anyio.create_task_group() as group:
             for source, target in self._outputs:
                 group.start_soon(_copy_output, source, target)
+
+    async def drop_outputs(self) -> None:
+        """Read stdout and stderr and drop them, until the shim has closed both: a process that is full never ends."""
+        async with anyio.create_task_group() as group:
+            for source, _ in self._outputs:
+                group.start_soon(_drop_output, source)
 
     async def input(self) -> None:
         """Copy stdin until it ends, then close the fifo. Returns at once where there is none."""
@@ -92,25 +98,29 @@ class Copier:
 
 
 async def _copy_output(source: int, target: int) -> None:
-    while True:
-        await anyio.wait_readable(source)
-        try:
-            data = os.read(source, CHUNK_BYTES)
-        except BlockingIOError:
-            continue
-        if not data:
-            return
+    while data := await _read_output(source):
         await anyio.to_thread.run_sync(_write_all, target, data, abandon_on_cancel=True)
 
 
+async def _drop_output(source: int) -> None:
+    while await _read_output(source):
+        pass
+
+
+async def _read_output(source: int) -> bytes:
+    while True:
+        await anyio.wait_readable(source)
+        try:
+            return os.read(source, CHUNK_BYTES)
+        except BlockingIOError:
+            continue
+
+
 def _write_all(target: int, data: bytes) -> None:
-    """Write everything, unless the reader has gone."""
+    """Write everything. Raises BrokenPipeError where the reader has gone."""
     view = memoryview(data)
     while view:
-        try:
-            view = view[os.write(target, view) :]
-        except BrokenPipeError:
-            return
+        view = view[os.write(target, view) :]
 
 
 async def _copy_input(source: int, fifo: int) -> None:

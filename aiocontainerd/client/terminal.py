@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from aiocontainerd.errors import FailedPrecondition
+
 FORWARDED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH,
 )  # fmt: skip
@@ -32,6 +34,15 @@ def raw(descriptor: int) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def require(descriptor: int) -> None:
+    """Raise FailedPrecondition where `descriptor` is no terminal.
+
+    A process on a terminal of its own never reads the end of another kind of input, and would wait for it for ever.
+    """
+    if not os.isatty(descriptor):
+        raise FailedPrecondition("standard input is not a terminal; leave out --tty, or give the program one")
 
 
 def size(descriptor: int) -> tuple[int, int] | None:

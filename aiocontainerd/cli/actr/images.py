@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -169,8 +170,9 @@ async def _unpacked(stores: Stores, image: Image, rank: Ranking, snapshotter: st
     print("done", flush=True)
 
 
-def _opened(archive: str) -> IO[bytes]:
-    return open(0, "rb", closefd=False) if archive == "-" else open(archive, "rb")
+def _opened(archive: str) -> AbstractContextManager[IO[bytes]]:
+    """Open an archive. Standard input is not closed: that would wait for a thread that still reads it."""
+    return nullcontext(open(0, "rb", closefd=False)) if archive == "-" else open(archive, "rb")
 
 
 def _today() -> str:
@@ -219,11 +221,12 @@ def pull(
             labels=output.parse_labels(labels),
             concurrency=max_concurrent_downloads,
         )
-        registry = RegistryOptions(plain_http=plain_http, skip_verify=skip_verify, credentials=_credentials(user))
+        registry = RegistryOptions(plain_http=plain_http, skip_verify=skip_verify, credentials=credentials)
         with progress(sys.stdout) as told:
             image = await client.pull(reference, registry, options, told)
         print(f"{image.name} {image.target.digest}")
 
+    credentials = _credentials(user)  # asks for the password before there is a loop that would wait for it
     session_of(ctx).run(work)
 
 

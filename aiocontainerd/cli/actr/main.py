@@ -11,6 +11,7 @@ import importlib
 import click
 
 from aiocontainerd import __version__
+from aiocontainerd.cli.ending import Program, exits_at_sigterm
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 COMMANDS = {
@@ -35,7 +36,7 @@ ALIASES = {
 }  # fmt: skip
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Program):
     """A group that imports the module of a command when the command is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -75,6 +76,7 @@ def actr(ctx: click.Context, address: str, namespace: str, timeout: float, debug
 
 def main() -> None:
     """Run the program."""
+    exits_at_sigterm()
     actr(prog_name="actr")
 
 

@@ -58,8 +58,11 @@ def run(ctx: click.Context, /, image: str, container_id: str, remove: bool, deta
 
     async def work(client: Client) -> int:
         from aiocontainerd.client import run as runs
+        from aiocontainerd.client import terminal
         from aiocontainerd.client.stdio import Streams
 
+        if given["tty"] and not detach:
+            terminal.require(0)
         options = runs.RunOptions(
             image=image,
             id=container_id,

@@ -7,21 +7,23 @@ import math
 import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
 import click
 
+from aiocontainerd.cli import ending
 from aiocontainerd.client.client import Client
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, FailedPrecondition, NotFound, to_status
 
-SIGNALLED = 128
 DIAGNOSIS_S = 5.0
 """How long commands that show the state of the daemon wait for an answer."""
 _NOT_TOLD = "its event loop is blocked by code that keeps the interpreter's lock, or it is very busy; see its log"
 FAILED = 1
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -38,35 +40,37 @@ class Session:
     ) -> NoReturn:
         """Do a command's work and exit with its status. `hint` says what to do where an object isn't found.
 
-        `patience_s` is for a command that the daemon answers at once unless its event loop is blocked.
-        SIGINT and SIGTERM cancel the work, which then cleans up after itself.
+        `patience_s` is for a command that the daemon answers at once unless its event loop is blocked. A signal that
+        ends programs cancels the work, which then cleans up after itself. So does a reader of the output that has gone.
         """
         received: list[int] = []
         try:
             status = asyncio.run(self._guarded(work, received, min(self.timeout_s, patience_s)))
+        except BrokenPipeError:
+            raise  # `ending.quiet` makes the exit status of it
         except (KeyboardInterrupt, asyncio.CancelledError):
-            self._complain("interrupted; what was begun has been undone")
-            sys.exit(SIGNALLED + (received[0] if received else signal.SIGINT))
-        except ContainerdError as error:
-            self._fail(_explained(error, self, hint, diagnoses=math.isfinite(patience_s)))
-        except (OSError, ValueError, TimeoutError) as error:
-            self._fail(str(error) or f"no answer within {self.timeout_s:g} s (--timeout allows more)")
+            self._interrupted(received or [signal.SIGINT])
+        except (ContainerdError, OSError, ValueError, TimeoutError) as error:
+            if received:
+                self._interrupted(received)
+            self._fail(self._text_of(error, hint, diagnoses=math.isfinite(patience_s)))
         sys.exit(status or 0)
 
     async def _guarded(
         self, work: Callable[[Client], Awaitable[int | None]], received: list[int], timeout_s: float
     ) -> int | None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        with _cancelled_by_signals(received):
+            async with Client(self.address, namespace=self.namespace, timeout_s=timeout_s) as client:
+                return await work(client)
 
-        def cancel(number: int, _frame: FrameType | None) -> None:
-            received.append(number)
-            if task is not None:
-                loop.call_soon_threadsafe(task.cancel)
+    def _interrupted(self, received: Sequence[int]) -> NoReturn:
+        self._complain("interrupted; what was begun has been undone")
+        ending.leave(ending.SIGNALLED + received[0])
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, cancel)
-        async with Client(self.address, namespace=self.namespace, timeout_s=timeout_s) as client:
-            return await work(client)
+    def _text_of(self, error: Exception, hint: str, *, diagnoses: bool) -> str:
+        if isinstance(error, ContainerdError):
+            return _explained(error, self, hint, diagnoses=diagnoses)
+        return str(error) or f"no answer within {self.timeout_s:g} s (--timeout allows more)"
 
     def _fail(self, text: str) -> NoReturn:
         if self.debug:
@@ -76,6 +80,29 @@ class Session:
 
     def _complain(self, text: str) -> None:
         click.echo(f"actr: {' '.join(text.split())}", err=True)
+
+
+@contextmanager
+def _cancelled_by_signals(received: list[int]) -> Iterator[None]:
+    """Have signals cancel the current task during the block, and note them in `received`.
+
+    A write that waits for the reader of the output would keep the loop from it; such output is dropped.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None, "it runs in a task"
+
+    def cancel(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if ending.is_stuck():
+            ending.drop_output()
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = [(number, signal.signal(number, cancel)) for number in _ENDING]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _explained(error: ContainerdError, session: Session, hint: str, *, diagnoses: bool = False) -> str:

@@ -151,14 +151,15 @@ def execute(
     process_id = exec_id or f"exec-{secrets.token_hex(6)}"
 
     async def work(client: Client) -> int:
+        from aiocontainerd.client import terminal
         from aiocontainerd.client.attach import Attachment
-        from aiocontainerd.client.run import exec_process
-        from aiocontainerd.interfaces.runtime import IO
+        from aiocontainerd.client.run import exec_detached, exec_process
 
+        if tty and not detach:
+            terminal.require(0)
         process = await exec_process(client, container_id, args, tty=tty, cwd=cwd, user=user)
         if detach:
-            await client.tasks.exec(container_id, process_id, process, IO())
-            await client.tasks.start(container_id, process_id)
+            await exec_detached(client, container_id, process_id, process, tty=tty)
             return 0
         front = Attachment(client.tasks, container_id, process_id)
         ended = await front.run(lambda io: client.tasks.exec(container_id, process_id, process, io), tty=tty)
