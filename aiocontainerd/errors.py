@@ -1,20 +1,29 @@
 """Errors that travel to clients: one exception for each class of containerd's, with its wire code (facts/core 15).
 
 The message of an error travels as `<context>: <class text>`. Clients strip the class text and raise their own error of
-that class, so the class text must come last. `to_status` appends it unless the context ends in it already.
+that class, so the class text must come last. `to_status` appends it unless the context ends in it already. Where
+containerd's own services refuse a request, the text has no class text; such an error is raised with `complete=True`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import ClassVar
 
 
 class ContainerdError(Exception):
-    """An error that travels to clients with a status code. Only subclasses are raised."""
+    """An error that travels to clients with a status code. Only subclasses are raised.
+
+    With `complete` the message travels as it is, without the class text.
+    """
 
     code: ClassVar[int] = 2
     text: ClassVar[str] = ""
+
+    def __init__(self, *args: object, complete: bool = False) -> None:
+        super().__init__(*args)
+        self.complete = complete
 
     @property
     def message(self) -> str:
@@ -163,14 +172,34 @@ def sendable(text: str) -> str:
 
 def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ContainerdError):
-        return error.code, _with_class_text(error.message, error.text)
+        return error.code, error.message if error.complete else _with_class_text(error.message, error.text)
     if isinstance(error, TimeoutError):
         return DeadlineExceeded.code, DeadlineExceeded.text
     if isinstance(error, asyncio.CancelledError):
         return Cancelled.code, Cancelled.text
     if isinstance(error, NotImplementedError):
         return Unimplemented.code, _with_class_text(str(error), Unimplemented.text)
+    if isinstance(error, OSError):
+        return Unknown.code, os_text(error)
     return Unknown.code, str(error) or type(error).__name__
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of any exception for people; that of the operating system is in Go's words."""
+    return os_text(error) if isinstance(error, OSError) else str(error)
+
+
+def os_text(error: OSError, verb: str = "") -> str:
+    """Return an error of the operating system in Go's words, without its number: `open /x: no such file or directory`.
+
+    `verb` says what was tried with the path of the error; without a path it is left out.
+    """
+    reason = error.strerror or str(error) or type(error).__name__
+    reason = reason if reason[1:2].isupper() else reason[:1].lower() + reason[1:]
+    named = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not named:
+        return reason
+    return f"{verb} {' '.join(named)}: {reason}" if verb else f"{' '.join(named)}: {reason}"
 
 
 def _with_class_text(message: str, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 from hypothesis import given
@@ -79,6 +80,26 @@ def test_codes_of_no_class_are_unknown_and_keep_their_message(code: int) -> None
 @pytest.mark.parametrize("error", [errors.NotFound("layer x: caf\udce9"), OSError("layer x: caf\udce9")])
 def test_a_text_that_is_no_utf_8_travels_all_the_same(error: Exception) -> None:
     assert to_status(error)[1].startswith("layer x: caf?")
+
+
+def test_a_complete_text_has_no_class_text() -> None:
+    assert to_status(errors.NotFound("task x not found", complete=True)) == (5, "task x not found")
+    assert to_status(errors.NotFound("task x not found")) == (5, "task x not found: not found")
+
+
+@pytest.mark.parametrize(
+    ("error", "verb", "text"),
+    [
+        (OSError(errno.ENOENT, "No such file or directory", "/x"), "open", "open /x: no such file or directory"),
+        (OSError(errno.EIO, "Input/output error", b"/x"), "", "/x: input/output error"),
+        (OSError(errno.EXDEV, "Cross-device", "/a", None, "/b"), "rename", "rename /a /b: cross-device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "write", "no space left on device"),
+        (OSError("RFS specific error"), "", "RFS specific error"),
+    ],
+)  # fmt: skip
+def test_a_system_error_is_told_in_gos_words(error: OSError, verb: str, text: str) -> None:
+    assert errors.os_text(error, verb) == text
+    assert "Errno" not in to_status(error)[1]
 
 
 def test_foreign_exceptions_have_codes_too() -> None:

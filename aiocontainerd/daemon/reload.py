@@ -31,7 +31,7 @@ from aiocontainerd.daemon.wanted import (
     plan_for,
     steps,
 )
-from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, text_of
 from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
@@ -94,7 +94,7 @@ class Reloader:
                 config = await anyio.to_thread.run_sync(self._load)
                 after = await anyio.to_thread.run_sync(partial(plan_for, config))
             except (ConfigError, OSError, ValueError) as error:
-                raise InvalidArgument(f"the config is not reloaded: {error}") from error
+                raise InvalidArgument(f"the config is not reloaded: {text_of(error)}") from error
             with anyio.CancelScope(shield=True):
                 changes = await self._follow(config, self._in_force or {}, after)
         changes += failures(self._started_with, after)

@@ -61,7 +61,7 @@ class DaemonIntrospection:
         if plugin.state != State.LOADED:
             raise FailedPrecondition(f"failed to get plugin instance {plugin.uri}: {plugin.reason or plugin.state}")
         if not isinstance(plugin.instance, PluginInfoProvider):
-            raise Unimplemented(f"plugin {plugin.uri} does not provide extra information")
+            raise Unimplemented("plugin does not provided extra information")
         return status(plugin), await plugin.instance.plugin_info(options)
 
     def _find(self, kind: str, plugin_id: str) -> Plugin:

@@ -100,7 +100,7 @@ def check_namespace_update(namespace: Namespace, paths: Sequence[str]) -> None:
     identifiers.validate(namespace.name)
     for path in paths:
         if not path.startswith("labels."):
-            raise InvalidArgument(f'cannot update "{path}" field')
+            raise InvalidArgument(f'cannot update "{path}" field', complete=True)
 
 
 class NamespaceStore(Protocol):

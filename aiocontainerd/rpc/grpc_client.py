@@ -121,7 +121,7 @@ class GrpcClient:
         try:
             await self._connected()
         except OSError as error:
-            raise Unreachable(f"connection to {self.address}: {error}") from error
+            raise Unreachable(f"connection to {self.address}: {errors.text_of(error)}") from error
 
     async def unary(
         self,
@@ -197,7 +197,7 @@ class GrpcClient:
                 termination.stream = stream
                 release = await stream.send_request(headers, _processor=protocol.processor)
         except (OSError, StreamTerminatedError, ProtocolError) as error:
-            raise Unreachable(f"connection to {self.address}: {error}") from error
+            raise Unreachable(f"connection to {self.address}: {errors.text_of(error)}") from error
         return GrpcCall(bound, stream, termination, release, self._limit)
 
     async def _connected(self) -> H2Protocol:
@@ -326,7 +326,7 @@ class GrpcCall:
             for headers in (self._stream.trailers, self._stream.headers):
                 if headers is not None and status_of(headers) is not None:
                     _raise_for(headers)
-            raise Unreachable(f"{self._bound.path}: {error}") from error
+            raise Unreachable(f"{self._bound.path}: {errors.text_of(error)}") from error
 
 
 class _Termination(Wrapper):

@@ -101,7 +101,7 @@ def read_range(offset: int, size: int, length: int) -> tuple[int, int]:
     """Return the first byte to send of a blob of `length` bytes, and how many. Raises OutOfRange past its end."""
     start = max(offset, 0)
     if start > length:
-        raise OutOfRange(f"read past object length {length} bytes")
+        raise OutOfRange(f"read past object length {length} bytes", complete=True)
     rest = length - start
     return start, rest if size <= 0 or size > rest else size
 

@@ -39,7 +39,7 @@ async def write_stream(
     if request is None:
         raise Unknown("EOF")
     if not request.ref:
-        raise InvalidArgument("first message must have a reference")
+        raise InvalidArgument("first message must have a reference", complete=True)
     writer = await store.writer(request.ref, total=max(request.total, 0), expected=request.expected)
     try:
         session = _Session(store, request.ref, writer, total=request.total, expected=request.expected)
@@ -83,7 +83,7 @@ class _Session:
             await self._store.abort(self._ref)
         except ContainerdError as error:
             log.warning("ingest %s of a blob that exists could not be removed: %s", self._ref, error)
-        raise AlreadyExists(f"blob with expected digest {expected} exists")
+        raise AlreadyExists(f"blob with expected digest {expected} exists", complete=True)
 
     async def _exists(self, digest: str) -> bool:
         try:
@@ -126,7 +126,7 @@ class _Session:
         """Write `data` at `offset` and return the offset behind it; offset 0 starts again. Raises OutOfRange."""
         here = self._writer.offset
         if offset > 0 and offset != here:
-            raise OutOfRange(f"write @{offset} must occur at current offset {here}")
+            raise OutOfRange(f"write @{offset} must occur at current offset {here}", complete=True)
         if offset == 0 and here > 0:
             await self._truncate()
             here = 0
@@ -135,7 +135,7 @@ class _Session:
         await self._writer.write(data)
         written = self._writer.offset - here
         if written != len(data):
-            raise DataLoss(f"wrote {written} of {len(data)} bytes")
+            raise DataLoss(f"wrote {written} of {len(data)} bytes", complete=True)
         return self._writer.offset
 
     async def _truncate(self) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 from aiocontainerd import api
 from aiocontainerd.errors import InvalidArgument, Unknown, to_status
 from aiocontainerd.events import Envelope
 from aiocontainerd.serve.requests import required
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire.anys import any_from_wire
 from aiocontainerd.wire.events import envelope_from_wire, envelope_to_wire
 
 if TYPE_CHECKING:
@@ -25,9 +28,8 @@ class EventsGrpc:
         self._bus = bus
 
     async def publish(self, request: api.events.PublishRequest) -> api.protobuf.Empty:
-        """Publish an event now, in the namespace of the call. Its payload is not touched."""
-        event = required(request.event, "event")
-        self._bus.publish(request.topic, Any(event.type_url, event.value))
+        """Publish an event now, in the namespace of the call. Its payload is not touched and may be absent."""
+        self._bus.publish(request.topic, any_from_wire(request.event) or Any("", b""))
         return api.protobuf.Empty()
 
     async def forward(self, request: api.events.ForwardRequest) -> api.protobuf.Empty:
@@ -61,6 +63,7 @@ class EventsTtrpc:
 
 
 def _envelope(message: api.types.Envelope | None) -> Envelope:
+    """Return the envelope of a request; without a time it is of 1970, as in containerd."""
     given = required(message, "envelope")
-    required(given.event, "envelope.event")
-    return envelope_from_wire(given)
+    envelope = envelope_from_wire(given)
+    return msgspec.structs.replace(envelope, timestamp_ns=0) if given.timestamp is None else envelope

@@ -19,7 +19,7 @@ class HealthGrpc:
     async def check(self, request: api.health.HealthCheckRequest) -> api.health.HealthCheckResponse:
         """Return SERVING for the service "". Raises NotFound for another one."""
         if request.service:
-            raise NotFound("unknown service")
+            raise NotFound("unknown service", complete=True)
         return api.health.HealthCheckResponse(status=api.health.HealthCheckResponseServingStatus.SERVING)
 
     async def watch(self, request: api.health.HealthCheckRequest) -> AsyncIterator[api.health.HealthCheckResponse]:

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from aiocontainerd import api
 from aiocontainerd.api import names
+from aiocontainerd.errors import InvalidArgument, NotFound, Unknown, to_status
 from aiocontainerd.interfaces.services import IntrospectionService
-from aiocontainerd.serve.requests import unconverted
 from aiocontainerd.typeurl import name_in
 from aiocontainerd.wire.anys import any_from_wire, any_to_wire
 from aiocontainerd.wire.introspection import plugin_status_to_wire, server_status_to_wire
@@ -23,7 +23,10 @@ class IntrospectionGrpc:
 
     async def plugins(self, request: api.introspection.PluginsRequest) -> api.introspection.PluginsResponse:
         """Return every plugin that a filter matches, also those that failed or were skipped."""
-        found = self._introspection.plugins(request.filters)
+        try:
+            found = self._introspection.plugins(request.filters)
+        except InvalidArgument as bad:
+            raise InvalidArgument(f"{bad.text}: {bad.message}") from bad
         return api.introspection.PluginsResponse(plugins=[plugin_status_to_wire(plugin) for plugin in found])
 
     async def server(self, _request: api.protobuf.Empty) -> api.introspection.ServerResponse:
@@ -34,7 +37,10 @@ class IntrospectionGrpc:
         """Return a plugin and what it says about itself. Options of a type that the API lacks are UNKNOWN."""
         options = any_from_wire(request.options)
         if options is not None:
-            with unconverted():
+            try:
                 names.message_class(name_in(options.type_url))
+            except NotFound as unknown:
+                text = f"failed to unmarshal plugin info Options: {to_status(unknown)[1]}"
+                raise Unknown(text) from unknown
         plugin, extra = await self._introspection.plugin_info(request.type, request.id, options)
         return api.introspection.PluginInfoResponse(plugin=plugin_status_to_wire(plugin), extra=any_to_wire(extra))

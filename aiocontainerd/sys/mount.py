@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
+from aiocontainerd.errors import os_text
 from aiocontainerd.sys.mount_calls import MNT_DETACH, syncfs
 from aiocontainerd.sys.mount_plan import Mount, MountStep, plan, read_only, target_of, without_volatile
 from aiocontainerd.sys.mounter import FakeMounter, KernelMounter, Mounter
@@ -168,8 +169,10 @@ def _mount_temporarily(
     directory = tempfile.mkdtemp(prefix="containerd-mount", dir=temp_root)
     try:
         mount_all(taken, directory, mounter=mounter)
-    except BaseException:
+    except BaseException as error:
         os.rmdir(directory)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"failed to mount {directory}: {os_text(error)}") from error
         raise
     return directory, taken
 

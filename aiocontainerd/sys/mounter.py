@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from aiocontainerd.errors import os_text
 from aiocontainerd.sys import idmap, loop, mountinfo
 from aiocontainerd.sys import mount_calls as calls
 from aiocontainerd.sys import mount_options as opts
@@ -95,12 +96,24 @@ def _mount_plain(step: MountStep) -> None:
 
 def _call(step: MountStep, source: str) -> None:
     def mount() -> None:
-        calls.mount(source, step.target, step.type, step.options.flags, step.data)
+        try:
+            calls.mount(source, step.target, step.type, step.options.flags, step.data)
+        except OSError as error:
+            raise OSError(error.errno, _told(step, source, error)) from error
 
     if step.directory:
         _in_directory(step.directory, mount)
     else:
         mount()
+
+
+def _told(step: MountStep, source: str, error: OSError) -> str:
+    """Return what failed to be mounted, in containerd's words."""
+    kind = step.type or "bind"
+    return (
+        f'mount source: "{source}", target: "{step.target}", fstype: {kind}, flags: {step.options.flags}, '
+        f'data: "{step.data}", err: {os_text(OSError(error.errno, error.strerror))}'
+    )
 
 
 def _in_directory(directory: str, action: Callable[[], None]) -> None:

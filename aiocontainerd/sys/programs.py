@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import Process
 
-from aiocontainerd.errors import DeadlineExceeded, Unknown
+from aiocontainerd.errors import DeadlineExceeded, Unknown, os_text
 
 _LARGEST_OUTPUT = 4 << 20
 
@@ -30,11 +30,19 @@ class Output:
     @property
     def ending(self) -> str:
         """How the program ended, in the words that Go programs use."""
-        return f"exit status {self.status}" if self.status >= 0 else f"signal: {signal.Signals(-self.status).name}"
+        return (
+            f"exit status {self.status}"
+            if self.status >= 0
+            else f"signal: {(signal.strsignal(-self.status) or '').lower()}"
+        )
+
+    def printed(self) -> str:
+        """Return standard output and standard error as one text."""
+        return (self.stdout + self.stderr).decode(errors="replace")
 
     def text(self) -> str:
-        """Return standard output and standard error as one text for people."""
-        return (self.stdout + self.stderr).decode(errors="replace").strip()
+        """Return the same without white space around it."""
+        return self.printed().strip()
 
 
 async def run(
@@ -55,7 +63,7 @@ async def run(
     except TimeoutError:
         raise DeadlineExceeded(f"{argv[0]} {argv[-1]} did not end within {timeout_s:g}s") from None
     except OSError as error:
-        raise Unknown(f"{argv[0]}: {error.strerror or error}") from error
+        raise Unknown(f"fork/exec {argv[0]}: {os_text(OSError(error.errno, error.strerror))}") from error
 
 
 async def _run(argv: Sequence[str], stdin: bytes, cwd: Path | None, env: Mapping[str, str] | None) -> Output:

@@ -334,5 +334,5 @@ def _status(error: BaseException, bound: BoundMethod) -> tuple[int, str]:
         log.error("ttrpc method %s failed unexpectedly", bound.path, exc_info=error)
     for kind, code in _FOREIGN:
         if isinstance(error, kind):
-            return code, errors.sendable(str(error))
+            return code, errors.sendable(errors.text_of(error))
     return errors.to_status(error)

@@ -19,7 +19,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd import timestamps
-from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_content_local import layout
@@ -180,7 +180,7 @@ class LocalWriter:
 
     def _checked_digest(self, expected: str) -> str:
         have = self.digest()
-        if expected and expected != have and not expected.startswith("sha256:"):
+        if expected and expected != have and not expected.startswith("sha256:") and _is_digest(expected):
             algorithm, _ = split_digest(expected)
             rehashed = hash_file(self._fd, algorithm)
             have = f"{algorithm}:{rehashed.hexdigest()}"
@@ -247,3 +247,11 @@ def _open_data(path: Path, flags: int) -> int:
     except PermissionError:  # a crash within a commit leaves it read-only, which matters to a daemon without root
         os.chmod(path, 0o644)
         return os.open(path, flags, 0o644)
+
+
+def _is_digest(text: str) -> bool:
+    try:
+        split_digest(text)
+    except InvalidArgument:
+        return False
+    return True

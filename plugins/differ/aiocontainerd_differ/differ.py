@@ -59,20 +59,16 @@ class WalkingDiffer:
 
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], options: ApplyOptions) -> Descriptor:
         """Unpack `layer`; return the descriptor of the uncompressed stream. Errors name the layer's digest."""
-        steps, media_type = steps_from(layer.media_type, self._processors)
-        async with (
-            self._limiter,
-            await self._reader(layer) as reader,
-            _plain(reader, steps, options) as (blob, size),
-            self._target(mounts) as target,
-        ):
-            sniff = is_sniffed(media_type)
-            try:
-                result = await run_unpack(blob, size, target, sniff=sniff, max_entries=self._max_entries)
-            except (Unknown, ResourceExhausted) as error:
-                raise type(error)(f"failed to apply layer {layer.digest}: {error.message}") from error
-            if options.sync_fs or self._sync_fs:
-                await anyio.to_thread.run_sync(syncfs, target.path)
+        async with self._limiter, await self._reader(layer) as reader:
+            steps, media_type = steps_from(layer.media_type, self._processors)
+            async with _plain(reader, steps, options) as (blob, size), self._target(mounts) as target:
+                sniff = is_sniffed(media_type)
+                try:
+                    result = await run_unpack(blob, size, target, sniff=sniff, max_entries=self._max_entries)
+                except (Unknown, ResourceExhausted) as error:
+                    raise type(error)(f"failed to apply layer {layer.digest}: {error.message}") from error
+                if options.sync_fs or self._sync_fs:
+                    await anyio.to_thread.run_sync(syncfs, target.path)
         return Descriptor(OCI_LAYER, result.digest, result.size)
 
     async def compare(self, lower: Sequence[Mount], upper: Sequence[Mount], options: CompareOptions) -> Descriptor:

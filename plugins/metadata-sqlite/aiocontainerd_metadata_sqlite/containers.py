@@ -14,7 +14,7 @@ from aiocontainerd.interfaces.metadata import Container
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire.anys import any_to_wire
 from aiocontainerd_metadata_sqlite import resources
-from aiocontainerd_metadata_sqlite.filtering import container_field, matcher, select
+from aiocontainerd_metadata_sqlite.filtering import container_field, record_matcher, select
 from aiocontainerd_metadata_sqlite.references import CONTAINERS, SNAPSHOTS, Edge, Kind
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Session
@@ -48,7 +48,7 @@ class Containers:
     async def list(self, filters: Sequence[str] = ()) -> list[Container]:
         """Return the containers that match, sorted by id."""
         namespace = self._session.caller().namespace
-        matches = matcher(filters, container_field)
+        matches = record_matcher(filters, container_field)
         return await self._session.read(lambda db: select(_load_all(db, namespace), matches))
 
     async def create(self, container: Container) -> Container:
@@ -87,7 +87,7 @@ class Containers:
     async def update(self, container: Container, paths: Sequence[str] = ()) -> Container:
         """Raise NotFound, InvalidArgument for a field that cannot be updated."""
         if not container.id:
-            raise InvalidArgument("Container.ID required")
+            raise InvalidArgument("Container.ID required", complete=True)
         namespace = self._session.caller().namespace
 
         def store(db: Connection) -> Container:

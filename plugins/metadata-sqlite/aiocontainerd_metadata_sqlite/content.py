@@ -58,14 +58,14 @@ class NamespacedContent:
         """Raise NotFound, InvalidArgument for a path other than `labels` and `labels.<key>`."""
         _validate(info.digest)
         namespace = self._session.caller().namespace
-        for path in paths:
-            if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(f'cannot update "{path}" field on content info "{info.digest}"')
 
         def store(db: Connection) -> BlobInfo:
             found = _load(db, namespace, info.digest)
             if found is None:
                 raise NotFound(f"content digest {info.digest}")
+            for path in paths:
+                if path != "labels" and not path.startswith("labels."):
+                    raise InvalidArgument(f'cannot update "{path}" field on content info "{info.digest}"')
             resource, current = found
             labels = label_rules.update(current.labels, info.labels, list(paths) or ["labels"])
             label_rules.validate(labels, "info.Labels")
@@ -87,7 +87,10 @@ class NamespacedContent:
 
         Raise NotFound, InvalidArgument for what is no digest.
         """
-        split_digest(digest)
+        try:
+            split_digest(digest)
+        except InvalidArgument as bad:
+            raise InvalidArgument(bad.message, complete=True) from bad
         caller = self._session.caller()
 
         def unlink(db: Connection) -> None:
@@ -108,7 +111,7 @@ class NamespacedContent:
         try:
             split_digest(digest)
         except InvalidArgument as bad:
-            raise InvalidArgument(f"{digest}: {bad.message}") from bad
+            raise InvalidArgument(f"{digest}: {bad.message}", complete=True) from bad
         await self._info(digest)
         return await self.backend.reader(digest)
 
@@ -195,7 +198,7 @@ def _validate(digest: str) -> None:
     try:
         split_digest(digest)
     except InvalidArgument as bad:
-        raise InvalidArgument(f'"{digest}" failed validation') from bad
+        raise InvalidArgument(f'"{digest}" failed validation', complete=True) from bad
 
 
 def _load(db: Connection, namespace: str, digest: str) -> tuple[int, BlobInfo] | None:

@@ -13,7 +13,7 @@ from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.oci.descriptor import Descriptor, split_digest
 from aiocontainerd_metadata_sqlite import resources
-from aiocontainerd_metadata_sqlite.filtering import image_field, matcher, select
+from aiocontainerd_metadata_sqlite.filtering import image_field, record_matcher, select
 from aiocontainerd_metadata_sqlite.references import CONTENT, IMAGES, Edge, Kind
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Caller, Session, epoch_or
@@ -41,7 +41,7 @@ class Images:
     async def list(self, filters: Sequence[str] = ()) -> list[Image]:
         """Return the images that match, sorted by name."""
         namespace = self._session.caller().namespace
-        matches = matcher(filters, image_field)
+        matches = record_matcher(filters, image_field)
         return await self._session.read(lambda db: select(_load_all(db, namespace), matches))
 
     async def create(self, image: Image, *, epoch_ns: int | None = None) -> Image:
@@ -132,7 +132,7 @@ def publish_deleted(session: Session, name: str, namespace: str) -> None:
 
 def _require_name(image: Image) -> None:
     if not image.name:
-        raise InvalidArgument("Image.Name required")
+        raise InvalidArgument("Image.Name required", complete=True)
 
 
 def _validate(image: Image) -> None:

@@ -7,12 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 
 from aiocontainerd import timestamps
-from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented, Unknown
 from aiocontainerd.interfaces.metadata import Lease, Resource
 from aiocontainerd.labels import without_empty
 from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_metadata_sqlite import resources
-from aiocontainerd_metadata_sqlite.filtering import lease_field, matcher, select
+from aiocontainerd_metadata_sqlite.filtering import lease_field, record_matcher, select
 from aiocontainerd_metadata_sqlite.references import CONTENT, IMAGES, INGESTS, LEASES, SNAPSHOTS, Kind
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Session
@@ -49,7 +49,7 @@ class Leases:
     async def list(self, filters: Sequence[str] = ()) -> list[Lease]:
         """Return the leases that match, sorted by id."""
         namespace = self._session.caller().namespace
-        matches = matcher(filters, lease_field)
+        matches = record_matcher(filters, lease_field)
         return await self._session.read(lambda db: select(_load_all(db, namespace), matches))
 
     async def add_resource(self, lease_id: str, resource: Resource) -> None:
@@ -59,6 +59,10 @@ class Leases:
         def add(db: Connection) -> None:
             _found(db, namespace, lease_id)
             _validate(resource)
+            if not _snapshotter_is_named(resource):
+                raise Unknown("bucket name required")
+            if not resource.id:
+                raise Unknown("key required")
             resources.hold(db, namespace, lease_id, resource.type, resource.id)
 
         await self._session.mutate(add)
@@ -109,10 +113,14 @@ def _made_up(now_ns: int) -> str:
     return f"{now_ns % timestamps.NANOSECONDS}-{suffix}"
 
 
+def _snapshotter_is_named(resource: Resource) -> bool:
+    return resource.type != SNAPSHOTS
+
+
 def _validate(resource: Resource) -> None:
     kind, slash, snapshotter = resource.type.partition("/")
     if kind == SNAPSHOTS.rstrip("/"):
-        if not slash or not snapshotter or "/" in snapshotter:
+        if not slash or "/" in snapshotter:
             raise InvalidArgument(f"invalid snapshot resource type {resource.type}")
     elif slash and kind in (CONTENT, INGESTS, IMAGES):
         raise InvalidArgument(f"invalid resource type {resource.type}")

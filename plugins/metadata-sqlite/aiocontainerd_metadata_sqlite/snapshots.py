@@ -62,11 +62,11 @@ class NamespacedSnapshotter:
         """Raise NotFound, InvalidArgument for an empty name or a path other than `labels` and `labels.<key>`."""
         if not info.name:
             raise InvalidArgument
+        namespace = self._session.caller().namespace
+        row = await self._row(info.name)
         for path in paths:
             if path != "labels" and not path.startswith("labels."):
                 raise InvalidArgument(f'cannot update "{path}" field on snapshot "{info.name}"')
-        namespace = self._session.caller().namespace
-        row = await self._row(info.name)
         below = await self._update_backend(row, info.labels, paths)
 
         def store(db: Connection) -> Row:
@@ -100,9 +100,9 @@ class NamespacedSnapshotter:
         must leave its active snapshot as it was.
         """
         caller = self._session.caller()
-        _require_key(name)
         given = label_rules.without_empty(labels or {})
         label_rules.validate(given, "info.Labels")
+        _require_key(name)
         pins = [(caller.namespace, self._type, pinned) for pinned in (key, parent) if pinned]
         async with self._commits.hold(f"{caller.namespace}/{name}"):
             with self._session.pin(*pins):
@@ -164,7 +164,7 @@ class NamespacedSnapshotter:
         if row is None:
             raise NotFound(f"parent snapshot {parent} does not exist")
         if row.kind != Kind.COMMITTED:
-            raise InvalidArgument(f'parent "{parent}" is not committed snapshot')
+            raise InvalidArgument(f'failed to create snapshot: parent "{row.backend_key}" is not committed snapshot')
         return row
 
     async def _update_backend(self, row: Row, labels: Mapping[str, str], paths: Sequence[str]) -> SnapshotInfo:
@@ -177,14 +177,13 @@ class NamespacedSnapshotter:
 
     async def _create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         caller = self._session.caller()
-        _require_key(key)
         given = label_rules.without_empty(labels)
         label_rules.validate(given, "info.Labels")
-        target = given.get(label_rules.SNAPSHOT_REF, "") if kind == Kind.ACTIVE else ""
+        target = given.get(label_rules.SNAPSHOT_REF, "")
         pins = [(caller.namespace, self._type, parent)] if parent else []
         with self._session.pin(*pins):
             await self._refuse_existing(caller, key, target)
-            base = await self._session.read(lambda db: self._plan_create(db, caller, parent))
+            base = await self._session.read(lambda db: self._plan_create(db, caller, key, parent))
             number = await self._session.next_number()
             backend_key = f"{caller.namespace}/{number}/{key}"
             with self._progress(backend_key):
@@ -209,9 +208,11 @@ class NamespacedSnapshotter:
             await self._session.mutate(lambda db: resources.hold(db, caller.namespace, caller.lease, self._type, found))
         raise AlreadyExists(f'snapshot "{found}"' if found == key else f'target snapshot "{found}"')
 
-    def _plan_create(self, db: Connection, caller: Caller, parent: str) -> Row | None:
+    def _plan_create(self, db: Connection, caller: Caller, key: str, parent: str) -> Row | None:
         _require_lease(db, caller)
-        return self._parent(db, caller.namespace, parent)
+        base = self._parent(db, caller.namespace, parent)
+        _require_key(key)
+        return base
 
     async def _create_backend(
         self,
@@ -298,7 +299,7 @@ class NamespacedSnapshotter:
             raise AlreadyExists(f'snapshot "{name}"')
         active = self._require(db, caller.namespace, key)
         if active.kind != Kind.ACTIVE:
-            raise FailedPrecondition(f'snapshot "{key}" is not active')
+            raise FailedPrecondition(f'failed to commit snapshot: snapshot "{active.backend_key}" is not active')
         return active, self._parent(db, caller.namespace, active.parent or parent)
 
     async def _commit_backend(self, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:
@@ -355,8 +356,9 @@ def publish_removed(session: Session, snapshotter: str, key: str, namespace: str
 
 
 def _require_key(key: str) -> None:
+    """Raise Unknown for an empty key, in the words of containerd's database."""
     if not key:
-        raise InvalidArgument("snapshot key must not be empty")
+        raise Unknown("bucket name required")
 
 
 def _require_lease(db: Connection, caller: Caller) -> None:

@@ -22,7 +22,7 @@ import anyio.to_thread
 
 from aiocontainerd import durations
 from aiocontainerd.config.timeouts import PLUGIN_INIT, PLUGIN_RETRY, PLUGIN_STOP
-from aiocontainerd.errors import Unavailable
+from aiocontainerd.errors import Unavailable, text_of
 from aiocontainerd.sys import cgroup
 from aiocontainerd_proxy import cgroups, stacks
 from aiocontainerd_proxy.backoff import Backoff
@@ -137,7 +137,7 @@ class Supervisor:
         try:
             await self._run_once(anyio.current_time())
         except OSError as error:
-            self._ended(f"cannot be started: {error}", 0.0)
+            self._ended(f"cannot be started: {text_of(error)}", 0.0)
         with anyio.CancelScope(deadline=self._pause_until):
             await self._again.wait()
         self._asked, self.reason = False, ""

@@ -144,7 +144,8 @@ async def test_without_a_peer_calls_are_unavailable_naming_plugin_and_address(ad
     async with kept(link) as connection:
         with pytest.raises(Unavailable) as failed:
             await ProxySnapshotter(connection, OWNED).stat("ns/1/a")
-        assert failed.value.message.startswith(f"plugin {URI} at {address} is absent: [Errno 2]")
+        assert failed.value.message.startswith(f"plugin {URI} at {address} is absent: ")
+        assert "Errno" not in failed.value.message
         assert link.state is State.ABSENT
 
 

@@ -45,7 +45,7 @@ class BinaryLauncher:
             self._wants_options = True
             output = await self._start_once(command, timeout_s)
         if output.status != 0:
-            raise Unknown(f"{output.text()}: {output.ending}")
+            raise Unknown(f"{output.printed()}: {output.ending}")
         return output.stdout + output.stderr
 
     async def _start_once(self, command: ShimCommand, timeout_s: float) -> Output:

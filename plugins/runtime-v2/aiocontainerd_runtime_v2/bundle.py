@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from aiocontainerd import identifiers
-from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument
+from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, Unknown
 from aiocontainerd.sys import mount
 from aiocontainerd_runtime_v2 import bootstrap
 from aiocontainerd_runtime_v2.bootstrap import Endpoint
@@ -251,11 +251,11 @@ class _SpecPart(msgspec.Struct):
 
 
 def root_gid(spec: bytes) -> int | None:
-    """Return the host's group for the container's group 0, if the spec maps groups. Raises InvalidArgument."""
+    """Return the host's group for the container's group 0, if the spec maps groups. Raises Unknown for bad JSON."""
     try:
         linux = msgspec.json.decode(spec, type=_SpecPart).linux
     except msgspec.MsgspecError as error:
-        raise InvalidArgument(f"container spec: {error}") from error
+        raise Unknown(f"container spec: {error}") from error
     for mapping in linux.gid_mappings if linux else ():
         if mapping.container_id == 0 and mapping.size > 0:
             return mapping.host_id

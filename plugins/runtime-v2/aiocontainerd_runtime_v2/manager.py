@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -14,7 +15,7 @@ import anyio
 import msgspec
 
 from aiocontainerd import api
-from aiocontainerd.errors import ContainerdError
+from aiocontainerd.errors import ContainerdError, InvalidArgument, Unavailable, Unknown
 from aiocontainerd.interfaces.runtime import Exit
 from aiocontainerd.interfaces.shim import ShimCommand, ShimLauncher
 from aiocontainerd.typeurl import Any
@@ -26,13 +27,14 @@ from aiocontainerd_runtime_v2.bootstrap import Endpoint
 from aiocontainerd_runtime_v2.bundle import Bundle
 from aiocontainerd_runtime_v2.deadlines import Deadlines
 from aiocontainerd_runtime_v2.resolve import Resolver
-from aiocontainerd_runtime_v2.shim import Shim, lost_exit, open_client
+from aiocontainerd_runtime_v2.shim import UNIX, Shim, lost_exit, open_client
 from aiocontainerd_runtime_v2.task import exit_of
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_NO_CONNECTION = "failed to create TTRPC connection"
 _SOCKET_DIR = "/run/containerd/s"
 
 
@@ -93,23 +95,34 @@ class ShimManager:
         """Start the shim of a bundle, or join the shim that its program names, and connect to it.
 
         This goes on to its end when the caller is cancelled: otherwise a shim could run that nobody knows.
-        Raises `failed to start shim: start failed: ...`.
+        Raises `start failed: ...`.
         """
         await to_thread(bundles.write_shim_path, bundle, launcher.binary)
         with anyio.CancelScope(shield=True):
             try:
                 endpoint = await self._launch(bundle, launcher, options)
-                shim = await self.connect(bundle, endpoint, launcher)
+                shim = await self._connect_new(bundle, endpoint, launcher)
             except ContainerdError as error:
-                raise prefixed("failed to start shim: start failed", error) from error
+                raise prefixed("start failed", error) from error
         return shim
 
     async def _launch(self, bundle: Bundle, launcher: ShimLauncher, options: Any | None) -> Endpoint:
         command = self._command(bundle, options)
         printed = await launcher.start(command, timeout_s=self.deadlines.start_s)
-        endpoint = bootstrap.parse(printed)
+        try:
+            endpoint = bootstrap.parse(printed)
+        except InvalidArgument as bad:
+            raise Unknown(_cannot_dial(printed.decode(errors="replace").strip())) from bad
         await to_thread(bundles.write_endpoint, bundle, endpoint)
         return endpoint
+
+    async def _connect_new(self, bundle: Bundle, endpoint: Endpoint, launcher: ShimLauncher) -> Shim:
+        if endpoint.protocol == bootstrap.TTRPC and not endpoint.address.startswith(UNIX):
+            raise Unknown(_cannot_dial(endpoint.address))
+        try:
+            return await self.connect(bundle, endpoint, launcher)
+        except Unavailable as gone:
+            raise Unknown(f"{_NO_CONNECTION}: {gone.message}") from gone
 
     async def connect(
         self, bundle: Bundle, endpoint: Endpoint, launcher: ShimLauncher, *, joined: bool = False
@@ -184,6 +197,11 @@ def _unlink_dead_socket(bundle: Bundle, grpc_address: str) -> None:
             Path(path).unlink(missing_ok=True)  # another task of the same shim may be cleaned up at the same time
         except OSError:
             pass  # gone already, or busy and so alive
+
+
+def _cannot_dial(printed: str) -> str:
+    """Return containerd's words for a shim that printed no address: it takes the text for an abstract socket's name."""
+    return f"{_NO_CONNECTION}: dial unix \0{printed}: connect: {os.strerror(errno.ECONNREFUSED).lower()}"
 
 
 def prefixed(text: str, error: ContainerdError) -> ContainerdError:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from aiocontainerd.errors import Unknown
+from aiocontainerd.errors import Unknown, os_text
 
 _PREFIX = "containerd-shim"
 
@@ -56,7 +56,7 @@ class Resolver:
         try:
             os.stat(path)
         except OSError as error:
-            raise Unknown(f"invalid custom binary path: {error}") from error
+            raise Unknown(f"invalid custom binary path: {os_text(error, 'stat')}") from error
         return Path(path)
 
     def _named(self, runtime: str) -> Path:

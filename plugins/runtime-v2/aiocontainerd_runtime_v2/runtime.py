@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _JOINABLE_VERSION = 3
+_NOT_STARTED = "failed to start shim"
 
 
 class Publish(Protocol):
@@ -94,16 +95,21 @@ class ShimTaskRuntime:
             self.table.release(key)
 
     async def _create(self, key: tuple[str, str], options: CreateOptions) -> ShimTask:
-        launcher = await self.manager.launcher(options.runtime)
+        try:
+            launcher = await self.manager.launcher(options.runtime)
+        except ContainerdError as error:
+            raise prefixed(_NOT_STARTED, error) from error
         bundle = await to_thread(self._make_bundle, *key, options)
         try:
             self.open_log(bundle)
             shim = await self._shim(bundle, launcher, options)
-        except BaseException:
+        except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await to_thread(strays.kill, bundle)
                 await self.manager.clean_up(bundle, launcher)
                 await self.discard(bundle)
+            if isinstance(error, ContainerdError):
+                raise prefixed(_NOT_STARTED, error) from error
             raise
         task = self.adopt(shim)
         try:

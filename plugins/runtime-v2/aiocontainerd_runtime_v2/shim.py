@@ -7,7 +7,7 @@ from typing import Any as Untyped
 
 import anyio
 
-from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable, Unimplemented
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable, Unimplemented, os_text
 from aiocontainerd.interfaces.runtime import UNKNOWN_EXIT_STATUS, Exit
 from aiocontainerd.interfaces.shim import ShimLauncher
 from aiocontainerd.rpc import binding
@@ -19,7 +19,7 @@ from aiocontainerd_runtime_v2.bundle import Bundle
 _SERVICE = "containerd.task.v{}.Task"
 _NEW_API = 3
 _OLD_API = 2
-_UNIX = ("unix://", "/")
+UNIX = ("unix://", "/")
 FOREVER_S = 10 * 365 * 86_400.0
 """For calls that end with what they wait for; the wire has no infinite deadline."""
 
@@ -119,11 +119,11 @@ def lost_exit() -> Exit:
 async def open_client(task_id: str, endpoint: Endpoint, *, timeout_s: float) -> TtrpcClient:
     """Connect to a shim. Raises Unimplemented for an unknown protocol or address, Unavailable if nobody listens."""
     if endpoint.protocol != TTRPC:
-        raise Unimplemented(f'the shim of task "{task_id}" speaks protocol "{endpoint.protocol}", only ttrpc is known')
-    if not endpoint.address.startswith(_UNIX):
+        raise Unimplemented(f'unexpected protocol: "{endpoint.protocol}" of the shim of task "{task_id}"')
+    if not endpoint.address.startswith(UNIX):
         raise Unimplemented(f'the shim of task "{task_id}" listens on "{endpoint.address}", only unix:// is known')
     try:
         return await TtrpcClient.connect(endpoint.address, timeout_s=min(timeout_s, FOREVER_S))
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise Unavailable(f'the shim of task "{task_id}" is not at {endpoint.address}: {reason}') from error
+        path = endpoint.address.removeprefix("unix://")
+        raise Unavailable(f"dial unix {path}: connect: {os_text(error)}") from error

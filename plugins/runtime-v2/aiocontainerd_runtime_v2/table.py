@@ -50,7 +50,7 @@ class Table:
         await self._loaded(key)
         task = self._tasks.get(key)
         if task is None:
-            raise NotFound(f"task {key[1]} not found")
+            raise NotFound(f"task {key[1]} not found", complete=True)
         return task
 
     async def select(self, namespace: str | None) -> list[ShimTask]:

@@ -11,7 +11,7 @@ from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2.bootstrap import Endpoint
 from aiocontainerd_runtime_v2.bundle import Bundle, Layout, root_gid
 
-from aiocontainerd.errors import AlreadyExists, InvalidArgument
+from aiocontainerd.errors import AlreadyExists, Unknown
 
 
 class Unmounts:
@@ -64,7 +64,7 @@ def test_an_existing_work_directory_is_made_anew(layout: Layout) -> None:
 
 
 def test_a_bad_spec_leaves_nothing(layout: Layout) -> None:
-    with pytest.raises(InvalidArgument, match=r"^container spec: "):
+    with pytest.raises(Unknown, match=r"^container spec: "):
         layout.create("ns", "c", b"not json")
     assert layout.present() == []
     assert layout.strays(set()) == []

@@ -47,7 +47,7 @@ def test_an_absolute_path_is_used_as_it_is(tmp_path: Path) -> None:
     program = tmp_path / "my shim"
     program.touch()
     assert Resolver().resolve(str(program)) == program
-    with pytest.raises(Unknown, match=r"^invalid custom binary path: .*No such file"):
+    with pytest.raises(Unknown, match=r"^invalid custom binary path: stat /.*/absent: no such file or directory$"):
         Resolver().resolve(str(tmp_path / "absent"))
 
 

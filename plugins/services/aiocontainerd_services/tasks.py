@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 
 from aiocontainerd import api, context, identifiers, timestamps
-from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
+from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown, to_status
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.metadata import Container, MetadataStore
 from aiocontainerd.interfaces.runtime import (
@@ -26,6 +26,7 @@ from aiocontainerd.interfaces.runtime import (
 )
 from aiocontainerd.interfaces.services import CreateTask, TaskMetrics
 from aiocontainerd.oci.descriptor import Descriptor
+from aiocontainerd.serve.requests import unconverted
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire.anys import unmarshal
 from aiocontainerd_services import tasks_checkpoint
@@ -34,6 +35,8 @@ from aiocontainerd_services.task_monitors import Monitors
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_ALIVE = (ProcessStatus.RUNNING, ProcessStatus.PAUSED, ProcessStatus.PAUSING)
 
 
 class TasksService:
@@ -54,7 +57,8 @@ class TasksService:
         await self._refuse_existing(container.id)
         if not restore and request.checkpoint is not None:
             restore = str(self._checkpoint_of(container.id))
-            await tasks_checkpoint.unpack(self._metadata.content, request.checkpoint, Path(restore))
+            with unconverted():
+                await tasks_checkpoint.unpack(self._metadata.content, request.checkpoint, Path(restore))
         try:
             task = await self._runtime.create(container.id, _create_options(container, request, restore))
         except BaseException:
@@ -89,8 +93,10 @@ class TasksService:
 
     async def delete_process(self, container_id: str, exec_id: str) -> Exit:
         """Forget an exec that has exited."""
-        _require_exec_id(exec_id)
-        return await (await self._process(container_id, exec_id)).delete()
+        task = await self._task(container_id)
+        if not exec_id and (await task.state()).status in _ALIVE:
+            raise Unknown("cannot delete a running process")
+        return await task.process(exec_id).delete()
 
     async def get(self, container_id: str, exec_id: str = "") -> ProcessState:
         """Return the state of a process as its shim sees it now."""
@@ -122,6 +128,8 @@ class TasksService:
         process = await self._process(container_id, exec_id)
         if stdin:
             await process.close_io()
+        elif exec_id:
+            await process.state()
 
     async def pause(self, container_id: str) -> None:
         """Freeze every process."""
@@ -148,8 +156,9 @@ class TasksService:
 
         Tasks that do not answer are left out.
         """
-        wanted = compile_filters(filters)
-        tasks = [task for task in await self._runtime.list() if wanted.matches(_fields(task))]
+        with unconverted():
+            wanted, tasks = compile_filters(filters), await self._runtime.list()
+        tasks = [task for task in tasks if wanted.matches(_fields(task))]
         found = await _at_once(_measured, tasks)
         return [metrics for metrics in found if metrics is not None]
 
@@ -174,8 +183,12 @@ class TasksService:
                 await tasks_checkpoint.remove(directory)
 
     async def _task(self, container_id: str) -> Task:
-        container = await self._metadata.containers.get(container_id)
-        return await self._runtime.get(container.id)
+        """Return the task of a container, whose record may be gone. Without a task, tell what is missing."""
+        try:
+            return await self._runtime.get(container_id)
+        except NotFound as missing:
+            await self._metadata.containers.get(container_id)
+            raise missing
 
     async def _process(self, container_id: str, exec_id: str) -> Process:
         return (await self._task(container_id)).process(exec_id)
@@ -211,7 +224,7 @@ def _create_options(container: Container, request: CreateTask, checkpoint: str) 
 
 def _require_exec_id(exec_id: str) -> None:
     if not exec_id:
-        raise InvalidArgument("exec id cannot be empty")
+        raise InvalidArgument("exec id cannot be empty", complete=True)
 
 
 def _restore_path(runtime: str, options: Any | None) -> str:
@@ -233,7 +246,9 @@ def _runc_options(runtime: str, options: Any | None, kind: type[T], verb: str) -
     try:
         found = unmarshal(options)
     except NotFound as unknown:
-        raise Unknown(f"invalid task {verb} option for {runtime}") from unknown
+        raise Unknown(to_status(unknown)[1]) from unknown
+    except InvalidArgument as bad:
+        raise Unknown("proto: cannot parse invalid wire-format data") from bad
     if not isinstance(found, kind):
         raise Unknown(f"invalid task {verb} option for {runtime}")
     return found

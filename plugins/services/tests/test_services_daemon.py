@@ -216,22 +216,32 @@ async def test_subscribers_get_published_and_forwarded_events_of_every_namespace
     assert bus.statistics()["subscriptions"] == 0
 
 
-async def test_publish_needs_a_namespace_and_an_event() -> None:
-    service = EventsGrpc(EventBus())
+async def test_publish_needs_a_namespace_and_a_topic_but_no_event() -> None:
+    bus = EventBus()
+    service = EventsGrpc(bus)
     with pytest.raises(FailedPrecondition, match="namespace is required"):
         await service.publish(api.events.PublishRequest(topic="/a", event=event()))
-    with pytest.raises(InvalidArgument, match="field event must be set"):
+    with context.use(namespace="n"), bus.subscribe() as heard:
+        with pytest.raises(InvalidArgument, match='envelope topic "": must not be empty'):
+            await service.publish(api.events.PublishRequest())
         await service.publish(api.events.PublishRequest(topic="/a"))
+        assert (await anext(heard)).topic == "/a"
 
 
 async def test_forward_refuses_what_is_no_envelope() -> None:
     service = EventsGrpc(EventBus())
     with pytest.raises(InvalidArgument, match="field envelope must be set"):
         await service.forward(api.events.ForwardRequest())
-    with pytest.raises(InvalidArgument, match=r"field envelope\.event must be set"):
-        await service.forward(api.events.ForwardRequest(envelope=envelope(event=None)))
-    with pytest.raises(InvalidArgument, match="timestamp must be set on forwarded event"):
-        await service.forward(api.events.ForwardRequest(envelope=envelope(timestamp=None)))
+    with pytest.raises(InvalidArgument, match='envelope topic "": must not be empty'):
+        await service.forward(api.events.ForwardRequest(envelope=envelope(topic="")))
+
+
+async def test_an_envelope_without_time_and_event_is_forwarded() -> None:
+    bus = EventBus()
+    with bus.subscribe() as heard:
+        await EventsGrpc(bus).forward(api.events.ForwardRequest(envelope=envelope(event=None, timestamp=None)))
+        received = await anext(heard)
+    assert (received.timestamp_ns, received.event.type_url) == (0, "")
 
 
 async def test_a_bad_subscription_filter_is_unknown() -> None:
