@@ -107,10 +107,34 @@ def test_flags_are_in_the_dump(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["dump", "migrate"])
 def test_a_bad_file_is_one_line_and_status_1(tmp_path: Path, command: str) -> None:
-    bad = file(tmp_path / "c.toml", "version = 4\nroto = 1\n")
+    bad = file(tmp_path / "c.toml", "version = 4\nroot = 1\n")
     done = run("--config", bad, "config", command)
     assert done.exit_code == 1
-    assert done.stderr == f'Error: containerd: {bad}:2: unknown key roto; did you mean "root"?\n'
+    assert done.stderr == f"Error: containerd: {bad}:2: root: expected `str`, got `int`; write it in quotes\n"
+
+
+@pytest.mark.parametrize("command", ["dump", "migrate"])
+def test_what_has_no_effect_is_told_beside_the_config(tmp_path: Path, command: str) -> None:
+    path = file(tmp_path / "c.toml", "version = 4\nroto = 1\n")
+    done = run("--config", path, "config", command)
+    assert (done.exit_code, done.stderr) == (0, f'{path}:2: unknown key roto; did you mean "root"?\n')
+    assert tomllib.loads(done.stdout)["version"] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("version = 4\n", []),
+        ("version = 3\nroto = 1\n[debug]\nlevle = 2\n", ["2: unknown key roto; ", "4: unknown key debug.levle; "]),
+        ("version = 4\noom_score = true\n", ["2: oom_score: expected `int`, got `bool`"]),
+    ],
+)
+def test_config_check_names_every_mistake_and_has_status_1_for_one(tmp_path: Path, text: str, found: list[str]) -> None:
+    path = file(tmp_path / "c.toml", text)
+    done = run("--config", path, "config", "check")
+    lines = done.stdout.splitlines()
+    assert (done.exit_code, len(lines)) == (1 if found else 0, len(found))
+    assert all(line.startswith(f"{path}:{wanted}") for line, wanted in zip(lines, found, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -148,14 +172,14 @@ def starting(tmp_path: Path, *args: str | Path, config: str = "version = 4\n") -
         (["--state", "{dir}/r"], "", "root and state must be different directories"),
         (["--root", "/proc/version/r"], "", "root directory /proc/version/r cannot be used: Not a directory; choose"),
         ([], "version = 9", "expected containerd config version equal to or less than `4`, got `9`"),
-        ([], "version = 4\nroto = 1", '{dir}/c.toml:2: unknown key roto; did you mean "root"?'),
+        ([], "version = 4\n[plugin_policy]\nalow = []", '{dir}/c.toml:3: unknown key plugin_policy.alow; did you mean'),
         ([], 'version = 4\ndisabled_plugins = ["cri"]', 'invalid disabled plugin URI "cri" expect io.containerd.x.vx'),
         ([], 'version = 4\n[debug]\nformat = "xml"', '{dir}/c.toml:3: debug.format: unknown log format "xml"; use'),
-        ([], f'version = 4\n[plugins."{GC}"]\npause_treshold = 1', 'did you mean "pause_threshold"?'),
+        ([], f'version = 4\n[plugins."{GC}"]\npause_threshold = "1"', "pause_threshold: expected `float`, got `str`"),
     ],
     ids=[
         "no config file", "log level", "root is state", "root is unusable", "newer version", "unknown key",
-        "disabled plugin", "log format", "unknown plugin key",
+        "disabled plugin", "log format", "plugin key",
     ],
 )  # fmt: skip
 def test_what_an_operator_can_mend_is_one_line_and_status_1(

@@ -71,34 +71,47 @@ def test_a_newer_version_is_refused_with_containerds_text(tmp_path: Path) -> Non
     path = write(tmp_path / "c.toml", "version = 5\n")
     with pytest.raises(ConfigError) as failed:
         load(path)
-    assert str(failed.value) == (f"{path}:1: expected containerd config version equal to or less than `4`, got `5`")
+    assert str(failed.value) == (
+        f"{path}:1: expected containerd config version equal to or less than `4`, got `5`; "
+        "write version = 4, and leave out what only version 5 has"
+    )
 
 
-def test_an_unknown_key_names_file_line_path_and_nearest_key(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.toml", 'version = 3\n[debug]\nlevle = "debug"\n')
+def test_an_unknown_key_that_containerd_warns_of_is_a_warning_with_file_line_and_nearest_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", 'version = 3\nroto = 1\n[debug]\nlevle = "debug"\n[cgroup]\npaht = 2\n')
+    assert load(path).warnings == [
+        f'{path}:2: unknown key roto; did you mean "root"?',
+        f'{path}:4: unknown key debug.levle; did you mean "level"?',
+        f'{path}:6: unknown key cgroup.paht; did you mean "path"?',
+    ]
+
+
+OURS_ONLY = """version = 3
+[python_plugins.acme]
+module = "acme.plugin"
+isolatoin = "process"
+[plugin_policy]
+alow = ["acme"]
+"""
+
+
+def test_an_unknown_key_in_a_table_that_only_this_daemon_has_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", OURS_ONLY)
     with pytest.raises(ConfigError) as failed:
         load(path)
-    assert str(failed.value) == f'{path}:3: unknown key debug.levle; did you mean "level"?'
-
-
-def test_all_unknown_keys_are_told_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.toml", "version = 3\nroto = 1\n[cgroup]\npaht = 2\n")
-    with pytest.raises(ConfigError) as failed:
-        load(path)
-    assert str(failed.value).count("unknown key") == 2
-
-
-def test_unknown_keys_only_warn_where_the_file_is_shared(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.toml", "version = 3\nroto = 1\n")
-    config = load(path, warn_only=True)
-    assert config.warnings == [f'{path}:2: unknown key roto; did you mean "root"?']
+    told = [
+        f'{path}:4: unknown key python_plugins.acme.isolatoin; did you mean "isolation"?',
+        f'{path}:6: unknown key plugin_policy.alow; did you mean "allow"?',
+    ]
+    assert sorted(str(failed.value).splitlines()) == told
+    assert sorted(load(path, warn_only=True).warnings) == told
 
 
 def test_a_wrong_type_is_an_error_even_where_unknown_keys_warn(tmp_path: Path) -> None:
     path = write(tmp_path / "c.toml", 'version = 3\noom_score = "low"\n')
     with pytest.raises(ConfigError) as failed:
         load(path, warn_only=True)
-    assert str(failed.value) == f"{path}:2: oom_score: expected `int`, got `str`"
+    assert str(failed.value) == f"{path}:2: oom_score: expected `int`, got `str`; write it without quotes"
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
@@ -111,7 +124,10 @@ def test_a_wrong_type_is_an_error_even_where_unknown_keys_warn(tmp_path: Path) -
         ("imports = [3]", "2: imports.0: expected `str`, got `int`"),
         ("disabled_plugins = [[1]]", "2: disabled_plugins.0: expected `str`, got `array`"),
         ("timeouts = 3", "2: timeouts: expected `table`, got `int`"),
-        ('[timeouts]\na = "1s"\n"b.c" = 3', '4: timeouts."b.c": expected `str`, got `int`'),
+        (
+            '[timeouts]\na = "1s"\n"b.c" = 3',
+            '4: timeouts."b.c": expected a duration in quotes with its unit, such as "5s", got `int`',
+        ),
         ("[proxy_plugins.a]\n[proxy_plugins.b]\naddress = 3", "4: proxy_plugins.b.address: expected `str`, got `int`"),
         (
             '[plugin_isolation]\na = "none"\nb = "thread"',
@@ -129,23 +145,25 @@ def test_a_value_of_a_wrong_type_is_named_with_its_place_in_every_version(
     assert str(failed.value).startswith(f"{path}:{said}")
 
 
-def test_an_address_or_an_env_of_a_wrong_type_is_left_for_its_plugin_to_refuse(tmp_path: Path) -> None:
-    path = tmp_path / "c.toml"
-    path.write_text(
-        'version = 2\ngrpc.address = 3\nplugins."io.containerd.runtime.v2.task".sched_core = true\n'
-        'plugins."io.containerd.shim.v1.manager".env = "x"\n'
-    )
-    tables = load(path).plugin_tables
-    assert tables["io.containerd.server.v1.grpc"] == {"address": 3}
-    assert tables["io.containerd.shim.v1.manager"] == {"env": "x"}
+def test_a_wrong_type_in_an_old_section_is_named_as_it_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", "version = 2\ngrpc.address = 3\n")
+    with pytest.raises(ConfigError) as failed:
+        load(path)
+    assert str(failed.value) == f"{path}:2: grpc.address: expected `str`, got `int`; write it in quotes"
+
+
+def test_an_env_of_a_wrong_type_is_left_for_its_plugin_to_refuse(tmp_path: Path) -> None:
+    text = """version = 2
+plugins."io.containerd.runtime.v2.task".sched_core = true
+plugins."io.containerd.shim.v1.manager".env = "x"
+"""
+    assert load(write(tmp_path / "c.toml", text)).plugin_tables["io.containerd.shim.v1.manager"] == {"env": "x"}
 
 
 def test_the_same_typo_in_two_proxy_plugins_is_told_of_each(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('version = 3\n[proxy_plugins.a]\nadress = "x"\n[proxy_plugins.b]\nadress = "y"\n')
-    with pytest.raises(ConfigError) as failed:
-        load(path)
-    assert str(failed.value).splitlines() == [
+    assert load(path).warnings == [
         f'{path}:3: unknown key proxy_plugins.a.adress; did you mean "address"?',
         f'{path}:5: unknown key proxy_plugins.b.adress; did you mean "address"?',
     ]
@@ -168,7 +186,7 @@ def test_a_nested_unknown_plugin_key_is_found(tmp_path: Path) -> None:
         load(write(tmp_path / "c.toml", text)).check_plugins([ACME])
 
 
-def test_tables_of_absent_plugins_get_one_warning(tmp_path: Path) -> None:
+def test_tables_of_plugins_that_only_containerd_has_get_one_warning(tmp_path: Path) -> None:
     text = """
 version = 3
 disabled_plugins = ["io.containerd.snapshotter.v1.zfs"]
@@ -179,8 +197,8 @@ anything = 1
     config = load(write(tmp_path / "c.toml", text))
     config.check_plugins([ACME])
     assert config.warnings == [
-        "config names plugins that are not installed here; ignored: io.containerd.grpc.v1.cri, "
-        "io.containerd.snapshotter.v1.aufs, io.containerd.snapshotter.v1.zfs"
+        "tables of plugins that only containerd has are without effect: "
+        f"io.containerd.grpc.v1.cri ({tmp_path}/c.toml:4), io.containerd.snapshotter.v1.aufs ({tmp_path}/c.toml:6)"
     ]
 
 
@@ -198,7 +216,7 @@ def test_root_and_state_must_differ(tmp_path: Path) -> None:
 
 def test_a_bad_timeout_names_its_key_and_line(tmp_path: Path) -> None:
     path = write(tmp_path / "c.toml", 'version = 4\n[timeouts]\n"io.containerd.timeout.shim.load" = "soon"\n')
-    with pytest.raises(ConfigError, match=r":3: timeouts\.io\.containerd\.timeout\.shim\.load: time: invalid duration"):
+    with pytest.raises(ConfigError, match=r":3: timeouts\..*shim\.load\": time: invalid duration"):
         load(path)
 
 

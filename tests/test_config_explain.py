@@ -139,7 +139,7 @@ def test_both_programs_explain(tmp_path: Path) -> None:
 
 def test_a_record_with_secrets_makes_its_round_trip() -> None:
     from aiocontainerd.config.encode import encode
-    from aiocontainerd.config.secret import decode_hook
+    from aiocontainerd.config.values import decode_hook
 
     config = Acme(token=Secret("x"), main=Account(token=Secret("y")))
     assert msgspec.convert(encode(config, URI, reveal=True), Acme, dec_hook=decode_hook) == config

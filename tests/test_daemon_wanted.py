@@ -11,6 +11,7 @@ import pytest
 
 from aiocontainerd.config import Config
 from aiocontainerd.config.records import Debug, ProxyPlugin, Settings
+from aiocontainerd.config.values import DurationText
 from aiocontainerd.daemon.wanted import (
     ADDED,
     REMOVED,
@@ -70,7 +71,9 @@ def test_removals_come_first() -> None:
 
 def test_keys_that_only_a_start_reads_are_named() -> None:
     changed = Settings(
-        debug=Debug(level="debug"), timeouts={"a": "1s"}, proxy_plugins={"a": ProxyPlugin(type="snapshot")}
+        debug=Debug(level="debug"),
+        timeouts={"a": DurationText("1s")},
+        proxy_plugins={"a": ProxyPlugin(type="snapshot")},
     )
     assert changed_settings(Settings(), changed) == ["debug"]
 

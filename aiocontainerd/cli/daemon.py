@@ -109,6 +109,8 @@ def _printing(*, defaults_only: bool = False, reveal: bool = False) -> Callable[
         try:
             config = Config({}, {}) if defaults_only else flags.load(missing_is_fine=True)
             registrations = discovery.checked_registrations(config)
+            for warning in config.warnings:
+                click.echo(warning, err=True)
             click.echo(render.dump(config, registrations, reveal=reveal), nl=False)
         except ConfigError as error:
             raise click.ClickException(f"containerd: {error}") from error
@@ -122,6 +124,24 @@ for _name, _help, _command in (
     ("migrate", "Print the config file as version 4, secrets included.", _printing(reveal=True)),
 ):
     config_group.command(_name, help=_help)(click.pass_obj(_command))
+
+
+@config_group.command("check")
+@click.pass_obj
+def check_config(flags: DaemonFlags) -> None:
+    """Name every mistake of the config file, also those that only warn; the exit status is 1 if there is any."""
+    from aiocontainerd.host import discovery
+
+    try:
+        config = flags.load()
+        discovery.checked_registrations(config)
+        found = config.warnings
+    except ConfigError as error:
+        found = str(error).splitlines()
+    for line in found:
+        click.echo(line)
+    if found:
+        raise click.exceptions.Exit(1)
 
 
 @config_group.command("explain")

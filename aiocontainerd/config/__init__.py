@@ -13,7 +13,11 @@ plugin.py      what a plugin tells of its config
 timeouts.py    keys of `[timeouts]`: the daemon's own, and how plugins declare theirs
 log_levels.py  names of log levels and formats
 fields.py      which types a config field may have
+values.py      types of values that are checked when the config is loaded: durations, addresses, texts
 secret.py      values that are never shown
+spelling.py    keys in another case than their record's
+stock.py       containerd's plugins, and keys that it dropped
+hints.py       what is wrong with a key that nobody reads
 encode.py      plugins' records into TOML values
 render.py      a config as TOML, defaults included
 explain.py     every value with its origin

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 import typing
 from typing import Any, TypeVar
 
 import msgspec
 
-from aiocontainerd.config.migrate import Origins
-from aiocontainerd.config.secret import decode_hook
-from aiocontainerd.config.source import KeyPath, Origin, Tree
+from aiocontainerd.config import hints, stock
+from aiocontainerd.config.source import KeyPath, Origin, Origins, Tree, dotted
+from aiocontainerd.config.spelling import respell
+from aiocontainerd.config.values import decode_hook
 
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<path>.*?)`)?\Z")
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*?)`)?\Z", re.DOTALL)
+_MISSING = re.compile(r".* missing required field `(?P<field>.*?)`\Z")
 _SOME_KEY = "..."
 _STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\.\.\.|\d+)\]")
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A mistake in a config file. An unknown key may be tolerated, a wrong type never."""
+    """A mistake in a config file: what to tell, and the key. An unknown key may be tolerated, a wrong type never."""
 
     text: str
     unknown_key: bool
+    key: KeyPath = ()
 
 
 def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tuple[RecordT | None, list[Problem]]:
@@ -36,17 +38,20 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
     """
     problems: list[Problem] = []
     rest = copy.deepcopy(tree)
+    respell(rest, kind, at, origins)
     while True:
         error = _failure(rest, kind)
         if error is None:
             return msgspec.convert(rest, kind, dec_hook=decode_hook), problems
         unknown = _UNKNOWN_FIELD.match(error)
         if unknown is None:
-            problems.append(Problem(_wrong_type(rest, kind, error, at, origins), False))
+            problems.append(Problem(_wrong_type(rest, kind, error, at, origins, tree), False))
             return None, problems
         steps = _named(rest, kind, _steps(unknown["path"]))
-        del _at(rest, steps)[unknown["field"]]
-        problems.append(Problem(_unknown_key(kind, steps, unknown["field"], at, origins), True))
+        key = (*at, *steps, unknown["field"])
+        value = _at(rest, steps).pop(unknown["field"])
+        text = f"{origin_of(key, origins)}: {_unknown_key(kind, steps, key, value)}"
+        problems.append(Problem(text, True, key))
 
 
 def origin_of(key: KeyPath, origins: Origins) -> Origin:
@@ -65,19 +70,35 @@ def _failure(tree: Tree, kind: type[msgspec.Struct]) -> str | None:
     return None
 
 
-def _wrong_type(tree: Tree, kind: type[msgspec.Struct], error: str, at: KeyPath, origins: Origins) -> str:
+def _wrong_type(
+    tree: Tree, kind: type[msgspec.Struct], error: str, at: KeyPath, origins: Origins, written: Tree
+) -> str:
     found = _AT.match(error)
     what = (found["what"] if found else error).replace("`object`", "`table`")
     steps = _named(tree, kind, _steps(found["path"] if found else None))
     key = (*at, *steps)
-    return f"{origin_of(key, origins)}: {_dotted(key)}: {what[:1].lower()}{what[1:]}{_choices(kind, steps)}"
+    missing = _MISSING.match(what)
+    if missing is not None:
+        table = _at(written, steps)
+        unknown = [name for name in table if name not in _fields_at(kind, steps)] if isinstance(table, dict) else []
+        near = hints.nearest(missing["field"], unknown, "did you write it as")
+        return f"{origin_of(key, origins)}: {dotted((*key, missing['field']))} is missing{near}"
+    remedy = _choices(kind, steps) or hints.wrong_type(key[-1] if key else "", what)
+    return f"{origin_of(key, origins)}: {dotted(key)}: {_lowered(what)}{remedy}"
 
 
-def _unknown_key(kind: type, steps: KeyPath, field: str, at: KeyPath, origins: Origins) -> str:
-    key = (*at, *steps, field)
-    near = difflib.get_close_matches(field, _fields_at(kind, steps), n=1, cutoff=0.5)
-    hint = f'; did you mean "{near[0]}"?' if near else ""
-    return f"{origin_of(key, origins)}: unknown key {_dotted(key)}{hint}"
+def _unknown_key(kind: type, steps: KeyPath, key: KeyPath, value: Any) -> str:
+    """Return what is wrong with a key that the record at `steps` below `kind` does not have."""
+    if len(key) == 1:
+        return hints.top_level(key[0], value)
+    if key[0] == "plugins" and (key[1], key[-1]) in stock.DROPPED_OF_PLUGINS:
+        return f"{dotted(key)} has no effect; containerd dropped it, too"
+    return f"unknown key {dotted(key)}{hints.nearest(key[-1], _fields_at(kind, steps))}"
+
+
+def _lowered(what: str) -> str:
+    """Return a message of msgspec as the part of a sentence. Texts of our own begin as they should."""
+    return what[:1].lower() + what[1:] if what.startswith(("Expected", "Invalid", "Object")) else what
 
 
 def _choices(kind: type, steps: KeyPath) -> str:
@@ -133,8 +154,3 @@ def _at(tree: Any, steps: KeyPath) -> Any:
     for step in steps:
         tree = tree[int(step)] if isinstance(tree, list) else tree[step]
     return tree
-
-
-def _dotted(key: KeyPath) -> str:
-    bare = re.compile(r"[A-Za-z0-9_-]+\Z")
-    return ".".join(part if bare.match(part) else f'"{part}"' for part in key)

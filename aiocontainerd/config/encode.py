@@ -11,6 +11,7 @@ import msgspec
 
 from aiocontainerd.config.records import ConfigError
 from aiocontainerd.config.secret import REDACTED, Secret
+from aiocontainerd.config.values import Value
 
 _TOML = (str, int, float, datetime.date, datetime.time)
 
@@ -20,7 +21,7 @@ def encode(record: msgspec.Struct, uri: str, *, reveal: bool = False) -> dict[st
 
     Raises ConfigError, which names the plugin and the key, for a value that TOML cannot have.
     """
-    hook = partial(_known, reveal=reveal)
+    hook = partial(known, reveal=reveal)
     try:
         table: dict[str, Any] = msgspec.to_builtins(record, enc_hook=hook, str_keys=True)
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -31,8 +32,10 @@ def encode(record: msgspec.Struct, uri: str, *, reveal: bool = False) -> dict[st
     return table
 
 
-def _known(value: Any, *, reveal: bool) -> Any:
-    """Encode values that msgspec does not know: secrets, and mappings other than dicts."""
+def known(value: Any, *, reveal: bool = False) -> Any:
+    """Encode values that msgspec does not know: secrets, config values of a type, and mappings other than dicts."""
+    if isinstance(value, Value):
+        return value.to_toml()
     if isinstance(value, Secret):
         return value.reveal() if reveal else REDACTED if value else ""
     if isinstance(value, Mapping):

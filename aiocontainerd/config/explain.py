@@ -12,10 +12,9 @@ import msgspec
 from aiocontainerd.config import render
 from aiocontainerd.config.load import Config
 from aiocontainerd.config.plugin import Configured
-from aiocontainerd.config.source import KeyPath
+from aiocontainerd.config.source import KeyPath, dotted
 from aiocontainerd.interfaces.plugins import ConfigValue
 
-_BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 _PART = re.compile(r'"((?:[^"\\]|\\.)*)"|([^."]+)')
 
 
@@ -59,11 +58,6 @@ def matching(key: str, uris: Iterable[str]) -> KeyPath:
     else:
         rest = key
     return (*parts, *(quoted or bare for quoted, bare in _PART.findall(rest)))
-
-
-def dotted(key: KeyPath) -> str:
-    """Return a key as TOML writes it."""
-    return ".".join(part if _BARE.match(part) else json.dumps(part) for part in key)
 
 
 def _values(tree: Mapping[str, Any], above: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:

@@ -8,33 +8,36 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from aiocontainerd import durations
-from aiocontainerd.config import log_levels, source, timeouts
+from aiocontainerd.config import hints, log_levels, source, stock, timeouts
 from aiocontainerd.config import merge as merging
 from aiocontainerd.config import migrate as migration
 from aiocontainerd.config.decode import Problem, decode, origin_of
-from aiocontainerd.config.migrate import Origins
 from aiocontainerd.config.plugin import Configured, PluginConfig
 from aiocontainerd.config.records import (
     STREAM_PROCESSORS,
     ConfigError,
+    File,
     Settings,
     StreamProgram,
-    Tables,
 )
-from aiocontainerd.config.source import KeyPath, Origin, Tree
+from aiocontainerd.config.source import KeyPath, Origin, Origins, Tree, dotted
+from aiocontainerd.config.spelling import respell
+from aiocontainerd.config.values import kind_of
 
 if TYPE_CHECKING:
     from aiocontainerd.config.timeouts import Timeout
 
 
+_OURS = frozenset({"python_plugins", "plugin_isolation", "plugin_policy"})
+"""Tables that containerd does not have. An unknown key there, or in the table of a plugin of ours, is an error."""
+
+
 class Config:
     """A loaded config: the settings, the plugins' tables, and where every value came from."""
 
-    def __init__(self, tree: Tree, origins: Origins, *, warn_only: bool = False) -> None:
-        self.warnings: list[str] = []
+    def __init__(self, tree: Tree, origins: Origins, *, warn_only: bool = False, warnings: Iterable[str] = ()) -> None:
+        self.warnings = list(warnings)
         self._origins = origins
         self._warn_only = warn_only
         self._tree = tree
@@ -81,25 +84,35 @@ class Config:
         """Learn the keys of `[timeouts]` that plugins declare, and their defaults."""
         self._timeouts = timeouts.declared(timeout for one in registrations for timeout in one.timeouts)
 
-    def check_plugins(self, registrations: Iterable[Configured], *, complete: bool = True) -> None:
+    def check_plugins(self, registrations: Iterable[Configured]) -> None:
         """Check the table of every plugin, and the keys of `[timeouts]`. Raises ConfigError.
 
-        So a mistake stops the start, not one plugin. If the registrations are not `complete`, because a module could
-        not be loaded, an unknown key of `[timeouts]` is only a warning: that module may declare it. Tables and lists
-        that name plugins which are not installed get one warning.
+        So a mistake stops the start, not one plugin. What names plugins that are not installed is a warning.
         """
         known = {registration.uri: registration for registration in registrations}
         self.declare(known.values())
-        self._settle(self._timeout_problems(known, complete))
+        self._settle(self._timeout_problems(known))
         for uri in self._plugins:
             if uri in known:
                 self.plugin_config(known[uri])
-        absent = sorted(uri for uri in self._plugins if uri not in known)
-        named = [timeouts.split_plugin_key(key)[1] for key in self.settings.timeouts]
-        named += self.settings.disabled_plugins
-        absent += [uri for uri in dict.fromkeys(named) if uri and uri not in known and uri not in absent]
-        if absent:
-            self.warnings.append(f"config names plugins that are not installed here; ignored: {', '.join(absent)}")
+        self._tell_absent(known)
+
+    def _tell_absent(self, known: Mapping[str, Configured]) -> None:
+        """Keep a warning for each plugin that is named and not installed, one for all of containerd's that are not."""
+        absent = {name: value for name, value in self._plugins.items() if name not in known}
+        told = [
+            f"{self.origin('plugins', name)}: {hints.plugin_table(name, value, known)}"
+            for name, value in absent.items()
+            if name not in stock.PLUGINS
+        ]
+        for uri in self.settings.disabled_plugins:
+            if uri not in known and uri not in stock.PLUGINS:
+                near = hints.nearest_uri(uri, {*known, *stock.PLUGINS})
+                told.append(f'{self.origin("disabled_plugins")}: no plugin "{uri}" is installed{near}')
+        idle = [f"{name} ({self.origin('plugins', name)})" for name in sorted(absent) if name in stock.PLUGINS]
+        if idle:
+            told.append(f"tables of plugins that only containerd has are without effect: {', '.join(idle)}")
+        self.warnings += [text for text in told if text not in self.warnings]
 
     @property
     def stream_processors(self) -> Mapping[str, StreamProgram]:
@@ -115,7 +128,7 @@ class Config:
         name, _ = timeouts.split_plugin_key(key)
         for candidate in (key, name):
             if candidate in written:
-                return durations.parse(written[candidate])
+                return written[candidate].seconds
         known = self._timeouts.get(name)
         return timeouts.UNDECLARED_S if known is None else durations.parse(known.default)
 
@@ -128,27 +141,29 @@ class Config:
         """Return the seconds of each key that a plugin may read: the daemon's, as they hold for it, and its own."""
         return timeouts.seconds_for(registration.uri, registration.timeouts, self.timeout_s)
 
-    def _timeout_problems(self, known: Mapping[str, Configured], complete: bool) -> list[Problem]:
+    def _timeout_problems(self, known: Mapping[str, Configured]) -> list[Problem]:
         """Return what is wrong with the keys of `[timeouts]`; keep a warning for those that have no effect here."""
         unknown = [key for key in self.settings.timeouts if not timeouts.is_declared(key, self._timeouts)]
         idle = [key for key in unknown if key in timeouts.STOCK_KEYS]
         if idle:
-            self.warnings.append(f"[timeouts]: without effect here: {', '.join(idle)}")
+            self.warnings.append(f"{self.origin('timeouts', idle[0])}: without effect here: {', '.join(idle)}")
         problems = []
-        for key in unknown:
-            if key not in timeouts.STOCK_KEYS:
+        for key in self.settings.timeouts:
+            origin = self.origin("timeouts", key)
+            if key in unknown and key not in timeouts.STOCK_KEYS:
                 near = timeouts.nearest(key, self._timeouts, known)
                 hint = f'; did you mean "{near}"?' if near else ""
-                text = f'{self.origin("timeouts", key)}: unknown key timeouts."{key}"{hint}'
-                problems.append(Problem(text, True))
-        if complete:
-            return problems
-        self.warnings += [problem.text for problem in problems]
-        return []
+                text = f'{origin}: unknown key timeouts."{key}"{hint}'
+                problems.append(Problem(text, True, ("timeouts", key)))
+            uri = timeouts.split_plugin_key(key)[1]
+            if key not in unknown and uri and uri not in known:
+                text = f'{origin}: no plugin "{uri}" is installed{hints.nearest_uri(uri, known)}'
+                problems.append(Problem(text, True, ("timeouts", key)))
+        return problems
 
     def _settle(self, problems: list[Problem]) -> None:
-        """Raise for problems; with `warn_only`, keep unknown keys as warnings."""
-        fatal = [p.text for p in problems if not (self._warn_only and p.unknown_key)]
+        """Raise for problems; keep as warnings what containerd only warns of, and with `warn_only` all unknown keys."""
+        fatal = [p.text for p in problems if not (p.unknown_key and (self._warn_only or _is_tolerated(p.key)))]
         if fatal:
             raise ConfigError("\n".join(fatal))
         self.warnings += [p.text for p in problems if p.text not in self.warnings]
@@ -158,26 +173,30 @@ class Config:
         for name in ("disabled_plugins", "required_plugins"):
             for uri in getattr(settings, name):
                 if "." not in uri:
-                    kind = name.partition("_")[0]
+                    kind, whole = name.partition("_")[0], hints.whole_name(uri)
                     raise ConfigError(
                         f'{self.origin(name)}: invalid {kind} plugin URI "{uri}" expect io.containerd.x.vx'
+                        + (f'; write "{whole}"' if whole else "")
                     )
-        if not (settings.root and settings.state):
-            raise ConfigError(f"{self.origin('root')}: root and state must not be empty")
         if os.path.realpath(settings.root) == os.path.realpath(settings.state):
-            raise ConfigError(f"root and state must be different directories, both are {settings.root}")
+            raise ConfigError(
+                f"{self.origin('state')}: root and state must be different directories, both are {settings.root}"
+            )
         debug = settings.debug
         checks: list[tuple[KeyPath, Callable[[str], object], str]] = [
             (("debug", "level"), log_levels.number_of, debug.level),
             (("debug", "format"), log_levels.check_format, debug.format),
-            (("debug", "block_threshold"), durations.parse, debug.block_threshold),
-            *((("timeouts", key), durations.parse, text) for key, text in settings.timeouts.items()),
         ]
         for key, check, text in checks:
             try:
                 check(text)
             except ValueError as bad:
-                raise ConfigError(f"{self.origin(*key)}: {'.'.join(key)}: {bad}") from bad
+                raise ConfigError(f"{self.origin(*key)}: {dotted(key)}: {bad}") from bad
+
+
+def _is_tolerated(key: KeyPath) -> bool:
+    """Return whether containerd starts with an unknown key at this place, and so does this daemon, with a warning."""
+    return key[0] not in _OURS and (key[0] != "plugins" or key[1] in stock.PLUGINS)
 
 
 def load(
@@ -195,40 +214,50 @@ def load(
     """
     tree: Tree = {}
     origins: Origins = {}
+    warnings: list[str] = []
     if explicit or path.exists():
-        _load_file(path, tree, origins, seen=set(), inherited_version=1)
+        _load_file(path, tree, origins, warnings, seen=set())
     for key, (flag, value) in (flags or {}).items():
         if key == migration.GRPC_ADDRESS:
             migration.move_ttrpc(tree, origins, value, Origin(flag))
         _set(tree, key, value)
         origins[key] = Origin(flag)
-    return Config(tree, origins, warn_only=warn_only)
+    return Config(tree, origins, warn_only=warn_only, warnings=warnings)
 
 
-def _load_file(path: Path, into: Tree, origins: Origins, *, seen: set[Path], inherited_version: int) -> None:
+def _load_file(path: Path, into: Tree, origins: Origins, warnings: list[str], *, seen: set[Path]) -> None:
     """Merge a file into the tree, then everything it imports. Each file is read once."""
     if path.resolve() in seen:
         return
     seen.add(path.resolve())
     file = source.read(path)
-    own = {key: Origin(str(path), line) for key, line in file.lines.items()}
+    tree, own = file.tree, {key: Origin(str(path), line) for key, line in file.lines.items()}
+    respell(tree, File, (), own)
     try:
-        version = migration.version_of(file.tree, inherited_version)
+        version = migration.version_of(tree)
     except ConfigError as error:
-        raise ConfigError(f"{file.origin(('version',))}: {error}") from error
-    tree = file.tree
-    _check_types(tree, Tables, own)
-    migration.migrate(tree, own, version)
-    _check_types({key: value for key, value in tree.items() if key != "plugins"}, Settings, own)
+        raise ConfigError(f"{origin_of(('version',), own)}: {error}") from error
+    _check_types(tree, own)
+    places = dict(own)
+    for key, why in migration.migrate(tree, own, version):
+        warnings.append(f"{origin_of(key, places)}: {why}")
     merging.merge(into, origins, tree, own)
     for pattern in tree.get("imports", []):
         for imported in _matches(pattern, path.parent):
-            _load_file(imported, into, origins, seen=seen, inherited_version=version)
+            if not imported.exists():
+                place = origin_of(("imports",), own)
+                raise ConfigError(f"{place}: failed to load TOML from {imported}: there is no such file")
+            _load_file(imported, into, origins, warnings, seen=seen)
 
 
-def _check_types(tree: Tree, kind: type[msgspec.Struct], origins: Origins) -> None:
+def _check_types(tree: Tree, origins: Origins) -> None:
     """Raise ConfigError for values of a wrong type before a file is migrated. Unknown keys are found later."""
-    wrong = [problem.text for problem in decode(tree, kind, (), origins)[1] if not problem.unknown_key]
+    wrong = [problem.text for problem in decode(tree, File, (), origins)[1] if not problem.unknown_key]
+    plugins = tree.get("plugins")
+    for uri, table in plugins.items() if isinstance(plugins, dict) else ():
+        if "." in uri and not isinstance(table, dict):
+            key = ("plugins", uri)
+            wrong.append(f"{origin_of(key, origins)}: {dotted(key)}: expected `table`, got `{kind_of(table)}`")
     if wrong:
         raise ConfigError("\n".join(wrong))
 

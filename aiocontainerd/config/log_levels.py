@@ -19,8 +19,8 @@ FORMATS = ("text", "json")
 
 
 def number_of(level: str) -> int:
-    """Return the number of a level by its name, that of info for "". Raises ValueError for an unknown name."""
-    number = LEVELS.get(level or "info")
+    """Return the number of a level by its name in any case, that of info for "". Raises ValueError if it is unknown."""
+    number = LEVELS.get(level.lower() or "info")
     if number is None:
         raise ValueError(f'unknown log level "{level}"; use one of {", ".join(LEVELS)}')
     return number

@@ -1,16 +1,15 @@
 """Merge a file and its imports into one tree (facts/core 16).
 
-Later files win. A top-level scalar that is empty or zero changes nothing. Top-level lists append what is new. Entries
-of `[timeouts]`, `[stream_processors]` and `[proxy_plugins]` are replaced whole. `[plugins]` merges key by key at every
-depth: there an explicit `false` or `0` does override, and a list replaces a list.
+Later files win. A top-level scalar that is empty or zero changes nothing: without another it has its default. Top-level
+lists append what is new. Entries of `[timeouts]`, `[stream_processors]` and `[proxy_plugins]` are replaced whole.
+`[plugins]` merges key by key at every depth: there an explicit `false` or `0` does override, and a list replaces one.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from aiocontainerd.config.migrate import Origins
-from aiocontainerd.config.source import KeyPath, Tree
+from aiocontainerd.config.source import KeyPath, Origins, Tree
 
 _ENTRY_TABLES = ("timeouts", "stream_processors", "proxy_plugins", "python_plugins")
 
@@ -31,7 +30,7 @@ def merge(base: Tree, base_origins: Origins, later: Tree, later_origins: Origins
             present = base.setdefault(key, [])
             present += [item for item in value if item not in present]
             _take_origins((key,), base_origins, later_origins)
-        elif value or key not in base:
+        elif value:
             base[key] = value
             _take_origins((key,), base_origins, later_origins)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from aiocontainerd import kinds
+from aiocontainerd.config import hints
 from aiocontainerd.config.records import CURRENT_VERSION, ConfigError
-from aiocontainerd.config.source import KeyPath, Origin, Tree
+from aiocontainerd.config.source import KeyPath, Origin, Origins, Tree
+from aiocontainerd.config.spelling import move_origins
 
 GRPC = f"{kinds.SERVER}.grpc"
 GRPC_TCP = f"{kinds.SERVER}.grpc-tcp"
@@ -31,6 +32,9 @@ _SHORT_NAMES: Mapping[str, str] = MappingProxyType(
         "cgroups": "io.containerd.monitor.v1.cgroups",
         "content": f"{kinds.CONTENT}.content",
         "cri": f"{kinds.GRPC}.cri",
+        "linux": "io.containerd.runtime.v1.linux",
+        "otlp": f"{kinds.TRACING_PROCESSOR}.otlp",
+        "tracing": f"{kinds.INTERNAL}.tracing",
         "devmapper": f"{kinds.SNAPSHOTTER}.devmapper",
         "diff-service": f"{kinds.SERVICE}.diff-service",
         "native": f"{kinds.SNAPSHOTTER}.native",
@@ -43,7 +47,7 @@ _SHORT_NAMES: Mapping[str, str] = MappingProxyType(
         "zfs": f"{kinds.SNAPSHOTTER}.zfs",
     }
 )
-"""Version 1 named plugins by their id alone."""
+"""Version 1 named plugins by their id alone. Any other name is that of a service, or of what serves one."""
 
 _SECTIONS: Mapping[KeyPath, tuple[str, str]] = MappingProxyType(
     {
@@ -76,35 +80,51 @@ _RENAMED_PLUGINS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_GONE = ("plugin_dir",)
+_LEGACY = ("grpc", "ttrpc", "metrics")
 _NEEDS_ADDRESS = (GRPC_TCP, DEBUG, METRICS)
+_SERVERS = frozenset(uri for uri, _ in _SECTIONS.values())
 
-Origins = dict[KeyPath, Origin]
 
+def version_of(tree: Tree) -> int:
+    """Return the version that a file declares, 1 if it declares none: an imported file does not take its importer's.
 
-def version_of(tree: Tree, default: int) -> int:
-    """Return the version that a file declares. Raises ConfigError if it is no number, or newer than this program."""
-    version = tree.get("version", default)
+    Raises ConfigError if it is no number, or newer than this program.
+    """
+    version = tree.get("version", 1)
     if not isinstance(version, int) or isinstance(version, bool):
-        raise ConfigError(f"version must be a number, got {version!r}")
+        raise ConfigError(f"version must be a number, got {version!r}; write version = {CURRENT_VERSION}")
     if version > CURRENT_VERSION:
         raise ConfigError(
-            f"expected containerd config version equal to or less than `{CURRENT_VERSION}`, got `{version}`"
+            f"expected containerd config version equal to or less than `{CURRENT_VERSION}`, got `{version}`; "
+            f"write version = {CURRENT_VERSION}, and leave out what only version {version} has"
         )
     return version
 
 
-def migrate(tree: Tree, origins: Origins, version: int) -> None:
-    """Migrate `tree` in place from `version` to the current one. `origins` moves along."""
+def migrate(tree: Tree, origins: Origins, version: int) -> list[tuple[KeyPath, str]]:
+    """Migrate `tree` in place from `version` to the current one. `origins` moves along.
+
+    Return what has no effect, each key with what to say of it. Such keys are gone from the tree.
+    """
     if version <= 1:
-        _rename_tables(tree, origins, _SHORT_NAMES)
-    for name in _GONE:
-        tree.pop(name, None)
+        _name_in_full(tree, origins)
+    idle = _move_sections(tree, origins) if version < CURRENT_VERSION else _old_sections(tree)
     if version < CURRENT_VERSION:
-        _move_sections(tree, origins)
         _rename_tables(tree, origins, _RENAMED_PLUGINS)
         _move_sched_core(tree, origins)
     tree["version"] = CURRENT_VERSION
+    return idle
+
+
+def _name_in_full(tree: Tree, origins: Origins) -> None:
+    lists = [tree.get(key, []) for key in ("disabled_plugins", "required_plugins")]
+    named = [*tree.get("plugins", {}), *(name for names in lists for name in names)]
+    _rename_tables(tree, origins, {name: _in_full(name) for name in named if "." not in name})
+
+
+def _in_full(name: str) -> str:
+    kind = kinds.SERVICE if name.endswith("-service") else kinds.GRPC
+    return _SHORT_NAMES.get(name, f"{kind}.{name}")
 
 
 def _rename_tables(tree: Tree, origins: Origins, names: Mapping[str, str]) -> None:
@@ -112,26 +132,58 @@ def _rename_tables(tree: Tree, origins: Origins, names: Mapping[str, str]) -> No
     for old, new in names.items():
         if old in plugins:
             plugins[new] = plugins.pop(old)
-            _move_origins(origins, ("plugins", old), ("plugins", new))
+            move_origins(origins, ("plugins", old), ("plugins", new))
     for key in ("disabled_plugins", "required_plugins"):
         if isinstance(tree.get(key), list):
             tree[key] = [names.get(uri, uri) for uri in tree[key]]
 
 
-def _move_sections(tree: Tree, origins: Origins) -> None:
+def _move_sections(tree: Tree, origins: Origins) -> list[tuple[KeyPath, str]]:
+    """Move the keys of server sections to plugins' tables. A key that is empty or zero has its default (facts/core 16).
+
+    A plugin that has a table already keeps it as it is.
+    """
+    plugins = tree.setdefault("plugins", {})
+    taken = {uri for uri in plugins if uri in _SERVERS}
+    idle: list[tuple[KeyPath, str]] = []
     for (section, key), (uri, new_key) in _SECTIONS.items():
-        table = tree.get(section)
-        if isinstance(table, dict) and key in table:
-            _set_plugin_key(tree, uri, new_key, table.pop(key))
-            _move_origins(origins, (section, key), ("plugins", uri, new_key))
-    for section in ("grpc", "ttrpc", "metrics"):
-        if tree.get(section) == {}:
-            del tree[section]
-    plugins = tree.get("plugins", {})
+        value = tree.get(section, {}).pop(key, None)
+        if value and uri in taken:
+            idle.append(((section, key), f'[{section}] {key} has no effect beside [plugins."{uri}"]'))
+        elif value:
+            plugins.setdefault(uri, {})[new_key] = value
+            move_origins(origins, (section, key), ("plugins", uri, new_key))
+    if plugins.get(GRPC_TCP, {}).get("address") and GRPC_TCP not in taken:
+        _copy_sizes(plugins, origins)
     for uri in _NEEDS_ADDRESS:
-        if uri in plugins and not plugins[uri].get("address"):
-            del plugins[uri]
+        if uri not in taken and not plugins.get(uri, {}).get("address"):
+            plugins.pop(uri, None)
     _derive_ttrpc(tree, origins)
+    return idle + _left(tree)
+
+
+def _copy_sizes(plugins: Tree, origins: Origins) -> None:
+    """Give the TCP port the message sizes of `[grpc]`, which it shared with the socket."""
+    for key in ("max_recv_message_size", "max_send_message_size"):
+        if key in plugins.get(GRPC, {}):
+            plugins[GRPC_TCP][key] = plugins[GRPC][key]
+            origins["plugins", GRPC_TCP, key] = origins["plugins", GRPC, key]
+
+
+def _left(tree: Tree) -> list[tuple[KeyPath, str]]:
+    """Take unknown keys out of the server sections, and the sections out of the tree; return key and reason."""
+    left = {section: tree.pop(section, {}) for section in _LEGACY}
+    return [((section, key), hints.in_section(section, key)) for section, table in left.items() for key in table]
+
+
+def _old_sections(tree: Tree) -> list[tuple[KeyPath, str]]:
+    """Take sections of version 3, which nobody reads, out of a tree of version 4; return key and remedy."""
+    sections = [section for section in _LEGACY if tree.pop(section, None)]
+    debug = tree.get("debug", {})
+    keys = [key for key in ("address", "uid", "gid") if debug.pop(key, None)]
+    return [((section,), hints.in_old_section(section)) for section in sections] + [
+        (("debug", key), hints.in_old_section("debug", key)) for key in keys
+    ]
 
 
 def _derive_ttrpc(tree: Tree, origins: Origins) -> None:
@@ -167,13 +219,4 @@ def _move_sched_core(tree: Tree, origins: Origins) -> None:
         env = tree["plugins"].setdefault(SHIM_MANAGER, {}).setdefault("env", [])
         if isinstance(env, list):
             env.append("SCHED_CORE=1")
-        _move_origins(origins, ("plugins", TASK_RUNTIME, "sched_core"), ("plugins", SHIM_MANAGER, "env"))
-
-
-def _set_plugin_key(tree: Tree, uri: str, key: str, value: Any) -> None:
-    tree.setdefault("plugins", {}).setdefault(uri, {}).setdefault(key, value)
-
-
-def _move_origins(origins: Origins, old: KeyPath, new: KeyPath) -> None:
-    for key in [k for k in origins if k[: len(old)] == old]:
-        origins[new + key[len(old) :]] = origins.pop(key)
+        move_origins(origins, ("plugins", TASK_RUNTIME, "sched_core"), ("plugins", SHIM_MANAGER, "env"))

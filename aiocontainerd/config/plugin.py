@@ -10,7 +10,7 @@ from aiocontainerd.config.timeouts import Timeout
 
 
 class PluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every plugin's config: a frozen record of typed keys with defaults. Unknown keys are refused."""
+    """Base of every plugin's config: a frozen record of typed keys with defaults. Unknown keys are told."""
 
 
 class Configured(Protocol):

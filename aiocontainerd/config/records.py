@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from aiocontainerd.config.values import Duration, DurationText, EnvEntry, SocketAddress, TcpAddress, Text
 
 CURRENT_VERSION = 4
 DEFAULT_PATH = "/etc/containerd/config.toml"
@@ -19,6 +22,11 @@ MESSAGE_SIZE = 16 << 20
 
 IsolationMode = Literal["none", "process"]
 """Where a plugin lives: in the daemon, or in a process of its own that the daemon keeps."""
+
+
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[^\W\d]\w*(\.[^\W\d]\w*)*)?\Z")
+_VERSIONS = re.compile(r"\s*(===|~=|==|!=|<=|>=|<|>)\s*v?\d[\w.*+!-]*\s*\Z")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}\Z")
 
 
 class ConfigError(Exception):
@@ -38,7 +46,7 @@ class Isolation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Debug(Record, frozen=True):
-    """`level` is trace, debug, info, warn, error, fatal or panic ("" is info); `format` is text or json.
+    """`level` is trace, debug, info, warn, error, fatal or panic, in any case ("" is info); `format` is text or json.
 
     A plugin that keeps the event loop for longer than `block_threshold` is named in the log; "0s" does not look.
     """
@@ -46,7 +54,7 @@ class Debug(Record, frozen=True):
     level: str = ""
     format: str = ""
     log_trace_id: bool = False
-    block_threshold: str = "200ms"
+    block_threshold: Duration = Duration("200ms")
 
 
 class Cgroup(Record, frozen=True):
@@ -66,7 +74,7 @@ class StreamProgram(Record, frozen=True):
     returns: str = ""
     path: str = ""
     args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
+    env: tuple[EnvEntry, ...] = ()
 
 
 def _decryption(compression: str) -> StreamProgram:
@@ -76,7 +84,7 @@ def _decryption(compression: str) -> StreamProgram:
         returns=layer,
         path="ctd-decoder",
         args=("--decryption-keys-path", "/etc/containerd/ocicrypt/keys"),
-        env=("OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf",),
+        env=(EnvEntry("OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf"),),
     )
 
 
@@ -87,6 +95,39 @@ STREAM_PROCESSORS: Mapping[str, StreamProgram] = MappingProxyType(
     }
 )
 """Containerd's own, for encrypted images (facts/core 8, 16). A table with the same id replaces one whole."""
+
+
+class ModulePath(Text):
+    """The path of a Python module, with or without the name of a class or function in it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def check(cls, text: str) -> None:
+        if not _MODULE.match(text):
+            raise ValueError(f'"{text}" is no path of a module; write it as acme.plugin or acme.plugin:Plugin')
+
+
+class Sha256(Text):
+    """A SHA-256 in hex, or "" for none."""
+
+    __slots__ = ()
+
+    @classmethod
+    def check(cls, text: str) -> None:
+        if text and not _SHA256.match(text):
+            raise ValueError(f'"{text}" is no SHA-256; it has 64 hexadecimal digits')
+
+
+class VersionRange(Text):
+    """Versions of a package, such as `>=1.2,<2`, or "" for any."""
+
+    __slots__ = ()
+
+    @classmethod
+    def check(cls, text: str) -> None:
+        if text and not all(_VERSIONS.match(part) for part in text.split(",")):
+            raise ValueError(f'"{text}" is no range of versions; write it as >=1.2,<2')
 
 
 class ProxyPlugin(Record, frozen=True):
@@ -105,7 +146,7 @@ class PythonPlugin(Record, frozen=True):
     `isolation` keeps it apart from the daemon; `uid` and `gid` are those of its process, the daemon's own if absent.
     """
 
-    module: str
+    module: ModulePath
     isolation: IsolationMode = "none"
     uid: int | None = None
     gid: int | None = None
@@ -120,8 +161,8 @@ class AllowedPackage(Record, frozen=True):
 
     distribution: str
     kinds: tuple[str, ...] = ()
-    version: str = ""
-    record_sha256: str = ""
+    version: VersionRange = VersionRange()
+    record_sha256: Sha256 = Sha256()
 
 
 class PluginPolicy(Record, frozen=True):
@@ -135,12 +176,42 @@ class PluginPolicy(Record, frozen=True):
     replace: tuple[str, ...] = ()
 
 
-class Tables(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys that every version has, as far as they are checked before migration."""
+class GrpcSection(Record, frozen=True):
+    """`[grpc]` up to version 3."""
 
-    disabled_plugins: tuple[str, ...] = ()
-    required_plugins: tuple[str, ...] = ()
-    plugins: dict[str, dict[str, Any]] = {}
+    address: SocketAddress = SocketAddress()
+    tcp_address: TcpAddress = TcpAddress()
+    tcp_tls_ca: str = ""
+    tcp_tls_cert: str = ""
+    tcp_tls_key: str = ""
+    tcp_tls_common_name: str = ""
+    uid: int = 0
+    gid: int = 0
+    max_recv_message_size: int = 0
+    max_send_message_size: int = 0
+
+
+class TtrpcSection(Record, frozen=True):
+    """`[ttrpc]` up to version 3."""
+
+    address: SocketAddress = SocketAddress()
+    uid: int = 0
+    gid: int = 0
+
+
+class DebugSection(Debug, frozen=True):
+    """`[debug]` up to version 3."""
+
+    address: str = ""
+    uid: int = 0
+    gid: int = 0
+
+
+class MetricsSection(Record, frozen=True):
+    """`[metrics]` up to version 3."""
+
+    address: str = ""
+    grpc_histogram: bool = False
 
 
 class Settings(Record, frozen=True):
@@ -152,13 +223,26 @@ class Settings(Record, frozen=True):
     temp: str = ""
     disabled_plugins: tuple[str, ...] = ()
     required_plugins: tuple[str, ...] = ()
-    oom_score: int = 0
+    oom_score: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] = 0
     imports: tuple[str, ...] = ()
     debug: Debug = Debug()
     cgroup: Cgroup = Cgroup()
-    timeouts: dict[str, str] = {}
+    timeouts: dict[str, DurationText] = {}
     stream_processors: dict[str, StreamProgram] = {}
     proxy_plugins: dict[str, ProxyPlugin] = {}
     python_plugins: dict[str, PythonPlugin] = {}
     plugin_isolation: dict[str, IsolationMode] = {}
     plugin_policy: PluginPolicy = PluginPolicy()
+
+
+class File(Settings, frozen=True):
+    """Everything that a file of any version may have outside of the plugins' tables, before it is migrated.
+
+    Keys below `[plugins]` are checked when it is known which plugins there are.
+    """
+
+    plugins: dict[str, Any] = {}
+    grpc: GrpcSection = GrpcSection()
+    ttrpc: TtrpcSection = TtrpcSection()
+    debug: DebugSection = DebugSection()
+    metrics: MetricsSection = MetricsSection()

@@ -12,7 +12,7 @@ import msgspec
 import tomli_w
 
 from aiocontainerd.config import timeouts
-from aiocontainerd.config.encode import encode
+from aiocontainerd.config.encode import encode, known
 from aiocontainerd.config.load import Config
 from aiocontainerd.config.plugin import Configured
 from aiocontainerd.config.records import DEFAULT_IMPORTS, Settings, StreamProgram
@@ -33,11 +33,11 @@ def tree_of(config: Config, registrations: Iterable[Configured], *, reveal: bool
 
     Secrets are redacted unless `reveal`. Raises ConfigError for a value that TOML cannot have.
     """
-    tree: dict[str, Any] = msgspec.to_builtins(config.settings)
+    tree: dict[str, Any] = msgspec.to_builtins(config.settings, enc_hook=known)
     registrations = list(registrations)
-    known = declared(registrations)
-    tree["timeouts"] = {**{key: timeout.default for key, timeout in known.items()}, **config.settings.timeouts}
-    tree["stream_processors"] = msgspec.to_builtins(config.stream_processors)
+    defaults = {key: timeout.default for key, timeout in declared(registrations).items()}
+    tree["timeouts"] = {**defaults, **tree["timeouts"]}
+    tree["stream_processors"] = msgspec.to_builtins(config.stream_processors, enc_hook=known)
     plugins: dict[str, Any] = dict(config.plugin_tables) if reveal else _guessed(config.plugin_tables)
     for registration in registrations:
         plugins[registration.uri] = encode(config.plugin_config(registration), registration.uri, reveal=reveal)

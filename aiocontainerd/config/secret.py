@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import Any, get_args, get_origin
-
-import msgspec
-
 REDACTED = "<redacted>"
 
 
@@ -38,23 +33,3 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash((Secret, self._value))
-
-
-def decode_hook(kind: Any, value: Any) -> Any:
-    """Decode types that msgspec does not know. Raises NotImplementedError, or ValueError for a wrong value."""
-    if (get_origin(kind) or kind) is MappingProxyType:
-        return MappingProxyType(_mapping(kind, value))
-    if kind is not Secret:
-        raise NotImplementedError(f"config fields cannot be of type {kind.__name__}")
-    if not isinstance(value, str):
-        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
-    return Secret(value)
-
-
-def _mapping(kind: Any, value: Any) -> dict[Any, Any]:
-    wanted: Any = dict[get_args(kind) or (Any, Any)]  # type: ignore[misc] # a type made of what a field is annotated with
-    try:
-        found: dict[Any, Any] = msgspec.convert(value, wanted, dec_hook=decode_hook)
-    except msgspec.ValidationError as error:
-        raise ValueError(str(error).partition(" - at `")[0]) from error
-    return found

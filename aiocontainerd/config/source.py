@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -15,7 +16,14 @@ Tree = dict[str, Any]
 KeyPath = tuple[str, ...]
 
 _KEY = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([A-Za-z0-9_-]+))\s*""")
+_PLACE = re.compile(r"\(at line (\d+),")
+_BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 _OPENERS = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+def dotted(key: KeyPath) -> str:
+    """Return a key as TOML writes it."""
+    return ".".join(part if _BARE.match(part) else json.dumps(part) for part in key)
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -26,6 +34,9 @@ class Origin(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
+
+
+Origins = dict[KeyPath, Origin]
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -44,12 +55,23 @@ class Source(msgspec.Struct, frozen=True):
 
 def read(path: Path) -> Source:
     """Read and parse a file. Raises ConfigError in containerd's words, which names the file and the mistake."""
+    text = ""
     try:
         text = path.read_text()
         return Source(path, tomllib.loads(text), key_lines(text))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"failed to load TOML from {path}: {reason}") from error
+        raise ConfigError(f"failed to load TOML from {path}: {reason}{_shown_line(error, text)}") from error
+
+
+def _shown_line(error: Exception, text: str) -> str:
+    """Return the beginning of the line that a parser's message names. A value is not shown: it may be a secret."""
+    place = _PLACE.search(str(error))
+    lines = text.splitlines()
+    if place is None or not 0 < int(place[1]) <= len(lines):
+        return ""
+    key, equals, _ = lines[int(place[1]) - 1].strip().partition("=")
+    return f"; the line begins with: {key}{equals}"
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
@@ -63,13 +85,20 @@ def key_lines(text: str) -> dict[KeyPath, int]:
         number += 1
         if line.startswith("["):
             table = _key_path(line.lstrip("["))[0]
-            found.setdefault(table, number)
+            _note(found, table, number)
         elif line and not line.startswith("#"):
             key, rest = _key_path(line)
+            _note(found, table + key, number)
             found[table + key] = number
             _inline_keys(rest, table + key, number, found)
             number += _extra_lines(rest, lines[number:])
     return found
+
+
+def _note(found: dict[KeyPath, int], key: KeyPath, number: int) -> None:
+    """Note the line of a key, and as the line of the tables around it if they have none of their own before."""
+    for size in range(1, len(key) + 1):
+        found.setdefault(key[:size], number)
 
 
 def _key_path(text: str) -> tuple[KeyPath, str]:

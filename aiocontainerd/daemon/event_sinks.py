@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
+import msgspec
 
-from aiocontainerd import durations, kinds
+from aiocontainerd import kinds
 from aiocontainerd.config.plugin import PluginConfig
+from aiocontainerd.config.values import Duration
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginError, Registration, SkipPlugin
+from aiocontainerd.host.registration import Registration, SkipPlugin
 
 if TYPE_CHECKING:
     from aiocontainerd.events import Envelope, EventBus, Subscription
@@ -32,8 +34,8 @@ class EventSinksConfig(PluginConfig, frozen=True):
     When the daemon stops, the sinks have `stop_timeout` to take what is queued; "0s" means no limit.
     """
 
-    queue_size: int = 1000
-    stop_timeout: str = "5s"
+    queue_size: Annotated[int, msgspec.Meta(ge=1)] = 1000
+    stop_timeout: Duration = Duration("5s")
 
 
 class SinkPump:
@@ -122,7 +124,6 @@ async def init(context: InitContext[EventSinksConfig]) -> SinkPumps:
     sinks = context.get_all(kinds.EVENT_SINK)
     if not sinks:
         raise SkipPlugin("no event sink is loaded")
-    stop_s = _stop_timeout_s(context.config)
     pumps = SinkPumps(context.log)
     for plugin_id, sink in sorted(sinks.items()):
         uri = f"{kinds.EVENT_SINK}.{plugin_id}"
@@ -134,19 +135,10 @@ async def init(context: InitContext[EventSinksConfig]) -> SinkPumps:
         context.tasks.start_soon(pump.run, name=plugin_id)
 
     async def stop() -> None:
-        await pumps.stop(stop_s)
+        await pumps.stop(context.config.stop_timeout.seconds)
 
     context.on_stop(stop)
     return pumps
-
-
-def _stop_timeout_s(config: EventSinksConfig) -> float:
-    if config.queue_size < 1:
-        raise PluginError(f"queue_size is {config.queue_size}, it must be at least 1")
-    try:
-        return durations.parse(config.stop_timeout)
-    except ValueError as bad:
-        raise PluginError(f"stop_timeout: {bad}") from bad
 
 
 @hookimpl

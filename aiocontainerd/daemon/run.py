@@ -19,7 +19,7 @@ from typing import Self
 import anyio
 import anyio.to_thread
 
-from aiocontainerd import api, durations
+from aiocontainerd import api
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.timeouts import NOTIFY, SERVER_STOP
 from aiocontainerd.daemon import lock, service_manager, serving, signals, surroundings
@@ -165,7 +165,7 @@ class _Watch:
 
     def __init__(self, registry: Registry, config: Config, address: str) -> None:
         self._registry = registry
-        self._threshold_s = durations.parse(config.settings.debug.block_threshold)
+        self._threshold_s = config.settings.debug.block_threshold.seconds
         self._finding = finding_of(address)
         self._watchdog = Watchdog(0.0, registry.owners, self._note)
 

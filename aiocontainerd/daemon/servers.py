@@ -15,6 +15,7 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.records import DEFAULT_ADDRESS, MESSAGE_SIZE
+from aiocontainerd.config.values import SocketAddress, TcpAddress
 from aiocontainerd.daemon import tls
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
@@ -35,9 +36,9 @@ ServerT = TypeVar("ServerT", bound=Server)
 
 
 class GrpcConfig(PluginConfig, frozen=True, kw_only=True):
-    """`[plugins."io.containerd.server.v1.grpc"]`."""
+    """`[plugins."io.containerd.server.v1.grpc"]`. An address of "" and sizes of 0 or less mean the default."""
 
-    address: str = DEFAULT_ADDRESS
+    address: SocketAddress = SocketAddress(DEFAULT_ADDRESS)
     uid: int = msgspec.field(default_factory=os.geteuid)
     gid: int = msgspec.field(default_factory=os.getegid)
     max_recv_message_size: int = MESSAGE_SIZE
@@ -47,7 +48,7 @@ class GrpcConfig(PluginConfig, frozen=True, kw_only=True):
 class TtrpcConfig(PluginConfig, frozen=True, kw_only=True):
     """`[plugins."io.containerd.server.v1.ttrpc"]`."""
 
-    address: str = DEFAULT_TTRPC_ADDRESS
+    address: SocketAddress = SocketAddress(DEFAULT_TTRPC_ADDRESS)
     uid: int = msgspec.field(default_factory=os.geteuid)
     gid: int = msgspec.field(default_factory=os.getegid)
 
@@ -55,7 +56,7 @@ class TtrpcConfig(PluginConfig, frozen=True, kw_only=True):
 class GrpcTcpConfig(PluginConfig, frozen=True, kw_only=True):
     """`[plugins."io.containerd.server.v1.grpc-tcp"]`. With `tls_ca`, clients must show a certificate it signed."""
 
-    address: str = ""
+    address: TcpAddress = TcpAddress()
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""
@@ -168,14 +169,12 @@ async def init_grpc(context: InitContext[GrpcConfig]) -> UnixGrpcServer:
     from aiocontainerd.rpc.sockets import bind_unix
 
     config = context.config
-    address = context.daemon.grpc_address or config.address
-    if not address:
-        raise SkipPlugin("no address")
+    address = context.daemon.grpc_address or config.address or DEFAULT_ADDRESS
     services = servable(context, kinds.GRPC)
     front = GrpcFrontEnd(
         services,
-        max_recv_message_size=config.max_recv_message_size,
-        max_send_message_size=config.max_send_message_size,
+        max_recv_message_size=_size(config.max_recv_message_size),
+        max_send_message_size=_size(config.max_send_message_size),
     )
     bound = bind_unix(_path(address), config.uid, config.gid)
     return _kept(context, UnixGrpcServer(front, bound, serves=bool(services)))
@@ -209,8 +208,8 @@ async def init_grpc_tcp(context: InitContext[GrpcTcpConfig]) -> TcpGrpcServer:
     secured = tls.server_context(config.tls_cert, config.tls_key, config.tls_ca)
     front = GrpcFrontEnd(
         allowed,
-        max_recv_message_size=config.max_recv_message_size,
-        max_send_message_size=config.max_send_message_size,
+        max_recv_message_size=_size(config.max_recv_message_size),
+        max_send_message_size=_size(config.max_send_message_size),
         accept_peer=(lambda transport: tls.has_common_name(transport, name)) if name else None,
     )
     return _kept(context, TcpGrpcServer(front, bind_tcp(config.address), secured))
@@ -235,6 +234,11 @@ def _kept(context: InitContext[Any], server: ServerT) -> ServerT:
 
     context.on_stop(stop)
     return server
+
+
+def _size(size_bytes: int) -> int:
+    """Return the most bytes of a message. Containerd ignores sizes of 0 and less, which older files have."""
+    return size_bytes if size_bytes > 0 else MESSAGE_SIZE
 
 
 def _path(address: str) -> str:

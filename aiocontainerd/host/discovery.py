@@ -111,13 +111,8 @@ def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") 
 
 
 def check_config(registry: Registry, config: Config) -> None:
-    """Check the config against what was found. Raises ConfigError naming file, line and key.
-
-    If a module could not be loaded, unknown keys of `[timeouts]` are only warnings: that module may read them.
-    """
-    broken = any(plugin.kind == DECLARED_KIND and plugin.state == State.FAILED for plugin in registry.plugins)
-    found = [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]
-    config.check_plugins(found, complete=not broken)
+    """Check the config against what was found. Raises ConfigError naming file, line and key."""
+    config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
 
 
 def checked_registrations(config: Config) -> list[Registration]:

@@ -96,7 +96,11 @@ class Placement:
         settings = self._proxies[name]
         made: Registration | None = self._manager.hook.register_proxy_plugin(name=name, settings=settings)
         if made is None:
-            log.warning("proxy plugin %s has the type %r, which nothing here can use", name, settings.type)
+            log.warning(
+                'proxy plugin %s is ignored: nothing here can use the type "%s"; there are snapshot, content and diff',
+                name,
+                settings.type,
+            )
         else:
             self._outside.append((made, settings))
         return made

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from aiocontainerd.config.hints import nearest_uri
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import CORE
 from aiocontainerd.errors import NotFound, Unknown
@@ -240,7 +241,7 @@ class Registry:
         for uri in required:
             plugin = self._plugins.get(uri)
             if plugin is None:
-                raise PluginError(f"required plugin {uri} is not installed")
+                raise PluginError(f"required plugin {uri} is not installed{nearest_uri(uri, self._plugins)}")
             if plugin.state != State.LOADED:
                 raise PluginError(f"required plugin {uri} is not loaded ({plugin.state}): {plugin.reason}")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from aiocontainerd import durations, kinds
+from aiocontainerd import kinds
 from aiocontainerd.cli.plugin import target
 from aiocontainerd.config import Config, load
 from aiocontainerd.config.plugin import PluginConfig
@@ -97,7 +97,7 @@ async def _watchdog(config: Config, registry: Registry) -> AsyncIterator[None]:
     """Name in the log whatever line of the plugin blocks the event loop, as in a daemon."""
     from aiocontainerd.guard.watchdog import Watchdog
 
-    threshold_s = durations.parse(config.settings.debug.block_threshold)
+    threshold_s = config.settings.debug.block_threshold.seconds
     watchdog = Watchdog(threshold_s, registry.owners, lambda _block: None)
     await watchdog.start()
     try:

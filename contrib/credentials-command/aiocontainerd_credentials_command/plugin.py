@@ -10,11 +10,11 @@ import msgspec
 
 from aiocontainerd.plugin import (
     Credentials,
+    Duration,
     InitContext,
     PluginConfig,
     PluginError,
     SkipPlugin,
-    durations,
     kinds,
     register,
 )
@@ -30,8 +30,8 @@ class Config(PluginConfig, frozen=True):
     """
 
     hosts: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    timeout: str = "10s"
-    cache: str = "5m"
+    timeout: Duration = Duration("10s")
+    cache: Duration = Duration("5m")
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -47,8 +47,8 @@ class CommandCredentials:
 
     def __init__(self, config: Config, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._hosts = config.hosts
-        self._timeout_s = _seconds("timeout", config.timeout)
-        self._cache_ns = int(_seconds("cache", config.cache) * NANOSECONDS)
+        self._timeout_s = config.timeout.seconds
+        self._cache_ns = int(config.cache.seconds * NANOSECONDS)
         self._now_ns = now_ns
         self._kept: dict[str, Kept] = {}
 
@@ -87,10 +87,3 @@ def command_of(hosts: Mapping[str, Sequence[str]], host: str) -> Sequence[str] |
     """Return the command of a host: its own, or that of the longest pattern it matches."""
     matching = [pattern for pattern in hosts if pattern == host or fnmatchcase(host, pattern)]
     return hosts[max(matching, key=lambda pattern: (pattern == host, len(pattern)))] if matching else None
-
-
-def _seconds(key: str, text: str) -> float:
-    try:
-        return durations.parse(text)
-    except ValueError as bad:
-        raise PluginError(f"{key}: {bad}") from bad

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from aiocontainerd_credentials_command.plugin import CommandCredentials, Config, command_of
 
+from aiocontainerd.config.values import decode_hook
 from aiocontainerd.errors import DeadlineExceeded, Unknown
-from aiocontainerd.plugin import Credentials, PluginError, timestamps
+from aiocontainerd.plugin import Credentials, timestamps
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +42,12 @@ class Helper:
 
     def provider(self, *, now_ns: Any = time.time_ns, **config: Any) -> CommandCredentials:
         return CommandCredentials(
-            Config(hosts={HOST: (str(self.path), "-x"), "*": (str(self.path),)}, **config), now_ns
+            msgspec.convert(
+                {"hosts": {HOST: (str(self.path), "-x"), "*": (str(self.path),)}, **config},
+                Config,
+                dec_hook=decode_hook,
+            ),
+            now_ns,
         )
 
 
@@ -158,8 +164,8 @@ def test_host_itself_comes_before_patterns_and_long_patterns_before_short_ones()
 
 def test_config_is_checked() -> None:
     table = {"hosts": {HOST: ["docker-credential-pass"]}, "timeout": "3s"}
-    assert msgspec.convert(table, Config).hosts == {HOST: ("docker-credential-pass",)}
+    assert msgspec.convert(table, Config, dec_hook=decode_hook).hosts == {HOST: ("docker-credential-pass",)}
     with pytest.raises(msgspec.ValidationError, match="host"):
         msgspec.convert({"host": {}}, Config)
-    with pytest.raises(PluginError, match="cache: time: invalid duration"):
-        CommandCredentials(Config(cache="long"))
+    with pytest.raises(msgspec.ValidationError, match=r"invalid duration .*at `\$\.cache`"):
+        msgspec.convert({"cache": "long"}, Config, dec_hook=decode_hook)

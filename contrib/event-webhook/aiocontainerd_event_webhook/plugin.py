@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import anyio
+import msgspec
 
 from aiocontainerd.plugin import (
+    Duration,
     Envelope,
+    FilterText,
     InitContext,
     PluginConfig,
-    PluginError,
     Secret,
     SkipPlugin,
-    durations,
+    Text,
     errors,
     kinds,
     register,
 )
 from aiocontainerd_event_webhook.lines import line_of
 from aiocontainerd_event_webhook.targets import Refused, Target, Unreached, target_of
+
+
+class TargetText(Text):
+    """A path or an http(s) URL, or "" for none."""
+
+    __slots__ = ()
+
+    @classmethod
+    def check(cls, text: str) -> None:
+        if text:
+            target_of(text, Secret())
+
+
+class Pause(Duration):
+    """A duration of more than 0."""
+
+    __slots__ = ()
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        if not self:
+            raise ValueError(f"it is {text}, and must be more than 0")
 
 
 class Config(PluginConfig, frozen=True):
@@ -30,13 +55,13 @@ class Config(PluginConfig, frozen=True):
     2m (`io.containerd.timeout.plugin.work`).
     """
 
-    target: str = ""
-    filters: tuple[str, ...] = ()
+    target: TargetText = TargetText()
+    filters: tuple[FilterText, ...] = ()
     token: Secret = Secret()
-    timeout: str = "10s"
-    attempts: int = 5
-    backoff: str = "500ms"
-    backoff_max: str = "15s"
+    timeout: Pause = Pause("10s")
+    attempts: Annotated[int, msgspec.Meta(ge=1)] = 5
+    backoff: Pause = Pause("500ms")
+    backoff_max: Pause = Pause("15s")
 
 
 @register(kinds.EVENT_SINK, "webhook", config=Config)
@@ -46,7 +71,7 @@ class Webhook:
     def __init__(self, config: Config) -> None:
         self.filters = config.filters
         self._config = config
-        self._timeout_s = _seconds("timeout", config.timeout)
+        self._timeout_s = config.timeout.seconds
         self._pauses_s = list(pauses_s(config))
         self._target: Target | None = None
         self._delivered = self._retried = 0
@@ -59,13 +84,10 @@ class Webhook:
         return {"delivered": self._delivered, "retried": self._retried}
 
     async def start(self, context: InitContext[Config]) -> None:
-        """Open the target. Raise SkipPlugin if none is configured, PluginError for a bad one."""
+        """Open the target. Raise SkipPlugin if none is configured."""
         if not self._config.target:
             raise SkipPlugin("no target is configured")
-        try:
-            self._target = target_of(self._config.target, self._config.token)
-        except ValueError as bad:
-            raise PluginError(f"target: {bad}") from bad
+        self._target = target_of(self._config.target, self._config.token)
         context.exports["target"] = str(self._target)
 
     async def aclose(self) -> None:
@@ -99,20 +121,8 @@ class Webhook:
 
 
 def pauses_s(config: Config) -> Iterator[float]:
-    """Yield the seconds between one attempt and the next. Raise PluginError for a bad setting."""
-    if config.attempts < 1:
-        raise PluginError(f"attempts is {config.attempts}, it must be at least 1")
-    pause_s, longest_s = _seconds("backoff", config.backoff), _seconds("backoff_max", config.backoff_max)
+    """Yield the seconds between one attempt and the next."""
+    pause_s, longest_s = config.backoff.seconds, config.backoff_max.seconds
     for _ in range(config.attempts - 1):
         yield min(pause_s, longest_s)
         pause_s *= 2
-
-
-def _seconds(key: str, text: str) -> float:
-    try:
-        seconds = durations.parse(text)
-    except ValueError as bad:
-        raise PluginError(f"{key}: {bad}") from bad
-    if seconds <= 0:
-        raise PluginError(f"{key} is {text}, it must be more than 0")
-    return seconds

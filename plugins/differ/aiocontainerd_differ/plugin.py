@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, hookimpl, kinds
+import msgspec
+
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
 
 if TYPE_CHECKING:
     from aiocontainerd.config.records import StreamProgram
@@ -19,21 +21,18 @@ class Config(PluginConfig, frozen=True, kw_only=True):
     """
 
     sync_fs: bool = False
-    at_once: int = 0
-    max_entries: int = 5_000_000
+    at_once: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_entries: Annotated[int, msgspec.Meta(ge=0)] = 5_000_000
 
 
 async def init(context: InitContext[Config]) -> object:
-    """Return the differ over the content of the call's namespace. Raise PluginError for a number below 0."""
+    """Return the differ over the content of the call's namespace."""
     from aiocontainerd_differ.differ import WalkingDiffer
 
     metadata = context.get(kinds.METADATA, "bolt")
     temp_root = context.daemon.root / "tmpmounts"
     processors = context.get_all(kinds.STREAM_PROCESSOR)
     config = context.config
-    for key in ("at_once", "max_entries"):
-        if getattr(config, key) < 0:
-            raise PluginError(f"{key} is {getattr(config, key)}, which is less than 0")
     return WalkingDiffer(
         metadata.content,
         str(temp_root),

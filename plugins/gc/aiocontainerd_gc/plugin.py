@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiocontainerd import durations
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+from aiocontainerd.plugin import Duration, InitContext, PluginConfig, Registration, hookimpl, kinds
 
 
 class Config(PluginConfig, frozen=True):
@@ -15,14 +15,14 @@ class Config(PluginConfig, frozen=True):
     """Deletions after which a collection begins at once; 0 leaves it to the timer."""
     mutation_threshold: int = 100
     """Changes after which the timer collects although nothing was deleted."""
-    schedule_delay: str = "0s"
+    schedule_delay: Duration = Duration("0s")
     """From a request or threshold to its collection."""
-    startup_delay: str = "100ms"
+    startup_delay: Duration = Duration("100ms")
     """From the start of the daemon to the first collection."""
 
 
 async def init(context: InitContext[Config]) -> object:
-    """Start the scheduler over the metadata store. Raise ValueError for a malformed duration."""
+    """Start the scheduler over the metadata store."""
     from aiocontainerd_gc.plan import Thresholds
     from aiocontainerd_gc.scheduler import Scheduler
 
@@ -31,10 +31,10 @@ async def init(context: InitContext[Config]) -> object:
         pause=config.pause_threshold,
         deletions=config.deletion_threshold,
         mutations=config.mutation_threshold,
-        delay_s=durations.parse(config.schedule_delay),
+        delay_s=config.schedule_delay.seconds,
     )
     metadata = context.get_single(kinds.METADATA)
-    startup_delay_s = durations.parse(config.startup_delay)
+    startup_delay_s = config.startup_delay.seconds
     scheduler = Scheduler(metadata.sweep, metadata.reclaim, thresholds, startup_delay_s=startup_delay_s)
     context.exports.update(
         PauseThreshold=f"{config.pause_threshold:g}",

@@ -12,6 +12,7 @@ from aiocontainerd_gc.plan import Changes, Thresholds
 from aiocontainerd_gc.plugin import Config, register_plugins
 from aiocontainerd_gc.scheduler import Scheduler
 
+from aiocontainerd.config.values import Duration
 from aiocontainerd.errors import Unknown
 from aiocontainerd.interfaces.metadata import Collected
 
@@ -265,4 +266,4 @@ async def test_registration_has_containerds_id_and_keys() -> None:
     assert registration.uri == "io.containerd.gc.v1.scheduler"
     config = Config()
     assert (config.pause_threshold, config.deletion_threshold, config.mutation_threshold) == (0.02, 0, 100)
-    assert (config.schedule_delay, config.startup_delay) == ("0s", "100ms")
+    assert (config.schedule_delay, config.startup_delay) == (Duration("0s"), Duration("100ms"))

@@ -7,7 +7,9 @@ Its id is `bolt`, containerd's own, although it keeps its records in SQLite: the
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
 
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, Timeout, hookimpl, kinds
 from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES
@@ -26,7 +28,7 @@ class Config(PluginConfig, frozen=True):
     """Return whether a namespace may have a blob of another one without sending its bytes."""
     no_sync: bool = False
     """Commits do not wait for the disk: faster, and a power failure loses what was acknowledged last."""
-    cache_bytes: int = CACHE_BYTES
+    cache_bytes: Annotated[int, msgspec.Meta(ge=0)] = CACHE_BYTES
     """Memory for the records that were read last; 0 keeps none."""
 
 

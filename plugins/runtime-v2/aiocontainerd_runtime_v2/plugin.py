@@ -4,14 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import anyio
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, hookimpl, kinds
+from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.oci.platform import parse
+from aiocontainerd.plugin import EnvEntry, InitContext, PluginConfig, Registration, Text, hookimpl, kinds
 from aiocontainerd_runtime_v2.deadlines import TIMEOUTS, Deadlines
 
 _LONGEST_SOCKET_DIR = 42
+
+
+class SocketDirectory(Text):
+    """An absolute directory that leaves room for the name of a shim's socket."""
+
+    __slots__ = ()
+
+    @classmethod
+    def check(cls, text: str) -> None:
+        if text and not os.path.isabs(text):
+            raise ValueError(f'"{text}" is not absolute')
+        if len(text) > _LONGEST_SOCKET_DIR:
+            raise ValueError(f'"{text}" is longer than {_LONGEST_SOCKET_DIR} characters')
+
+
+class PlatformName(Text):
+    """`host`, or a platform such as `linux/arm64`."""
+
+    __slots__ = ()
+
+    @classmethod
+    def check(cls, text: str) -> None:
+        if text != "host":
+            try:
+                parse(text)
+            except InvalidArgument as bad:
+                raise ValueError(f"{bad.message}; write it as linux/amd64, or host") from bad
 
 
 class ShimConfig(PluginConfig, frozen=True):
@@ -21,14 +50,14 @@ class ShimConfig(PluginConfig, frozen=True):
     `socket_dir`: absolute directory for shims' sockets, at most 42 characters; "" leaves it to the shim.
     """
 
-    env: tuple[str, ...] = ()
-    socket_dir: str = ""
+    env: tuple[EnvEntry, ...] = ()
+    socket_dir: SocketDirectory = SocketDirectory()
 
 
 class TaskConfig(PluginConfig, frozen=True):
     """`platforms`: the platforms tasks run on; `host` is that of this host."""
 
-    platforms: tuple[str, ...] = ("host",)
+    platforms: tuple[PlatformName, ...] = (PlatformName("host"),)
 
 
 async def init_manager(context: InitContext[ShimConfig]) -> object:
@@ -39,8 +68,8 @@ async def init_manager(context: InitContext[ShimConfig]) -> object:
         ttrpc_address=context.daemon.ttrpc_address,
         publish_binary=os.path.join(sys.prefix, "bin", "aiocontainerd"),
         debug=context.daemon.debug,
-        env=environment(context.config.env),
-        socket_dir=checked_socket_dir(context.config.socket_dir),
+        env=dict(entry.split("=", 1) for entry in context.config.env),
+        socket_dir=context.config.socket_dir,
     )
     launchers = list(context.get_all(kinds.SHIM_LAUNCHER).values())
     deadlines = Deadlines.from_timeouts(context.timeout_s)
@@ -73,23 +102,6 @@ async def init_task(context: InitContext[TaskConfig]) -> object:
     context.exports["log-uri-schemes"] = LOG_URI_SCHEMES
     context.platforms.extend(platforms(context.config.platforms))
     return runtime
-
-
-def environment(entries: Sequence[str]) -> Mapping[str, str]:
-    """Return the `env` key as a mapping. Raises ValueError with an entry that is not `NAME=value`."""
-    for entry in entries:
-        if entry.find("=") < 1:
-            raise ValueError(f'env: "{entry}" is not NAME=value')
-    return dict(entry.split("=", 1) for entry in entries)
-
-
-def checked_socket_dir(directory: str) -> str:
-    """Return the `socket_dir` key. Raises ValueError unless it is absolute and short enough for a socket's path."""
-    if directory and not os.path.isabs(directory):
-        raise ValueError(f'socket_dir: "{directory}" is not absolute')
-    if len(directory) > _LONGEST_SOCKET_DIR:
-        raise ValueError(f'socket_dir: "{directory}" is longer than {_LONGEST_SOCKET_DIR} characters')
-    return directory
 
 
 def platforms(names: Sequence[str]) -> list[str]:

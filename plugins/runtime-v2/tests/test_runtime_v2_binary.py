@@ -7,11 +7,13 @@ import signal
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiocontainerd_runtime_v2 import bootstrap
 from aiocontainerd_runtime_v2.binary import BinaryLauncher
-from aiocontainerd_runtime_v2.plugin import checked_socket_dir, environment
+from aiocontainerd_runtime_v2.plugin import ShimConfig, TaskConfig
 
+from aiocontainerd.config.values import decode_hook
 from aiocontainerd.errors import DeadlineExceeded, Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
 
@@ -112,17 +114,22 @@ async def test_info_reads_options_and_prints_itself(tmp_path: Path) -> None:
         await program(tmp_path, "exit 2").info(b"", timeout_s=5)
 
 
-def test_the_configs_environment_is_checked() -> None:
-    assert environment(["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
-    for wrong in ("A", "=1"):
-        with pytest.raises(ValueError, match="is not NAME=value"):
-            environment([wrong])
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"env": ["A=1", "B"]}, r'"B" is no variable; write it as NAME=value - at `\$\.env\[1\]`'),
+        ({"env": ["=1"]}, "is no variable"),
+        ({"socket_dir": "run"}, r'"run" is not absolute - at `\$\.socket_dir`'),
+        ({"socket_dir": "/" + 42 * "x"}, "is longer than 42"),
+    ],
+)
+def test_how_shims_are_started_is_checked_when_the_config_is_loaded(keys: dict[str, object], why: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=why):
+        msgspec.convert(keys, ShimConfig, dec_hook=decode_hook)
+    assert msgspec.convert({"env": ["B=x=y"], "socket_dir": ""}, ShimConfig, dec_hook=decode_hook).env == ("B=x=y",)
 
 
-def test_the_configs_socket_directory_is_checked() -> None:
-    assert checked_socket_dir("") == ""
-    assert checked_socket_dir("/run/s") == "/run/s"
-    with pytest.raises(ValueError, match="is not absolute"):
-        checked_socket_dir("run")
-    with pytest.raises(ValueError, match="is longer than 42"):
-        checked_socket_dir("/" + 42 * "x")
+def test_platforms_are_checked_when_the_config_is_loaded() -> None:
+    assert msgspec.convert({"platforms": ["host", "linux/arm64"]}, TaskConfig, dec_hook=decode_hook)
+    with pytest.raises(msgspec.ValidationError, match="write it as linux/amd64, or host"):
+        msgspec.convert({"platforms": ["not a/platform/at/all/x"]}, TaskConfig, dec_hook=decode_hook)
