@@ -18,11 +18,18 @@ import pytest
 from aiocontainerd.sys import systemd
 
 PROBE = """
-import asyncio, os, signal, socket, sys, tempfile, time
-import anyio
+import asyncio, logging, os, signal, socket, sys, tempfile, time
+import anyio, anyio.to_thread
 from aiocontainerd.plugin import Registration, hookimpl, kinds
 
+print("imported")
+
 async def init(context):
+    print("printed", end="")
+    print(" in parts")
+    logging.getLogger().warning("logged to root")
+    logging.getLogger("some.library").warning("logged by a library")
+    await anyio.to_thread.run_sync(lambda: print("from a thread", file=sys.stderr))
     if os.environ.get("HANG") == "init":
         time.sleep(3)
     generated = sorted(m for m in sys.modules if m.startswith("aiocontainerd.api.gen."))
@@ -345,3 +352,16 @@ def test_a_plugin_that_blocks_its_start_is_named(tmp_path: Path) -> None:
         process.logged(f"blocks the event loop at {tmp_path}/acme_probe.py:{line} ")
     finally:
         process.end()
+
+
+def test_what_plugins_print_and_log_has_their_names(process: Process) -> None:
+    process.told()
+    log, uri = process.log.read_text(), "io.containerd.internal.v1.probe"
+    for line in (
+        "level=info msg=imported plugin=python_plugins.probe stream=stdout",
+        f'level=info msg="printed in parts" plugin={uri} stream=stdout',
+        f'level=info msg="from a thread" plugin={uri} stream=stderr',
+        f'level=warning msg="logged to root" plugin={uri}',
+        f'level=warning msg="logged by a library" plugin={uri}',
+    ):
+        assert log.count(f" {line}\n") == 1, line

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aiocontainerd.guard import clock
 from aiocontainerd.guard import owners as attribution
 from aiocontainerd.guard.health import Block, PluginHealth
 from aiocontainerd.guard.owners import Owners
@@ -93,3 +94,18 @@ def test_blocks_add_up(health: PluginHealth) -> None:
         health.note_block(Block(plugin=URI, where="a.py:1", seconds=seconds))
     assert (health.blocked, health.blocked_s) == (2, 2.0)
     assert health.last_block == Block(plugin=URI, where="a.py:1", seconds=1.5)
+
+
+@pytest.mark.anyio
+async def test_a_librarys_task_belongs_to_the_plugin_that_was_at_work_when_it_was_made(owners: Owners) -> None:
+    async def at_work() -> asyncio.Task[Any]:
+        clock.running.set(clock.Clock(URI))
+        return asyncio.get_running_loop().create_task(asyncio.Event().wait(), name="library")
+
+    theirs = await asyncio.get_running_loop().create_task(at_work())
+    nobodys = asyncio.get_running_loop().create_task(asyncio.Event().wait(), name="library")
+    await asyncio.sleep(0)
+    assert (owners.of_task(theirs), owners.of_task(nobodys)) == (URI, None)
+    for task in (theirs, nobodys):
+        task.cancel()
+    await asyncio.wait([theirs, nobodys])

@@ -10,7 +10,7 @@ import pytest
 from aiocontainerd import kinds
 from aiocontainerd.host import conformance
 from aiocontainerd.interfaces import PROTOCOLS, protocol_of
-from aiocontainerd.plugin import ContentStore, Envelope, PluginError, Verdict
+from aiocontainerd.plugin import ContentStore, Envelope, ImageVerifier, PluginError, Snapshotter, Verdict
 
 
 class Sink:
@@ -108,3 +108,58 @@ def test_members_of_a_protocol_include_what_it_inherits() -> None:
 
 def test_a_verdict_is_a_value() -> None:
     assert Verdict(ok=True) == Verdict(True, "")
+
+
+class Verifier:
+    async def verify(self, name: str, target: object, content: object) -> Verdict:
+        return Verdict(ok=True)
+
+
+class OptionalMore(Verifier):
+    async def verify(self, name: str, target: object, content: object, strict: bool = False) -> Verdict:
+        return Verdict(ok=not strict)
+
+
+class AnyArguments(Verifier):
+    async def verify(self, *args: Any, **kwargs: Any) -> Verdict:
+        return Verdict(ok=True)
+
+
+class OneMore(Verifier):
+    async def verify(self, name: str, target: object, content: object, strict: bool) -> Verdict:  # type: ignore[override]
+        return Verdict(ok=not strict)
+
+
+class Renamed:
+    """A snapshotter whose optional parameter has another name than the contract's."""
+
+    async def prepare(self, key: str, base: str = "", labels: object = None) -> list[Any]:
+        return []
+
+
+class Inherits(ImageVerifier):
+    """A class that inherits the Protocol and writes nothing."""
+
+
+@pytest.mark.parametrize("instance", [Verifier(), OptionalMore(), AnyArguments()])
+def test_a_method_that_can_be_called_as_the_contract_says_passes(instance: object) -> None:
+    conformance.check(kinds.IMAGE_VERIFIER, instance)
+
+
+def test_a_method_with_other_parameters_is_told_with_both() -> None:
+    with pytest.raises(PluginError) as error:
+        conformance.check(kinds.IMAGE_VERIFIER, OneMore())
+    assert str(error.value).startswith(
+        "OneMore.verify takes (name, target, content, strict), and is called with (name, target, content): missing a "
+        "required argument: 'strict'"
+    )
+    (prepare,) = [member for member in conformance.members(Snapshotter) if member.name == "prepare"]
+    assert conformance.wrong_arity(prepare.function, Renamed().prepare) == (
+        "takes (key, base, labels), and is called with (key, parent, labels): got an unexpected keyword "
+        "argument 'parent'"
+    )
+
+
+def test_a_method_that_only_the_protocol_has_is_missing() -> None:
+    with pytest.raises(PluginError, match=r"^Inherits has no method verify: it inherits that of the contract"):
+        conformance.check(kinds.IMAGE_VERIFIER, Inherits())  # type: ignore[abstract] # the mistake

@@ -172,7 +172,8 @@ async def test_a_task_that_outlives_its_plugin_is_told_and_ended(
     async with run(tmp_path, registration("a", init=leaking)) as registry:
         pass
     assert tasks[0].cancelled()
-    assert registry[f"{SNAPSHOTTER}.a"].health.leaked == [f"{SNAPSHOTTER}.a: forgotten"]
+    (leaked,) = registry[f"{SNAPSHOTTER}.a"].health.leaked
+    assert leaked.startswith(f"{SNAPSHOTTER}.a: forgotten (linger at {__file__}:")
     assert "leaves 1 tasks running at its end" in caplog.text
 
 

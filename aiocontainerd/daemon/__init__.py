@@ -13,6 +13,7 @@ outcomes.py         what the log says of the plugins after the start
 lock.py             one daemon for each root directory
 dump.py             stacks of tasks and threads
 logs.py             formats of log records
+plugin_output.py    what plugins print, under their names
 errors.py           `StartError`
 servers.py          built-in plugins: the event exchange, the gRPC and ttrpc servers
 tls.py              TLS of the TCP listener

@@ -17,6 +17,7 @@ from aiocontainerd import kinds
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.values import Duration
 from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.guard import diagnosis
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.registration import Registration, SkipPlugin
@@ -77,7 +78,8 @@ class SinkPump:
         self.failed += 1
         self._failures_in_a_row += 1
         if self._failures_in_a_row == 1:
-            self._log.warning("%s did not deliver %s: %s", self.uri, envelope.topic, error or type(error).__name__)
+            what = diagnosis.describe(error, type(self._sink).__module__)
+            self._log.warning("%s did not deliver %s: %s", self.uri, envelope.topic, what)
 
     def _note_success(self) -> None:
         if self._failures_in_a_row:

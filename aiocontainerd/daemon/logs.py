@@ -8,9 +8,12 @@ import sys
 from typing import Any
 
 from aiocontainerd.config.log_levels import TRACE, check_format, number_of
+from aiocontainerd.guard.clock import running
 from aiocontainerd.timestamps import format_rfc3339
 
 _NAMES = {TRACE: "trace", logging.WARNING: "warning", logging.CRITICAL: "fatal"}
+_OF_PLUGIN = "aiocontainerd.plugin."
+"""Beginning of the names of `InitContext.log`."""
 _NANOSECONDS = 1_000_000_000
 
 
@@ -47,12 +50,25 @@ def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str
         "level": _NAMES.get(record.levelno, record.levelname.lower()),
         "msg": record.getMessage(),
     }
+    plugin = _plugin_of(record.name)
+    if plugin:
+        fields["plugin"] = plugin
     extra = getattr(record, "fields", None)
     if isinstance(extra, dict):
         fields.update(extra)
     if record.exc_info:
         fields["error"] = formatter.formatException(record.exc_info)
     return fields
+
+
+def _plugin_of(logger: str) -> str:
+    """Return the plugin that logs: whose logger it is, or which is at work; "" for the daemon's own words."""
+    if logger.startswith(_OF_PLUGIN):
+        return f"io.containerd.{logger.removeprefix(_OF_PLUGIN)}"
+    clock = running.get()
+    if clock is None or logger.startswith("aiocontainerd."):
+        return ""
+    return clock.uri
 
 
 def _quoted(value: object) -> str:

@@ -22,7 +22,7 @@ import anyio.to_thread
 from aiocontainerd import api
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.timeouts import NOTIFY, SERVER_STOP
-from aiocontainerd.daemon import lock, service_manager, serving, signals, surroundings
+from aiocontainerd.daemon import lock, plugin_output, service_manager, serving, signals, surroundings
 from aiocontainerd.daemon.errors import StartError
 from aiocontainerd.daemon.outcomes import log_outcomes
 from aiocontainerd.daemon.reload import Reloader
@@ -57,8 +57,9 @@ def run(
     Raises StartError, ConfigError, PluginError or RootLockedError before it serves.
     """
     started = time.perf_counter()
-    registry, reloader = _found(config, load)
     with ExitStack() as stack:
+        stack.enter_context(plugin_output.tagged())
+        registry, reloader = _found(config, load)
         daemon = _prepared(stack, config, registry, reloader)
         serve = partial(_serve, registry, daemon, reloader, config, started=started, when_serving=when_serving)
         try:

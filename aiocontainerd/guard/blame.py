@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from inspect import isawaitable
 
-from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unknown
+from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unimplemented, Unknown
+from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.health import MethodRecord
 
 _TOLD = "__told_of_plugin__"
@@ -17,11 +18,16 @@ _CAUSES = 10
 
 
 def explained(record: MethodRecord, error: BaseException, returned: object) -> BaseException:
-    """Return the error; if the method is not a coroutine function, an error that says so."""
+    """Return the error, or one that says that the method is not a coroutine function, or that nobody wrote it."""
     if isinstance(error, TypeError) and returned is not None and not isawaitable(returned):
         return Unknown(
             f"plugin {record.plugin.uri}: {record.method} gave {type(returned).__name__}, which cannot be awaited; "
             f"declare it with async def"
+        )
+    if isinstance(error, NotImplementedError) and not str(error):
+        where = diagnosis.place(error, record.module)
+        return Unimplemented(
+            f"plugin {record.plugin.uri} has no method {record.method}{f' ({where})' if where else ''}"
         )
     return error
 
@@ -58,8 +64,8 @@ def is_anothers(error: BaseException | None, uri: str) -> bool:
     return False
 
 
-def text_of(error: BaseException) -> str:
-    """Return what logs and counters say of an error."""
+def text_of(record: MethodRecord, error: BaseException) -> str:
+    """Return what logs and counters say of an error: if it is no answer, also its place and what to do."""
     if isinstance(error, ContainerdError):
         return error.message
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return diagnosis.describe(error, record.module)

@@ -48,6 +48,7 @@ _monotonic = time.monotonic
 class Call:
     """A call under way. Its caller awaits `waiter`.
 
+    `waited_at` is the line that it was at when it missed its deadline.
     `over` is set at its end if somebody waits for that; `trial` means that it tries an open breaker; `expired` that it
     missed its deadline, `cancelled` that its caller gave up, `abandoned` that it was left running.
     """
@@ -66,6 +67,7 @@ class Call:
         "started",
         "task",
         "trial",
+        "waited_at",
         "waiter",
     )
 
@@ -82,6 +84,7 @@ class Call:
         self.clock = Clock(record.plugin.uri)
         self.trial = record.trying
         self.done = self.expired = self.cancelled = self.abandoned = False
+        self.waited_at = ""
         self.over: asyncio.Event | None = None
         self.scope: anyio.CancelScope | None = None
         self.loop = loop = asyncio.get_running_loop()
@@ -126,13 +129,13 @@ class Call:
             error = Cancelled(f"plugin {record.plugin.uri}: {record.method} was cancelled by the plugin itself")
             record.failed(error.message, trial=self.trial)
         elif is_answer(error, late_counts=record.late_counts) or is_anothers(error, record.plugin.uri):
-            record.note_error(text_of(error))
+            record.note_error(text_of(record, error))
             if record.failures:
                 record.succeeded()
         else:
-            record.failed(text_of(error), trial=self.trial)
+            record.failed(text_of(record, error), trial=self.trial)
         if not self.waiter.done():
-            told = error if isinstance(error, Exception) else Unknown(text_of(error))
+            told = error if isinstance(error, Exception) else Unknown(text_of(record, error))
             self.waiter.set_exception(marked(record, told))
 
     def _ended(self) -> None:
@@ -150,7 +153,7 @@ class Call:
 
     def expire(self) -> None:
         """Cancel a call that missed its deadline. The caller is answered when the call ends, or after the grace."""
-        self.expired = True
+        self.expired, self.waited_at = True, task_state.waits_at(self.task)
         self.cancel()
         self.loop.call_later(GRACE_S, self.abandon)
 
@@ -229,7 +232,8 @@ class Call:
         limit_s = record.limit_s if self.deadlines is None else self.deadlines.limit_s
         error = DeadlineExceeded(
             f"plugin {record.plugin.uri}: {record.method} took longer than {durations.render(limit_s)} "
-            f"({record.timeout}), given up after {durations.render(round(self.elapsed_s, 2))}{left}"
+            f"({record.timeout}), waiting at {self.waited_at}, given up after "
+            f"{durations.render(round(self.elapsed_s, 2))}{left}"
         )
         error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
         record.failed(error.message, trial=self.trial)

@@ -7,6 +7,8 @@ plugin that hangs is named, and not the first one of those that wait for it.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 _monotonic = time.monotonic
@@ -50,3 +52,13 @@ class Clock:
 
 running: ContextVar[Clock | None] = ContextVar("aiocontainerd-plugin", default=None)
 """The clock of the plugin that the running task works for, of one call or of its whole life. Tasks inherit it."""
+
+
+@contextmanager
+def at_work(who: str) -> Iterator[None]:
+    """Note in the block that a plugin, or the package that brings some, is at work."""
+    before = running.set(Clock(who))
+    try:
+        yield
+    finally:
+        running.reset(before)

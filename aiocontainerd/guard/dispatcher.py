@@ -86,10 +86,10 @@ class Dispatcher:
         }
         for name, rule in contract.calls.items():
             if hasattr(target, name):
-                members[name] = self._call(name, self._record(health, contract, role, name, rule), contract)
+                members[name] = self._call(name, self._record(health, contract, role, name, rule, target), contract)
         for name, rule in contract.streams.items():
             if hasattr(target, name):
-                members[name] = _stream(name, self._record(health, contract, role, name, rule))
+                members[name] = _stream(name, self._record(health, contract, role, name, rule, target))
         for name, given in contract.gives.items():
             if name not in contract.calls and hasattr(target, name):
                 members[name] = self._giving(name, self._wrapper(health, given))
@@ -106,7 +106,7 @@ class Dispatcher:
         return _named(method, name)
 
     def _record(
-        self, health: PluginHealth, contract: GuardedInterface, role: str, name: str, rule: Rule
+        self, health: PluginHealth, contract: GuardedInterface, role: str, name: str, rule: Rule, target: type
     ) -> MethodRecord:
         label = f"{role}.{name}" if role else name
         record = health.methods.get(label)
@@ -119,6 +119,7 @@ class Dispatcher:
                 releases=given is not None and of_protocol(given.protocol).closes,
                 refuses=not rule.always,
                 late_counts=contract.late_counts,
+                module=target.__module__,
             )
         self._records.add(record)
         self._set_deadline(record)

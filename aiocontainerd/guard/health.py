@@ -76,6 +76,7 @@ class MethodRecord:
         "latencies",
         "limit_s",
         "method",
+        "module",
         "plugin",
         "refuses",
         "releases",
@@ -92,8 +93,11 @@ class MethodRecord:
         releases: bool = False,
         refuses: bool = True,
         late_counts: bool = True,
+        module: str = "",
     ) -> None:
         self.plugin = plugin
+        self.module = module
+        """The module of the plugin's class, whose lines are named in errors."""
         self.method = method
         self.label = f"{plugin.uri}: {method}"
         self.timeout = timeout

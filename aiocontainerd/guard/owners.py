@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any
 
+from aiocontainerd.guard import task_state
+from aiocontainerd.guard.clock import running
+
 _CORE = "aiocontainerd"
 
 
@@ -49,9 +52,9 @@ class Owners:
         return None
 
     def of_task(self, task: asyncio.Task[Any]) -> str | None:
-        """Return the plugin that a task runs for, by its name or else by the code it began with.
+        """Return the plugin that a task runs for: by its name, else by the code it began with, else by who made it.
 
-        A task that a plugin made without its context, out of a library's coroutine, belongs to nobody.
+        The last is for the coroutine of a library. It belongs to the plugin that was at work when the task was made.
         """
         name = task.get_name()
         for uris in self._packages.values():
@@ -60,12 +63,27 @@ class Owners:
                     return uri
         frame = getattr(task.get_coro(), "cr_frame", None)
         uris = self.of_module(frame.f_globals.get("__name__", "")) if frame is not None else ()
-        return _chosen(uris, name) if uris else None
+        if uris:
+            return _chosen(uris, name)
+        module = frame.f_globals.get("__name__", "") if frame is not None else _CORE
+        return None if is_core(module) else maker_of(task)
+
+
+def maker_of(task: asyncio.Task[Any]) -> str | None:
+    """Return the plugin that was at work when a task was made, None for one of the daemon's own."""
+    context = task_state.context_of(task)
+    clock = context.get(running) if context is not None else None
+    return clock.uri or None if clock is not None else None
+
+
+def is_core(module: str) -> bool:
+    """Return whether a module is the daemon's own."""
+    return module == _CORE or module.startswith(f"{_CORE}.")
 
 
 def package_of(module: str) -> str:
     """Return the package that a plugin's module stands for, or the module itself at the top; "" for the core."""
-    if module == _CORE or module.startswith((f"{_CORE}.", "builtins")):
+    if is_core(module) or module.startswith("builtins"):
         return ""
     return module.rpartition(".")[0] or module
 

@@ -6,6 +6,8 @@ anyio tells the first only of the current task, so this reads state that anyio k
 from __future__ import annotations
 
 import asyncio
+import gc
+from contextvars import Context
 from typing import Any
 
 import anyio
@@ -13,6 +15,9 @@ from anyio._backends import _asyncio as anyio_state
 
 _WAITING_CODE = frozenset({"anyio", "asyncio"})
 """Packages whose frames are not the place where a plugin waits."""
+
+
+UNKNOWN = "an unknown place"
 
 
 def is_shielded(task: asyncio.Task[Any]) -> bool:
@@ -26,6 +31,23 @@ def is_shielded(task: asyncio.Task[Any]) -> bool:
     return False
 
 
+def context_of(task: asyncio.Task[Any]) -> Context | None:
+    """Return the context that a task runs in. Python 3.11 has no other way to it than its garbage collector."""
+    get_context = getattr(task, "get_context", None)
+    if get_context is not None:
+        context: Context = get_context()
+        return context
+    return next((one for one in gc.get_referents(task) if isinstance(one, Context)), None)
+
+
+def told(task: asyncio.Task[Any]) -> str:
+    """Return a task for people: its name, its coroutine, and the line that it waits at."""
+    coroutine: Any = task.get_coro()
+    name = getattr(coroutine, "__qualname__", type(coroutine).__name__)
+    where = waits_at(task)
+    return f"{task.get_name()} ({name})" if where == UNKNOWN else f"{task.get_name()} ({name} at {where})"
+
+
 def stop_repeating(scope: anyio.CancelScope | None) -> None:
     """Keep anyio from cancelling a task again in every turn of the loop, if the task takes no notice."""
     handle = getattr(scope, "_cancel_handle", None)
@@ -35,7 +57,7 @@ def stop_repeating(scope: anyio.CancelScope | None) -> None:
 
 def waits_at(task: asyncio.Task[Any]) -> str:
     """Return `file:line` of the innermost code of a plugin that a task waits in."""
-    where = "an unknown place"
+    where = UNKNOWN
     awaited: Any = task.get_coro()
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)

@@ -29,7 +29,7 @@ import msgspec
 
 from aiocontainerd import durations
 from aiocontainerd.guard.health import Block
-from aiocontainerd.guard.owners import Owners
+from aiocontainerd.guard.owners import Owners, is_core, maker_of
 
 log = logging.getLogger(__name__)
 
@@ -184,9 +184,12 @@ class Watchdog:
         found = self._owners().of_frame(frame, task.get_name() if task is not None else "")
         if found is not None:
             return Place(*found)
+        maker = maker_of(task) or "" if task is not None else ""
         if frame is None or frame.f_globals.get("__name__") in _WAITS_IN:
-            return Place("", "a function that is no Python code")
-        return Place("", f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            return Place(maker, "a function that is no Python code")
+        if is_core(frame.f_globals.get("__name__", "")):
+            maker = ""
+        return Place(maker, f"{frame.f_code.co_filename}:{frame.f_lineno}")
 
     def _log(self, place: Place, seconds: float) -> None:
         """Log a block, unless its line was named within the last minute."""

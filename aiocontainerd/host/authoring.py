@@ -40,8 +40,9 @@ def register(
 ) -> Callable[[PluginT], PluginT]:
     """Make the decorated class or coroutine function a plugin. It is returned unchanged and may be registered again.
 
-    `requires` names kinds that start before it, and without which it does not start. `wants` names kinds that start
-    before it if there are any. `timeouts` are the keys of `[timeouts]` that it reads by `context.timeout_s`.
+    `requires` names kinds that start before it. It does not start if all plugins of such a kind fail. Where there is
+    none at all, `context.get` tells. `wants` names kinds that start before it, and that may all fail. `timeouts` are
+    the keys of `[timeouts]` that it reads by `context.timeout_s`.
 
     A coroutine function is the plugin's `init`: it takes the context and returns the instance.
 
@@ -119,6 +120,8 @@ def carried_by_module(module: Any) -> list[Registration]:
 
 def _init_of(target: Any, plugin_id: str) -> Callable[[InitContext[Any]], Awaitable[object]]:
     if inspect.iscoroutinefunction(target):
+        if not takes(target, 1):
+            raise PluginError(f"{_name(target)} takes {_taken(target)}; write `async def {target.__name__}(context)`")
         init_function: Callable[[InitContext[Any]], Awaitable[object]] = target
         return init_function
     if not isinstance(target, type):
@@ -169,8 +172,27 @@ def _check_life_cycle(target: type) -> bool | None:
         method = getattr(target, name, None)
         if method is not None and not inspect.iscoroutinefunction(method):
             raise PluginError(f"{_name(target)}.{name} is not async; write `async def {name}`")
-    start = getattr(target, "start", None)
-    return None if start is None else len(inspect.signature(start).parameters) > 1
+    start, aclose = getattr(target, "start", None), getattr(target, "aclose", None)
+    if aclose is not None and not takes(aclose, 1):
+        raise PluginError(f"{_name(target)}.aclose takes {_taken(aclose)}; write `async def aclose(self)`")
+    if start is None:
+        return None
+    if not (takes(start, 1) or takes(start, 2)):
+        raise PluginError(f"{_name(target)}.start takes {_taken(start)}; write `async def start(self, context)`")
+    return takes(start, 2)
+
+
+def takes(function: Callable[..., object], count: int) -> bool:
+    """Return whether a function can be called with that many positional arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def _taken(function: Callable[..., object]) -> str:
+    return f"({', '.join(inspect.signature(function).parameters)})"
 
 
 def _name(target: Any) -> str:

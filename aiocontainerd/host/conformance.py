@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ class Member(msgspec.Struct, frozen=True):
     is_method: bool
     is_awaited: bool = False
     is_stream: bool = False
+    function: Any = None
 
 
 def check(kind: str, instance: object) -> None:
@@ -34,6 +36,10 @@ def check(kind: str, instance: object) -> None:
         problem = _problem(member, instance)
         if problem:
             raise PluginError(f"{type(instance).__name__}{problem} (contract: {_file(kind)})")
+    unwritten = _unwritten(type(instance))
+    if unwritten:
+        base, names = unwritten
+        raise PluginError(f"{type(instance).__name__} lacks {', '.join(names)}, which {base} asks for")
 
 
 @cache
@@ -58,6 +64,7 @@ def _member(name: str, value: object) -> Member:
         is_method=True,
         is_awaited=inspect.iscoroutinefunction(value),
         is_stream=returned.startswith("AsyncIterator"),
+        function=value,
     )
 
 
@@ -70,7 +77,54 @@ def _problem(member: Member, instance: object) -> str:
         return ""
     if not callable(value):
         return f".{member.name} is {type(value).__name__}, not a method"
-    return f".{member.name} {_wrong_form(member, value)}" if _wrong_form(member, value) else ""
+    if getattr(value, "__func__", None) is member.function:
+        return f" has no method {member.name}: it inherits that of the contract, which does nothing"
+    problem = _wrong_form(member, value) or wrong_arity(member.function, value)
+    return f".{member.name} {problem}" if problem else ""
+
+
+def wrong_arity(wanted: Any, method: Any) -> str:
+    """Return why a bound method cannot be called in each way that the function of a contract can, "" if it can."""
+    try:
+        own = inspect.signature(method)
+    except (TypeError, ValueError):
+        return ""
+    parameters = list(inspect.signature(wanted).parameters.values())[1:]
+    for args, kwargs in _forms(parameters):
+        try:
+            own.bind(*args, **kwargs)
+        except TypeError as error:
+            given = ", ".join(parameter.name for parameter in parameters)
+            return f"takes ({', '.join(own.parameters)}), and is called with ({given}): {error}"
+    return ""
+
+
+def _forms(parameters: Sequence[inspect.Parameter]) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Yield ways to call a function: with what it needs, with everything by position, with what is optional by name."""
+    named = [one for one in parameters if one.kind is one.KEYWORD_ONLY]
+    placed = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    needed = [one.name for one in placed if one.default is one.empty]
+    optional = {one.name: "" for one in placed if one.default is not one.empty}
+    yield needed, {one.name: "" for one in named if one.default is one.empty}
+    yield [one.name for one in placed], {one.name: "" for one in named}
+    yield needed, {**optional, **{one.name: "" for one in named}}
+
+
+def _unwritten(cls: type) -> tuple[str, list[str]] | None:
+    """Return the base class of ours, and its methods that a plugin has to write and did not."""
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] != "aiocontainerd":
+            continue
+        names = [name for name, value in vars(base).items() if _is_to_be_written(value) and getattr(cls, name) is value]
+        if names:
+            return base.__name__, names
+    return None
+
+
+def _is_to_be_written(value: object) -> bool:
+    """Return whether a function does nothing but raise NotImplementedError."""
+    code = getattr(value, "__code__", None)
+    return code is not None and code.co_names == ("NotImplementedError",)
 
 
 def _wrong_form(member: Member, method: Any) -> str:

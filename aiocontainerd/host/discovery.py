@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
@@ -12,11 +13,14 @@ import msgspec
 
 from aiocontainerd.config import Config
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
-from aiocontainerd.host import diagnosis, hookspecs, loading
+from aiocontainerd.guard import diagnosis
+from aiocontainerd.guard.clock import at_work
+from aiocontainerd.host import hookspecs, loading
 from aiocontainerd.host.placement import Placement
 from aiocontainerd.host.policy import EVERYTHING, Admission, admit, header
-from aiocontainerd.host.registration import Registration
+from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.slow_loads import SlowLoads
 from aiocontainerd.host.state import State
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,11 @@ class Candidate(msgspec.Struct, frozen=True):
     module: str
     distribution: str = ""
     admission: Admission = EVERYTHING
+
+    @property
+    def bringer(self) -> str:
+        """What names the module: a package, or a table of the config."""
+        return self.distribution or (self.name if self.name in BUILT_IN else f"python_plugins.{self.name}")
 
 
 def candidates(
@@ -64,11 +73,15 @@ def discover(
     for candidate in refused:
         _refuse(registry, candidate, candidate.name, candidate.admission.refusal)
     brought: list[tuple[Candidate, Registration]] = []
-    for candidate in found:
-        with _failures_are_rows(registry, candidate):
-            registrations = loading.registrations_of(candidate.module)
-            placement.learn(loading.load(candidate.module))
-            brought += [(candidate, registration) for registration in registrations]
+    named: dict[str, Candidate] = {}
+    with SlowLoads() as slow:
+        for candidate in found:
+            watched = slow.watch(candidate.module, candidate.bringer)
+            with _failures_are_rows(registry, candidate), watched, at_work(candidate.bringer):
+                _check_unnamed(candidate, named.setdefault(candidate.module, candidate))
+                registrations = loading.registrations_of(candidate.module)
+                placement.learn(loading.load(candidate.module))
+                brought += [(candidate, registration) for registration in registrations]
     for candidate, registration in brought:
         if not candidate.admission.allows(registration.kind):
             reason = f"plugin_policy.allow names {candidate.distribution}, but not for {registration.kind}"
@@ -90,6 +103,22 @@ def discover(
                 registry.add(program, f"stream_processors.{name}")
     for uri in placement.without_plugin():
         log.warning("plugin_isolation names %s, which no plugin here is", uri)
+
+
+def _check_unnamed(candidate: Candidate, first: Candidate) -> None:
+    """Raise PluginError if another candidate names the same module: its plugins would be registered twice."""
+    if candidate is first:
+        return
+    if candidate.bringer == first.bringer:
+        raise PluginError(
+            f"{first.bringer} names module {candidate.module} twice, as {first.name} and {candidate.name}"
+        )
+    file = getattr(sys.modules.get(candidate.module.partition(":")[0]), "__file__", None) or "not imported"
+    remedy = "uninstall one of them" if candidate.distribution else f"remove the table {candidate.bringer}"
+    raise PluginError(
+        f"{first.bringer} and {candidate.bringer} name the same module {candidate.module}, of which there is one, "
+        f"{file}: {remedy}"
+    )
 
 
 def _refuse(registry: Registry, candidate: Candidate, row: str, reason: str) -> None:

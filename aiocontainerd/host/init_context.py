@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic
 import anyio
 import msgspec
 
+from aiocontainerd import kinds
 from aiocontainerd.config.timeouts import Timeout, seconds_for
 from aiocontainerd.errors import NotFound
+from aiocontainerd.host import needs
 from aiocontainerd.host.registration import ConfigT, PluginError
 from aiocontainerd.host.state import Plugin, State
 
@@ -92,32 +95,68 @@ class InitContext(Generic[ConfigT]):
         """Return the instance of a required plugin. Raises NotFound, which names it and why it is not loaded."""
         plugin = self._loaded.get(kind, {}).get(plugin_id)
         if plugin is None:
-            raise NotFound(f"plugin {self._why_absent(f'{kind}.{plugin_id}')}")
+            raise NotFound(f"plugin {self._why_absent(kind, f'{kind}.{plugin_id}')}")
+        self._check_named(kind)
         return plugin.instance
 
-    def _why_absent(self, uri: str) -> str:
+    def _why_absent(self, kind: str, uri: str) -> str:
         """Return the URI and why the plugin is not loaded. Note it as the cause in case this plugin fails too."""
         absent = self._registered(uri)
         if absent is None:
-            return uri
+            others = sorted(self._loaded.get(kind, {}))
+            near = difflib.get_close_matches(uri.removeprefix(f"{kind}."), others, n=1)
+            return f"{uri}; did you mean {kind}.{near[0]}?" if near else f"{uri} ({self._none_of(kind)})"
         self._plugin.caused_by = uri
-        needed = (*self._plugin.registration.requires, *self._plugin.registration.wants)
-        if absent.state == State.REGISTERED and absent.kind not in needed:
-            return f"{uri} (not started yet: {self.uri} does not name {absent.kind} in requires)"
+        if absent.state == State.REGISTERED and not self._names(kind):
+            return f"{uri} ({self._unnamed(kind)})"
         return f"{uri} ({absent.reason})" if absent.reason else uri
+
+    def _none_of(self, kind: str) -> str:
+        loaded = self._loaded.get(kind)
+        if loaded:
+            return f"plugins of this kind: {', '.join(sorted(loaded))}"
+        return needs.why_none(kind, [(other.kind, other.uri, other.reason) for other in self.daemon.plugins()])
+
+    def _names(self, kind: str) -> bool:
+        """Return whether this plugin requires or wants a kind."""
+        registration = self._plugin.registration
+        return not {kind, kinds.ALL}.isdisjoint((*registration.requires, *registration.wants))
+
+    def _unnamed(self, kind: str) -> str:
+        return f"not started yet: {self.uri} does not name {kind} in requires"
+
+    def _check_named(self, kind: str) -> None:
+        """Log a warning if an init finds plugins of a kind by luck: it does not name the kind, and started later."""
+        if self._plugin.state == State.REGISTERED and not self._names(kind) and kind != self._plugin.kind:
+            self.log.warning(
+                "plugin %s uses %s in its init and does not name it in requires: the order of starting is luck",
+                self.uri,
+                kind,
+            )
 
     def get_single(self, kind: str) -> Any:
         """Return the instance of the only plugin of a kind. Raises NotFound without one, PluginError for several."""
-        found = self._loaded.get(kind, {})
+        found = self.get_all(kind)
         if not found:
-            raise NotFound(f"no plugins registered for {kind}")
+            raise NotFound(f"no plugins registered for {kind}: {self._none_of(kind)}")
         if len(found) > 1:
             raise PluginError(f"several plugins of kind {kind} are loaded ({', '.join(sorted(found))}), one is needed")
-        return next(iter(found.values())).instance
+        return next(iter(found.values()))
 
     def get_all(self, kind: str) -> dict[str, Any]:
-        """Return every loaded instance of a kind by id."""
+        """Return every loaded instance of a kind by id.
+
+        Raises NotFound in an init that does not name the kind in `requires` or `wants`, if plugins of it start later.
+        """
+        if self._plugin.state == State.REGISTERED and not self._names(kind) and self._starts_later(kind):
+            raise NotFound(f"plugins of {kind} are {self._unnamed(kind)}")
+        if self._loaded.get(kind):
+            self._check_named(kind)
         return {plugin_id: plugin.instance for plugin_id, plugin in self._loaded.get(kind, {}).items()}
+
+    def _starts_later(self, kind: str) -> bool:
+        others = (plugin for plugin in self.daemon.plugins() if plugin.kind == kind and plugin is not self._plugin)
+        return any(plugin.state == State.REGISTERED for plugin in others)
 
     def watch(self, kind: str, changed: Callable[[str, Any | None], object]) -> None:
         """Call `changed(id, instance)` when a plugin of a kind is added while the daemon runs, with None when one goes.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from aiocontainerd.guard import task_state
 from aiocontainerd.guard.health import PluginHealth
 from aiocontainerd.guard.owners import Owners
 
@@ -34,7 +35,7 @@ async def end_left_tasks(owners: Owners, healths: Mapping[str, PluginHealth]) ->
         if uri is not None and uri in healths:
             left.setdefault(uri, []).append(task)
     for uri, tasks in sorted(left.items()):
-        healths[uri].leaked = names = sorted(task.get_name() for task in tasks)
+        healths[uri].leaked = names = sorted(task_state.told(task) for task in tasks)
         log.warning("plugin %s leaves %d tasks running at its end: %s", uri, len(names), ", ".join(names))
     tasks = [task for of_plugin in left.values() for task in of_plugin]
     for task in tasks:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pluggy
 
-from aiocontainerd.host import authoring, hookspecs
+from aiocontainerd.host import authoring, hookspecs, needs
 from aiocontainerd.host.registration import PluginError, Registration
 
 
@@ -23,6 +23,7 @@ def registrations_of(path: str) -> list[Registration]:
     """
     found = _found(path)
     for registration in found:
+        needs.check_kind(registration)
         authoring.check_config(registration)
     return found
 

@@ -16,6 +16,7 @@ from aiocontainerd import kinds
 from aiocontainerd.errors import FailedPrecondition, NotFound
 from aiocontainerd.guard import clock
 from aiocontainerd.guard.dispatcher import Dispatcher
+from aiocontainerd.host import needs
 from aiocontainerd.host.init_context import TIMEOUTS, Watcher
 from aiocontainerd.host.life import Limits, PluginLife, PluginTasks
 from aiocontainerd.host.readiness import Readiness
@@ -66,10 +67,15 @@ class Running:
 
     async def start(self, plugin: Plugin, registered: Iterable[Plugin]) -> None:
         """Start a plugin. Its state says what became of it."""
+        registered = list(registered)
         cause = _missing_need(plugin, self.loaded, [p for p in registered if p.state == State.FAILED])
         if cause is not None:
             plugin.caused_by = cause.caused_by or cause.uri
             plugin.failed(NotFound(f"requires {cause.uri}, which is not loaded"))
+            return
+        unknown = _unknown_need(plugin, registered)
+        if unknown:
+            plugin.failed(NotFound(unknown))
             return
         started = time.perf_counter()
         life = self.lives[plugin.uri] = PluginLife(
@@ -160,6 +166,17 @@ class Running:
         if self._check is not None:
             self._check(plugin.kind, instance)
         return instance
+
+
+def _unknown_need(plugin: Plugin, registered: Sequence[Plugin]) -> str:
+    """Return what is wrong with a required kind that neither the daemon nor any plugin knows, "" if there is none.
+
+    A kind of containerd's without a plugin is no error, as in containerd: the init says whether it can do without.
+    """
+    rows = [(other.kind, other.uri, other.reason) for other in registered]
+    here = {other.kind for other in registered} | needs.KNOWN | {kinds.ALL}
+    unknown = [kind for kind in plugin.registration.requires if kind not in here]
+    return f"requires {unknown[0]}: {needs.why_none(unknown[0], rows)}" if unknown else ""
 
 
 def _missing_need(plugin: Plugin, loaded: dict[str, dict[str, Plugin]], failed: Sequence[Plugin]) -> Plugin | None:

@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import Any
 
 from aiocontainerd.errors import ContainerdError, Unknown
+from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.health import READY, Condition, PluginHealth
 from aiocontainerd.guard.owners import package_of
-from aiocontainerd.host import diagnosis
 from aiocontainerd.host.registration import Registration, SkipPlugin
 
 log = logging.getLogger(__name__)

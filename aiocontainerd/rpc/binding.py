@@ -5,6 +5,7 @@ The API's own services are known by their names. Any other service brings its `m
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +65,20 @@ def bind(service: Service) -> dict[str, BoundMethod]:
     name = getattr(service, "service_name", None)
     if not isinstance(name, str) or not name:
         raise ValueError(f"{type(service).__name__} has no service_name; write it as package.v1.Service")
+    if name not in SERVICES:
+        _check_own(service)
     methods = (msgspec.structs.replace(one, call=_method(service, one.method)) for one in signatures(service).values())
     return {method.path: method for method in methods}
+
+
+def _check_own(service: Service) -> None:
+    """Raise ValueError for a method that a service of its own names and does not have."""
+    for method in signatures(service):
+        if _method(service, method) is None:
+            python = python_name(method)
+            near = difflib.get_close_matches(python, dir(service), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{_class_name(service)} has no method {python}, which `methods` names as {method}{hint}")
 
 
 def signatures(service: Service | type[Service]) -> dict[str, BoundMethod]:

@@ -113,8 +113,9 @@ def find(plugins: Sequence[Row], name: str) -> Row:
 
 
 def other_tasks(health: PluginHealth, owners: Owners) -> list[str]:
-    """Return the names of tasks that run a plugin's code, but for those of its context and of guarded calls."""
+    """Return the names of a plugin's tasks, but for its life, those of its context, and guarded calls."""
     names = [task.get_name() for task in asyncio.all_tasks() if owners.of_task(task) == health.uri]
+    names = [name for name in names if name != f"plugin {health.uri}"]
     return sorted(name for name in names if name not in health.tasks and not name.startswith(f"{health.uri}: "))
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import NOTIFY, PLUGIN_CONTENT, SERVER_STOP
 from aiocontainerd.daemon import service_manager
 from aiocontainerd.errors import InvalidArgument
-from aiocontainerd.host import loading
+from aiocontainerd.host import conformance, loading
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.registration import PluginError, Registration
@@ -85,11 +85,18 @@ async def run(options: ServeOptions) -> None:
         signals.start_soon(_handle_signals, stop, name="signals")
         try:
             with lock.hold(_made(options.root / chosen[0].uri)):
+                check = _check_of(chosen)
                 daemon = _daemon(options, registry, config)
-                async with registry.run(daemon, config.plugin_config), _watchdog(config, registry):
+                async with registry.run(daemon, config.plugin_config, check=check), _watchdog(config, registry):
                     await _serve(options, config, registry, chosen, stop)
         finally:
             signals.cancel_scope.cancel()
+
+
+def _check_of(chosen: Sequence[Plugin]) -> Callable[[str, object], object]:
+    """Return the check of instances at load. What stands in for a plugin of the daemon need not be a whole one."""
+    served = {plugin.kind for plugin in chosen}
+    return lambda kind, instance: conformance.check(kind, instance) if kind in served else None
 
 
 @asynccontextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
 import sysconfig
 import traceback
@@ -13,6 +15,7 @@ from aiocontainerd.errors import ContainerdError
 _CORE = str(Path(__file__).parents[1])
 _LIBRARY = sysconfig.get_path("stdlib")
 _SITE = "-packages"
+_UNIMPORTABLE = re.compile(r"cannot import name '(\w+)' from '([\w.]+)'")
 
 
 def describe(error: BaseException, module: str = "") -> str:
@@ -24,11 +27,14 @@ def describe(error: BaseException, module: str = "") -> str:
         return " ".join(str(error).split()) or type(error).__name__
     text = " ".join(str(error).split())
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    place = _place(error, module.partition(".")[0].partition(":")[0])
-    return f"{what}{_hint(error)}{f' ({place})' if place else ''}"
+    where = place(error, module)
+    return f"{what}{_hint(error)}{f' ({where})' if where else ''}"
 
 
 def _hint(error: BaseException) -> str:
+    near = _nearest(error)
+    if near:
+        return f"; did you mean {near}?"
     if isinstance(error, ModuleNotFoundError):
         return "; install it, and name it in the dependencies of the plugin's package"
     if isinstance(error, SyntaxError):
@@ -38,6 +44,30 @@ def _hint(error: BaseException) -> str:
     if isinstance(error, TypeError) and "'await' expression" in str(error):
         return "; what is awaited is not async"
     return ""
+
+
+def _nearest(error: BaseException) -> str:
+    """Return the name that the author of a missing name may have meant, "" if none is near."""
+    name = getattr(error, "name", None)
+    if isinstance(error, AttributeError):
+        known = dir(error.obj) if error.obj is not None else []
+    elif isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+        found = _UNIMPORTABLE.match(str(error))
+        name, known = (found[1], _names_in(found[2])) if found else (None, [])
+    else:
+        return ""
+    near = difflib.get_close_matches(name, [one for one in known if one != name], n=1) if name else []
+    return near[0] if near else ""
+
+
+def _names_in(module: str) -> list[str]:
+    loaded = sys.modules.get(module)
+    return [*dir(loaded), *getattr(loaded, "__all__", [])] if loaded else []
+
+
+def place(error: BaseException, module: str = "") -> str:
+    """Return file, line and function of the innermost line of a module's package in a traceback, "" without any."""
+    return _place(error, module.partition(".")[0].partition(":")[0])
 
 
 def _place(error: BaseException, package: str) -> str:

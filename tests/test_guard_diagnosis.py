@@ -9,7 +9,7 @@ import pytest
 
 from aiocontainerd.config import ConfigError
 from aiocontainerd.errors import NotFound
-from aiocontainerd.host.diagnosis import describe
+from aiocontainerd.guard.diagnosis import describe
 from aiocontainerd.plugin import PluginError
 
 NOTHING: dict[str, str] = {}
@@ -31,7 +31,7 @@ def test_errors_of_the_daemon_are_written_to_be_read(error: Exception) -> None:
 
 def test_others_have_their_type_and_the_line_that_raised_them() -> None:
     line = describe(raised(lambda: NOTHING["x"]))
-    assert line.startswith("KeyError: 'x' (tests/test_host_diagnosis.py:")
+    assert line.startswith("KeyError: 'x' (tests/test_guard_diagnosis.py:")
     assert line.endswith(" in <lambda>)")
 
 
@@ -65,3 +65,19 @@ def test_an_error_that_was_never_raised_has_no_place() -> None:
 )
 def test_what_authors_run_into_has_a_hint(error: Exception, hint: str) -> None:
     assert hint in describe(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("from aiocontainerd.plugin import Envelop", "; did you mean Envelope?"),
+        ("from aiocontainerd.plugin import Zebra", "ImportError: cannot import name 'Zebra'"),
+        ("import json; json.dmups", "AttributeError: module 'json' has no attribute 'dmups'; did you mean dumps?"),
+        ("{}.itmes()", "AttributeError: 'dict' object has no attribute 'itmes'; did you mean items?"),
+        ("None.zebra", "AttributeError: 'NoneType' object has no attribute 'zebra'"),
+    ],
+)
+def test_a_misspelled_name_is_told_with_the_nearest(code: str, text: str) -> None:
+    line = describe(raised(lambda: exec(code)))
+    assert text in line
+    assert ("did you mean" in line) == ("did you mean" in text)

@@ -1,0 +1,73 @@
+"""The kinds that a plugin names: are they spelled right, and who brings one that nobody here has. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+
+from aiocontainerd import kinds
+from aiocontainerd.host.registration import PluginError, Registration
+
+BROUGHT_BY: Mapping[str, str] = MappingProxyType(
+    {
+        kinds.CONTENT: "aiocontainerd-content-local",
+        kinds.DIFFER: "aiocontainerd-differ",
+        kinds.GC: "aiocontainerd-gc",
+        kinds.GRPC: "aiocontainerd-services",
+        kinds.LEASE: "aiocontainerd-services",
+        kinds.METADATA: "aiocontainerd-metadata-sqlite",
+        kinds.RUNTIME: "aiocontainerd-runtime-v2",
+        kinds.SERVICE: "aiocontainerd-services",
+        kinds.SHIM: "aiocontainerd-runtime-v2",
+        kinds.SHIM_LAUNCHER: "aiocontainerd-shim",
+        kinds.SNAPSHOTTER: "aiocontainerd-snapshotter-overlayfs or aiocontainerd-snapshotter-native",
+        kinds.TTRPC: "aiocontainerd-services",
+        kinds.WARNING: "aiocontainerd-services",
+    }
+)
+"""Kind -> the first-party package with a plugin of it. Kinds that are not here come with the daemon, or from nobody."""
+
+KNOWN = frozenset(
+    value for name, value in vars(kinds).items() if name.isupper() and isinstance(value, str) and value != kinds.ALL
+)
+_NEAR = 0.75
+_OURS = "io.containerd."
+_VERSION = re.compile(r"\.v\d+$")
+
+
+def nearest(kind: str, known: Collection[str] = KNOWN) -> str:
+    """Return the kind that is nearest to one in spelling, "" if none is near.
+
+    What all kinds have in common, `io.containerd.` and the version, says nothing: only the rest is compared.
+    """
+    words = {_word(one): one for one in sorted(known)}
+    found = difflib.get_close_matches(_word(kind), words, n=1, cutoff=_NEAR)
+    return words[found[0]] if found else ""
+
+
+def check_kind(registration: Registration) -> None:
+    """Raise PluginError for a kind that looks like a misspelled one of containerd's. Kinds of one's own are legal."""
+    near = "" if registration.kind in KNOWN else nearest(registration.kind)
+    if near:
+        raise PluginError(f"plugin {registration.id} has the unknown kind {registration.kind}; did you mean {near}?")
+    for kind in (*registration.requires, *registration.wants):
+        if not isinstance(kind, str) or not kind:
+            raise PluginError(f"plugin {registration.uri} requires {kind!r}, which is no kind")
+
+
+def why_none(kind: str, here: Iterable[tuple[str, str, str]]) -> str:
+    """Return why no plugin of a kind is loaded, and what to do. `here` has kind, URI and reason of all plugins."""
+    rows = list(here)
+    of_kind = [(uri, reason) for other, uri, reason in rows if other == kind]
+    if of_kind:
+        return "; ".join(f"{uri} is not loaded{f' ({reason})' if reason else ''}" for uri, reason in of_kind)
+    if kind in BROUGHT_BY:
+        return f"no installed package brings one: pip install {BROUGHT_BY[kind]}"
+    near = "" if kind in KNOWN else nearest(kind, {*KNOWN, *(other for other, _, _ in rows)})
+    return f"no plugin here has this kind{f'; did you mean {near}?' if near else ''}"
+
+
+def _word(kind: str) -> str:
+    return _VERSION.sub("", kind.removeprefix(_OURS))
