@@ -330,7 +330,10 @@ _FOREIGN: tuple[tuple[type[Exception], int], ...] = (
 
 
 def _status(error: BaseException, bound: BoundMethod) -> tuple[int, str]:
-    if not isinstance(error, errors.ContainerdError | TimeoutError):
+    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+        log.error("ttrpc method %s failed: %s", bound.path, errors.os_text(error))
+        log.debug("ttrpc method %s failed here", bound.path, exc_info=error)
+    elif not isinstance(error, errors.ContainerdError | TimeoutError):
         log.error("ttrpc method %s failed unexpectedly", bound.path, exc_info=error)
     for kind, code in _FOREIGN:
         if isinstance(error, kind):
