@@ -22,8 +22,8 @@ SHIM_MAY_BLOCK = (
     May(
         "aiocontainerd_shim/task/records.py",
         (
-            "read_options", "read_process", "read_processes", "read_shim", "remove_process", "replace_file",
-            "start_time", "write_process",
+            "read_config", "read_options", "read_process", "read_processes", "read_shim", "remove_process",
+            "replace_config", "replace_file", "start_time", "write_process",
         ),
         "small records of its own in its bundle, which is in the daemon's directory of state; and procfs",
     ),
@@ -38,7 +38,11 @@ SHIM_MAY_BLOCK = (
     May("aiocontainerd/sys/mountinfo.py", ("mounts_under",), "the name of the bundle it serves; procfs"),
     May("aiocontainerd_shim/io/console.py", ("_make_socket_dir", "close"), "a directory of its own for one socket"),
     May("aiocontainerd_shim/io/fifos.py", ("is_fifo", "open_path", "probe_writer"), "its container's streams"),
-    May("aiocontainerd_shim/io/stdio.py", ("_chown", "_fill_with_null", "open_log_file"), "its container's streams"),
+    May(
+        "aiocontainerd_shim/io/stdio.py",
+        ("_chown", "_fill_with_null", "_make_parents", "open_log_file"),
+        "its container's streams",
+    ),
     May("aiocontainerd_shim/io/console.py", ("_write",), "its container's output, into a file"),
 )  # fmt: skip
 """What a shim may do in its loop. It is a process of its own, whose only business is the container that would wait for

@@ -34,6 +34,7 @@ async def init(context: InitContext[Config]) -> AioLauncher:
         oci_runtime=config.oci_runtime,
         cgroup=config.cgroup,
         limits=Limits.from_timeouts(context.timeout_s),
+        tell=context.exports.update,
     )
 
     async def attend() -> None:

@@ -21,8 +21,10 @@ import msgspec
 import pytest
 from aiocontainerd_shim.fork import protocol, server
 from aiocontainerd_shim.fork.launcher import AioLauncher, argv_of
+from aiocontainerd_shim.fork.launcher import told as told_of
 from aiocontainerd_shim.fork.limits import Limits
 from aiocontainerd_shim.fork.protocol import Reply, Request, Verb
+from aiocontainerd_shim.oci.choice import Findings
 from aiocontainerd_shim.task import records
 
 from aiocontainerd import api, typeurl
@@ -323,6 +325,25 @@ async def attending(launcher: AioLauncher) -> AsyncIterator[None]:
         await eventually(lambda: launcher.attends)
         yield
         group.cancel_scope.cancel()
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_what_the_server_knows_of_the_oci_runtimes_is_told(short_path: Path) -> None:
+    told: dict[str, str] = {}
+    launcher = AioLauncher(short_path, tell=told.update)
+    async with attending(launcher):
+        assert told["oci-runtime"] in ("crun", "runc")
+        assert told[f"oci-runtime.{told['oci-runtime']}"].startswith("takes ")
+    await launcher.aclose()
+
+
+def test_operators_see_the_runtime_and_what_each_takes() -> None:
+    found = Findings(chosen="crun", highest={"crun": "1.1.0", "runc": "1.3.0"})
+    takes = {"oci-runtime.crun": "takes ociVersion <= 1.1.0", "oci-runtime.runc": "takes every ociVersion"}
+    assert told_of(found) == {"oci-runtime": "crun", **takes}
+    assert told_of(found, "/opt/crun") == {"oci-runtime": "/opt/crun", **takes}
+    assert told_of(Findings(complaint="nothing works")) == {"oci-runtime": "none: nothing works"}
 
 
 @pytest.mark.root

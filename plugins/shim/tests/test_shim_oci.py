@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 from aiocontainerd_shim.children.reaper import Reaper
-from aiocontainerd_shim.oci import choice
+from aiocontainerd_shim.oci import choice, tries
+from aiocontainerd_shim.oci.choice import Choice
 from aiocontainerd_shim.oci.runtime import (
     CheckpointFlags,
     CreateFlags,
     OciError,
     OciRuntime,
     child_environment,
-    failure,
+    ending,
+    explained,
     last_error,
+    not_run,
     runtime_root,
 )
 from aiocontainerd_shim.task.init import kill_error
@@ -101,8 +104,25 @@ async def test_the_error_is_the_last_one_this_command_logged(runtime: OciRuntime
     (tmp_path / "log.json").write_text('{"level":"error","msg":"of another command"}\n')
     with pytest.raises(OciError, match=r"^frozen stiff$"):
         await runtime.pause("c")
-    with pytest.raises(OciError, match=r"^fake did not terminate successfully: exit status 3: no words$"):
+    with pytest.raises(OciError, match=r"^/\S*/fake did not terminate successfully: exit status 3: no words$"):
         await runtime.resume("c")
+
+
+@pytest.mark.anyio
+async def test_a_program_that_is_missing_is_told_in_the_words_of_containerd(
+    runtime: OciRuntime, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.json"
+    unlogged = f"unable to retrieve OCI runtime error (open {log}: no such file or directory): "
+    runtime.binary = "/nonexistent/runc"
+    with pytest.raises(OciError) as absent:
+        await runtime.start("c")
+    assert str(absent.value) == unlogged + "fork/exec /nonexistent/runc: no such file or directory"
+    log.write_text('{"level":"error","msg":"of another command"}\n')
+    runtime.binary = "aiocontainerd-no-such-runtime"
+    with pytest.raises(OciError) as unknown:
+        await runtime.start("c")
+    assert str(unknown.value) == 'exec: "aiocontainerd-no-such-runtime": executable file not found in $PATH'
 
 
 def test_checkpoint_flags_leave_running_unless_told_to_exit() -> None:
@@ -122,7 +142,25 @@ def test_checkpoint_flags_leave_running_unless_told_to_exit() -> None:
 
 def test_a_log_without_an_error_gives_none() -> None:
     assert last_error(b'{"level":"info","msg":"x"}\nnot json\n') == ""
-    assert str(failure("/bin/runc", 1, b"out\n", b"")) == "runc did not terminate successfully: exit status 1: out"
+
+
+def test_a_failed_command_is_explained_by_its_log_then_its_output(tmp_path: Path) -> None:
+    log, how = tmp_path / "log.json", ending("/bin/runc", 1)
+    assert how == "/bin/runc did not terminate successfully: exit status 1"
+    unlogged = f"unable to retrieve OCI runtime error (open {log}: no such file or directory): "
+    assert str(explained(how, b"out\n", log)) == f"{unlogged}{how}: out"
+    log.write_text('{"level":"info","msg":"x"}\n')
+    assert str(explained(how, b"out\n", log)) == f"{how}: out"
+    log.write_text('{"level":"error","msg":"frozen stiff"}\n')
+    failed = explained(how, b"out\n", log)
+    assert (str(failed), failed.raw) == ("frozen stiff", f"{how}: out")
+
+
+def test_what_cannot_be_executed_is_told_as_go_does() -> None:
+    assert not_run("/x/runc", PermissionError(13, "Permission denied", "/x/runc")) == (
+        "fork/exec /x/runc: permission denied"
+    )
+    assert not_run("runc", OSError(24, "Too many open files")) == "fork/exec runc: too many open files"
 
 
 def test_kill_failures_are_told_apart_by_the_words_of_the_runtime() -> None:
@@ -146,14 +184,14 @@ def test_the_runtime_keeps_its_state_by_namespace() -> None:
 
 def test_no_runtime_installed_says_what_was_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(choice, "_found", [])
-    with pytest.raises(FailedPrecondition, match=r"neither crun or runc is in PATH .*install one"):
+    monkeypatch.setattr(choice, "_complaints", {})
+    with pytest.raises(FailedPrecondition, match=r"neither crun nor runc is in .*install one"):
         choice.find()
 
 
 def test_options_and_config_come_before_the_probe() -> None:
-    assert choice.choose("mine", {choice.CONFIGURED_ENV: "theirs"}) == "mine"
-    assert choice.choose("", {choice.CONFIGURED_ENV: "theirs"}) == "theirs"
+    assert choice.choose("mine", {choice.CONFIGURED_ENV: "theirs"}) == Choice("mine")
+    assert choice.choose("", {choice.CONFIGURED_ENV: "theirs"}) == Choice("theirs")
 
 
 @pytest.mark.root
@@ -167,5 +205,5 @@ def test_a_probe_leaves_no_cgroup_behind() -> None:
 def test_the_limit_of_a_probe_comes_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, written: str, limit_s: float | None
 ) -> None:
-    monkeypatch.setenv(choice.PROBE_LIMIT_ENV, written)
-    assert choice.probe_limit_s() == limit_s
+    monkeypatch.setenv(tries.LIMIT_ENV, written)
+    assert tries.limit_s() == limit_s

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 from aiocontainerd_shim.children.reaper import Reaper
-from aiocontainerd_shim.task import records, service
+from aiocontainerd_shim.oci.choice import Choice
+from aiocontainerd_shim.task import init, records, service
 from aiocontainerd_shim.task.exits import Surroundings
 from aiocontainerd_shim.task.service import TaskService
 
@@ -64,7 +65,11 @@ class Shim:
         around = Surroundings(reaper, lambda topic, event: self.events.append((topic, event)), tasks.create_task)
         program = str(bundle / "fake")
         self.service = TaskService(
-            "ns", self.env, around, choose_runtime=lambda _name, _env: program, shut_down=self.ended.set
+            "ns",
+            self.env,
+            around,
+            choose_runtime=lambda _name, _env, _config: Choice(program),
+            shut_down=self.ended.set,
         )
 
     @property
@@ -86,9 +91,10 @@ class Shim:
         request = api.task_v3.WaitRequest(id="c", exec_id=exec_id)
         return (await asyncio.wait_for(self.service.wait(request), 10)).exit_status
 
-    async def exec(self, exec_id: str, code: int) -> None:
-        spec = any_to_wire(typeurl.Any(typeurl.PROCESS_URL, b'{"code":%d}' % code))
-        await self.service.exec(api.task_v3.ExecProcessRequest(id="c", exec_id=exec_id, spec=spec))
+    async def exec(self, exec_id: str, code: int, *, terminal: bool = False, spec: bytes = b'{"code":%d}') -> None:
+        value = any_to_wire(typeurl.Any(typeurl.PROCESS_URL, spec % code if b"%d" in spec else spec))
+        request = api.task_v3.ExecProcessRequest(id="c", exec_id=exec_id, spec=value, terminal=terminal)
+        await self.service.exec(request)
 
     async def delete(self, exec_id: str = "") -> api.task_v3.DeleteResponse:
         return await self.service.delete(api.task_v3.DeleteRequest(id="c", exec_id=exec_id))
@@ -175,10 +181,99 @@ async def test_an_exec_that_cannot_be_run_at_all_releases_its_waiters(shim: Shim
     await shim.start()
     await shim.exec("e1", 0)
     (shim.bundle / "fake").rename(shim.bundle / "elsewhere")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(Unknown, match=r"^OCI runtime exec failed: .*: fork/exec /.*/fake: no such file or directory$"):
         await shim.start("e1")
     await shim.wait("e1")
     assert not list(shim.bundle.glob("*.process"))
+
+
+@pytest.mark.anyio
+async def test_the_runtime_finds_the_spec_in_the_version_that_it_takes(shim: Shim) -> None:
+    config = shim.bundle / "config.json"
+    config.chmod(0o640)
+    given = config.read_bytes()
+    choices: list[tuple[str, bytes]] = []
+
+    def choose(name: str, _env: object, spec: bytes) -> Choice:
+        choices.append((name, spec))
+        return Choice(str(shim.bundle / "fake"), b'{"ociVersion":"1.1.0","linux":{"namespaces":[{"type":"pid"}]}}')
+
+    shim.service._choose_runtime = choose
+    await shim.create()
+    assert choices == [("", given)]
+    assert b'"1.1.0"' in config.read_bytes()
+    assert config.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.anyio
+async def test_a_spec_that_no_runtime_takes_is_a_failed_creation(shim: Shim) -> None:
+    def choose(_name: str, _env: object, _spec: bytes) -> Choice:
+        raise FailedPrecondition("crun takes ociVersion 1.1.0 at most")
+
+    shim.service._choose_runtime = choose
+    with pytest.raises(Unknown, match=r"^OCI runtime create failed: crun takes ociVersion 1.1.0 at most$"):
+        await shim.create()
+
+
+@pytest.mark.anyio
+async def test_whether_an_exec_has_a_terminal_is_what_the_request_says(shim: Shim) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("e1", 0, terminal=True, spec=b'{"terminal":false,"args":["x", "\\u0041"]}')
+    await shim.exec("e2", 0, terminal=False, spec=b'{"terminal":true}')
+    await shim.exec("e3", 0, terminal=True, spec=b"{}")
+    (container,) = shim.service.containers
+    specs = {exec_id: msgspec.json.decode(process.spec) for exec_id, process in container.execs.items()}
+    assert specs == {"e1": {"terminal": True, "args": ["x", "A"]}, "e2": {"terminal": False}, "e3": {"terminal": True}}
+    with pytest.raises(Unknown, match=r"^exec: no process spec: JSON is malformed"):
+        await shim.exec("e4", 0, spec=b"nothing")
+    assert "e4" not in container.execs
+
+
+@pytest.mark.anyio
+async def test_a_missing_runtime_is_told_and_the_root_is_unmounted(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    unmounted: list[str] = []
+    monkeypatch.setattr(init, "unmount_recursive", unmounted.append)
+    (shim.bundle / "fake").unlink()
+    with pytest.raises(Unknown) as told:
+        await shim.create()
+    log = shim.bundle / "log.json"
+    assert told.value.message == (
+        f"OCI runtime create failed: unable to retrieve OCI runtime error (open {log}: no such file or directory): "
+        f"fork/exec {shim.bundle}/fake: no such file or directory"
+    )
+    assert unmounted == [str(shim.bundle / "rootfs")]
+
+
+@pytest.mark.anyio
+async def test_a_root_that_stays_mounted_does_not_hide_why_a_creation_failed(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def busy(path: str) -> None:
+        raise OSError(16, "Device or resource busy", path)
+
+    monkeypatch.setattr(init, "unmount_recursive", busy)
+    (shim.bundle / "fake").unlink()
+    with pytest.raises(Unknown, match=r"^OCI runtime create failed: "):
+        await shim.create()
+    assert f"failed rootfs umount: unmount {shim.bundle}/rootfs: device or resource busy" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_container_that_the_runtime_cannot_delete_is_unmounted_all_the_same(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmounted: list[str] = []
+    monkeypatch.setattr(init, "unmount_recursive", unmounted.append)
+    await shim.create("exit 0")
+    await shim.start()
+    await shim.wait()
+    (shim.bundle / "fake").rename(shim.bundle / "elsewhere")
+    with pytest.raises(Unknown, match=r"^failed to delete task: .*: no such file or directory$"):
+        await shim.delete()
+    assert unmounted == [str(shim.bundle / "rootfs")]
+    (shim.bundle / "elsewhere").rename(shim.bundle / "fake")
+    await shim.delete()
 
 
 @pytest.mark.anyio

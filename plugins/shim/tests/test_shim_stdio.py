@@ -185,14 +185,33 @@ async def test_file_scheme_makes_parents_and_takes_both_streams(tmp_path: Path, 
 
 
 async def test_unknown_scheme_is_refused(no_leaks: None) -> None:
-    with pytest.raises(Unknown, match=r"^unknown STDIO scheme http$"):
+    with pytest.raises(Unknown, match=r"^failed to create init process I/O: unknown STDIO scheme http$"):
         await opened(Stdio(stdout="http://x/y"))
+
+
+async def test_a_log_file_that_cannot_be_made_is_told_as_containerd_tells_it(tmp_path: Path, no_leaks: None) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dir").mkdir()
+    told = {
+        f"file://{tmp_path}/file/a/b": f"mkdir {tmp_path}/file: not a directory",
+        f"file://{tmp_path}/dir": f"open {tmp_path}/dir: is a directory",
+        "file:relative/x.log": "open : no such file or directory",
+        "FILE:x.log": "open : no such file or directory",
+    }
+    for uri, text in told.items():
+        with pytest.raises(Unknown) as failed:
+            await opened(Stdio(stdout=uri))
+        assert failed.value.message == f"failed to create init process I/O: {text}"
 
 
 async def test_missing_path_is_named_and_nothing_is_left_open(tmp_path: Path, no_leaks: None) -> None:
     out, gone = fifo(tmp_path / "out"), tmp_path / "gone"
-    with pytest.raises(Unknown, match=f'opening file "{gone}" failed: open {gone}: no such file or directory'):
+    with pytest.raises(Unknown) as failed:
         await opened(Stdio(stdout=out, stderr=str(gone)))
+    assert failed.value.message == (
+        "failed to start io pipe copy: unable to copy pipes: "
+        f'containerd-shim: opening file "{gone}" failed: open {gone}: no such file or directory'
+    )
 
 
 async def test_early_close_lets_the_client_meet_the_end(tmp_path: Path, no_leaks: None) -> None:

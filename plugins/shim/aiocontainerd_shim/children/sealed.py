@@ -22,14 +22,15 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _ELF = b"\x7fELF"
 _RELATIVE_TO_FILE = b"$ORIGIN"
 
-_Version = tuple[int, int, int, int]
+FileVersion = tuple[int, int, int, int]
+"""Device, inode, size and time of the last change."""
 
 
 class SealedProgram(msgspec.Struct, frozen=True):
     """A copy: the path of its file, the version of the file, and the descriptor of the copy."""
 
     path: str
-    version: _Version
+    version: FileVersion
     fd: int
 
 
@@ -56,13 +57,13 @@ def descriptors() -> set[int]:
 def executable(name: str) -> str:
     """Return what to execute for the name or path of a program: its copy, or else the argument."""
     program = _kept.get(name)
-    if program is None or _version(program.path) != program.version:
+    if program is None or file_version(program.path) != program.version:
         return name
     return f"/proc/self/fd/{program.fd}"
 
 
 def _copy(path: str) -> SealedProgram | None:
-    version = _version(path)
+    version = file_version(path)
     if version is None:
         return None
     with open(path, "rb") as file:
@@ -77,7 +78,7 @@ def _copy(path: str) -> SealedProgram | None:
     return SealedProgram(path, version, fd)
 
 
-def _version(path: str) -> _Version | None:
+def file_version(path: str) -> FileVersion | None:
     """Return values that change when the file does; None where there is no file."""
     try:
         status = os.stat(path)

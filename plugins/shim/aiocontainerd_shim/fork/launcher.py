@@ -12,12 +12,13 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.abc
+import msgspec
 
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable, Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
@@ -26,7 +27,9 @@ from aiocontainerd.sys.cgroup import remove_empty
 from aiocontainerd_shim.fork import protocol
 from aiocontainerd_shim.fork.limits import Limits
 from aiocontainerd_shim.fork.protocol import Request, Verb, request_of
-from aiocontainerd_shim.oci.choice import CONFIGURED_ENV, PROBE_LIMIT_ENV
+from aiocontainerd_shim.oci.choice import CONFIGURED_ENV, Findings
+from aiocontainerd_shim.oci.spec import KNOWN
+from aiocontainerd_shim.oci.tries import LIMIT_ENV
 from aiocontainerd_shim.program import bootstrap
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,10 @@ _AGAIN_S = 1.0
 """Pause after a fork server has ended by itself, before the next one is started."""
 _RETRY_S = 60.0
 """Pause after a fork server could not be started, before another one is tried. Shims are executed meanwhile."""
+
+
+def _discard(_told: dict[str, str]) -> None:
+    return
 
 
 class AioLauncher:
@@ -54,13 +61,18 @@ class AioLauncher:
         oci_runtime: str = "",
         cgroup: str = "",
         limits: Limits | None = None,
+        tell: Callable[[dict[str, str]], None] = _discard,
     ) -> None:
-        """`limits` may be replaced later. A server that was started with other limits is replaced then, too."""
+        """`limits` may be replaced later. A server that was started with other limits is replaced then, too.
+
+        `tell` takes what operators want to know of the OCI runtimes, once a server has found it out.
+        """
         self.binary = program_path()
         self.limits = limits or Limits()
         self.socket_path = state / "fork-server.sock"
         self._fork_server = fork_server
         self._oci_runtime = oci_runtime
+        self._tell = tell
         self._cgroup = cgroup
         self._starting = anyio.Lock()
         self._retry_at = 0.0
@@ -152,10 +164,20 @@ class AioLauncher:
             with anyio.CancelScope() as self._attending:
                 while True:
                     await self.ensure_server()
+                    await self._learn()
                     await self._hold()
                     await anyio.sleep(max(_AGAIN_S, self._retry_at - anyio.current_time()))
         finally:
             self._attended.set()
+
+    async def _learn(self) -> None:
+        """Tell what the server knows of the OCI runtimes. Without a server each shim finds it out by itself."""
+        try:
+            answer = await self._ask(Request(verb=Verb.FINDINGS), self.limits.answer_s)
+        except (OSError, ContainerdError) as gone:
+            log.debug("no fork server answers at %s: %s", self.socket_path, gone)
+            return
+        self._tell(told(msgspec.json.decode(answer, type=Findings), self._oci_runtime))
 
     async def _hold(self) -> None:
         """Hold a connection until the server ends; return at once if there is no server."""
@@ -222,7 +244,7 @@ class AioLauncher:
     async def _start_server(self, fingerprint: str) -> None:
         argv = [sys.executable, *_SERVER, "--socket", str(self.socket_path)]
         argv += ["--fingerprint", fingerprint, "--cgroup", self._cgroup, "--idle", str(self.limits.idle_s)]
-        env = {**os.environ, PROBE_LIMIT_ENV: str(self.limits.probe_s)}
+        env = {**os.environ, LIMIT_ENV: str(self.limits.probe_s)}
         done = await programs.run(argv, env=env, timeout_s=self.limits.start_s)
         if done.status:
             raise Unknown(f"fork server: {done.text()}: {done.ending}")
@@ -235,8 +257,20 @@ class AioLauncher:
             "NAMESPACE": command.namespace,
         }
         configured = {CONFIGURED_ENV: self._oci_runtime} if self._oci_runtime else {}
-        limit = {PROBE_LIMIT_ENV: str(self.limits.probe_s)}
+        limit = {LIMIT_ENV: str(self.limits.probe_s)}
         return {**os.environ, **limit, **configured, **own, **command.env}
+
+
+def told(found: Findings, configured: str = "") -> dict[str, str]:
+    """Return what `plugins ls -d` shows: the OCI runtime for containers that name none, and what each one takes."""
+    chosen = configured or found.chosen or f"none: {found.complaint}"
+    return {
+        "oci-runtime": chosen,
+        **{
+            f"oci-runtime.{name}": "takes every ociVersion" if highest == KNOWN[0] else f"takes ociVersion <= {highest}"
+            for name, highest in found.highest.items()
+        },
+    }
 
 
 def _open_listener(command: ShimCommand) -> tuple[bootstrap.Plan, socket.socket | None]:

@@ -22,13 +22,15 @@ LIMIT_BYTES = 16 << 20
 class Verb(StrEnum):
     """The verbs of a request, besides `start` and `delete` of a shim.
 
-    `hello` is answered with the server's fingerprint. `retire` ends the server once its shims have ended. `attend`
-    keeps the connection: while there is one, a daemon lives and needs the server.
+    `hello` is answered with the server's fingerprint, `findings` with what it found out about the OCI runtimes.
+    `retire` ends the server once its shims have ended. `attend` keeps the connection: while there is one, a daemon
+    lives and needs the server.
     """
 
     START = "start"
     DELETE = "delete"
     HELLO = "hello"
+    FINDINGS = "findings"
     RETIRE = "retire"
     ATTEND = "attend"
 

@@ -37,7 +37,7 @@ from aiocontainerd_shim.children import sealed
 from aiocontainerd_shim.fork import child, heap, protocol, warm_up
 from aiocontainerd_shim.fork.protocol import Reply, Request, Verb
 from aiocontainerd_shim.fork.received import Received
-from aiocontainerd_shim.oci import choice
+from aiocontainerd_shim.oci import choice, tries, versions
 from aiocontainerd_shim.program import bootstrap, serve
 from aiocontainerd_shim.task import records
 
@@ -152,6 +152,8 @@ class ForkServer:
                 child.delete(request, connection)
             self._deletes.add(pid)
             return None
+        if request.verb == Verb.FINDINGS:
+            return Reply(result=msgspec.json.encode(choice.findings()))
         if request.verb == Verb.RETIRE:
             self._retire()
         return Reply(result=self._fingerprint.encode())
@@ -183,6 +185,7 @@ class ForkServer:
         if self._retired:
             return
         self._retired = True
+        versions.forget()
         self._selector.unregister(self._listener)
         self._listener.close()
         if _identity(self._path) == self._name:
@@ -269,7 +272,7 @@ def _run(args: argparse.Namespace, ready: int) -> NoReturn:
     """Prepare, listen, tell the waiting parent, serve. Errors before that go to the starter's stderr."""
     path, own_cgroup = args.socket, args.cgroup
     _unwind_on_term()
-    choice.probe_in(Path(path).parent)
+    tries.happen_in(Path(path).parent)
     try:
         os.chdir("/")
         prctl.set_name(COMMAND_NAME)
@@ -312,10 +315,7 @@ def _prepare() -> None:
     except Exception:  # noqa: BLE001 - a server that is not warm also serves, only slower
         traceback.print_exc()
     _unwind_on_term()  # again, since an event loop that ends resets its signals
-    try:
-        choice.find()
-    except ContainerdError:
-        pass  # whoever creates a container without naming an OCI runtime is told the same
+    choice.findings()  # whoever creates a container without naming an OCI runtime is told what is wrong with each
     sealed.keep(choice.CANDIDATES)
     serve.prepare_log()
     heap.prepare()

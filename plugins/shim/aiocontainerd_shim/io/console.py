@@ -22,7 +22,8 @@ from aiocontainerd_shim.io.logger import Logger, start_logger
 from aiocontainerd_shim.io.stdio import Stdio, open_log_file
 
 CHUNK_BYTES = 32 * 1024
-RECEIVE_TIMEOUT_S = 30.0
+RECEIVE_TIMEOUT_S = 2.0
+"""For a socket that the OCI runtime has connected to before it ended, if it was going to."""
 _NAME_MAX_BYTES = 4096
 _CLIENT_CHECK_S = 0.05
 

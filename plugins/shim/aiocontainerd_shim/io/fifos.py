@@ -12,7 +12,7 @@ import os
 import select
 import stat
 
-from aiocontainerd.errors import Unknown
+from aiocontainerd.errors import Unknown, os_text
 
 _KICK_FIRST_S = 0.01
 _KICK_MAX_S = 1.0
@@ -34,8 +34,7 @@ def open_path(path: str, flags: int, what: str, mode: int = 0o777) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode)
     except OSError as error:
-        reason = os.strerror(error.errno or 0).lower()
-        raise Unknown(f'containerd-shim: opening {what} "{path}" failed: open {path}: {reason}') from error
+        raise Unknown(f'containerd-shim: opening {what} "{path}" failed: {os_text(error, "open")}') from error
 
 
 def close_fd(fd: int) -> int:
@@ -55,7 +54,7 @@ def probe_writer(path: str) -> int:
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENOENT):
             return -1
-        raise Unknown(f'containerd-shim: opening w/o fifo "{path}" failed: {error.strerror}') from error
+        raise Unknown(f'containerd-shim: opening w/o fifo "{path}" failed: {os_text(error, "open")}') from error
 
 
 def _again(fd: int) -> str:

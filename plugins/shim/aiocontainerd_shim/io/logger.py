@@ -9,7 +9,7 @@ import signal
 
 import msgspec
 
-from aiocontainerd.errors import DeadlineExceeded, Unknown
+from aiocontainerd.errors import DeadlineExceeded, Unknown, os_text
 from aiocontainerd_shim.io.fifos import close_fd
 
 READY_TIMEOUT_S = 10.0
@@ -175,8 +175,7 @@ def _execute(argv: tuple[str, ...], env: dict[str, str], fds: tuple[int, int, in
     try:
         pid = os.posix_spawn(argv[0], argv, env, file_actions=actions, setsigmask=(), setsigdef=catchable)
     except OSError as error:
-        reason = os.strerror(error.errno or 0).lower()
-        raise Unknown(f"failed to start binary process: fork/exec {argv[0]}: {reason}") from error
+        raise Unknown(f"failed to start binary process: {os_text(error, 'fork/exec')}") from error
     return pid, os.pidfd_open(pid)
 
 

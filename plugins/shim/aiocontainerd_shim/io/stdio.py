@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
-from aiocontainerd.errors import Unknown
+from aiocontainerd.errors import ContainerdError, Unknown, os_text
 from aiocontainerd_shim.io.fifos import InputFifo, OutputFifo, is_fifo, open_path
 from aiocontainerd_shim.io.logger import Logger, start_logger
 
@@ -58,20 +60,36 @@ class HeldFds(msgspec.Struct, frozen=True):
 
 
 def _uri_path(uri: str) -> str:
-    if not uri.startswith(("fifo:", "file:")):
+    scheme, _, rest = uri.partition(":")
+    if scheme.lower() not in ("fifo", "file"):
         return uri
     from urllib.parse import unquote, urlsplit
 
-    return unquote(urlsplit(uri).path)
+    return unquote(urlsplit(uri).path) if rest.startswith("/") else ""
 
 
 def open_log_file(path: str) -> int:
-    """Open the file of a `file` URI for appending with mode 0644; make its parents with mode 0755."""
+    """Open the file of a `file` URI for appending with mode 0644; make its parents with mode 0755.
+
+    Raises Unknown in containerd's words. A URI with a relative path names no file: its path is empty.
+    """
+    _make_parents(os.path.dirname(path))
     try:
-        os.makedirs(os.path.dirname(path) or "/", mode=0o755, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise Unknown(f"mkdir {os.path.dirname(path)}: {os.strerror(error.errno or 0).lower()}") from error
-    return open_path(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, "file", 0o644)
+        raise Unknown(os_text(error, "open")) from error
+
+
+def _make_parents(directory: str) -> None:
+    """Make a directory and its parents. What is in the way is named as Go names it: the path that is no directory."""
+    try:
+        os.makedirs(directory or ".", mode=0o755, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        while not os.path.lexists(directory):
+            directory = os.path.dirname(directory)
+        raise Unknown(f"mkdir {directory}: not a directory") from error
+    except OSError as error:
+        raise Unknown(os_text(error, "mkdir")) from error
 
 
 class ProcessIO:
@@ -202,8 +220,20 @@ class ProcessIO:
     async def _open(self, stdio: Stdio, namespace: str, container_id: str, io_uid: int, io_gid: int) -> None:
         scheme = stdio.scheme
         if scheme == "fifo":
-            self._open_outputs(stdio, io_uid, io_gid)
-        elif scheme == "file":
+            with saying("failed to start io pipe copy: unable to copy pipes"):
+                self._open_outputs(stdio, io_uid, io_gid)
+        else:
+            with saying("failed to create init process I/O"):
+                await self._open_other_outputs(stdio, namespace, container_id, io_uid, io_gid)
+        if stdio.stdin:
+            with saying(f"failed to open stdin fifo {stdio.stdin}"):
+                self._open_stdin(stdio.stdin, io_uid, io_gid)
+
+    async def _open_other_outputs(
+        self, stdio: Stdio, namespace: str, container_id: str, io_uid: int, io_gid: int
+    ) -> None:
+        scheme = stdio.scheme
+        if scheme == "file":
             self._child[1] = self._child[2] = open_log_file(stdio.stdout_path)
         elif scheme in ("binary", "binary-v2"):
             self._logger = logger = await start_logger(
@@ -213,8 +243,17 @@ class ProcessIO:
             logger.stdout = logger.stderr = -1
         else:
             raise Unknown(f"unknown STDIO scheme {scheme}")
-        if stdio.stdin:
-            self._open_stdin(stdio.stdin, io_uid, io_gid)
+
+
+@contextmanager
+def saying(what: str) -> Iterator[None]:
+    """Put `what` before the text of an error from inside, as containerd does."""
+    try:
+        yield
+    except ContainerdError as error:
+        raise type(error)(f"{what}: {error.message}") from error
+    except OSError as error:
+        raise Unknown(f"{what}: {os_text(error)}") from error
 
 
 async def open_io(stdio: Stdio, *, namespace: str, container_id: str, io_uid: int = 0, io_gid: int = 0) -> ProcessIO:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from aiocontainerd.errors import os_text
 from aiocontainerd_shim.children.reaper import Reaper
 
 DEFAULT_ROOT = "/run/containerd/runc"
@@ -19,15 +20,20 @@ NO_IO = b""
 
 
 class OciError(Exception):
-    """An OCI runtime command failed. `str()` is its own explanation, `output` what it printed.
+    """An OCI runtime command failed, or could not be run. `str()` is its own explanation, `output` what it printed.
 
-    `ending` says how the command ended, in the words of containerd; "" where it did not run.
+    `ending` says how the command ended, in the words of containerd; "" where that is not known.
     """
 
     def __init__(self, text: str, output: str, ending: str = "") -> None:
         super().__init__(text)
         self.output = output
         self.ending = ending
+
+    @property
+    def raw(self) -> str:
+        """How the command ended and what it printed, for verbs where containerd does not look into the log."""
+        return f"{self.ending}: {self.output}" if self.ending and self.output else self.ending or str(self)
 
     def says_missing(self, root: str) -> bool:
         """Return whether a runtime with its state in `root` does not know the container, in runc's or crun's words."""
@@ -191,9 +197,12 @@ class OciRuntime:
     ) -> bytes:
         logged_bytes = _size(self._log)
         full = {**self._env, **env} if env else self._env
-        done = await self._reaper.run(self.argv(verb, *args), env=full, stdin=stdin, stdio=stdio)
+        try:
+            done = await self._reaper.run(self.argv(verb, *args), env=full, stdin=stdin, stdio=stdio)
+        except OSError as refusal:
+            raise explained(not_run(self.binary, refusal), b"", self._log, logged_bytes) from refusal
         if done.status:
-            raise failure(self.binary, done.status, done.output, _read_from(self._log, logged_bytes))
+            raise explained(ending(self.binary, done.status), done.output, self._log, logged_bytes)
         return done.output
 
 
@@ -202,11 +211,31 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name != "NOTIFY_SOCKET"}
 
 
-def failure(binary: str, status: int, output: bytes, log: bytes) -> OciError:
-    """Return the error of a command that ended with `status`, from its output and the log it wrote."""
+def ending(binary: str, status: int) -> str:
+    """Return how a failed command ended, in containerd's words."""
+    return f"{binary} did not terminate successfully: exit status {status}"
+
+
+def not_run(binary: str, refusal: OSError) -> str:
+    """Return why a command could not be started, in Go's words."""
+    if "/" not in binary and isinstance(refusal, FileNotFoundError | PermissionError):
+        return f'exec: "{binary}": executable file not found in $PATH'
+    return f"fork/exec {binary}: {os_text(OSError(refusal.errno, refusal.strerror))}"
+
+
+def explained(how: str, output: bytes, log: Path, offset: int = 0) -> OciError:
+    """Return the error of a command that ended as `how` says.
+
+    The explanation is the last error in the log behind `offset`, else what the command printed.
+    """
     text = output.decode(errors="replace").strip()
-    ending = f"{Path(binary).name} did not terminate successfully: exit status {status}"
-    return OciError(last_error(log) or f"{ending}: {text}", text, ending)
+    logged = _read_from(log, offset)
+    said = OciError("", text, how).raw
+    if logged is None:
+        return OciError(
+            f"unable to retrieve OCI runtime error (open {log}: no such file or directory): {said}", text, how
+        )
+    return OciError(last_error(logged) or said, text, how)
 
 
 class _LogLine(msgspec.Struct):
@@ -242,13 +271,13 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _read_from(path: Path, offset: int) -> bytes:
+def _read_from(path: Path, offset: int) -> bytes | None:
     try:
         with path.open("rb") as log:
             log.seek(offset)
             return log.read()
     except FileNotFoundError:
-        return b""
+        return None
 
 
 def runtime_root(configured: str, namespace: str) -> str:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiocontainerd import api, timestamps
+from aiocontainerd.errors import ContainerdError, os_text
 from aiocontainerd.sys.mount import unmount_recursive
 from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.children.reaper import Reaper
 from aiocontainerd_shim.oci import choice
-from aiocontainerd_shim.oci.runtime import OciRuntime, runtime_root
+from aiocontainerd_shim.oci.runtime import OciError, OciRuntime, runtime_root
 from aiocontainerd_shim.program import bootstrap
 from aiocontainerd_shim.task import records
 
 if TYPE_CHECKING:
     from aiocontainerd_shim.program.bootstrap import Identity
+
+log = logging.getLogger(__name__)
 
 KILLED_STATUS = 137
 NO_PID = 0xFFFFFFFF
@@ -26,11 +30,17 @@ def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
     """Kill and remove the container of `identity.bundle`.
 
     The answer has the exit that is on disk, or else status 137 and the present time. The pid is -1 if no pid was
-    written.
+    written. One failing step is logged and does not keep the next from being done.
     """
     bundle = identity.bundle
-    asyncio.run(_delete(identity))
-    unmount_recursive(str(bundle / "rootfs"))
+    try:
+        asyncio.run(_delete(identity))
+    except (OciError, ContainerdError) as failure:
+        log.warning("container %s: the OCI runtime cannot remove it: %s", identity.id, failure)
+    try:
+        unmount_recursive(str(bundle / "rootfs"))
+    except OSError as failure:
+        log.warning("container %s: its root stays mounted: %s", identity.id, os_text(failure, "unmount"))
     bootstrap.remove_stale_socket(identity)
     record = records.read_process(bundle)
     known = record is not None and record.exited_at_ns is not None
@@ -48,7 +58,7 @@ async def _delete(identity: Identity) -> None:
         return
     reaper = Reaper()
     reaper.start()
-    binary = shim.binary if shim else choice.choose(options.binary_name, identity.env)
+    binary = shim.binary if shim else choice.choose(options.binary_name, identity.env).binary
     runtime = OciRuntime(binary, root, reaper, env=identity.env, log=identity.bundle / "log.json")
     try:
         await runtime.delete(identity.id, force=True)

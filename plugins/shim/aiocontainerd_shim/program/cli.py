@@ -107,7 +107,7 @@ def identity_of(flags: Flags) -> Identity:
 
 
 def _start(identity: Identity) -> int:
-    from aiocontainerd_shim.oci import choice
+    from aiocontainerd_shim.oci import tries
     from aiocontainerd_shim.program import serve
 
     planned = bootstrap.plan(sys.stdin.buffer.read(bootstrap.STDIN_LIMIT_BYTES), identity)
@@ -116,7 +116,7 @@ def _start(identity: Identity) -> int:
         score = bootstrap.oom_score_adj_for_child_of(os.getppid())
         if os.fork() == 0:
             os.setpgid(0, 0)
-            choice.probe_in(identity.bundle)
+            tries.happen_in(identity.bundle)
             place = serve.Place(bundle=str(identity.bundle), cgroup=planned.shim_cgroup, oom_score_adj=score)
             serve.become_shim(listener, identity, place)
     sys.stdout.buffer.write(planned.result())
@@ -132,10 +132,10 @@ def _serve(identity: Identity) -> int:
 
 
 def _delete(identity: Identity) -> int:
-    from aiocontainerd_shim.oci import choice
+    from aiocontainerd_shim.oci import tries
     from aiocontainerd_shim.program.cleanup import clean_up
 
-    choice.probe_in(identity.bundle)
+    tries.happen_in(identity.bundle)
     sys.stdout.buffer.write(bytes(clean_up(identity)))
     return 0
 

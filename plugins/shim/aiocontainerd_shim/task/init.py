@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from aiocontainerd.errors import NotFound, Unknown
+from aiocontainerd.errors import NotFound, Unknown, os_text
 from aiocontainerd.sys.mount import Mount, mount_all, unmount_recursive
 from aiocontainerd_shim.io.stdio import Stdio
 from aiocontainerd_shim.oci.runtime import CheckpointFlags, CreateFlags, OciError
@@ -37,6 +37,7 @@ class InitProcess(Process):
     """The first process of a container. It stands for the container."""
 
     is_init = True
+    console_owner = "OCI runtime"
 
     def __init__(self, site: Site, stdio: Stdio, mounts: Sequence[Mount], checkpoint: Checkpoint) -> None:
         super().__init__(site, "", stdio)
@@ -113,7 +114,10 @@ class InitProcess(Process):
     async def update(self, resources: bytes) -> None:
         """Apply resources, the JSON of a LinuxResources."""
         self.check(Action.UPDATE)
-        await self._guarded("update", self.site.runtime.update(self.site.id, resources))
+        try:
+            await self.site.runtime.update(self.site.id, resources)
+        except OciError as failure:
+            raise Unknown(failure.raw) from failure
 
     async def checkpoint(self, flags: CheckpointFlags) -> None:
         """Write a checkpoint. If that fails, CRIU's log stays in the bundle."""
@@ -137,16 +141,23 @@ class InitProcess(Process):
             self._remove_work(work)
 
     async def delete(self) -> None:
-        """Remove the container: wait for its output, remove its OCI runtime state, unmount its root."""
+        """Remove the container: wait for its output, remove its OCI runtime state, unmount its root.
+
+        If the OCI runtime fails, the streams are closed and the root is unmounted all the same.
+        """
         self.check(Action.DELETE)
         if self.state == State.STOPPED:  # a container that never ran has written nothing, and still holds its pipes
             await self.drained()
+        failed: Unknown | None = None
         try:
             await self.site.runtime.delete(self.site.id)
         except OciError as failure:
-            raise Unknown(f"failed to delete task: {failure}") from failure
+            failed = Unknown(f"failed to delete task: {failure}")
         await self.close_streams()
-        self._unmount()
+        stays = self._unmount()
+        failed = failed or stays
+        if failed is not None:
+            raise failed
         self.state = State.DELETED
 
     async def thaw(self) -> None:
@@ -213,19 +224,31 @@ class InitProcess(Process):
         )
 
     def _mount(self) -> None:
-        if self._mounts:
+        if not self._mounts:
+            return
+        try:
             self.rootfs.mkdir(mode=0o711, exist_ok=True)
             mount_all(self._mounts, str(self.rootfs))
+        except OSError as failure:
+            raise Unknown(f"failed to mount rootfs component: {os_text(failure, 'mount')}") from failure
 
-    def _unmount(self) -> None:
-        unmount_recursive(str(self.rootfs))
+    def _unmount(self) -> Unknown | None:
+        """Unmount the root; return the error if something stays mounted."""
+        try:
+            unmount_recursive(str(self.rootfs))
+        except OSError as failure:
+            return Unknown(f"failed rootfs umount: {os_text(failure, 'unmount')}")
+        return None
 
     async def _undo(self) -> None:
         try:
             await self.site.runtime.delete(self.site.id, force=True)
         except OciError as failure:
             log.debug("nothing to delete: %s", failure)
-        self._unmount()
+        finally:
+            stays = self._unmount()
+            if stays is not None:  # it must not hide why there is something to undo
+                log.warning("container %s: %s", self.site.id, stays)
 
     def _remove_work(self, work: Path) -> None:
         if not self.site.options.criu_work_path:
@@ -246,7 +269,7 @@ def kill_error(failure: OciError, root: str) -> NotFound | Unknown:
         return NotFound("process already finished")
     if failure.says_missing(root):
         return NotFound("no such container")
-    return Unknown(f"unknown error after kill: {failure}")
+    return Unknown(f"unknown error after kill: {failure.raw}")
 
 
 def _copy_if_there(source: Path, target: Path) -> None:

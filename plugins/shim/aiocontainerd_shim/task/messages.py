@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from aiocontainerd import api
-from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.errors import InvalidArgument, Unknown
 from aiocontainerd.wire.anys import any_to_wire, marshal
 from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.io.stdio import Stdio
@@ -23,6 +25,16 @@ def empty() -> api.protobuf.Empty:
 def stdio_of(request: api.task_v3.CreateTaskRequest | api.task_v3.ExecProcessRequest) -> Stdio:
     """Return where the streams of a requested process go."""
     return Stdio(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, terminal=request.terminal)
+
+
+def process_spec(value: bytes, *, terminal: bool) -> bytes:
+    """Return the JSON of a process spec whose `terminal` is what the request says. Raises Unknown for no such JSON."""
+    try:
+        spec = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+    except msgspec.MsgspecError as bad:
+        raise Unknown(f"exec: no process spec: {bad}") from bad
+    spec["terminal"] = msgspec.Raw(b"true" if terminal else b"false")
+    return msgspec.json.encode(spec)
 
 
 def deleted(process: Process) -> api.task_v3.DeleteResponse:

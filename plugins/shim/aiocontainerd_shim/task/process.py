@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aiocontainerd.errors import FailedPrecondition, InvalidArgument, NotFound, Unknown
+from aiocontainerd.errors import FailedPrecondition, NotFound, Unknown, os_text
 from aiocontainerd.timestamps import ZERO_NS
 from aiocontainerd_shim.children.reaper import Exit
 from aiocontainerd_shim.io.console import Console, ConsoleSocket
-from aiocontainerd_shim.io.stdio import ProcessIO, Stdio, open_io
+from aiocontainerd_shim.io.stdio import ProcessIO, Stdio, open_io, saying
 from aiocontainerd_shim.oci.runtime import OciError, OciRuntime, read_pid
 from aiocontainerd_shim.task import records, states
 from aiocontainerd_shim.task.states import Action, State
@@ -50,6 +50,8 @@ class Process:
     """One process of a container."""
 
     is_init = False
+    console_owner = "runc"
+    """Whose console socket it is, in containerd's words."""
 
     def __init__(self, site: Site, exec_id: str, stdio: Stdio) -> None:
         self.site = site
@@ -145,14 +147,17 @@ class Process:
             await ends.aclose()
 
     async def _launch_on_terminal(self, command: Launch) -> int:
-        socket = ConsoleSocket()
+        with saying(f"failed to create {self.console_owner} console socket"):
+            socket = ConsoleSocket()
         try:
             pid = await command(str(socket.path), None)
-            self._console = Console(await socket.receive())
+            with saying("failed to retrieve console master"):
+                self._console = Console(await socket.receive())
         finally:
             socket.close()
         site = self.site
-        await self._console.attach(self.stdio, namespace=site.namespace, container_id=site.id)
+        with saying("failed to start console copy"):
+            await self._console.attach(self.stdio, namespace=site.namespace, container_id=site.id)
         return pid
 
     async def _launch_on_files(self, command: Launch) -> int:
@@ -208,9 +213,9 @@ class ExecProcess(Process):
         try:
             os.kill(self.pid, signum)
         except ProcessLookupError:
-            raise NotFound("process already finished") from None
+            raise NotFound("exec kill error: process already finished") from None
         except OSError as bad:
-            raise InvalidArgument(f"signal {signum}: {bad.strerror}") from bad
+            raise Unknown(f"exec kill error: unknown error after kill: {os_text(bad)}") from bad
 
     async def delete(self) -> None:
         """Forget it."""

@@ -88,6 +88,20 @@ def read_options(bundle: Path) -> RuncOptions:
         return RuncOptions()
 
 
+def read_config(bundle: Path) -> bytes:
+    """Return the OCI spec of a bundle, config.json; nothing where it cannot be read, which the OCI runtime tells."""
+    try:
+        return (bundle / "config.json").read_bytes()
+    except OSError:
+        return b""
+
+
+def replace_config(bundle: Path, config: bytes) -> None:
+    """Put another OCI spec into a bundle. The file keeps its mode."""
+    path = bundle / "config.json"
+    replace_file(path, config, path.stat().st_mode & 0o777)
+
+
 def write_shim(bundle: Path, record: ShimRecord) -> None:
     """Write which shim serves the bundle."""
     replace_file(bundle / "shim.json", msgspec.json.encode(record))

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from aiocontainerd import api
-from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
+from aiocontainerd.errors import AlreadyExists, ContainerdError, FailedPrecondition, InvalidArgument, NotFound, Unknown
 from aiocontainerd.wire.anys import any_to_wire
 from aiocontainerd.wire.mounts import mounts_from_wire
 from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.cgroups import cgroup
 from aiocontainerd_shim.oci import choice
+from aiocontainerd_shim.oci.choice import Choice
 from aiocontainerd_shim.oci.runtime import OciError, OciRuntime, runtime_root
 from aiocontainerd_shim.task import messages, records
 from aiocontainerd_shim.task.container import Container
@@ -52,14 +53,14 @@ class TaskService:
         env: Mapping[str, str],
         around: Surroundings,
         *,
-        choose_runtime: Callable[[str, Mapping[str, str]], str] = choice.choose,
+        choose_runtime: Callable[[str, Mapping[str, str], bytes], Choice] = choice.choose,
         shut_down: Callable[[], None],
         shim_pid: int = 0,
     ) -> None:
         """`env` is the environment of the OCI runtime. `shut_down` ends the shim.
 
-        `choose_runtime` gives the OCI runtime for a `binary_name` and an environment. `shim_pid` is the process that
-        stands for the shim; 0 means this one.
+        `choose_runtime` gives the OCI runtime for a `binary_name`, an environment and a spec. `shim_pid` is the process
+        that stands for the shim; 0 means this one.
         """
         self._namespace = namespace
         self._env = env
@@ -151,7 +152,8 @@ class TaskService:
         container = self._container(request.id)
         if request.spec is None:
             raise InvalidArgument(f"exec {request.exec_id}: no process spec")
-        container.add_exec(request.exec_id, messages.stdio_of(request), request.spec.value)
+        spec = messages.process_spec(request.spec.value, terminal=request.terminal)
+        container.add_exec(request.exec_id, messages.stdio_of(request), spec)
         return messages.empty()
 
     async def kill(self, request: api.task_v3.KillRequest) -> api.protobuf.Empty:
@@ -177,7 +179,7 @@ class TaskService:
         try:
             pids = await container.site.runtime.pids(request.id)
         except OciError as failure:
-            raise Unknown(str(failure)) from failure
+            raise Unknown(failure.raw) from failure
         execs = {process.pid: exec_id for exec_id, process in container.execs.items()}
         return api.task_v3.PidsResponse(processes=[messages.process_info(pid, execs.get(pid)) for pid in pids])
 
@@ -245,8 +247,9 @@ class TaskService:
     def _new_container(self, request: api.task_v3.CreateTaskRequest) -> Container:
         options = records.options_from_wire(request.options)
         bundle = Path(request.bundle)
-        binary = self._choose_runtime(options.binary_name, self._env)
-        runtime = self._runtime(bundle, options, binary, runtime_root(options.root, self._namespace))
+        runtime = self._runtime(
+            bundle, options, self._chosen(bundle, options), runtime_root(options.root, self._namespace)
+        )
         records.write_options(bundle, options)
         site = Site(namespace=self._namespace, id=request.id, bundle=bundle, runtime=runtime, options=options)
         record = records.ShimRecord(
@@ -261,6 +264,16 @@ class TaskService:
         mounts = mounts_from_wire(request.rootfs)
         checkpoint = Checkpoint(request.checkpoint, request.parent_checkpoint)
         return Container(site, InitProcess(site, messages.stdio_of(request), mounts, checkpoint), self._around)
+
+    def _chosen(self, bundle: Path, options: records.RuncOptions) -> str:
+        """Return the OCI runtime; rewrite the bundle's spec if the runtime takes it in another version only."""
+        try:
+            chosen = self._choose_runtime(options.binary_name, self._env, records.read_config(bundle))
+        except FailedPrecondition as failure:
+            raise Unknown(f"OCI runtime create failed: {failure.message}") from failure
+        if chosen.config:
+            records.replace_config(bundle, chosen.config)
+        return chosen.binary
 
     def _runtime(self, bundle: Path, options: records.RuncOptions, binary: str, root: str) -> OciRuntime:
         return OciRuntime(
