@@ -117,14 +117,3 @@ def test_a_round_trip_keeps_code_and_message(row: tuple[type[ContainerdError], i
     status = to_status(kind(context))
     assert status[0] == code
     assert to_status(from_status(*status)) == status
-
-
-def test_an_error_of_the_system_is_told_in_go_words_without_its_number() -> None:
-    missing = FileNotFoundError(2, "No such file or directory", "/x")
-    assert errors.os_text(missing, "open") == "open /x: no such file or directory"
-    assert errors.os_text(missing) == "/x: no such file or directory"
-    assert errors.os_text(OSError(5, "Input/output error")) == "input/output error"
-    assert errors.os_text(OSError(18, "Invalid cross-device link", "/a", None, "/b"), "rename") == (
-        "rename /a /b: invalid cross-device link"
-    )
-    assert to_status(PermissionError(13, "Permission denied", "/x")) == (2, "/x: permission denied")
