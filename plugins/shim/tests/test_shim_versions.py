@@ -54,7 +54,7 @@ def _no_findings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
 
 @pytest.fixture
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A host with an older crun, which is preferred, and a newer runc; both work."""
+    """Make a host with an older crun, which is preferred, and a newer runc; both work."""
     made(tmp_path / "crun", OLD)
     made(tmp_path / "runc", NEW)
     monkeypatch.setenv("PATH", str(tmp_path))
