@@ -414,7 +414,7 @@ async def test_stop_lets_calls_end_and_cancels_subscriptions(tmp_path: Path) -> 
         await anext(stream)
         await tasks.waits(1)
         stopping = asyncio.ensure_future(front.stop(5))
-        with pytest.raises(errors.Unavailable, match=r"^the daemon is stopping$"):
+        with pytest.raises(errors.Unavailable, match=r"^the daemon is stopping: transport is closing$"):
             await anext(stream)
         assert events.ended.is_set()
         tasks.go.set()
@@ -422,6 +422,61 @@ async def test_stop_lets_calls_end_and_cancels_subscriptions(tmp_path: Path) -> 
         await stopping
         with pytest.raises(errors.Unavailable):
             await client.unary(TASKS, "Get", api.tasks.GetRequest())
+
+
+class OpenTasks(Tasks):
+    """Tasks that tell which method goes on for as long as something else lives."""
+
+    open_ended = ("Wait",)
+
+
+async def test_stop_ends_waits_at_once_in_words_that_clients_try_again_on(tmp_path: Path) -> None:
+    tasks = OpenTasks()
+    async with serving(tmp_path, tasks) as (front, client):
+        call = asyncio.ensure_future(client.unary(TASKS, "Wait", api.tasks.WaitRequest()))
+        await tasks.waits(1)
+        stopping = asyncio.ensure_future(front.stop(3600))
+        with pytest.raises(errors.Unavailable, match=r"^the daemon is stopping: transport is closing$"):
+            await call
+        await stopping
+
+
+async def test_stop_ends_a_stream_that_waits_for_its_client(tmp_path: Path) -> None:
+    async with serving(tmp_path, Streaming()) as (front, client), client.stream(STREAMING, "Stream") as stream:
+        await stream.send(api.protobuf.Any("a", b""))
+        await stream.recv()
+        stopping = asyncio.ensure_future(front.stop(3600))
+        with pytest.raises(errors.Unavailable, match=r"^the daemon is stopping: transport is closing$"):
+            await stream.recv()
+        await stopping
+
+
+class SlowStreaming(Streaming):
+    """Answers a message only when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+
+    async def stream(self, requests: AsyncIterator[api.protobuf.Any]) -> AsyncIterator[api.protobuf.Any]:
+        async for request in requests:
+            self.begun.set()
+            await self.go.wait()
+            yield request
+
+
+async def test_stop_lets_a_stream_answer_what_its_client_has_sent(tmp_path: Path) -> None:
+    streaming = SlowStreaming()
+    async with serving(tmp_path, streaming) as (front, client), client.stream(STREAMING, "Stream") as stream:
+        await stream.send(api.protobuf.Any("a", b""))
+        await streaming.begun.wait()
+        stopping = asyncio.ensure_future(front.stop(3600))
+        await asyncio.sleep(0)  # `stop` has begun
+        streaming.go.set()
+        assert await stream.recv() == api.protobuf.Any("a", b"")
+        with pytest.raises(errors.Unavailable):
+            await stream.recv()
+        await stopping
 
 
 async def test_stop_cancels_what_outlasts_the_grace(tmp_path: Path) -> None:
@@ -449,7 +504,7 @@ async def test_a_call_that_is_cancelled_before_it_began_has_a_status(
 
     async with serving(tmp_path, Tasks()) as (_, client):
         monkeypatch.setattr(GrpcConnection, "requested", cancelled_at_once)
-        with pytest.raises(errors.Unavailable, match=r"^the daemon is stopping$"):
+        with pytest.raises(errors.Unavailable, match=r"^the daemon is stopping: transport is closing$"):
             await client.unary(TASKS, "Get", api.tasks.GetRequest())
 
 

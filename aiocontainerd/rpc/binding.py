@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class BoundMethod(msgspec.Struct, frozen=True):
     """A method of a service object. `call` is None if the object lacks the method.
 
-    `classes` are the classes of requests and responses, if the service brought them; else they are looked up by name.
+    `open_ended` tells that it waits for something outside the daemon. `classes` are the classes of requests and
+    responses, if the service brought them; else they are looked up by name.
     """
 
     service: str
@@ -34,6 +35,7 @@ class BoundMethod(msgspec.Struct, frozen=True):
     client_streaming: bool
     server_streaming: bool
     call: Callable[[Any], Any] | None
+    open_ended: bool = False
     classes: tuple[type[betterproto2.Message], type[betterproto2.Message]] | None = None
 
     @property
@@ -67,7 +69,11 @@ def bind(service: Service) -> dict[str, BoundMethod]:
         raise ValueError(f"{type(service).__name__} has no service_name; write it as package.v1.Service")
     if name not in SERVICES:
         _check_own(service)
-    methods = (msgspec.structs.replace(one, call=_method(service, one.method)) for one in signatures(service).values())
+    open_ended = getattr(service, "open_ended", ())
+    methods = (
+        msgspec.structs.replace(one, call=_method(service, one.method), open_ended=one.method in open_ended)
+        for one in signatures(service).values()
+    )
     return {method.path: method for method in methods}
 
 

@@ -45,6 +45,8 @@ CLOSE_TIMEOUT_S = 1.0
 GATHER_BYTES = 64 << 10
 """Output of at least this size is written at once. Smaller output is written at the end of the loop's step."""
 
+_STOPPING = "the daemon is stopping: transport is closing"
+"""The last words are those of grpc-go for a server that has stopped; clients look for them."""
 _RESPONSE_HEADERS = http2.header_block([(":status", "200"), ("content-type", CONTENT_TYPE)])
 _OK_TRAILERS = http2.header_block(status_headers(0, ""))
 
@@ -95,7 +97,7 @@ class GrpcFrontEnd:
             self._listener = await loop.create_server(self._accept, sock=sock, ssl=tls)
 
     async def stop(self, grace_s: float) -> None:
-        """Stop accepting, cancel streams that only the server feeds, give other calls `grace_s`, then cancel them.
+        """Stop accepting, end streams and waits, give other calls `grace_s`, then cancel them.
 
         Returns when every call has ended and every connection is closed.
         """
@@ -103,7 +105,7 @@ class GrpcFrontEnd:
         if self._listener is not None:
             self._listener.close()
         for connection in self.connections:
-            connection.cancel_subscriptions()
+            connection.end_open_calls()
         await self._settled(grace_s)
         for task in self.tasks:
             task.cancel()
@@ -234,11 +236,10 @@ class GrpcConnection(asyncio.Protocol):
         if self._client_leaves and not self._calls:
             self.drop()
 
-    def cancel_subscriptions(self) -> None:
-        """Cancel the calls that only the server feeds."""
+    def end_open_calls(self) -> None:
+        """End streams, and calls that wait for something outside the daemon. What a client has asked is answered."""
         for call in self._calls.values():
-            if call.is_subscription:
-                call.cancel()
+            call.leave()
 
     def flush(self) -> None:
         """Write the gathered output."""
@@ -311,13 +312,23 @@ class _Call:
         self._woken: asyncio.Future[None] | None = None
         self.task: asyncio.Task[None] | None = None
         self._cancelled = False
-        self.is_subscription = False
+        self._bound: BoundMethod | None = None
+        self._leaves = False
 
     def cancel(self) -> None:
         """Cancel the handler, once: the connection of a reset call may be lost while the handler cleans up."""
         if self.task is not None and not self._cancelled:
             self._cancelled = True
             self.task.cancel()
+
+    def leave(self) -> None:
+        """End the call if nobody knows how long it goes on; one that is at work on a client's message ends with that."""
+        bound = self._bound
+        if bound is None or not (bound.streaming or bound.open_ended):
+            return
+        self._leaves = True
+        if not bound.client_streaming or self._woken is not None:
+            self.cancel()
 
     def ended(self, task: asyncio.Task[None]) -> None:
         """End the call. A task that was cancelled, maybe before it began, has not answered the client yet."""
@@ -337,6 +348,8 @@ class _Call:
         stream = self._stream
         while len(stream.buffer) < size and not stream.remote_closed:
             self._check_cancelled()
+            if self._leaves:
+                self.cancel()
             self._connection.http2.acknowledge(stream)
             self._connection.flush()
             self._woken = asyncio.get_running_loop().create_future()
@@ -369,9 +382,8 @@ class _Call:
         if not self._headers.get("content-type", "").startswith(CONTENT_TYPE):
             received = self._headers.get("content-type", "")
             raise WireStatus(errors.InvalidArgument.code, f'invalid gRPC request content-type "{received}"')
-        bound = self._front.lookup(self._path)
-        self.is_subscription = bound.server_streaming and not bound.client_streaming
-        return bound
+        self._bound = self._front.lookup(self._path)
+        return self._bound
 
     async def _serve(self, bound: BoundMethod) -> int:
         try:
@@ -444,7 +456,7 @@ class _Call:
 
     def _finish_cancelled(self) -> None:
         """Tell a client that is still there."""
-        error = errors.Unavailable("the daemon is stopping") if self._front.stopping else errors.Cancelled()
+        error = errors.Unavailable(_STOPPING, complete=True) if self._front.stopping else errors.Cancelled()
         self._end(*errors.to_status(error))
 
     def _end(self, code: int, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 from aiocontainerd import api
@@ -23,6 +24,7 @@ class TasksGrpc:
     """`containerd.services.tasks.v1.Tasks`."""
 
     service_name: ClassVar[str] = "containerd.services.tasks.v1.Tasks"
+    open_ended: ClassVar[Collection[str]] = ("Wait",)
 
     def __init__(self, tasks: TaskService) -> None:
         self._tasks = tasks
