@@ -53,6 +53,13 @@ class DeadlineExceeded(ContainerdError):
     code, text = 4, "context deadline exceeded"
 
 
+class LocalDeadline(DeadlineExceeded):
+    """A limit of this program passed before a peer answered.
+
+    A peer that answers DEADLINE_EXCEEDED tells of a limit of its own; that is a plain DeadlineExceeded.
+    """
+
+
 class NotFound(ContainerdError):
     """The named object does not exist."""
 
@@ -173,8 +180,8 @@ def sendable(text: str) -> str:
 def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ContainerdError):
         return error.code, error.message if error.complete else _with_class_text(error.message, error.text)
-    if isinstance(error, TimeoutError):
-        return DeadlineExceeded.code, DeadlineExceeded.text
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return DeadlineExceeded.code, _with_class_text(str(error), DeadlineExceeded.text)
     if isinstance(error, asyncio.CancelledError):
         return Cancelled.code, Cancelled.text
     if isinstance(error, NotImplementedError):

@@ -38,7 +38,7 @@ def test_every_class_is_in_the_table() -> None:
     defined = {
         value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, ContainerdError)
     }
-    assert defined == {kind for kind, _, _ in TABLE} | {ContainerdError, errors.Unknown}
+    assert defined == {kind for kind, _, _ in TABLE} | {ContainerdError, errors.Unknown, errors.LocalDeadline}
 
 
 @table
@@ -104,6 +104,9 @@ def test_a_system_error_is_told_in_gos_words(error: OSError, verb: str, text: st
 
 def test_foreign_exceptions_have_codes_too() -> None:
     assert to_status(TimeoutError()) == (4, "context deadline exceeded")
+    assert to_status(TimeoutError("the disk")) == (4, "the disk: context deadline exceeded")
+    slow = OSError(errno.ETIMEDOUT, "Connection timed out", "/nfs")
+    assert to_status(slow) == (2, "/nfs: connection timed out"), "the kernel's limit is nobody's deadline"
     assert to_status(asyncio.CancelledError()) == (1, "context canceled")
     assert to_status(NotImplementedError()) == (12, "not implemented")
     assert to_status(NotImplementedError("Pause")) == (12, "Pause: not implemented")

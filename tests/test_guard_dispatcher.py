@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -168,6 +169,16 @@ async def test_a_hang_is_told_with_plugin_method_limit_and_class() -> None:
     )
     assert ", given up after " in text
     assert (host.method().expired, host.method().in_flight, host.health.abandoned) == (1, 0, set())
+
+
+@pytest.mark.parametrize(("error", "more"), [(TimeoutError(), ""), (TimeoutError("registry"), ": registry")])
+async def test_a_deadline_of_the_plugins_own_is_called_its_own(error: TimeoutError, more: str) -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        await Host(Acme(raising(error))).guard.stat("k")
+    assert str(caught.value) == f"plugin {URI}: stat missed a deadline of its own{more}"
+    slow_disk = OSError(errno.ETIMEDOUT, "Connection timed out", "/nfs")
+    with pytest.raises(TimeoutError, match="/nfs"):
+        await Host(Acme(raising(slow_disk))).guard.stat("k")
 
 
 async def test_calls_that_begin_later_expire_later() -> None:

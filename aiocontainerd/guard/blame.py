@@ -43,6 +43,18 @@ def is_answer(error: BaseException, *, late_counts: bool) -> bool:
     return isinstance(error, ContainerdError | NotImplementedError)
 
 
+def named(record: MethodRecord, error: Exception) -> Exception:
+    """Return the error; for a bare TimeoutError, one that says whose limit passed: neither ours nor the caller's."""
+    if not isinstance(error, TimeoutError) or error.errno is not None:
+        return error
+    told = DeadlineExceeded(
+        f"plugin {record.plugin.uri}: {record.method} missed a deadline of its own"
+        + (f": {error}" if str(error) else "")
+    )
+    told.__cause__ = error
+    return told
+
+
 def marked(record: MethodRecord, error: Exception) -> Exception:
     """Mark an error as counted against a plugin, unless it is marked already; return it."""
     if not hasattr(error, _TOLD):

@@ -28,7 +28,7 @@ import anyio
 from aiocontainerd import durations
 from aiocontainerd.errors import Cancelled, DeadlineExceeded, Unknown
 from aiocontainerd.guard import task_state
-from aiocontainerd.guard.blame import explained, is_anothers, is_answer, marked, text_of
+from aiocontainerd.guard.blame import explained, is_anothers, is_answer, marked, named, text_of
 from aiocontainerd.guard.clock import Clock, running
 from aiocontainerd.guard.deadlines import Deadlines
 from aiocontainerd.guard.health import MethodRecord
@@ -135,7 +135,7 @@ class Call:
         else:
             record.failed(text_of(record, error), trial=self.trial)
         if not self.waiter.done():
-            told = error if isinstance(error, Exception) else Unknown(text_of(record, error))
+            told = named(record, error) if isinstance(error, Exception) else Unknown(text_of(record, error))
             self.waiter.set_exception(marked(record, told))
 
     def _ended(self) -> None:

@@ -50,8 +50,8 @@ class Method(msgspec.Struct, frozen=True):
 class Service(Protocol):
     """One service. `methods: ClassVar[Mapping[str, Method]]` comes with a service that is not containerd's.
 
-    `open_ended: ClassVar[Collection[str]]` names unary methods that wait for something outside the daemon. A daemon that stops
-    ends their calls at once, and all streams; other calls have a while to end by themselves.
+    `open_ended: ClassVar[Collection[str]]` names unary methods that wait for something outside the daemon. A daemon
+    that stops ends their calls at once, and all streams; other calls have a while to end by themselves.
     """
 
     service_name: ClassVar[str]

@@ -322,7 +322,7 @@ class _Call:
             self.task.cancel()
 
     def leave(self) -> None:
-        """End the call if nobody knows how long it goes on; one that is at work on a client's message ends with that."""
+        """End the call if nobody knows how long it goes on. A stream at work on a client's message ends with that."""
         bound = self._bound
         if bound is None or not (bound.streaming or bound.open_ended):
             return

@@ -22,7 +22,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 
 from aiocontainerd import context, errors
-from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Internal, Unavailable, from_status
+from aiocontainerd.errors import ContainerdError, Internal, LocalDeadline, Unavailable, from_status
 from aiocontainerd.rpc import binding
 from aiocontainerd.rpc.grpc_stream import (
     CONTENT_TYPE,
@@ -135,7 +135,7 @@ class GrpcClient:
     ) -> betterproto2.Message:
         """Call a unary method of a service of the API, or of a service class with `methods` of its own.
 
-        Raises the error the server answered with, DeadlineExceeded after `timeout_s`, Unreachable where the server
+        Raises the error the server answered with, LocalDeadline after `timeout_s`, Unreachable where the server
         cannot be reached or goes away, ResourceExhausted for a message over the limit.
         """
         async with self.stream(service, method, namespace=namespace, lease=lease, timeout_s=timeout_s) as call:
@@ -185,7 +185,7 @@ class GrpcClient:
                     call.close()
         except TimeoutError as error:
             if deadline.expired():
-                raise DeadlineExceeded(f"grpc call {bound.path}") from error
+                raise LocalDeadline(f"grpc call {bound.path}") from error
             raise
 
     async def _open(self, bound: BoundMethod, headers: Headers) -> GrpcCall:

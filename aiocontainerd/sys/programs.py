@@ -58,10 +58,9 @@ async def run(
     Raises DeadlineExceeded naming the command and the limit, Unknown when the program cannot be executed.
     """
     try:
-        with anyio.fail_after(timeout_s):
+        with anyio.move_on_after(timeout_s):
             return await _run(argv, stdin, cwd, env)
-    except TimeoutError:
-        raise DeadlineExceeded(f"{argv[0]} {argv[-1]} did not end within {timeout_s:g}s") from None
+        raise DeadlineExceeded(f"{argv[0]} {argv[-1]} did not end within {timeout_s:g}s")
     except OSError as error:
         raise Unknown(f"fork/exec {argv[0]}: {os_text(OSError(error.errno, error.strerror))}") from error
 

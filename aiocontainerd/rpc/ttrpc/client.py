@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from aiocontainerd import context
-from aiocontainerd.errors import DeadlineExceeded, Unavailable, from_status
+from aiocontainerd.errors import LocalDeadline, Unavailable, from_status
 from aiocontainerd.rpc import binding
 from aiocontainerd.rpc.ttrpc.inbox import Inbox
 from aiocontainerd.rpc.ttrpc.transport import ConnectionProtocol
@@ -45,7 +45,7 @@ class TtrpcClient:
     async def connect(cls, address: str, *, timeout_s: float) -> Self:
         """Connect to `unix:///path` or `/path`.
 
-        Raises OSError if nobody listens there, DeadlineExceeded if connecting takes too long.
+        Raises OSError if nobody listens there, LocalDeadline if connecting takes too long.
         """
         path = address.removeprefix("unix://")
         loop = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ class TtrpcClient:
             async with asyncio.timeout(timeout_s):
                 _, protocol = await loop.create_unix_connection(_ClientProtocol, path)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"connect to {path}") from error
+            raise LocalDeadline(f"connect to {path}") from error
         return cls(protocol, path)
 
     async def __aenter__(self) -> Self:
@@ -83,7 +83,7 @@ class TtrpcClient:
     ) -> betterproto2.Message:
         """Call a unary method.
 
-        Raises the error the server answered with, DeadlineExceeded after `timeout_s`, TtrpcClosed where the connection
+        Raises the error the server answered with, LocalDeadline after `timeout_s`, TtrpcClosed where the connection
         goes first, ResourceExhausted for a request over 4 MiB.
         """
         bound = binding.signature(service, method)
@@ -245,7 +245,7 @@ class _ClientProtocol(ConnectionProtocol):
 
     @staticmethod
     def _expire(future: asyncio.Future[bytes], path: str) -> None:
-        _fail(future, DeadlineExceeded(f"ttrpc call {path}"))
+        _fail(future, LocalDeadline(f"ttrpc call {path}"))
 
 
 def _settle(future: asyncio.Future[bytes], event: ClientEvent) -> None:

@@ -12,7 +12,7 @@ import anyio
 from aiocontainerd import context, durations
 from aiocontainerd.client.connection import Connection
 from aiocontainerd.config.timeouts import PLUGIN_LONG, PLUGIN_QUICK, PLUGIN_WORK
-from aiocontainerd.errors import DeadlineExceeded, Unavailable
+from aiocontainerd.errors import DeadlineExceeded, LocalDeadline, Unavailable
 from aiocontainerd.rpc.grpc_client import Unreachable
 from aiocontainerd_proxy.limits import Limits
 from aiocontainerd_proxy.link import Link
@@ -134,8 +134,8 @@ class ProxyConnection(Connection):
                 raise Unavailable(f"plugin {self.link.uri}: {method} failed, its process {ending}") from error
             raise Unavailable(f"plugin {self.link.uri} at {self.address}: {error.message}") from error
         except DeadlineExceeded as error:
-            if anyio.current_time() - began < limit_s:
-                raise
+            if not isinstance(error, LocalDeadline) and anyio.current_time() - began < limit_s:
+                raise  # it is a limit of the plugin's own
             raise DeadlineExceeded(
                 f"plugin {self.link.uri}: {method} took longer than {durations.render(limit_s)} ({timeout.key})"
             ) from error

@@ -17,7 +17,7 @@ import anyio
 
 from aiocontainerd import durations
 from aiocontainerd.config.timeouts import PLUGIN_CONNECT, PLUGIN_RETRY
-from aiocontainerd.errors import DeadlineExceeded, Unavailable
+from aiocontainerd.errors import LocalDeadline, Unavailable
 from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
 from aiocontainerd_proxy.backoff import Backoff
 from aiocontainerd_proxy.limits import Limits
@@ -158,7 +158,7 @@ class Link:
             somebody = ending or self.transport.is_connected or not isinstance(error.__cause__, OSError)
             reason = ending or error.message.removeprefix(f"connection to {self.address}: ")
             self._fail(State.FAILED if somebody else State.ABSENT, reason, pause)
-        except (DeadlineExceeded, TimeoutError):
+        except (LocalDeadline, TimeoutError):
             self._fail(State.FAILED, f"no answer within {durations.render(self._limits(PLUGIN_CONNECT))}", pause)
         except Exception as error:  # noqa: BLE001 - callers wait for an outcome, whatever it is
             self._fail(State.FAILED, str(error) or type(error).__name__, pause)

@@ -13,7 +13,7 @@ import anyio
 
 from aiocontainerd import api
 from aiocontainerd.config.timeouts import PLUGIN_HANG
-from aiocontainerd.errors import ContainerdError, DeadlineExceeded
+from aiocontainerd.errors import ContainerdError, LocalDeadline
 from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
 from aiocontainerd_proxy.limits import Limits
 from aiocontainerd_proxy.link import Link, State
@@ -50,7 +50,7 @@ async def _answers(transport: GrpcClient, limit_s: float) -> bool:
     """Return whether the process answers within the limit. A connection that is lost is the supervisor's business."""
     try:
         await transport.unary(_HEALTH, "Check", api.health.HealthCheckRequest(), timeout_s=limit_s)
-    except DeadlineExceeded:
+    except LocalDeadline:
         return False
     except Unreachable:
         await anyio.sleep(limit_s)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import anyio
 import anyio.abc
 import pytest
-from aiocontainerd_proxy import backoff
+from aiocontainerd_proxy import backoff, pulse
 from aiocontainerd_proxy import connection as connection_module
 from aiocontainerd_proxy.connection import ProxyConnection
 from aiocontainerd_proxy.content import ProxyContentStore
@@ -40,8 +40,10 @@ from aiocontainerd.interfaces.rpc_service import Service
 from aiocontainerd.interfaces.snapshotter import SnapshotInfo, Snapshotter
 from aiocontainerd.plugin import InitContext, PluginError
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
+from aiocontainerd.rpc.grpc_client import GrpcClient
 from aiocontainerd.rpc.sockets import bind_unix
 from aiocontainerd.serve.content import ContentGrpc
+from aiocontainerd.serve.health import HealthGrpc
 from aiocontainerd.serve.snapshots import SnapshotsGrpc
 from aiocontainerd.testing.fakes import FakeContentStore, FakeSnapshotter, digest_of
 
@@ -235,6 +237,34 @@ async def test_a_call_that_takes_too_long_names_plugin_method_limit_and_key(addr
         with pytest.raises(DeadlineExceeded) as failed:
             await ProxySnapshotter(connection, OWNED).stat("a")
     assert failed.value.message == f"plugin {URI}: Stat took longer than 200ms ({PLUGIN_QUICK.key})"
+
+
+class Late(Hanging):
+    """A service that tells of a deadline of its own."""
+
+    async def stat(self, _request: Any) -> Any:
+        raise DeadlineExceeded("the disk did not answer within 1s")
+
+
+async def test_a_deadline_of_the_plugins_own_is_not_called_ours(address: str) -> None:
+    async with serving(address, Late()), kept(Link(URI, address, LIMITS)) as connection:
+        with anyio.fail_after(LIMIT_S):
+            await connection.link.ready()
+        with pytest.raises(DeadlineExceeded, match=r"^the disk did not answer within 1s$"):
+            await ProxySnapshotter(connection, OWNED).stat("a")
+
+
+class LateHealth(HealthGrpc):
+    """Answers that something behind it missed a deadline."""
+
+    async def check(self, request: api.health.HealthCheckRequest) -> api.health.HealthCheckResponse:
+        raise DeadlineExceeded("something else did not answer within 1s")
+
+
+async def test_a_process_that_answers_with_a_deadline_has_answered(address: str) -> None:
+    async with serving(address, LateHealth()):
+        with anyio.fail_after(LIMIT_S):
+            assert await pulse._answers(GrpcClient(address), LIMIT_S)
 
 
 def test_limits_are_those_of_the_plugin_and_0_is_none() -> None:

@@ -64,6 +64,7 @@ class FakeShim:
         self.exited: dict[str, anyio.Event] = {}
         self.hangs = False
         self.fails_create = False
+        self.is_late = False
         self.fails_state = False
         self.waits = 0
         self.may_delete = anyio.Event()
@@ -100,6 +101,8 @@ class FakeShim:
 
     async def start(self, request: Any) -> Any:
         await self._called("start")
+        if self.is_late:
+            raise DeadlineExceeded("the OCI runtime did not end within 10s")
         self.statuses[request.id] = ProcessStatus.RUNNING
         return api.task_v3.StartResponse(pid=42)
 
@@ -333,6 +336,14 @@ async def test_a_hanging_shim_costs_its_own_calls_only(world: World) -> None:
         await quick.start()
         with pytest.raises(DeadlineExceeded, match=r"did not answer Start within 0.3s"):
             await slow.start()
+
+
+async def test_a_deadline_of_the_shims_own_is_not_called_ours(world: World) -> None:
+    async with world.run() as runtime:
+        task = await runtime.create("a", OPTIONS)
+        world.launcher.shims["a"].is_late = True
+        with pytest.raises(DeadlineExceeded, match=r"^the OCI runtime did not end within 10s$"):
+            await task.start()
 
 
 async def test_a_dead_shim_is_cleaned_up_with_its_two_events(world: World) -> None:
