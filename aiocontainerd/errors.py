@@ -166,6 +166,10 @@ def from_status(code: int, message: str) -> ContainerdError:
     return kind(message)
 
 
+MAX_TEXT_CHARACTERS = 4096
+"""Longest text of an error that travels."""
+
+
 def to_status(error: BaseException) -> tuple[int, str]:
     """Return the code and message with which `error` travels. A foreign exception is UNKNOWN with its own text."""
     code, message = _status(error)
@@ -173,7 +177,12 @@ def to_status(error: BaseException) -> tuple[int, str]:
 
 
 def sendable(text: str) -> str:
-    """Return `text` with a question mark for each character that UTF-8 cannot encode, such as stray bytes of a path."""
+    """Return `text` with a question mark for each character that UTF-8 cannot encode, such as stray bytes of a path.
+
+    A text that names something huge is cut: it travels in headers, and clients refuse long ones.
+    """
+    if len(text) > MAX_TEXT_CHARACTERS:
+        text = f"{text[:MAX_TEXT_CHARACTERS]}... ({len(text)} characters)"
     return text.encode(errors="replace").decode()
 
 

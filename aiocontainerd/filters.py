@@ -10,6 +10,7 @@ lacks the field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
@@ -17,7 +18,10 @@ from typing import Any
 
 import msgspec
 
-from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.errors import InvalidArgument, ResourceExhausted
+
+MAX_CHARACTERS = 32 << 10
+"""Most characters of all filters of a request. They are parsed and matched in the event loop."""
 
 FieldPath = tuple[str, ...]
 Adaptor = Callable[[FieldPath], str | None]
@@ -68,9 +72,16 @@ class Filter(msgspec.Struct, frozen=True):
 
 
 def compile_filters(filters: Sequence[str]) -> Filter:
-    """Compile the filters of a request. Raises InvalidArgument in containerd's words, with the place of the mistake."""
+    """Compile the filters of a request.
+
+    Raises InvalidArgument in containerd's words, with the place of the mistake; ResourceExhausted for filters that are
+    too long.
+    """
     if not filters:
         return Filter(((),))
+    size = len(filters) + sum(map(len, filters))
+    if size > MAX_CHARACTERS:
+        raise ResourceExhausted(f"filters: {size} characters are more than {MAX_CHARACTERS}")
     return Filter(tuple(_Parser(text).selectors() if text else () for text in filters))
 
 
@@ -112,6 +123,10 @@ _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 _HEX = frozenset("0123456789abcdefABCDEF")
 _OCTAL = frozenset("01234567")
 _UNTERMINATED = "quoted literal not terminated"
+_FIELD_RUN = re.compile(r"[A-Za-z0-9_]*")
+_OPERATOR_RUN = re.compile(r"[=!~]*")
+_PLAIN_VALUE_RUN = re.compile(r"[!-+\--~]*")
+_PLAIN_QUOTED_RUN = {quote: re.compile(rf"[^{quote}\\\n\0\ufffd]*") for quote in _QUOTES}
 
 
 class _Scanner:
@@ -147,31 +162,40 @@ class _Scanner:
             self._after_operator = False
             return _Token.SEPARATOR
         if first in _OPERATORS:
-            self._skip_while(lambda ch: ch in _OPERATORS)
+            self._skip_run(_OPERATOR_RUN)
             self._after_operator = True
             return _Token.OPERATOR
         if self._after_operator:
-            self._skip_while(_is_value_character)
+            self._skip_value()
             self._after_operator = False
             return _Token.VALUE
         if _is_field_character(first):
-            self._skip_while(_is_field_character)
+            self._skip_run(_FIELD_RUN)
             return _Token.FIELD
         self.position -= 1
         return _Token.OTHER
 
-    def _skip_while(self, wanted: Callable[[str], bool]) -> None:
-        while (following := self.peek()) and wanted(following):
+    def _skip_run(self, characters: re.Pattern[str]) -> None:
+        found = characters.match(self.text, self.position)
+        assert found is not None, "an expression that may match nothing"
+        self.position = found.end()
+
+    def _skip_value(self) -> None:
+        self._skip_run(_PLAIN_VALUE_RUN)
+        while (following := self.peek()) and _is_value_character(following):
             self.position += 1
+            self._skip_run(_PLAIN_VALUE_RUN)
 
     def _scan_quoted(self, quote: str) -> _Token:
         legal = True
+        self._skip_run(_PLAIN_QUOTED_RUN[quote])
         while (following := self.peek()) != quote:
             if not following or following == "\n" or following in _ILLEGAL:
                 return self._illegal(_UNTERMINATED)
             self.position += 1
             if following == "\\":
                 legal = self._scan_escape(quote) and legal
+            self._skip_run(_PLAIN_QUOTED_RUN[quote])
         self.position += 1
         return _Token.QUOTED if legal else _Token.ILLEGAL
 
@@ -287,12 +311,9 @@ def _unquote(text: str) -> str:
     """Resolve Go's escapes, whose form was checked before. Raises ValueError for a number that is no character."""
     out = bytearray()
     position = 0
-    while position < len(text):
-        character = text[position]
-        position += 1
-        if character != "\\":
-            out += character.encode()
-            continue
+    while (backslash := text.find("\\", position)) >= 0:
+        out += text[position:backslash].encode()
+        position = backslash + 1
         letter = text[position]
         width = _HEX_ESCAPES.get(letter, 0)
         if width:
@@ -305,6 +326,7 @@ def _unquote(text: str) -> str:
         else:
             out += _SIMPLE_ESCAPES.get(letter, letter).encode()
             position += 1
+    out += text[position:].encode()
     return out.decode(errors="replace")
 
 

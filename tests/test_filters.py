@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aiocontainerd import filters
-from aiocontainerd.errors import InvalidArgument, to_status
+from aiocontainerd.errors import InvalidArgument, ResourceExhausted, to_status
 from aiocontainerd.filters import Operator, Selector, compile_filters
 
 IMAGE = {
@@ -134,3 +134,15 @@ def test_a_filter_knows_when_it_leaves_nothing_out() -> None:
     assert compile_filters([]).matches_all
     assert compile_filters(["a", ""]).matches_all
     assert not compile_filters(["a"]).matches_all
+
+
+@pytest.mark.parametrize("texts", [["a" * (32 << 10)], ["a"] * (16 << 10) + ["b"]])
+def test_filters_of_a_request_may_not_be_longer_than_so(texts: list[str]) -> None:
+    with pytest.raises(ResourceExhausted, match="characters are more than 32768"):
+        compile_filters(texts)
+
+
+@pytest.mark.parametrize("piece", ["a", "a.", "a,", 'a=="b",', 'a=="\\"",', "a==b,", "a~=|b|,"])
+def test_filters_as_long_as_they_may_be_are_parsed(piece: str) -> None:
+    text = (piece * filters.MAX_CHARACTERS)[: filters.MAX_CHARACTERS // len(piece) * len(piece) - len(piece)]
+    compile_filters([text.rstrip(",.")])

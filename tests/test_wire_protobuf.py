@@ -10,6 +10,7 @@ import pytest
 
 from aiocontainerd import api
 from aiocontainerd.api.services import SERVICES
+from aiocontainerd.errors import ResourceExhausted
 from aiocontainerd.wire import codec, protobuf
 
 
@@ -138,3 +139,121 @@ def test_an_unknown_enum_value_is_kept_as_its_number() -> None:
     message = protobuf.parse(api.task_types.Process, bytes.fromhex("2063"))
     assert message.status == 99
     assert protobuf.serialize(message) == bytes.fromhex("2063")
+
+
+MANY = 1 << 20
+CREATE = api.containers.CreateContainerRequest
+
+
+@pytest.mark.parametrize(
+    ("cls", "piece"),
+    [
+        (CREATE, "7801"),
+        (CREATE, "f80601"),
+        (CREATE, "0a027801"),
+        (api.containers.GetContainerRequest, "0a00 7801"),
+    ],
+)
+def test_a_message_of_a_million_tiny_fields_is_read_within_the_limit_of_a_test(cls: Any, piece: str) -> None:
+    """A reader that copies what it kept for each further field would take many minutes."""
+    data = bytes.fromhex(piece) * MANY
+    message = protobuf.parse(cls, data)
+    if bytes.fromhex(piece)[0] >= 0x78:
+        assert protobuf.serialize(message) == data
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "7801",
+        "78ffffffffffffffffff01",
+        "7a00",
+        "7a0161",
+        "7a0961626364656667686a",
+        "7d00000000",
+        "790000000000000000",
+        "f80601",
+        "8a0100",
+        "f8868080800001",
+    ],
+)
+@pytest.mark.parametrize("count", [1, 8, 9, 20_001])
+def test_a_run_of_unknown_fields_ends_at_the_known_one(piece: str, count: int) -> None:
+    unknown = bytes.fromhex(piece) * count
+    message = protobuf.parse(api.images.GetImageRequest, unknown + bytes.fromhex("0a0161") + unknown)
+    assert message.name == "a"
+    assert protobuf.serialize(message) == bytes.fromhex("0a0161") + unknown + unknown
+
+
+@pytest.mark.parametrize(
+    "tail", ["78", "7a", "7a0261", "7d000000", "7900", "f8", "f806", "0001", "7b", "78ffffffffffffffffffff01"]
+)
+def test_a_run_of_unknown_fields_may_not_end_inside_one(tail: str) -> None:
+    with pytest.raises(ValueError, match=r"EOF|invalid|overflow"):
+        protobuf.parse(api.images.GetImageRequest, bytes.fromhex("7801") * 5000 + bytes.fromhex(tail))
+
+
+def test_a_known_field_whose_tag_is_written_longer_than_needed_is_known() -> None:
+    data = bytes.fromhex("7801") * 20 + bytes.fromhex("8a000161")
+    assert protobuf.parse(api.images.GetImageRequest, data).name == "a"
+
+
+@pytest.mark.parametrize(
+    ("cls", "piece"),
+    [
+        (api.images.ListImagesRequest, "0a00"),
+        (api.snapshots.PrepareSnapshotResponse, "0a00"),
+        (api.cri.LinuxSandboxSecurityContext, "2801"),
+    ],
+)
+def test_a_field_has_at_most_so_many_values(monkeypatch: pytest.MonkeyPatch, cls: Any, piece: str) -> None:
+    monkeypatch.setattr(protobuf, "MAX_VALUES", 3)
+    codec.decode(cls, bytes.fromhex(piece) * 3)
+    with pytest.raises(ResourceExhausted, match="more than 3 values"):
+        codec.decode(cls, bytes.fromhex(piece) * 4)
+
+
+def test_packed_numbers_and_maps_have_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protobuf, "MAX_VALUES", 3)
+    labels = {str(number): "" for number in range(4)}
+    with pytest.raises(ResourceExhausted, match="more than 3 values in labels"):
+        codec.decode(api.images.Image, codec.encode(api.images.Image(labels=labels)))
+    numbers = api.cri.LinuxSandboxSecurityContext(supplemental_groups=[1, 2, 3, 4])
+    with pytest.raises(ResourceExhausted, match="more than 3 values in supplemental_groups"):
+        codec.decode(api.cri.LinuxSandboxSecurityContext, codec.encode(numbers))
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("", {"": ""}),
+        ("0a0161", {"a": ""}),
+        ("120162", {"": "b"}),
+        ("120162 0a0161", {"a": "b"}),
+        ("0a0161 120162 120163", {"a": "c"}),
+        ("0a0161 120162 7801", {"a": "b"}),
+        ("0a0161 7801 120162", {"a": "b"}),
+    ],
+)
+def test_an_entry_of_a_map_may_have_its_parts_in_any_order_and_number(entry: str, expected: dict[str, str]) -> None:
+    body = bytes.fromhex(entry)
+    assert protobuf.parse(api.images.Image, b"\x12" + bytes([len(body)]) + body).labels == expected
+
+
+def test_the_work_of_a_message_is_its_bytes_without_long_strings() -> None:
+    write = codec.encode(api.content.WriteContentRequest(ref="a", data=bytes(1 << 20)))
+    assert codec.work_to_decode(api.content.WriteContentRequest, write) < 20
+    labels = codec.encode(api.images.Image(name="a" * 1000, labels={"a": "b" * 500}))
+    assert 500 < codec.work_to_decode(api.images.Image, labels) < 520
+    assert codec.work_to_decode(api.images.Image, bytes.fromhex("7801") * 500) > 900
+    assert codec.work_to_decode(api.images.Image, b"\xff") == 1
+
+
+def test_parts_of_a_message_are_counted_at_any_depth_and_no_further_than_asked() -> None:
+    image = api.images.Image(labels={str(number): "" for number in range(50)})
+    answer = api.images.ListImagesResponse(images=[api.images.Image(), image, image])
+    assert codec.parts(answer, 1000) == 1 + 3 + 3 + 100
+    assert 20 <= codec.parts(answer, 20) < 100
+    assert codec.parts(api.images.GetImageResponse(image=image), 1000) == 52
+    extensions = api.containers.Container(extensions={"a": api.protobuf.Any()})
+    assert codec.parts(extensions, 1000) == 3

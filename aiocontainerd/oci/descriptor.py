@@ -11,7 +11,9 @@ import msgspec
 from aiocontainerd.errors import InvalidArgument
 
 _ALGORITHM_LENGTH = {"sha256": 64, "sha384": 96, "sha512": 128}
-_DIGEST = re.compile(r"([a-z0-9]+(?:[+._-][a-z0-9]+)*):([a-zA-Z0-9=_-]+)\Z")
+_ALGORITHM = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*\Z")
+_ENCODED = re.compile(r"[a-zA-Z0-9=_-]+\Z")
+_LONGEST_ALGORITHM = 64
 _HEX = re.compile(r"[a-f0-9]+\Z")
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -27,10 +29,9 @@ class Descriptor(msgspec.Struct, frozen=True):
 
 def split_digest(digest: str) -> tuple[str, str]:
     """Return the algorithm and the hex digits of a digest. Raises InvalidArgument in the words of go-digest."""
-    found = _DIGEST.match(digest)
-    if not found:
+    algorithm, _, encoded = digest.partition(":")
+    if len(algorithm) > _LONGEST_ALGORITHM or not _ALGORITHM.match(algorithm) or not _ENCODED.match(encoded):
         raise InvalidArgument("invalid checksum digest format")
-    algorithm, encoded = found.groups()
     length = _ALGORITHM_LENGTH.get(algorithm)
     if length is None:
         raise InvalidArgument("unsupported digest algorithm")

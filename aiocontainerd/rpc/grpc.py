@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from aiocontainerd import context, errors
 from aiocontainerd.errors import ContainerdError, InvalidArgument
 from aiocontainerd.rpc import binding, http2
+from aiocontainerd.rpc.big_messages import CodecThread
 from aiocontainerd.rpc.grpc_stream import (
     CONTENT_TYPE,
     MAX_MESSAGE_BYTES,
@@ -28,7 +29,6 @@ from aiocontainerd.rpc.grpc_stream import (
     timeout_s,
 )
 from aiocontainerd.rpc.metrics import Metrics
-from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
     import ssl
@@ -71,6 +71,7 @@ class GrpcFrontEnd:
         self.metrics = Metrics() if metrics is None else metrics
         self.accept_peer = accept_peer
         self.stopping = False
+        self.codec = CodecThread()
         self.connections: set[GrpcConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.closed = asyncio.Event()
@@ -111,6 +112,7 @@ class GrpcFrontEnd:
             task.cancel()
         await self._settled(CANCEL_TIMEOUT_S)
         await self._drop_connections()
+        self.codec.close()
 
     def lookup(self, path: str) -> BoundMethod:
         """Return the method of a path. Raises WireStatus in gRPC's words."""
@@ -427,14 +429,14 @@ class _Call:
             return None
         self._front.metrics.received[bound.path] += 1
         try:
-            return codec.decode(bound.request_class, payload)
+            return await self._front.codec.decode(bound.request_class, payload)
         except InvalidArgument as error:
             text = f"grpc: error unmarshalling request: {error.message}"
             raise WireStatus(errors.Internal.code, text) from error
 
     async def _send(self, bound: BoundMethod, message: Any) -> None:
         self._check_cancelled()
-        data = frame(codec.encode(message), self._front.max_send_message_size)
+        data = frame(await self._front.codec.encode(message), self._front.max_send_message_size)
         await self._connection.writable()
         if not self._headers_sent:
             self._connection.http2.send_headers(self._stream, _RESPONSE_HEADERS)

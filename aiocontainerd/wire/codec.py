@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from aiocontainerd.api import names
-from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.errors import InvalidArgument, ResourceExhausted
 from aiocontainerd.wire import protobuf
 
 if TYPE_CHECKING:
@@ -27,9 +27,28 @@ def encode(message: betterproto2.Message) -> bytes:
 
 
 def decode(cls: type[MessageT], data: bytes) -> MessageT:
-    """Return the message of `data`. Raises InvalidArgument naming the message type for bytes that do not fit."""
+    """Return the message of `data`.
+
+    Raises InvalidArgument naming the message type for bytes that do not fit, ResourceExhausted for more values in one
+    field than we take.
+    """
     try:
         message: MessageT = protobuf.parse(cls, data)
+    except protobuf.TooManyValues as error:
+        raise ResourceExhausted(f"decode {names.class_name(cls)}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"decode {names.class_name(cls)}: {error}") from error
     return message
+
+
+def work_to_decode(cls: type[betterproto2.Message], data: bytes) -> int:
+    """Return the bytes of `data` that cost time to decode: all but those of long strings. Damaged bytes count whole."""
+    try:
+        return protobuf.work_to_decode(cls, data)
+    except ValueError:
+        return len(data)
+
+
+def parts(message: betterproto2.Message, limit: int) -> int:
+    """Return how many messages, list items and map entries a message has, at most about `limit`."""
+    return protobuf.parts(message, limit)

@@ -2,6 +2,9 @@
 
 Bytes that end inside a field are refused. A field of an unexpected wire type counts as unknown. Unknown fields are kept
 and written again. Go's library does the same; the parser of betterproto2 does not.
+
+The time to read a message grows with its size and with nothing else, whatever its bytes are. A field that repeats has
+a limit, since two bytes of a message can become an object of several hundred.
 """
 
 from __future__ import annotations
@@ -15,9 +18,13 @@ from typing import Any
 import betterproto2
 from betterproto2 import FieldMetadata
 
+from aiocontainerd.wire.unknown_fields import skipper
+
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _WIDTHS = {FIXED64: 8, FIXED32: 4}
 _MASK64 = (1 << 64) - 1
+MAX_VALUES = 1 << 17
+"""Most values of one repeated field, and most entries of one map. No client of containerd comes near."""
 _FIXED = {
     "double": (FIXED64, struct.Struct("<d")),
     "fixed64": (FIXED64, struct.Struct("<Q")),
@@ -27,12 +34,25 @@ _FIXED = {
     "sfixed32": (FIXED32, struct.Struct("<i")),
 }
 
+_FEW_FIELDS = 32
+_LONG_RUN = 8
+"""After so many unknown fields in a row more are to be expected."""
+
 Value = Callable[[bytes, int, int], tuple[Any, int]]
 """Function that reads one value: data, position, end of the message -> value, position after it."""
 Reader = Callable[[Any, bytes, int, int], int]
 """Function that reads one occurrence of a field into a message and returns the position after it."""
+Entry = Callable[[bytes, int, int], tuple[Any, Any]]
+"""Function that reads one entry of a map: data, start, end -> key, value."""
 Writer = Callable[[Any, bytearray], None]
 """Function that appends one field of a message, or nothing if the field has its default."""
+
+
+class TooManyValues(ValueError):
+    """Error for a repeated field or a map of more than `MAX_VALUES` values."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"more than {MAX_VALUES} values in {name}")
 
 
 class Schema:
@@ -43,12 +63,18 @@ class Schema:
         self.cls = cls
         self.readers: dict[int, Reader] = {}
         self.writers: list[Writer] = []
+        self.strings: set[int] = set()
+        """Tags of single strings and bytes."""
+        self.collections: list[str] = []
+        self.nested: list[str] = []
+        """Names of fields that hold one message, or a list or map of messages."""
         self._constants: dict[str, Any] = {"_unknown_fields": b""}
         self._factories: list[tuple[str, Callable[[], Any]]] = []
         for name, make in meta.default_gen.items():
             self._add_default(name, make)
         for name in meta.sorted_field_names:
             self._add_field(name, meta.meta_by_field_name[name], meta.cls_by_field)
+        self.skip_short = skipper(self.readers)
 
     def new(self) -> Any:
         """Return a message with every field at its default."""
@@ -67,6 +93,7 @@ class Schema:
 
     def _add_field(self, name: str, meta: FieldMetadata, classes: dict[str, Any]) -> None:
         cls = classes[name]
+        self._note_shape(name, meta)
         if meta.proto_type == "map":
             self._add_map(name, meta, cls, classes.get(f"{name}.value"))
             return
@@ -85,12 +112,23 @@ class Schema:
             self.readers[packed] = _packed_reader(name, read)
             self.writers.append(_packed_writer(name, packed, write))
 
+    def _note_shape(self, name: str, meta: FieldMetadata) -> None:
+        is_map = meta.proto_type == "map"
+        if meta.repeated or is_map:
+            self.collections.append(name)
+        elif meta.proto_type in ("string", "bytes"):
+            self.strings.add(meta.number << 3 | LENGTH)
+        if meta.proto_type == "message" or (meta.map_meta and meta.map_meta[1].proto_type == "message"):
+            self.nested.append(name)
+
     def _add_map(self, name: str, meta: FieldMetadata, entry: Any, value_class: Any) -> None:
         tag = meta.number << 3 | LENGTH
         assert meta.map_meta is not None
         key_type, value_type = (one.proto_type for one in meta.map_meta)
-        self.readers[tag] = _map_reader(name, entry, value_class if value_type == "message" else None)
-        self.writers.append(_map_writer(name, tag, _kind(key_type, None), _kind(value_type, value_class)))
+        key, value = _kind(key_type, None), _kind(value_type, value_class)
+        any_entry = _any_entry(entry, value_class if value_type == "message" else None)
+        self.readers[tag] = _map_reader(name, _plain_entry(key, value, any_entry))
+        self.writers.append(_map_writer(name, tag, key, value))
 
 
 @cache
@@ -114,6 +152,36 @@ def serialize(message: betterproto2.Message) -> bytes:
     return bytes(out)
 
 
+def work_to_decode(cls: type[betterproto2.Message], data: bytes) -> int:
+    """Return the bytes of `data` without those of its strings, which cost nothing; all of them after a few fields."""
+    strings, left, position = schema(cls).strings, len(data), 0
+    for _ in range(_FEW_FIELDS):
+        if position >= len(data):
+            return left
+        tag, start = _varint(data, position, len(data))
+        position = _skip(tag, data, start, len(data))
+        if tag in strings:
+            left -= position - start
+    return left
+
+
+def parts(message: Any, limit: int) -> int:
+    """Return how many messages, list items and map entries a message has. Counting stops at `limit`."""
+    table, values = schema(message.__class__), message.__dict__
+    count = 1
+    for name in table.collections:
+        count += len(values[name])
+    for name in table.nested:
+        value = values[name]
+        if not value or count >= limit:
+            continue
+        for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else (value,):
+            count += parts(one, limit - count)
+            if count >= limit:
+                break
+    return count
+
+
 def _read_fields(table: Schema, message: Any, data: bytes, position: int, end: int) -> None:
     readers = table.readers
     while position < end:
@@ -126,8 +194,38 @@ def _read_fields(table: Schema, message: Any, data: bytes, position: int, end: i
         if reader is not None:
             position = reader(message, data, position, end)
         else:
-            position = _skip(tag, data, position, end)
-            message._unknown_fields += data[start:position]
+            position = _skip_unknown(table, data, start, end)
+            _keep_unknown(message.__dict__, data[start:position])
+
+
+def _skip_unknown(table: Schema, data: bytes, position: int, end: int) -> int:
+    """Return the position of the next known field, or the end."""
+    readers = table.readers
+    count = 0
+    while position < end:
+        start = position
+        tag = data[position]
+        position += 1
+        if tag >= 0x80:
+            tag, position = _varint(data, start, end)
+        if tag in readers:
+            return start
+        position = _skip(tag, data, position, end)
+        count += 1
+        if not count % _LONG_RUN:
+            position = table.skip_short(data, position, end)
+    return position
+
+
+def _keep_unknown(values: dict[str, Any], data: bytes) -> None:
+    """Keep unknown fields with those before. Only a buffer grows without being copied each time."""
+    kept = values["_unknown_fields"]
+    if not kept:
+        values["_unknown_fields"] = data
+        return
+    if not isinstance(kept, bytearray):
+        kept = values["_unknown_fields"] = bytearray(kept)
+    kept += data
 
 
 def _skip(tag: int, data: bytes, position: int, end: int) -> int:
@@ -165,7 +263,10 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 def _length(data: bytes, position: int, end: int) -> tuple[int, int]:
     """Return start and end of a length-delimited value."""
-    size, start = _varint(data, position, end)
+    if position < end and data[position] < 0x80:
+        size, start = data[position], position + 1
+    else:
+        size, start = _varint(data, position, end)
     return start, _advance(start, size, end)
 
 
@@ -302,7 +403,10 @@ def _merge_reader(name: str, cls: Any) -> Reader:
 def _append_reader(name: str, read: Value) -> Reader:
     def reader(message: Any, data: bytes, position: int, end: int) -> int:
         value, position = read(data, position, end)
-        message.__dict__[name].append(value)
+        values = message.__dict__[name]
+        if len(values) >= MAX_VALUES:
+            raise TooManyValues(name)
+        values.append(value)
         return position
 
     return reader
@@ -314,20 +418,55 @@ def _packed_reader(name: str, read: Value) -> Reader:
         values = message.__dict__[name]
         while position < stop:
             value, position = read(data, position, stop)
+            if len(values) >= MAX_VALUES:
+                raise TooManyValues(name)
             values.append(value)
         return stop
 
     return reader
 
 
-def _map_reader(name: str, entry_class: Any, value_class: Any) -> Reader:
+def _map_reader(name: str, read: Entry) -> Reader:
     def reader(message: Any, data: bytes, position: int, end: int) -> int:
-        entry, position = _read_message(entry_class, data, position, end)
-        value = schema(value_class).new() if value_class is not None and entry.value is None else entry.value
-        message.__dict__[name][entry.key] = value
-        return position
+        start, stop = _length(data, position, end)
+        key, value = read(data, start, stop)
+        values = message.__dict__[name]
+        values[key] = value
+        if len(values) > MAX_VALUES:
+            raise TooManyValues(name)
+        return stop
 
     return reader
+
+
+def _plain_entry(key: Kind, value: Kind, other: Entry) -> Entry:
+    """Return a reader of an entry of a key and a value in this order, as programs write it. It makes no message."""
+    key_tag, read_key = 1 << 3 | key[0], key[1]
+    value_tag, read_value = 2 << 3 | value[0], value[1]
+
+    def read(data: bytes, start: int, stop: int) -> tuple[Any, Any]:
+        if start < stop and data[start] == key_tag:
+            found_key, position = read_key(data, start + 1, stop)
+            if position < stop and data[position] == value_tag:
+                found, position = read_value(data, position + 1, stop)
+                if position == stop:
+                    return found_key, found
+        return other(data, start, stop)
+
+    return read
+
+
+def _any_entry(entry_class: Any, value_class: Any) -> Entry:
+    """Return a reader of any entry: one without a key or value, with several, or with unknown fields."""
+
+    def read(data: bytes, start: int, stop: int) -> tuple[Any, Any]:
+        table = schema(entry_class)
+        entry = table.new()
+        _read_fields(table, entry, data, start, stop)
+        value = schema(value_class).new() if value_class is not None and entry.value is None else entry.value
+        return entry.key, value
+
+    return read
 
 
 def _single_writer(name: str, tag: int, write: Callable[[Any, bytearray], None], *, skip_default: bool) -> Writer:
