@@ -155,7 +155,7 @@ CREATE = api.containers.CreateContainerRequest
     ],
 )
 def test_a_message_of_a_million_tiny_fields_is_read_within_the_limit_of_a_test(cls: Any, piece: str) -> None:
-    """A reader that copies what it kept for each further field would take many minutes."""
+    # A reader that copies what it kept for each further field would take many minutes.
     data = bytes.fromhex(piece) * MANY
     message = protobuf.parse(cls, data)
     if bytes.fromhex(piece)[0] >= 0x78:
