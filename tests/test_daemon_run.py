@@ -47,6 +47,7 @@ async def init(context):
 
 async def wait(context):
     if await context.ready():
+        assert type(context.daemon.grpc_address) is str  # it travels by codecs that take nothing else
         with socket.socket(socket.AF_UNIX) as client:
             refused = client.connect_ex(context.daemon.grpc_address)
         with open(os.environ["PROBE"], "a") as out:

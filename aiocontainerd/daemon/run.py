@@ -151,8 +151,7 @@ def _configured_address(config: Config, registry: Registry, uri: str) -> str:
     plugin = registry.get(uri)
     if plugin is None or plugin.state != State.REGISTERED:
         return ""
-    address: str = getattr(config.plugin_config(plugin.registration), "address", "")
-    return address
+    return str(getattr(config.plugin_config(plugin.registration), "address", ""))
 
 
 def _load_messages() -> None:
