@@ -16,7 +16,7 @@
 The package names the module in its entry points (group `aiocontainerd.plugins`). Where a class is too little, a
 module has a function `register_plugins` under `@hookimpl`, which returns a list of `Registration`.
 
-`Duration`, `Secret`, `Text` and the other types of config keys are told with file and line where they do not fit.
+`Duration`, `Secret`, `Checked` and the other types of config keys are told with file and line where they do not fit.
 `call` tells namespace and lease of the current call, `errors` has what a plugin may raise, `typeurl` decodes payloads,
 `durations` and `timestamps` read and write `1m30s` and RFC 3339 times, `programs` runs one with a deadline.
 `deadline`, `unlimited` and `items` say how a method of a kind without a contract is guarded (`interfaces/rules.py`).
@@ -34,7 +34,7 @@ from aiocontainerd import durations, errors, kinds
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.secret import Secret
 from aiocontainerd.config.timeouts import Timeout
-from aiocontainerd.config.values import Duration, EnvEntry, FilterText, SocketAddress, TcpAddress, Text
+from aiocontainerd.config.values import Checked, Duration, EnvEntry, FilterText, SocketAddress, TcpAddress
 from aiocontainerd.host.authoring import register
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
@@ -69,7 +69,7 @@ _ELSEWHERE = {
     "events": ("Envelope", "EventBus"),
     "interfaces.content": ("ContentStore",),
     "interfaces.credentials": ("Credentials", "CredentialsProvider"),
-    "interfaces.differ": ("ApplyOptions", "CompareOptions", "Differ"),
+    "interfaces.differ": ("ApplyOptions", "Checked", "CompareOptions", "Differ"),
     "interfaces.event_sink": ("EventSink",),
     "interfaces.mount_handler": ("ActiveMount", "MountHandler"),
     "interfaces.runtime": ("Task", "TaskRuntime"),
@@ -94,12 +94,12 @@ _WHOLE = {"timestamps": "wire.times", "typeurl": "wire.anys"}
 _MODULES = {name: module for module, names in _ELSEWHERE.items() for name in names}
 
 __all__ = [
-    "LONG", "QUICK", "TASK", "WORK", "ActiveMount", "ApplyOptions", "CompareOptions", "ContentStore",
+    "LONG", "QUICK", "TASK", "WORK", "ActiveMount", "ApplyOptions", "Checked", "CompareOptions", "ContentStore",
     "Credentials", "CredentialsProvider", "Descriptor", "Differ", "Duration", "EnvEntry", "Envelope", "EventBus",
     "EventSink", "FilterText", "ImageVerifier", "InitContext", "Kind", "Layer", "Method", "Mount", "MountHandler",
     "Plugin", "PluginConfig", "PluginError", "Registration", "SandboxController", "Secret", "Service",
     "SkipPlugin", "Snapshotter", "SnapshotterBase", "SocketAddress", "State", "StreamProcessor", "Task",
-    "TaskMonitor", "TaskRuntime", "TcpAddress", "Text", "Timeout", "Usage", "Verdict", "call", "deadline",
+    "TaskMonitor", "TaskRuntime", "TcpAddress", "Timeout", "Usage", "Verdict", "call", "deadline",
     "durations", "errors", "hookimpl", "items", "kinds", "make_directory", "names_in", "programs", "register",
     "remove_tree", "timestamps", "typeurl", "unlimited", "usage_of_tree",
 ]  # fmt: skip

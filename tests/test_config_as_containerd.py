@@ -115,3 +115,10 @@ def test_an_import_without_a_version_has_version_1(tmp_path: Path) -> None:
         "io.containerd.grpc.v1.cri", "io.containerd.grpc.v1.leases", "io.containerd.service.v1.diff-service",
     )  # fmt: skip
     assert config.plugin_tables[GRPC] == {"gid": 5}
+
+
+def test_an_address_is_a_plain_string_that_any_encoder_takes(tmp_path: Path) -> None:
+    config = loaded(tmp_path, 'version = 3\n[grpc]\naddress = "/x.sock"\n')
+    (grpc,) = [one for one in discovery.all_registrations() if one.uri == GRPC]
+    for record in (config.plugin_config(grpc), grpc.config()):
+        assert type(record.address) is str  # type: ignore[attr-defined] # a key of another module's record

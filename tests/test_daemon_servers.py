@@ -25,7 +25,6 @@ from cryptography.x509.oid import NameOID
 
 from aiocontainerd import api, errors, kinds, typeurl
 from aiocontainerd.config.plugin import PluginConfig
-from aiocontainerd.config.values import SocketAddress, TcpAddress
 from aiocontainerd.daemon import servers
 from aiocontainerd.events import EventBus
 from aiocontainerd.host.daemon_info import DaemonInfo
@@ -143,8 +142,8 @@ async def test_sockets_have_mode_0660_and_go_at_stop(tmp_path: Path) -> None:
 
 async def test_the_address_of_the_config_is_used_without_a_flag(tmp_path: Path) -> None:
     configs: dict[str, PluginConfig] = {
-        "io.containerd.server.v1.grpc": servers.GrpcConfig(address=SocketAddress(f"{tmp_path}/deep/er/x.sock")),
-        "io.containerd.server.v1.ttrpc": servers.TtrpcConfig(address=SocketAddress()),
+        "io.containerd.server.v1.grpc": servers.GrpcConfig(address=f"{tmp_path}/deep/er/x.sock"),
+        "io.containerd.server.v1.ttrpc": servers.TtrpcConfig(address=""),
     }
     others = [registration(kinds.GRPC, "version", Version())]
     async with running(tmp_path, *others, configs=configs, flags=False) as registry:
@@ -220,14 +219,14 @@ async def test_tcp_is_skipped_without_an_address_or_a_service_that_allows_it(tmp
     uri = "io.containerd.server.v1.grpc-tcp"
     async with running(tmp_path) as registry:
         assert registry[uri].reason == "no address: skip plugin"
-    configs: dict[str, PluginConfig] = {uri: servers.GrpcTcpConfig(address=TcpAddress("127.0.0.1:0"))}
+    configs: dict[str, PluginConfig] = {uri: servers.GrpcTcpConfig(address="127.0.0.1:0")}
     async with running(tmp_path, configs=configs) as registry:
         assert registry[uri].reason == "no service is served over TCP: skip plugin"
 
 
 async def test_tcp_serves_without_tls_when_no_certificate_is_set(tmp_path: Path) -> None:
     uri = "io.containerd.server.v1.grpc-tcp"
-    configs: dict[str, PluginConfig] = {uri: servers.GrpcTcpConfig(address=TcpAddress("127.0.0.1:0"))}
+    configs: dict[str, PluginConfig] = {uri: servers.GrpcTcpConfig(address="127.0.0.1:0")}
     async with running(tmp_path, registration(kinds.GRPC, "version", Version()), configs=configs) as registry:
         assert await version(registry[uri].instance.address) == api.version.VersionResponse(version="v2")
 
@@ -285,7 +284,7 @@ async def test_tcp_with_a_ca_serves_only_clients_it_certified_with_the_common_na
     uri = "io.containerd.server.v1.grpc-tcp"
     certificate, key = certify("server")
     config = servers.GrpcTcpConfig(
-        address=TcpAddress("127.0.0.1:0"),
+        address="127.0.0.1:0",
         tls_ca=str(tmp_path / "ca.pem"),
         tls_cert=str(certificate),
         tls_key=str(key),
@@ -336,7 +335,7 @@ async def test_a_request_that_comes_with_the_handshake_of_a_refused_client_is_no
     uri = "io.containerd.server.v1.grpc-tcp"
     certificate, key = certify("server")
     config = servers.GrpcTcpConfig(
-        address=TcpAddress("127.0.0.1:0"),
+        address="127.0.0.1:0",
         tls_ca=str(tmp_path / "ca.pem"),
         tls_cert=str(certificate),
         tls_key=str(key),

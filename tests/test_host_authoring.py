@@ -163,7 +163,7 @@ def test_what_can_never_work_is_said_where_it_is_written() -> None:
         Asks,
         "the config of plugin io.containerd.event-sink.v1.acme is "
         f"{__name__}.Unreadable, whose field table.where is of type Path, which no value in TOML becomes; there are "
-        "str, int, float, bool, dates and times, Secret, Duration, Text, and lists, tables and Structs of these",
+        "str, int, float, bool, dates and times, Secret, Duration, and lists, tables and Structs of these",
         config=Unreadable,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd.config.records import ModulePath, PluginPolicy, PythonPlugin
+from aiocontainerd.config.records import PluginPolicy, PythonPlugin
 from aiocontainerd.host import discovery, hookspecs, policy
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
@@ -53,7 +53,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def discovered(module: str) -> Registry:
     registry = Registry()
-    discovery.discover(registry, {"acme": PythonPlugin(module=ModulePath(module))}, ONLY_DECLARED)
+    discovery.discover(registry, {"acme": PythonPlugin(module=module)}, ONLY_DECLARED)
     return registry
 
 
@@ -104,7 +104,7 @@ def test_an_allow_list_names_distributions_or_patterns(
 def test_candidates_come_in_a_stable_order_built_in_first() -> None:
     found, refused = discovery.candidates(
         [entry("zeta", "z-dist"), entry("beta", "b-dist"), entry("alpha", "evil")],
-        {"y": PythonPlugin(module=ModulePath("y.mod")), "x": PythonPlugin(module=ModulePath("x.mod"))},
+        {"y": PythonPlugin(module="y.mod"), "x": PythonPlugin(module="x.mod")},
         PluginPolicy(allow=("?-dist",)),
     )
     assert [c.module for c in found] == [*discovery.BUILT_IN, "beta.plugin", "zeta.plugin", "x.mod", "y.mod"]
@@ -203,7 +203,7 @@ def test_an_id_that_is_taken_fails_the_second_package(modules: Path) -> None:
     (modules / "acme_one.py").write_text(GOOD)
     (modules / "acme_two.py").write_text(GOOD)
     registry = Registry()
-    declared = {"one": PythonPlugin(module=ModulePath("acme_one")), "two": PythonPlugin(module=ModulePath("acme_two"))}
+    declared = {"one": PythonPlugin(module="acme_one"), "two": PythonPlugin(module="acme_two")}
     discovery.discover(registry, declared, ONLY_DECLARED)
     assert registry["io.containerd.snapshotter.v1.acme"].state == State.REGISTERED
     assert registry["python_plugins.two:io.containerd.snapshotter.v1.acme"].reason == (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pluggy
 import pytest
 
-from aiocontainerd.config.records import Isolation, ModulePath, ProxyPlugin, PythonPlugin, StreamProgram
+from aiocontainerd.config.records import Isolation, ProxyPlugin, PythonPlugin, StreamProgram
 from aiocontainerd.host import hookspecs, reference
 from aiocontainerd.host.placement import Placement
 from aiocontainerd.plugin import PluginError, Registration, hookimpl, kinds
@@ -109,7 +109,7 @@ def test_register_stream_processor_is_asked_of_each_package_until_one_runs_the_p
 def test_isolate_plugin_gives_the_registration_that_stands_for_another() -> None:
     placement = Placement(modes={"k.a": "process", "other.b": "process", "k.c": "none"})
     placement.learn(Companion("k"))
-    declared = PythonPlugin(module=ModulePath("m"), isolation="process", uid=7)
+    declared = PythonPlugin(module="m", isolation="process", uid=7)
     one, three, four = (Registration(kind="k", id=name, init=_init) for name in "acd")
     two = Registration(kind="other", id="b", init=_init)
     assert placement.without_plugin() == ["k.a", "k.c", "other.b"]

@@ -12,7 +12,7 @@ import msgspec
 from aiocontainerd.config import hints, stock
 from aiocontainerd.config.source import KeyPath, Origin, Origins, Tree, dotted
 from aiocontainerd.config.spelling import respell
-from aiocontainerd.config.values import decode_hook
+from aiocontainerd.config.values import Misfit, decode_hook, misfits
 
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
@@ -42,7 +42,9 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
     while True:
         error = _failure(rest, kind)
         if error is None:
-            return msgspec.convert(rest, kind, dec_hook=decode_hook), problems
+            record = msgspec.convert(rest, kind, dec_hook=decode_hook)
+            misfit = [_told(found, at, origins) for found in misfits(record, kind)]
+            return None if misfit else record, problems + misfit
         unknown = _UNKNOWN_FIELD.match(error)
         if unknown is None:
             problems.append(Problem(_wrong_type(rest, kind, error, at, origins, tree), False))
@@ -52,6 +54,11 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
         value = _at(rest, steps).pop(unknown["field"])
         text = f"{origin_of(key, origins)}: {_unknown_key(kind, steps, key, value)}"
         problems.append(Problem(text, True, key))
+
+
+def _told(found: Misfit, at: KeyPath, origins: Origins) -> Problem:
+    key = (*at, *found.steps)
+    return Problem(f"{origin_of(key, origins)}: {dotted(key)}: {found.why}", False, key)
 
 
 def origin_of(key: KeyPath, origins: Origins) -> Origin:

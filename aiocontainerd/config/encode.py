@@ -11,7 +11,7 @@ import msgspec
 
 from aiocontainerd.config.records import ConfigError
 from aiocontainerd.config.secret import REDACTED, Secret
-from aiocontainerd.config.values import Value
+from aiocontainerd.config.values import Duration
 
 _TOML = (str, int, float, datetime.date, datetime.time)
 
@@ -33,8 +33,8 @@ def encode(record: msgspec.Struct, uri: str, *, reveal: bool = False) -> dict[st
 
 
 def known(value: Any, *, reveal: bool = False) -> Any:
-    """Encode values that msgspec does not know: secrets, config values of a type, and mappings other than dicts."""
-    if isinstance(value, Value):
+    """Encode values that msgspec does not know: secrets, durations, and mappings other than dicts."""
+    if isinstance(value, Duration):
         return value.to_toml()
     if isinstance(value, Secret):
         return value.reveal() if reveal else REDACTED if value else ""

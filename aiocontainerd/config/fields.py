@@ -12,9 +12,9 @@ import msgspec
 import msgspec.inspect
 
 from aiocontainerd.config.secret import Secret
-from aiocontainerd.config.values import Value
+from aiocontainerd.config.values import Duration
 
-USABLE = "str, int, float, bool, dates and times, Secret, Duration, Text, and lists, tables and Structs of these"
+USABLE = "str, int, float, bool, dates and times, Secret, Duration, and lists, tables and Structs of these"
 _KNOWN = (Secret, MappingProxyType, Ellipsis)
 """Types that `decode_hook` makes, and `...`, which is no type but may be a type argument."""
 _UNDEFINED = "is not defined where its class is; import what it names outside of TYPE_CHECKING"
@@ -50,7 +50,7 @@ def undefined_field(record: type[msgspec.Struct], error: NameError) -> BadField:
 
 def _bad(kind: Any, key: str, seen: set[type]) -> Iterator[BadField]:
     """Yield what is wrong with a type and with its parts."""
-    if kind in _KNOWN or (isinstance(kind, type) and issubclass(kind, Value)):
+    if kind in _KNOWN or (isinstance(kind, type) and issubclass(kind, Duration)):
         return
     known = _known(kind)
     if isinstance(known, msgspec.inspect.CustomType) and typing.get_origin(kind) not in _KNOWN:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from aiocontainerd.config.values import Duration, DurationText, EnvEntry, SocketAddress, TcpAddress, Text
+from aiocontainerd.config.values import Checked, Duration, DurationText, EnvEntry, SocketAddress, TcpAddress
 
 CURRENT_VERSION = 4
 DEFAULT_PATH = "/etc/containerd/config.toml"
@@ -84,7 +84,7 @@ def _decryption(compression: str) -> StreamProgram:
         returns=layer,
         path="ctd-decoder",
         args=("--decryption-keys-path", "/etc/containerd/ocicrypt/keys"),
-        env=(EnvEntry("OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf"),),
+        env=("OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf",),
     )
 
 
@@ -97,37 +97,31 @@ STREAM_PROCESSORS: Mapping[str, StreamProgram] = MappingProxyType(
 """Containerd's own, for encrypted images (facts/core 8, 16). A table with the same id replaces one whole."""
 
 
-class ModulePath(Text):
-    """The path of a Python module, with or without the name of a class or function in it."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        if not _MODULE.match(text):
-            raise ValueError(f'"{text}" is no path of a module; write it as acme.plugin or acme.plugin:Plugin')
+def _module_path(text: str) -> None:
+    if not _MODULE.match(text):
+        raise ValueError(f'"{text}" is no path of a module; write it as acme.plugin or acme.plugin:Plugin')
 
 
-class Sha256(Text):
-    """A SHA-256 in hex, or "" for none."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        if text and not _SHA256.match(text):
-            raise ValueError(f'"{text}" is no SHA-256; it has 64 hexadecimal digits')
+ModulePath = Annotated[str, Checked(_module_path)]
+"""The path of a Python module, with or without the name of a class or function in it."""
 
 
-class VersionRange(Text):
-    """Versions of a package, such as `>=1.2,<2`, or "" for any."""
+def _sha256(text: str) -> None:
+    if text and not _SHA256.match(text):
+        raise ValueError(f'"{text}" is no SHA-256; it has 64 hexadecimal digits')
 
-    __slots__ = ()
 
-    @classmethod
-    def check(cls, text: str) -> None:
-        if text and not all(_VERSIONS.match(part) for part in text.split(",")):
-            raise ValueError(f'"{text}" is no range of versions; write it as >=1.2,<2')
+Sha256 = Annotated[str, Checked(_sha256)]
+"""A SHA-256 in hex, or "" for none."""
+
+
+def _version_range(text: str) -> None:
+    if text and not all(_VERSIONS.match(part) for part in text.split(",")):
+        raise ValueError(f'"{text}" is no range of versions; write it as >=1.2,<2')
+
+
+VersionRange = Annotated[str, Checked(_version_range)]
+"""Versions of a package, such as `>=1.2,<2`, or "" for any."""
 
 
 class ProxyPlugin(Record, frozen=True):
@@ -161,8 +155,8 @@ class AllowedPackage(Record, frozen=True):
 
     distribution: str
     kinds: tuple[str, ...] = ()
-    version: VersionRange = VersionRange()
-    record_sha256: Sha256 = Sha256()
+    version: VersionRange = ""
+    record_sha256: Sha256 = ""
 
 
 class PluginPolicy(Record, frozen=True):
@@ -179,8 +173,8 @@ class PluginPolicy(Record, frozen=True):
 class GrpcSection(Record, frozen=True):
     """`[grpc]` up to version 3."""
 
-    address: SocketAddress = SocketAddress()
-    tcp_address: TcpAddress = TcpAddress()
+    address: SocketAddress = ""
+    tcp_address: TcpAddress = ""
     tcp_tls_ca: str = ""
     tcp_tls_cert: str = ""
     tcp_tls_key: str = ""
@@ -194,7 +188,7 @@ class GrpcSection(Record, frozen=True):
 class TtrpcSection(Record, frozen=True):
     """`[ttrpc]` up to version 3."""
 
-    address: SocketAddress = SocketAddress()
+    address: SocketAddress = ""
     uid: int = 0
     gid: int = 0
 

@@ -2,22 +2,23 @@
 
 A value that does not fit is told with file, line and key, before anything starts. A plugin declares types of its own:
 
-    class Colour(Text):
-        @classmethod
-        def check(cls, text: str) -> None:
-            if text not in ("red", "green"):
-                raise ValueError(f'"{text}" is no colour; use red or green')
+    def check_colour(text: str) -> None:
+        if not re.fullmatch("#[0-9a-f]{6}", text):
+            raise ValueError(f'"{text}" is no colour; write it as #12ab9f')
+
+    Colour = Annotated[str, Checked(check_colour)]
 
     class Config(PluginConfig, frozen=True):
-        colour: Colour = Colour("red")
+        colour: Colour = "#000000"
         pause: Duration = Duration("5s")
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import msgspec
 
@@ -32,42 +33,16 @@ _NAMES = {str: "str", int: "int", float: "float", bool: "bool", list: "array", d
 """Types as messages of msgspec name them."""
 
 
-class Value:
-    """Base of config types that are written as one string or number."""
+class Checked(msgspec.Struct, frozen=True):
+    """The form that the strings of a config key have: `Annotated[str, Checked(check)]`.
 
-    __slots__ = ()
+    `check` raises ValueError for a string that does not fit, saying what is wrong with it.
+    """
 
-    @classmethod
-    def from_toml(cls, written: object) -> Self:
-        """Return the value. Raises ValueError, saying what is wrong with what is written."""
-        raise NotImplementedError
-
-    def to_toml(self) -> str | int:
-        """Return the value as TOML has it."""
-        raise NotImplementedError
+    check: Callable[[str], object]
 
 
-class Text(str, Value):
-    """A string of a certain form. It can be used as any other string."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        """Raise ValueError for a text that does not fit, saying what is wrong with it."""
-
-    @classmethod
-    def from_toml(cls, written: object) -> Self:
-        if not isinstance(written, str):
-            raise ValueError(f"Expected `str`, got `{kind_of(written)}`")
-        cls.check(written)
-        return cls(written)
-
-    def to_toml(self) -> str:
-        return str(self)
-
-
-class Duration(Value):
+class Duration:
     """A length of time, not negative: `Duration("1m30s")`. A config may have an integer, too: nanoseconds.
 
     `seconds` is a float. Durations of the same length are equal; one of no length is false.
@@ -119,55 +94,82 @@ class DurationText(Duration):
         return cls(written)
 
 
-class SocketAddress(Text):
-    """The path of a Unix socket, with or without `unix://`. "" is for the plugin to interpret."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        size = len(text.removeprefix("unix://").encode())
-        if size > _LONGEST_SOCKET_PATH:
-            raise ValueError(f"the path of a socket has at most {_LONGEST_SOCKET_PATH} bytes, {text} has {size}")
+def _socket_path(text: str) -> None:
+    size = len(text.removeprefix("unix://").encode())
+    if size > _LONGEST_SOCKET_PATH:
+        raise ValueError(f"the path of a socket has at most {_LONGEST_SOCKET_PATH} bytes, {text} has {size}")
 
 
-class TcpAddress(Text):
-    """`host:port`, `[IPv6 address]:port` or `:port`. "" is for the plugin to interpret."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        _, colon, port = text.rpartition(":")
-        if text and not (colon and _PORT.match(port) and int(port) <= _LARGEST_PORT):
-            raise ValueError(f'"{text}" is no address of a TCP port; write it as 127.0.0.1:2376')
+def _tcp_address(text: str) -> None:
+    _, colon, port = text.rpartition(":")
+    if text and not (colon and _PORT.match(port) and int(port) <= _LARGEST_PORT):
+        raise ValueError(f'"{text}" is no address of a TCP port; write it as 127.0.0.1:2376')
 
 
-class EnvEntry(Text):
-    """A variable of an environment: `NAME=value`."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        if text.find("=") < 1:
-            raise ValueError(f'"{text}" is no variable; write it as NAME=value')
+def _variable(text: str) -> None:
+    if text.find("=") < 1:
+        raise ValueError(f'"{text}" is no variable; write it as NAME=value')
 
 
-class FilterText(Text):
-    """A filter of events or lists, in containerd's language (facts/core 2)."""
+def _filter(text: str) -> None:
+    from aiocontainerd import filters
+    from aiocontainerd.errors import InvalidArgument
 
-    __slots__ = ()
+    try:
+        filters.compile_filters([text])
+    except InvalidArgument as error:
+        raise ValueError(error.message) from error
 
-    @classmethod
-    def check(cls, text: str) -> None:
-        from aiocontainerd import filters
-        from aiocontainerd.errors import InvalidArgument
 
-        try:
-            filters.compile_filters([text])
-        except InvalidArgument as error:
-            raise ValueError(error.message) from error
+SocketAddress = Annotated[str, Checked(_socket_path)]
+"""The path of a Unix socket, with or without `unix://`. "" is for the plugin to interpret."""
+
+TcpAddress = Annotated[str, Checked(_tcp_address)]
+"""`host:port`, `[IPv6 address]:port` or `:port`. "" is for the plugin to interpret."""
+
+EnvEntry = Annotated[str, Checked(_variable)]
+"""A variable of an environment: `NAME=value`."""
+
+FilterText = Annotated[str, Checked(_filter)]
+"""A filter of events or lists, in containerd's language (facts/core 2)."""
+
+
+class Misfit(msgspec.Struct, frozen=True):
+    """A string that does not have the form of its key: the steps to it, and what is wrong with it."""
+
+    steps: tuple[str, ...]
+    why: str
+
+
+def misfits(value: Any, kind: Any, steps: tuple[str, ...] = ()) -> Iterator[Misfit]:
+    """Yield every string of a decoded value, of the type `kind`, that does not have its form."""
+    if get_origin(kind) is Annotated:
+        kind, *forms = get_args(kind)
+        for form in forms:
+            if isinstance(form, Checked) and isinstance(value, str):
+                yield from _misfit(value, form, steps)
+    if isinstance(value, msgspec.Struct):
+        for field in msgspec.structs.fields(value):
+            yield from misfits(getattr(value, field.name), field.type, (*steps, field.encode_name))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from misfits(inner, _inner(kind), (*steps, str(key)))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from misfits(inner, _inner(kind), (*steps, str(number)))
+
+
+def _misfit(text: str, form: Checked, steps: tuple[str, ...]) -> Iterator[Misfit]:
+    try:
+        form.check(text)
+    except ValueError as error:
+        yield Misfit(steps, str(error))
+
+
+def _inner(kind: Any) -> Any:
+    """Return the type of what is in a list or table, None if it is not told."""
+    arguments = [argument for argument in get_args(kind) if argument is not Ellipsis]
+    return arguments[-1] if arguments else None
 
 
 def kind_of(written: object) -> str:
@@ -179,7 +181,7 @@ def decode_hook(kind: Any, written: Any) -> Any:
     """Decode types that msgspec does not know. Raises NotImplementedError, or ValueError for a wrong value."""
     if (get_origin(kind) or kind) is MappingProxyType:
         return MappingProxyType(_mapping(kind, written))
-    if isinstance(kind, type) and issubclass(kind, Value):
+    if isinstance(kind, type) and issubclass(kind, Duration):
         return kind.from_toml(written)
     if kind is not Secret:
         raise NotImplementedError(f"config fields cannot be of type {kind.__name__}")

@@ -38,7 +38,7 @@ ServerT = TypeVar("ServerT", bound=Server)
 class GrpcConfig(PluginConfig, frozen=True, kw_only=True):
     """`[plugins."io.containerd.server.v1.grpc"]`. An address of "" and sizes of 0 or less mean the default."""
 
-    address: SocketAddress = SocketAddress(DEFAULT_ADDRESS)
+    address: SocketAddress = DEFAULT_ADDRESS
     uid: int = msgspec.field(default_factory=os.geteuid)
     gid: int = msgspec.field(default_factory=os.getegid)
     max_recv_message_size: int = MESSAGE_SIZE
@@ -48,7 +48,7 @@ class GrpcConfig(PluginConfig, frozen=True, kw_only=True):
 class TtrpcConfig(PluginConfig, frozen=True, kw_only=True):
     """`[plugins."io.containerd.server.v1.ttrpc"]`."""
 
-    address: SocketAddress = SocketAddress(DEFAULT_TTRPC_ADDRESS)
+    address: SocketAddress = DEFAULT_TTRPC_ADDRESS
     uid: int = msgspec.field(default_factory=os.geteuid)
     gid: int = msgspec.field(default_factory=os.getegid)
 
@@ -56,7 +56,7 @@ class TtrpcConfig(PluginConfig, frozen=True, kw_only=True):
 class GrpcTcpConfig(PluginConfig, frozen=True, kw_only=True):
     """`[plugins."io.containerd.server.v1.grpc-tcp"]`. With `tls_ca`, clients must show a certificate it signed."""
 
-    address: TcpAddress = TcpAddress()
+    address: TcpAddress = ""
     tls_ca: str = ""
     tls_cert: str = ""
     tls_key: str = ""

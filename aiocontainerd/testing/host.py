@@ -16,7 +16,6 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import split_plugin_key
-from aiocontainerd.config.values import SocketAddress
 from aiocontainerd.daemon import event_sinks, servers
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, conformance
@@ -64,7 +63,7 @@ async def running(
         bus=bus, plugins=lambda: registry.plugins,
         timeout_s=lambda key: timeouts.get(split_plugin_key(key)[0], timeout_s),
     )  # fmt: skip
-    configs = {plugin.uri: config, f"{kinds.SERVER}.ttrpc": servers.TtrpcConfig(address=SocketAddress())}
+    configs = {plugin.uri: config, f"{kinds.SERVER}.ttrpc": servers.TtrpcConfig(address="")}
 
     def config_of(one: Registration) -> PluginConfig:
         return configs.get(one.uri) or one.config()

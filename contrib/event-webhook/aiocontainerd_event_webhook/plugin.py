@@ -9,6 +9,7 @@ import anyio
 import msgspec
 
 from aiocontainerd.plugin import (
+    Checked,
     Duration,
     Envelope,
     FilterText,
@@ -16,7 +17,6 @@ from aiocontainerd.plugin import (
     PluginConfig,
     Secret,
     SkipPlugin,
-    Text,
     errors,
     kinds,
     register,
@@ -25,15 +25,9 @@ from aiocontainerd_event_webhook.lines import line_of
 from aiocontainerd_event_webhook.targets import Refused, Target, Unreached, target_of
 
 
-class TargetText(Text):
-    """A path or an http(s) URL, or "" for none."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        if text:
-            target_of(text, Secret())
+def _target(text: str) -> None:
+    if text:
+        target_of(text, Secret())
 
 
 class Pause(Duration):
@@ -55,7 +49,7 @@ class Config(PluginConfig, frozen=True):
     2m (`io.containerd.timeout.plugin.work`).
     """
 
-    target: TargetText = TargetText()
+    target: Annotated[str, Checked(_target)] = ""
     filters: tuple[FilterText, ...] = ()
     token: Secret = Secret()
     timeout: Pause = Pause("10s")

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from aiocontainerd_event_webhook.lines import line_of
 from aiocontainerd_event_webhook.plugin import Config, Webhook
@@ -20,7 +19,8 @@ from aiocontainerd_event_webhook.targets import FileTarget
 from aiohttp import web
 
 from aiocontainerd import api
-from aiocontainerd.config.values import decode_hook
+from aiocontainerd.config import ConfigError
+from aiocontainerd.config.decode import decode
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.loading import registrations_of
 from aiocontainerd.host.registry import Registry
@@ -39,7 +39,11 @@ def envelope(number: int = 0, topic: str = "/tasks/exit") -> Envelope:
 
 
 def config_of(**keys: Any) -> Config:
-    return msgspec.convert(keys, Config, dec_hook=decode_hook)
+    """Return the config of a table. Raises ConfigError."""
+    record, problems = decode(keys, Config, (), {})
+    if record is None or problems:
+        raise ConfigError("\n".join(problem.text.removeprefix("default: ") for problem in problems))
+    return record
 
 
 @asynccontextmanager
@@ -329,7 +333,7 @@ async def test_without_a_target_it_is_skipped(tmp_path: Path) -> None:
             {"target": "https://me:pw@host/"},
             "target: a URL cannot have a user and a password in it; use the key `token`",
         ),
-        ({"target": "/x", "attempts": 0}, "attempts: Expected `int` >= 1"),
+        ({"target": "/x", "attempts": 0}, "attempts: expected `int` >= 1"),
         (
             {"target": "/x", "backoff": "soon"},
             'backoff: time: invalid duration "soon" (write it as 500ms, 2s or 1m30s)',
@@ -338,18 +342,17 @@ async def test_without_a_target_it_is_skipped(tmp_path: Path) -> None:
     ],
 )
 def test_bad_config_is_told_when_it_is_loaded(config: dict[str, Any], text: str) -> None:
-    with pytest.raises(msgspec.ValidationError) as failed:
+    with pytest.raises(ConfigError) as failed:
         config_of(**config)
-    key, _, why = text.partition(": ")
-    assert str(failed.value) == f"{why} - at `$.{key}`"
+    assert str(failed.value) == text
 
 
 def test_config_refuses_unknown_keys() -> None:
-    with pytest.raises(msgspec.ValidationError, match="url"):
+    with pytest.raises(ConfigError, match="url"):
         config_of(url="/x")
 
 
 def test_filters_come_from_the_config() -> None:
     assert tuple(Webhook(config_of(filters=["topic~=^/tasks/"])).filters) == ("topic~=^/tasks/",)
-    with pytest.raises(msgspec.ValidationError, match=r"at `\$\.filters\[0\]`"):
+    with pytest.raises(ConfigError, match=r"filters\.0: "):
         config_of(filters=["topic~="])

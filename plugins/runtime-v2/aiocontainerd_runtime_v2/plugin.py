@@ -5,42 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import anyio
 
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.oci.platform import parse
-from aiocontainerd.plugin import EnvEntry, InitContext, PluginConfig, Registration, Text, hookimpl, kinds
+from aiocontainerd.plugin import Checked, EnvEntry, InitContext, PluginConfig, Registration, hookimpl, kinds
 from aiocontainerd_runtime_v2.deadlines import TIMEOUTS, Deadlines
 
 _LONGEST_SOCKET_DIR = 42
 
 
-class SocketDirectory(Text):
-    """An absolute directory that leaves room for the name of a shim's socket."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        if text and not os.path.isabs(text):
-            raise ValueError(f'"{text}" is not absolute')
-        if len(text) > _LONGEST_SOCKET_DIR:
-            raise ValueError(f'"{text}" is longer than {_LONGEST_SOCKET_DIR} characters')
+def _socket_directory(text: str) -> None:
+    if text and not os.path.isabs(text):
+        raise ValueError(f'"{text}" is not absolute')
+    if len(text) > _LONGEST_SOCKET_DIR:
+        raise ValueError(f'"{text}" is longer than {_LONGEST_SOCKET_DIR} characters')
 
 
-class PlatformName(Text):
-    """`host`, or a platform such as `linux/arm64`."""
-
-    __slots__ = ()
-
-    @classmethod
-    def check(cls, text: str) -> None:
-        if text != "host":
-            try:
-                parse(text)
-            except InvalidArgument as bad:
-                raise ValueError(f"{bad.message}; write it as linux/amd64, or host") from bad
+def _platform_name(text: str) -> None:
+    if text != "host":
+        try:
+            parse(text)
+        except InvalidArgument as bad:
+            raise ValueError(f"{bad.message}; write it as linux/amd64, or host") from bad
 
 
 class ShimConfig(PluginConfig, frozen=True):
@@ -51,13 +40,13 @@ class ShimConfig(PluginConfig, frozen=True):
     """
 
     env: tuple[EnvEntry, ...] = ()
-    socket_dir: SocketDirectory = SocketDirectory()
+    socket_dir: Annotated[str, Checked(_socket_directory)] = ""
 
 
 class TaskConfig(PluginConfig, frozen=True):
     """`platforms`: the platforms tasks run on; `host` is that of this host."""
 
-    platforms: tuple[PlatformName, ...] = (PlatformName("host"),)
+    platforms: tuple[Annotated[str, Checked(_platform_name)], ...] = ("host",)
 
 
 async def init_manager(context: InitContext[ShimConfig]) -> object:
