@@ -33,6 +33,10 @@ class Envelope(msgspec.Struct, frozen=True):
     event: Any
 
 
+Taker = Callable[[Envelope], bool]
+"""Function that takes an event at once, or returns False to have it queued. It never waits."""
+
+
 class Payloads(Protocol):
     """What a bus must know about the payloads of events."""
 
@@ -111,9 +115,14 @@ class EventBus:
         return self._subscribed(Subscription(compiled, filter_texts, limit))
 
     def _offer(self, envelope: Envelope) -> None:
-        adaptor = EnvelopeFields(envelope, self._payloads).get
+        fields = EnvelopeFields(envelope, self._payloads)
+        wanted: dict[tuple[str, ...], bool] = {}
         for subscription in self._subscriptions:
-            subscription.offer(envelope, adaptor)
+            texts = subscription.filters
+            if texts not in wanted:
+                wanted[texts] = subscription.wants(fields)
+            if wanted[texts]:
+                subscription.put(envelope)
 
     @contextmanager
     def _subscribed(self, subscription: Subscription) -> Iterator[Subscription]:
@@ -133,15 +142,16 @@ class Subscription:
 
     def __init__(self, chosen: filters.Filter, texts: tuple[str, ...], limit: int | None = None) -> None:
         self._filter = chosen
-        self._texts = texts
+        self.filters = texts
         self._limit = limit
         self._queue: deque[Envelope] = deque()
         self._delivered = self._dropped = 0
         self._closed = False
+        self._taker: Taker | None = None
         self._reader: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Subscription {list(self._texts)} {self.statistics()}>"
+        return f"<Subscription {list(self.filters)} {self.statistics()}>"
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -150,15 +160,24 @@ class Subscription:
         """Return how many events wait for the subscriber, how many it took, and how many its limit dropped."""
         return {"waiting": len(self._queue), "delivered": self._delivered, "dropped": self._dropped}
 
-    def offer(self, envelope: Envelope, adaptor: filters.Adaptor) -> None:
-        """Queue the event if it matches."""
-        if not self._filter.matches(adaptor):
+    def wants(self, fields: EnvelopeFields) -> bool:
+        """Return whether an event matches. Subscriptions of equal `filters` want the same events."""
+        return self._filter.matches_all or self._filter.matches(fields.get)
+
+    def put(self, envelope: Envelope) -> None:
+        """Hand an event over to the taker, or queue it."""
+        if self._taker is not None and not self._queue and self._taker(envelope):
+            self._delivered += 1
             return
         if len(self._queue) == self._limit:
             self._queue.popleft()
             self._dropped += 1
         self._queue.append(envelope)
         self._wake()
+
+    def hand_to(self, taker: Taker) -> None:
+        """Offer each further event to `taker` first, unless others wait. This wakes no task, so it costs less."""
+        self._taker = taker
 
     def close(self) -> None:
         """End the iteration once the queued events are taken."""

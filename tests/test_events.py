@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
-from aiocontainerd import api, context, timestamps, typeurl
+from aiocontainerd import api, context, filters, timestamps, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument
 from aiocontainerd.events import Envelope, EventBus, Subscription
 from aiocontainerd.wire.anys import marshal, unmarshal
@@ -216,3 +217,40 @@ async def test_a_waiting_subscriber_wakes_and_the_end_of_the_block_ends_it() -> 
         assert repr(events) == "<Subscription ['topic~=\"^/a\"'] {'waiting': 0, 'delivered': 2, 'dropped': 0}>"
     await asyncio.wait_for(reader, 5)
     assert taken == ["/a", "/a/c"]
+
+
+def test_subscribers_with_equal_filters_cost_one_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[Any] = []
+    original = filters.Filter.matches
+
+    def matches(self: filters.Filter, adaptor: filters.Adaptor) -> bool:
+        evaluated.append(self)
+        return original(self, adaptor)
+
+    monkeypatch.setattr(filters.Filter, "matches", matches)
+    bus = EventBus()
+    with ExitStack() as stack:
+        same = [stack.enter_context(bus.subscribe("topic==a", "topic~=b")) for _ in range(50)]
+        other = stack.enter_context(bus.subscribe("topic~=b"))
+        everything = stack.enter_context(bus.subscribe())
+        bus.publish("/b", typeurl.Any("type", b""), namespace="n")
+        assert [len(one) for one in (*same, other, everything)] == [1] * 52
+    assert len(evaluated) == 2
+
+
+def test_an_event_that_a_taker_refuses_is_queued_and_so_are_all_after_it() -> None:
+    taken: list[str] = []
+
+    def take(one: Envelope) -> bool:
+        if one.topic == "/b":
+            return False
+        taken.append(one.topic)
+        return True
+
+    bus = EventBus()
+    with bus.subscribe() as subscription:
+        subscription.hand_to(take)
+        for topic in ("/a", "/b", "/c"):
+            bus.publish(topic, typeurl.Any("type", b""), namespace="n")
+        assert taken == ["/a"]
+        assert topics(subscription) == ["/b", "/c"]

@@ -44,7 +44,7 @@ class CodecThread:
             return codec.decode(cls, data)
         return await self._run(codec.decode, cls, data)
 
-    async def encode(self, message: betterproto2.Message) -> bytes:
+    async def encode(self, message: betterproto2.Message | codec.Encoded) -> bytes:
         """Return the bytes of a message."""
         if codec.parts(message, BIG_PARTS) < BIG_PARTS:
             return codec.encode(message)

@@ -13,12 +13,14 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from aiocontainerd import context, errors
 from aiocontainerd.errors import ContainerdError, InvalidArgument
 from aiocontainerd.rpc import binding, http2
 from aiocontainerd.rpc.big_messages import CodecThread
+from aiocontainerd.rpc.feed import Feed
 from aiocontainerd.rpc.grpc_stream import (
     CONTENT_TYPE,
     MAX_MESSAGE_BYTES,
@@ -29,6 +31,8 @@ from aiocontainerd.rpc.grpc_stream import (
     timeout_s,
 )
 from aiocontainerd.rpc.metrics import Metrics
+from aiocontainerd.rpc.sockets import BACKLOG
+from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
     import ssl
@@ -42,6 +46,8 @@ CANCEL_TIMEOUT_S = 5.0
 """How long `stop` waits for cancelled calls to clean up."""
 CLOSE_TIMEOUT_S = 1.0
 """How long `stop` waits for a client to take the last bytes."""
+PUSHED_BYTES = 64 << 10
+"""Longest message that is pushed. A longer one waits for its turn as an answer."""
 GATHER_BYTES = 64 << 10
 """Output of at least this size is written at once. Smaller output is written at the end of the loop's step."""
 
@@ -93,9 +99,9 @@ class GrpcFrontEnd:
         """Begin to accept connections of a bound socket. `stop` closes the socket."""
         loop = asyncio.get_running_loop()
         if sock.family == socket.AF_UNIX:
-            self._listener = await loop.create_unix_server(self._accept, sock=sock, ssl=tls)
+            self._listener = await loop.create_unix_server(self._accept, sock=sock, ssl=tls, backlog=BACKLOG)
         else:
-            self._listener = await loop.create_server(self._accept, sock=sock, ssl=tls)
+            self._listener = await loop.create_server(self._accept, sock=sock, ssl=tls, backlog=BACKLOG)
 
     async def stop(self, grace_s: float) -> None:
         """Stop accepting, end streams and waits, give other calls `grace_s`, then cancel them.
@@ -272,6 +278,16 @@ class GrpcConnection(asyncio.Protocol):
             rest = rest[size:]
         self.flush_soon()
 
+    def push(self, stream: http2.Stream, headers: bytes, data: bytes) -> bool:
+        """Send headers, if any, and data, if the socket and the client take it now. Return whether they were sent."""
+        if not self._writable.is_set() or stream.local_closed or self.http2.sendable(stream) < len(data):
+            return False
+        if headers:
+            self.http2.send_headers(stream, headers)
+        self.http2.send_data(stream, data)
+        self.flush_soon()
+        return True
+
     async def writable(self) -> None:
         """Wait until the socket takes more."""
         if not self._writable.is_set():
@@ -310,7 +326,7 @@ class _Call:
         self._stream = stream
         self._headers = stream.headers
         self._path = self._headers.get(":path", "")
-        self._headers_sent = False
+        self._headers_sent = self._sending = False
         self._woken: asyncio.Future[None] | None = None
         self.task: asyncio.Task[None] | None = None
         self._cancelled = False
@@ -409,6 +425,8 @@ class _Call:
             await self._send(bound, await bound.call(given))
             return
         async with aclosing(bound.call(given)) as responses:
+            if isinstance(responses, Feed):
+                responses.push_to(partial(self._push, bound))
             async for response in responses:
                 await self._send(bound, response)
 
@@ -435,6 +453,24 @@ class _Call:
             raise WireStatus(errors.Internal.code, text) from error
 
     async def _send(self, bound: BoundMethod, message: Any) -> None:
+        self._sending = True
+        try:
+            await self._send_when_taken(bound, message)
+        finally:
+            self._sending = False
+
+    def _push(self, bound: BoundMethod, message: codec.Encoded) -> bool:
+        """Send a message if the client takes all of it now and no message is on its way."""
+        data = message.data
+        if self._sending or self._cancelled or len(data) > min(self._front.max_send_message_size, PUSHED_BYTES):
+            return False
+        if not self._connection.push(self._stream, b"" if self._headers_sent else _RESPONSE_HEADERS, message.framed):
+            return False
+        self._headers_sent = True
+        self._front.metrics.sent[bound.path] += 1
+        return True
+
+    async def _send_when_taken(self, bound: BoundMethod, message: Any) -> None:
         self._check_cancelled()
         data = frame(await self._front.codec.encode(message), self._front.max_send_message_size)
         await self._connection.writable()

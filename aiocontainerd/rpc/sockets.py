@@ -10,6 +10,9 @@ import stat
 from aiocontainerd.errors import AlreadyExists, InvalidArgument
 
 MAX_PATH_BYTES = 104
+BACKLOG = 4096
+"""Connections that may wait to be accepted, as Go has it; the kernel lowers it to `net.core.somaxconn`. A client that
+connects without waiting, as gRPC's do, fails where more come at once."""
 SOCKET_MODE = 0o660
 PARENT_MODE = 0o770
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import msgspec
 
 from aiocontainerd import api
-from aiocontainerd.errors import InvalidArgument, Unknown, to_status
+from aiocontainerd.errors import ContainerdError, Unknown, to_status
 from aiocontainerd.events import Envelope
 from aiocontainerd.serve.requests import required
 from aiocontainerd.typeurl import Any
+from aiocontainerd.wire import codec
 from aiocontainerd.wire.anys import any_from_wire
 from aiocontainerd.wire.events import envelope_from_wire, envelope_to_wire
 
 if TYPE_CHECKING:
-    from aiocontainerd.events import EventBus
+    from aiocontainerd.events import EventBus, Subscription
+    from aiocontainerd.rpc.feed import Push
+
+
+_KEPT = 64
+"""Encoded events that are kept for the subscribers that did not take them yet."""
 
 
 class EventsGrpc:
@@ -37,15 +45,46 @@ class EventsGrpc:
         self._bus.forward(_envelope(request.envelope))
         return api.protobuf.Empty()
 
-    async def subscribe(self, request: api.events.SubscribeRequest) -> AsyncIterator[api.types.Envelope]:
+    def subscribe(self, request: api.events.SubscribeRequest) -> EventFeed:
         """Send every event that a filter matches, of all namespaces, from now on until the client leaves."""
+        return EventFeed(self._bus, request.filters)
+
+
+class EventFeed:
+    """The answers of a `Subscribe`. It subscribes when its first answer is asked for, and until it is closed."""
+
+    def __init__(self, bus: EventBus, filters: Sequence[str]) -> None:
+        self._bus = bus
+        self._filters = filters
+        self._push: Push | None = None
+        self._block = ExitStack()
+        self._subscription: Subscription | None = None
+
+    def push_to(self, push: Push) -> None:
+        """Send events by `push` as they come, as far as it takes them. The others are answers to ask for."""
+        self._push = push
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> codec.Encoded:
+        if self._subscription is None:
+            self._subscription = self._subscribe()
+        return _encoded(await anext(self._subscription))
+
+    async def aclose(self) -> None:
+        """End the subscription."""
+        self._block.close()
+
+    def _subscribe(self) -> Subscription:
         try:
-            subscribed = self._bus.subscribe(*request.filters)
-        except InvalidArgument as bad:
+            subscription = self._block.enter_context(self._bus.subscribe(*self._filters))
+        except ContainerdError as bad:
             raise Unknown(f"subscription error: {to_status(bad)[1]}") from bad
-        with subscribed as subscription:
-            async for envelope in subscription:
-                yield envelope_to_wire(envelope)
+        push = self._push
+        if push is not None:
+            subscription.hand_to(lambda envelope: push(_encoded(envelope)))
+        return subscription
 
 
 class EventsTtrpc:
@@ -60,6 +99,12 @@ class EventsTtrpc:
         """Publish an envelope unchanged."""
         self._bus.forward(_envelope(request.envelope))
         return api.protobuf.Empty()
+
+
+@lru_cache(maxsize=_KEPT)
+def _encoded(envelope: Envelope) -> codec.Encoded:
+    """Return the message of an event, encoded once for all subscribers: they take it within moments of each other."""
+    return codec.Encoded(codec.encode(envelope_to_wire(envelope)))
 
 
 def _envelope(message: api.types.Envelope | None) -> Envelope:

@@ -21,8 +21,21 @@ def resolve(full_name: str) -> type[betterproto2.Message]:
     return names.message_class(full_name)
 
 
-def encode(message: betterproto2.Message) -> bytes:
+class Encoded:
+    """A message in its bytes, for an answer that many clients get: it is encoded once."""
+
+    __slots__ = ("data", "framed")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.framed = b"\0" + len(data).to_bytes(4) + data
+        """The same with the prefix of gRPC: not compressed, length."""
+
+
+def encode(message: betterproto2.Message | Encoded) -> bytes:
     """Return the bytes of a message."""
+    if isinstance(message, Encoded):
+        return message.data
     return protobuf.serialize(message)
 
 
@@ -49,6 +62,6 @@ def work_to_decode(cls: type[betterproto2.Message], data: bytes) -> int:
         return len(data)
 
 
-def parts(message: betterproto2.Message, limit: int) -> int:
-    """Return how many messages, list items and map entries a message has, at most about `limit`."""
-    return protobuf.parts(message, limit)
+def parts(message: betterproto2.Message | Encoded, limit: int) -> int:
+    """Return how many messages, list items and map entries a message has to encode, at most about `limit`."""
+    return 0 if isinstance(message, Encoded) else protobuf.parts(message, limit)

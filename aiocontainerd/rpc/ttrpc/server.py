@@ -17,6 +17,7 @@ import msgspec
 
 from aiocontainerd import context, errors
 from aiocontainerd.rpc import binding
+from aiocontainerd.rpc.sockets import BACKLOG
 from aiocontainerd.rpc.ttrpc.inbox import Inbox
 from aiocontainerd.rpc.ttrpc.transport import ConnectionProtocol, same_user
 from aiocontainerd.rpc.ttrpc.wire import MessageReceived, RequestReceived, ServerEvent, TtrpcConnection
@@ -72,7 +73,7 @@ class TtrpcServer:
     async def start(self, sock: socket.socket) -> None:
         """Begin to accept connections, as `serve` does before it waits."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_unix_server(self._connection, sock=sock)
+        self._listener = await loop.create_unix_server(self._connection, sock=sock, backlog=BACKLOG)
 
     async def aclose(self, grace_s: float) -> None:
         """Stop accepting, close idle connections, let calls in flight end for `grace_s`, then cancel the rest.

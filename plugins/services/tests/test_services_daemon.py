@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from aiocontainerd.serve.health import HealthGrpc
 from aiocontainerd.serve.introspection import IntrospectionGrpc
 from aiocontainerd.serve.version import VersionGrpc
 from aiocontainerd.sys.mount import Mount
+from aiocontainerd.wire import codec
 from aiocontainerd.wire.times import time_to_wire
 
 pytestmark = pytest.mark.anyio
@@ -195,8 +197,9 @@ async def test_subscribers_get_published_and_forwarded_events_of_every_namespace
     got: list[api.types.Envelope] = []
 
     async def subscriber() -> None:
-        async for message in service.subscribe(api.events.SubscribeRequest(filters=['topic=="/a/b"'])):
-            got.append(message)  # noqa: PERF401 - what came before the cancellation is what is tested
+        async with aclosing(service.subscribe(api.events.SubscribeRequest(filters=['topic=="/a/b"']))) as answers:
+            async for message in answers:
+                got.append(codec.decode(api.types.Envelope, message.data))  # noqa: PERF401 - it is cancelled
 
     async with anyio.create_task_group() as group:
         group.start_soon(subscriber)
