@@ -14,6 +14,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from aiocontainerd.index import mark
+
 HANG_S = 20.0
 """The longest that a hang lasts if nobody ends it."""
 
@@ -31,6 +33,7 @@ _PROFILED = frozenset(
     }
 )  # fmt: skip
 _SQL = frozenset({"commit", "execute", "executemany", "executescript", "rollback"})
+_MARK = mark.__file__
 _CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -38,7 +41,7 @@ class Steps:
     """Counts steps once it is armed. At step `at` it makes its `fault`: `kill`, `hang` or nothing.
 
     A hang stops the thread that makes the step. It never stops the event loop's thread, which a plugin must keep away
-    from disks, nor a call of SQLite, which a plugin cannot interrupt.
+    from disks, nor a call of SQLite, which a plugin cannot interrupt, nor the mark that ends a commit.
     """
 
     def __init__(self, fault: str, at: int) -> None:
@@ -70,13 +73,16 @@ class Steps:
         if self._armed and (event in _AUDITED or (event == "open" and _writes(args))):
             self._step(f"{event} {args[0]!r}")
 
-    def _profile(self, frame: FrameType, event: str, function: Any) -> None:  # noqa: ARG002 - sys.setprofile's own
+    def _profile(self, frame: FrameType, event: str, function: Any) -> None:
         if not self._armed or event != "c_call":
             return
         name = function.__name__
+        of_commit = name in _SQL or frame.f_code.co_filename == _MARK
+        if of_commit and self._fault == "hang":
+            return
         if name in _PROFILED and getattr(function, "__module__", None) in ("posix", "fcntl"):
             self._step(name)
-        elif name in _SQL and self._fault != "hang":
+        elif name in _SQL:
             self._step(f"sqlite {name}")
 
     def _step(self, where: str) -> None:

@@ -1,0 +1,9 @@
+"""SQLite databases that are the index of data beside them: which data is theirs, and what to do when one is damaged.
+
+The modules import `errors`, `sys` and each other. The room `snapshots` and the metadata plugin import them.
+
+- `mark`: the identity of an index and how far it got, kept in a file beside the data
+- `claim`: whether an index may delete data that it does not know
+- `backup`: the newest copies of a database
+- `database`: recognise files of other programs and damaged ones, and say what to do
+"""

@@ -1,0 +1,170 @@
+"""Marks beside data, what they prove, and databases that are another program's or damaged."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aiocontainerd.index import backup, database
+from aiocontainerd.index.claim import Standing, doubt
+from aiocontainerd.index.database import DamagedDatabaseError, ForeignDatabaseError
+from aiocontainerd.index.mark import Mark, MarkFile
+
+ONE, OTHER = "1" * 32, "2" * 32
+INDEX = Standing(identity=ONE, generation=7, met=True, upgraded=False, recognises=True)
+WHAT = "test database"
+
+
+def replaced(standing: Standing, **changes: object) -> Standing:
+    return msgspec.structs.replace(standing, **changes)
+
+
+def test_a_mark_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    file = MarkFile(tmp_path / "mark")
+    assert file.read() is None
+    file.replace(Mark(ONE, 3))
+    file.advance(12)
+    assert MarkFile(tmp_path / "mark").read() == Mark(ONE, 12)
+    assert [path.name for path in tmp_path.iterdir()] == ["mark"]
+    file.close()
+
+
+def test_the_generation_of_a_mark_does_not_go_back(tmp_path: Path) -> None:
+    file = MarkFile(tmp_path / "mark")
+    file.replace(Mark(ONE, 3))
+    file.advance(2)
+    assert file.read() == Mark(ONE, 3)
+    file.close()
+    file.advance(9)
+    assert file.read() == Mark(ONE, 3)
+
+
+def test_a_mark_can_be_opened_and_goes_on(tmp_path: Path) -> None:
+    first = MarkFile(tmp_path / "mark")
+    first.replace(Mark(ONE, 3))
+    first.close()
+    second = MarkFile(tmp_path / "mark")
+    second.open()
+    second.advance(4)
+    assert (second.generation, second.read()) == (4, Mark(ONE, 4))
+    second.close()
+    second.close()
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 90, b"\xff\xfe", b"aiocontainerd index 12 generation 3\n"])
+def test_a_mark_of_rubbish_says_nothing(tmp_path: Path, text: bytes) -> None:
+    file = MarkFile(tmp_path / "mark")
+    file.path.write_bytes(text)
+    assert file.read() is None
+    with pytest.raises(FileNotFoundError):
+        file.open()
+
+
+def test_the_mark_of_the_index_itself_proves_it() -> None:
+    assert doubt(INDEX, Mark(ONE, 7)) == ""
+    assert doubt(INDEX, Mark(ONE, 6)) == "", "after a power failure the mark may be behind"
+
+
+@pytest.mark.parametrize(
+    ("standing", "mark", "cause"),
+    [
+        (INDEX, Mark(ONE, 8), "it is older than the data (generation 7, the data has 8)"),
+        (INDEX, Mark(OTHER, 1), "the data belongs to another index"),
+        (replaced(INDEX, generation=0), Mark(OTHER, 1), "it is new and the data is not"),
+        (INDEX, None, "the mark beside the data is gone"),
+        (replaced(INDEX, met=False), None, "it is new and the data is not"),
+        (replaced(INDEX, met=False, upgraded=True, recognises=False), None, "it recognises nothing of the data"),
+        (replaced(INDEX, met=False, upgraded=True), None, ""),
+        (replaced(INDEX, upgraded=True), None, "the mark beside the data is gone"),
+    ],
+)
+def test_what_leaves_an_index_in_doubt(standing: Standing, mark: Mark | None, cause: str) -> None:
+    assert doubt(standing, mark) == cause
+
+
+def made(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("CREATE TABLE t (a TEXT NOT NULL) STRICT")
+    db.executemany("INSERT INTO t VALUES (?)", [("x" * 500,)] * 100)
+    return db
+
+
+def test_a_missing_or_empty_file_and_one_of_sqlite_are_not_foreign(tmp_path: Path) -> None:
+    path = tmp_path / "i.db"
+    database.refuse_foreign(path, WHAT)
+    path.touch()
+    database.refuse_foreign(path, WHAT)
+    made(path).close()
+    database.refuse_foreign(path, WHAT)
+
+
+@pytest.mark.parametrize("offset", [16, 4096 + 16])
+def test_a_database_of_containerd_is_foreign(tmp_path: Path, offset: int) -> None:
+    path = tmp_path / "i.db"
+    path.write_bytes(bytes(offset) + b"\xed\xda\x0c\xed" + bytes(100))
+    with pytest.raises(ForeignDatabaseError, match=rf"{WHAT} {path} was written by another program, probably contain"):
+        database.refuse_foreign(path, WHAT)
+
+
+def test_rubbish_is_a_damaged_database_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "a b.db"
+    path.write_bytes(b"rubbish" * 1000)
+    with pytest.raises(DamagedDatabaseError) as refused:
+        database.refuse_foreign(path, WHAT)
+    assert f"mv '{path}' '{path}'.damaged; rm -f '{path}'-wal '{path}'-shm" in str(refused.value)
+    assert "There is no copy" in str(refused.value)
+
+
+def test_a_damaged_page_is_found_and_the_newest_copy_named(tmp_path: Path) -> None:
+    path = tmp_path / "i.db"
+    db = made(path)
+    copy = backup.make(db, path)
+    database.check(db, path, WHAT)
+    db.close()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\x5a" * 4096)
+    with pytest.raises(DamagedDatabaseError, match="damaged: ") as refused:
+        database.check(sqlite3.connect(path), path, WHAT)
+    assert f"cp {copy} {path}" in str(refused.value)
+
+
+def test_a_truncated_database_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "i.db"
+    made(path).close()
+    with path.open("r+b") as file:
+        file.truncate(8192)
+    with pytest.raises(DamagedDatabaseError):
+        database.check(sqlite3.connect(path), path, WHAT)
+
+
+def test_a_sound_table_without_rowid_is_not_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "i.db"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("CREATE TABLE t (a TEXT NOT NULL, b TEXT NOT NULL, c INTEGER, PRIMARY KEY (b, c)) STRICT, WITHOUT ROWID")
+    db.execute("INSERT INTO t VALUES ('a', 'b', 1)")
+    database.check(db, path, WHAT)
+
+
+def test_the_newest_copies_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "i.db"
+    db = made(path)
+    for number in range(backup.KEPT + 2):
+        db.execute("INSERT INTO t VALUES (?)", (str(number),))
+        backup.make(db, path)
+    found = [sqlite3.connect(copy).execute("SELECT count(*) FROM t").fetchone()[0] for copy in backup.copies(path)]
+    assert found == [105, 104, 103]
+    assert len(list(tmp_path.iterdir())) == 1 + backup.KEPT
+
+
+def test_a_copy_that_fails_leaves_the_copies_before(tmp_path: Path) -> None:
+    path = tmp_path / "i.db"
+    db = made(path)
+    backup.make(db, path)
+    db.execute("BEGIN")
+    with pytest.raises(sqlite3.Error):
+        backup.make(db, path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["i.db", "i.db.backup-1"]
