@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,7 @@ from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots.base import SnapshotterBase
 from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
 from aiocontainerd.snapshots.layer import Layer
-from aiocontainerd.sys.mount import Mount
+from aiocontainerd.sys.mount import Mount, in_thread, mount_all, unmount_all
 from aiocontainerd.testing.snapshotter import OpenSnapshotter, SnapshotterRecordsContract, chain, names_of
 
 pytestmark = pytest.mark.anyio
@@ -230,10 +231,11 @@ async def test_one_process_owns_a_root(tmp_path: Path) -> None:
 
 
 async def test_foreign_database_is_refused_and_kept(tmp_path: Path) -> None:
-    (tmp_path / "metadata.db").write_bytes(b"\0" * 4096 + b"bolt")
-    with pytest.raises(FailedPrecondition, match=r"metadata\.db cannot be used"):
+    bolt = b"\0" * 16 + b"\xed\xda\x0c\xed" + b"\0" * 4076
+    (tmp_path / "metadata.db").write_bytes(bolt)
+    with pytest.raises(FailedPrecondition, match="written by another program, probably containerd"):
         await Directories(tmp_path).start()
-    assert (tmp_path / "metadata.db").read_bytes().endswith(b"bolt")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"metadata.db": bolt}
 
 
 async def test_acknowledged_snapshots_survive_kill_9(tmp_path: Path) -> None:
@@ -286,3 +288,133 @@ async def test_closed_snapshotter_can_be_closed_again(tmp_path: Path) -> None:
     await snapshotter.start()
     await snapshotter.aclose()
     await snapshotter.aclose()
+
+
+def _lose_records(root: Path) -> None:
+    for path in root.glob("metadata.db*"):
+        path.unlink()
+
+
+async def test_lost_records_delete_nothing_and_what_is_new_is_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Directories(tmp_path) as snapshotter:
+        await chain(snapshotter, "one", "two")
+    _lose_records(tmp_path)
+    for _ in range(2):
+        async with Directories(tmp_path) as again:
+            assert sorted(again.kept) == ["1", "2"]
+            assert again.exports() == {"kept": "2"}
+            await again.prepare("new")
+            (made,) = set(os.listdir(again.layers)) - again.kept
+            assert int(made) > 2
+            await again.remove("new")
+            await again.cleanup()
+            assert sorted(os.listdir(again.layers)) == ["1", "2"]
+    assert "metadata.db does not know 2 of the 2 layers" in caplog.messages[0]
+    assert "it is new and the data is not" in caplog.messages[0]
+    assert len(caplog.messages) == 2
+
+
+async def test_older_records_delete_nothing_and_neither_do_newer_ones_put_back(tmp_path: Path) -> None:
+    records, older, newer = (tmp_path / name for name in ("metadata.db", "older", "newer"))
+    async with Directories(tmp_path) as snapshotter:
+        await chain(snapshotter, "one")
+    shutil.copy(records, older)
+    async with Directories(tmp_path) as snapshotter:
+        await snapshotter.prepare("two")
+    shutil.copy(records, newer)
+    shutil.copy(older, records)
+    async with Directories(tmp_path) as snapshotter:
+        await snapshotter.prepare("three")
+        await snapshotter.cleanup()
+        assert snapshotter.kept == {"2"}
+        assert len(os.listdir(snapshotter.layers)) == 3
+    shutil.copy(newer, records)
+    assert (await _keys_and_files(tmp_path))[0] == ["one", "two"]
+    assert len(os.listdir(tmp_path / "snapshots")) == 3
+
+
+async def test_records_of_another_root_delete_nothing(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        async with Directories(tmp_path / name) as snapshotter:
+            await chain(snapshotter, *(["base", "top"] if name == "one" else ["base"]))
+    shutil.copy(tmp_path / "other" / "metadata.db", tmp_path / "one" / "metadata.db")
+    assert await _keys_and_files(tmp_path / "one") == (["base"], ["1", "2"])
+
+
+async def test_records_of_the_release_before_go_on_deleting(tmp_path: Path) -> None:
+    async with Directories(tmp_path) as snapshotter:
+        await chain(snapshotter, "one", "two", "three")
+        await snapshotter._store.delete("3")
+    with sqlite3.connect(tmp_path / "metadata.db") as db:
+        for table in ("identity", "kept"):
+            db.execute(f"DROP TABLE {table}")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    (tmp_path / "snapshots.mark").unlink()
+    (tmp_path / "snapshots" / "9").mkdir()
+    assert await _keys_and_files(tmp_path) == (["one", "two"], ["1", "2", "9"]), "9 is newer than the records"
+    (tmp_path / "snapshots" / "10").mkdir()
+    assert (await _keys_and_files(tmp_path))[1] == ["1", "2", "9"], "from now on, the records prove what is theirs"
+
+
+async def test_damaged_records_are_refused_with_cause_and_remedy(tmp_path: Path) -> None:
+    async with Directories(tmp_path) as snapshotter:
+        await chain(snapshotter, "one")
+    with (tmp_path / "metadata.db").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\x5a" * 4096)
+    with pytest.raises(FailedPrecondition, match=r"metadata\.db is damaged: .*stop the daemon: mv"):
+        await Directories(tmp_path).start()
+
+
+@pytest.mark.parametrize("call", ["prepare", "view", "mounts", "commit", "usage"])
+async def test_a_directory_removed_by_hand_is_a_failed_precondition_that_names_it(tmp_path: Path, call: str) -> None:
+    async with Directories(tmp_path) as snapshotter:
+        await chain(snapshotter, "base")
+        await snapshotter.prepare("active", "base")
+        lost = "2" if call == "usage" else "1"
+        (snapshotter.layers / lost).rmdir()
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "prepare": lambda: snapshotter.prepare("new", "base"),
+            "view": lambda: snapshotter.view("new", "base"),
+            "mounts": lambda: snapshotter.mounts("active"),
+            "commit": lambda: snapshotter.commit("done", "active"),
+            "usage": lambda: snapshotter.usage("active"),
+        }
+        key = "active" if call == "usage" else "base"
+        with pytest.raises(
+            FailedPrecondition, match=rf"snapshot {key} has lost its files: {tmp_path}/snapshots/{lost} "
+        ):
+            await calls[call]()
+        assert await names_of(snapshotter) == ["active", "base"]
+        await snapshotter.remove("active")
+        await snapshotter.remove("base")
+        await snapshotter.cleanup()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("known", [True, False])
+async def test_files_that_are_mounted_are_not_deleted(
+    tmp_path: Path, known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    async with Directories(tmp_path / "root") as snapshotter:
+        if known:
+            await snapshotter.prepare("a")
+        else:
+            (snapshotter.layers / "1").mkdir()
+        mounts = [Mount("bind", str(snapshotter.layers / "1"), options=("rbind",))]
+        await in_thread(mount_all, mounts, str(target))
+        try:
+            if known:
+                await snapshotter.remove("a")
+            await snapshotter.cleanup()
+            assert os.listdir(snapshotter.layers) == ["1"]
+            assert f"files of snapshot 1 in {snapshotter.layers} stay: they are mounted" in caplog.messages
+        finally:
+            await in_thread(unmount_all, mounts, str(target))
+        await snapshotter.cleanup()
+        assert os.listdir(snapshotter.layers) == []

@@ -9,7 +9,8 @@
 
 Order of work: files are made before their record is written, and deleted after the record is gone. So a crash between
 any two steps leaves the tree of keys as it was before or as it is after. At worst it leaves files without a record;
-`cleanup` finds those among the names that `stored` returns. While a method of the author runs, only the keys of that
+`cleanup` finds those among the names that `stored` returns. It deletes neither files that are mounted somewhere nor
+files that the records have lost (`Store.claim`). While a method of the author runs, only the keys of that
 call are held.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -32,16 +34,20 @@ from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import FailedPrecondition, Internal, InvalidArgument, Unimplemented
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
+from aiocontainerd.snapshots import foreign
 from aiocontainerd.snapshots.claims import Claims
 from aiocontainerd.snapshots.layer import Layer, fields_of
-from aiocontainerd.snapshots.store import Store
+from aiocontainerd.snapshots.store import Claimed, Store
 from aiocontainerd.snapshots.tree import KeyTree, with_info
+from aiocontainerd.snapshots.used import names_in_use
 from aiocontainerd.sys.mount import Mount
 
 log = logging.getLogger(__name__)
 
 DISCARDS_AT_ONCE = 4
 """Layers whose files `cleanup` deletes at the same time."""
+MOUNTED = "files of snapshot %s in %s stay: they are mounted"
+HELP = 'docs/plugins/operations.md, "An index that is lost"'
 DISCARD_TIMEOUT_S = 600.0
 """The longest time for which removing the files of a useless layer may hold up a cancelled call."""
 
@@ -60,9 +66,11 @@ class SnapshotterBase:
         self.root = Path(root)
         self.layers = self.root / "snapshots"
         self._tree = KeyTree()
-        self._store = Store(self.root / "metadata.db")
+        self._store = Store(self.root / foreign.RECORDS)
         self._claims = Claims()
         self._in_flight: set[str] = set()
+        self._removed: set[str] = set()
+        self._kept: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.root}: {self._tree!r} {self._claims!r}>"
@@ -100,18 +108,54 @@ class SnapshotterBase:
         """Return a path in the directory of a layer, `<root>/snapshots/<id>`."""
         return os.path.join(self.layers, layer_id, *names)
 
+    @property
+    def index_mark(self) -> Path:
+        """Where the index that owns these snapshots leaves its mark (interfaces/snapshotter.py)."""
+        return self.root / "index.mark"
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """Names on storage that the records do not know and that nobody may delete: the records were lost."""
+        return self._kept
+
+    def exports(self) -> dict[str, str]:
+        """Return what introspection shows of the snapshots: how many are kept although no record knows them."""
+        return {"kept": str(len(self._kept))} if self._kept else {}
+
     # Start and stop.
 
     async def start(self) -> None:
-        """Make the root (0700) and read the records. Raises FailedPrecondition when they cannot be used."""
+        """Make the root (0700) and read the records. Raises FailedPrecondition when they cannot be used.
+
+        Nothing is written beside records of another program.
+        """
+        await anyio.to_thread.run_sync(foreign.refuse, self.root)
         for directory in (self.root, self.layers):
             await anyio.to_thread.run_sync(partial(directory.mkdir, mode=0o700, parents=True, exist_ok=True))
         self._tree = KeyTree(*await self._store.load())
         try:
-            self._tree.skip_ids(await self.stored())
+            stored = list(await self.stored())
+            self._tree.skip_ids(stored)
+            await self._claim(stored)
         except BaseException:
             await self.aclose()
             raise
+
+    async def _claim(self, stored: Sequence[str]) -> None:
+        """Find out which files the records may delete, and tell which they must not."""
+        cause = ""
+        try:
+            claimed = await self._store.claim(stored)
+        except (sqlite3.Error, OSError) as error:
+            claimed = Claimed(frozenset(name for name in stored if name not in self._tree))
+            cause = f"it cannot be written ({error})"
+        self._kept = claimed.kept
+        if self._kept:
+            log.warning(
+                "%s does not know %d of the %d layers in %s, and keeps them: %s; see %s",
+                self._store.path, len(self._kept), len(stored), self.layers,
+                claimed.cause or cause or "it was lost or put back earlier", HELP,
+            )  # fmt: skip
 
     async def aclose(self) -> None:
         """Close the records. A snapshotter mounts nothing, so it has nothing else to release."""
@@ -134,11 +178,16 @@ class SnapshotterBase:
 
     async def mounts(self, key: str) -> list[Mount]:
         layer = self._tree.mountable(key)
-        return await self._mounts_of(layer, self._tree.parents(layer))
+        parents = self._tree.parents(layer)
+        await self._require_files(layer, *parents)
+        return await self._mounts_of(layer, parents)
 
     async def usage(self, key: str) -> Usage:
         layer = self._tree.get(key)
-        return await self._usage_of(layer) if layer.is_active else layer.usage
+        if not layer.is_active:
+            return layer.usage
+        await self._require_files(layer)
+        return await self._usage_of(layer)
 
     async def update(self, info: SnapshotInfo, paths: Sequence[str] = ()) -> SnapshotInfo:
         if not info.name:
@@ -166,6 +215,7 @@ class SnapshotterBase:
             with self._claims.pin(parent):
                 claim.release(*{parent} - {name, key, ""})
                 parents = self._tree.parents(layer)
+                await self._require_files(layer, *parents)
                 await self.seal(layer, parents)
                 layer = msgspec.structs.replace(layer, usage=await self._usage_of(layer))
                 now = time.time_ns()
@@ -188,6 +238,7 @@ class SnapshotterBase:
             self._in_flight.add(layer.id)
             try:
                 await self._forget(layer)
+                self._removed.add(layer.id)
             finally:
                 self._in_flight.discard(layer.id)
         if self.removes_at_once:
@@ -201,24 +252,42 @@ class SnapshotterBase:
                 yield info
 
     async def cleanup(self) -> None:
-        """Delete files that have no record. Continue after a failure and raise the last one."""
+        """Delete files that have no record, unless they are mounted. Raise the last failure at the end."""
         failures: list[Exception] = []
+        useless = [name for name in await self.stored() if self._is_useless(name)]
+        used = await self._in_use(useless)
+        for name in used.intersection(useless):
+            log.warning(MOUNTED, name, self.layers)
 
         async def discard(names: Iterator[str]) -> None:
             for name in names:
-                if name in self._tree or name in self._in_flight:
+                if name in used or not self._is_useless(name):
                     continue
                 try:
                     await self._discard(name)
                 except Exception as error:  # noqa: BLE001 - a layer's failure must not keep the files of others
                     failures.append(error)
 
-        names = iter(await self.stored())
+        names = iter(useless)
         async with anyio.create_task_group() as group:
             for _ in range(DISCARDS_AT_ONCE):
                 group.start_soon(discard, names)
         if failures:
             raise failures[-1]
+
+    def _is_useless(self, name: str) -> bool:
+        return not (name in self._tree or name in self._in_flight or name in self._kept)
+
+    async def _in_use(self, names: Sequence[str]) -> set[str]:
+        """Return those of `names` whose files are mounted.
+
+        For what this process has removed itself, its own mounts count. Whatever else is there may belong to a container
+        of an earlier daemon, so the mounts of every process count.
+        """
+        if not names:
+            return set()
+        everywhere = not self._removed.issuperset(names)
+        return await anyio.to_thread.run_sync(names_in_use, str(self.layers), everywhere)
 
     # Helpers.
 
@@ -230,8 +299,22 @@ class SnapshotterBase:
             with self._claims.pin(parent):
                 claim.release(parent)
                 parents = self._tree.parents(layer)
+                await self._require_files(*parents)
                 await self._make(layer, parents)
         return await self._mounts_of(layer, parents)
+
+    async def _require_files(self, *layers: Layer) -> None:
+        """Raise FailedPrecondition, which names the snapshot and its path, if the files of a layer are gone."""
+        missing = await anyio.to_thread.run_sync(self._without_files, layers)
+        if missing and (gone := {layer.id for layer in missing}.difference(await self.stored())):
+            layer = next(layer for layer in missing if layer.id in gone)
+            raise FailedPrecondition(
+                f"snapshot {layer.key} has lost its files: {self.path(layer.id)} is missing; "
+                "remove the snapshot and make it again"
+            )
+
+    def _without_files(self, layers: Sequence[Layer]) -> list[Layer]:
+        return [layer for layer in layers if not os.path.lexists(self.path(layer.id))]
 
     async def _mounts_of(self, layer: Layer, parents: Sequence[Layer]) -> list[Mount]:
         found: object = await self.mounts_of(layer, parents)
@@ -292,11 +375,15 @@ class SnapshotterBase:
         self._in_flight.add(name)
         try:
             await self.discard(name)
+            self._removed.discard(name)
         finally:
             self._in_flight.discard(name)
 
     async def _discard_quietly(self, name: str) -> None:
         try:
+            if await self._in_use([name]):
+                log.warning(MOUNTED, name, self.layers)
+                return
             await self._discard(name)
         except Exception:  # the records are right already, and cleanup will try again
             log.warning("files of snapshot %s in %s are left for cleanup", name, self.root, exc_info=True)

@@ -2,12 +2,15 @@
 
 Concurrent changes join the open group. The group is committed with one fsync, then all of its callers return. A change
 is on disk when `put` or `delete` returns.
+
+The database has an identity, and leaves its mark beside the layers (`aiocontainerd/index`). `claim` finds out whether
+it may delete what it does not know.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import anyio
@@ -15,10 +18,16 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd.errors import FailedPrecondition, Internal
+from aiocontainerd.index import database
+from aiocontainerd.index.claim import Standing, doubt
+from aiocontainerd.index.mark import Mark, MarkFile
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
+from aiocontainerd.snapshots import foreign
 from aiocontainerd.snapshots.layer import Layer
 
-SCHEMA_VERSION = 1
+MARK = "snapshots.mark"
+"""File name of the mark in the snapshotter's root."""
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE snapshots (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -32,6 +41,11 @@ CREATE TABLE snapshots (
     inodes INTEGER NOT NULL
 ) STRICT
 """
+_IDENTITY = """
+CREATE TABLE identity (id TEXT NOT NULL, upgraded INTEGER NOT NULL, claimed INTEGER NOT NULL) STRICT;
+CREATE TABLE kept (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+"""
+"""`kept` names files that this database does not know and must not delete."""
 _SELECT = """
 SELECT s.id, s.key, s.kind, s.parent_id, p.key, s.labels, s.created_at_ns, s.updated_at_ns, s.size_bytes, s.inodes
 FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent_id ORDER BY s.id
@@ -44,6 +58,13 @@ updated_at_ns = excluded.updated_at_ns, size_bytes = excluded.size_bytes, inodes
 _DELETE = "DELETE FROM snapshots WHERE id = ?"
 
 Change = tuple[str, tuple[object, ...]]
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """What a database found beside it: names that it keeps although it does not know them, and why ("": none new)."""
+
+    kept: frozenset[str] = frozenset()
+    cause: str = ""
 
 
 class _Group:
@@ -61,6 +82,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.commits = 0
+        self._mark = MarkFile(path.with_name(MARK))
         self._connection: sqlite3.Connection | None = None
         self._group: _Group | None = None
         self._turn = anyio.Lock()
@@ -80,10 +102,59 @@ class Store:
         try:
             self._connection = _opened(self.path)
             rows = self._connection.execute(_SELECT).fetchall()
-            last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
+            return [_layer(row) for row in rows], self._last_id(self._connection)
         except sqlite3.DatabaseError as error:
-            raise FailedPrecondition(f"snapshot metadata {self.path} cannot be used: {error}") from error
-        return [_layer(row) for row in rows], last[0] if last else 0
+            if database.is_damage(error):
+                raise database.damaged(self.path, foreign.WHAT, str(error)) from error
+            raise FailedPrecondition(f"{foreign.WHAT} {self.path} cannot be used: {error}") from error
+
+    async def claim(self, stored: Collection[str]) -> Claimed:
+        """Compare the database with the names on storage, before the first change. Return what it must keep.
+
+        If the database cannot prove that the files are its own, it keeps all that it does not know, for good, and
+        claims the rest. Raise sqlite3.Error or OSError if that cannot be written down; then nothing is claimed.
+        """
+        return await anyio.to_thread.run_sync(self._claim, frozenset(stored), limiter=self._limiter)
+
+    def _claim(self, stored: frozenset[str]) -> Claimed:
+        connection = self._connection
+        assert connection is not None
+        identity, upgraded, met = connection.execute("SELECT id, upgraded, claimed FROM identity").fetchone()
+        last, mark = self._last_id(connection), self._mark.read()
+        known = {str(row[0]) for row in connection.execute("SELECT id FROM snapshots")}
+        before = frozenset(row[0] for row in connection.execute("SELECT name FROM kept")) & stored
+        cause = doubt(
+            Standing(identity=identity, generation=last, met=met, upgraded=upgraded, recognises=last > 0), mark
+        )
+        doubtful = stored - known - before
+        if not cause and mark is None:
+            doubtful = frozenset(name for name in doubtful if _number(name) > last)
+            cause = "an earlier release wrote it, and it has not given out their numbers" if doubtful else ""
+        elif not cause:
+            self._mark.open()
+            return Claimed(before)
+        generation = max(last, mark.generation if mark else 0, *map(_number, stored)) + 1 if doubtful or mark else last
+        self._write_claim(connection, doubtful, generation)
+        self._mark.replace(Mark(identity, generation))
+        return Claimed(before | doubtful, cause if doubtful else "")
+
+    def _write_claim(self, connection: sqlite3.Connection, kept: Collection[str], generation: int) -> None:
+        """Keep names, and give out no number up to `generation` any more."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", [(name,) for name in kept])
+            connection.execute("UPDATE identity SET claimed = 1")
+            connection.execute("DELETE FROM sqlite_sequence WHERE name = 'snapshots'")
+            connection.execute("INSERT INTO sqlite_sequence VALUES ('snapshots', ?)", (generation,))
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _last_id(self, connection: sqlite3.Connection) -> int:
+        last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
+        return int(last[0]) if last else 0
 
     async def put(self, layer: Layer) -> None:
         """Write the record of a new or changed layer. Raises Internal when the disk refuses it."""
@@ -98,7 +169,11 @@ class Store:
         async with self._turn:
             connection, self._connection = self._connection, None
             if connection is not None:
-                await anyio.to_thread.run_sync(connection.close, limiter=self._limiter)
+                await anyio.to_thread.run_sync(self._close, connection, limiter=self._limiter)
+
+    def _close(self, connection: sqlite3.Connection) -> None:
+        self._mark.close()
+        connection.close()
 
     async def _write(self, change: Change) -> None:
         # A cancelled caller must stay: the group may depend on it as its leader, and it must learn the outcome.
@@ -138,9 +213,13 @@ class Store:
                 connection.execute("ROLLBACK")
             raise
         self.commits += 1
+        self._mark.advance(
+            max((_number(str(values[0])) for statement, values in changes if statement is _PUT), default=0)
+        )
 
 
 def _opened(path: Path) -> sqlite3.Connection:
+    foreign.refuse(path.parent)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
     try:
         # Only one process may own a snapshotter's root, since that process mirrors the records in memory.
@@ -148,6 +227,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        database.check(connection, path, foreign.WHAT)
         _migrate(connection)
     except BaseException:
         connection.close()
@@ -163,8 +243,17 @@ def _migrate(connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError(f"schema version {version} is newer than {SCHEMA_VERSION}, the newest known")
     if version < 1:
         connection.execute(_SCHEMA)
+    if version < 2:
+        for statement in filter(str.strip, _IDENTITY.split(";")):
+            connection.execute(statement)
+        connection.execute("INSERT INTO identity VALUES (lower(hex(randomblob(16))), ?, 0)", (version == 1,))
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
+
+
+def _number(name: str) -> int:
+    """Return the number that a layer's files have as their name, 0 for a name that no layer has."""
+    return int(name) if name.isascii() and name.isdecimal() else 0
 
 
 def _row(layer: Layer) -> tuple[object, ...]:

@@ -42,7 +42,7 @@ def parse_line(line: str) -> MountInfo:
         tuple(optional),
         fs_type,
         _unescaped(source),
-        tuple(super_options.split(",")),
+        tuple(_unescaped(option) for option in super_options.split(",")),
     )
 
 
@@ -50,6 +50,22 @@ def read(path: str = "/proc/self/mountinfo") -> list[MountInfo]:
     """Return every mount of this mount namespace in the kernel's order, parents first."""
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         return [parse_line(line.rstrip("\n")) for line in lines]
+
+
+def read_everywhere() -> list[MountInfo]:
+    """Return the mounts of every mount namespace that a process is in. A process that ends meanwhile is left out."""
+    found: list[MountInfo] = []
+    seen: set[str] = set()
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                namespace = os.readlink(f"/proc/{entry}/ns/mnt")
+                if namespace not in seen:
+                    found += read(f"/proc/{entry}/mountinfo")
+                    seen.add(namespace)
+            except OSError:
+                continue
+    return found
 
 
 def is_below(path: str, root: str) -> bool:
