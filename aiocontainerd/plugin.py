@@ -38,7 +38,7 @@ from aiocontainerd.config.values import Checked, Duration, EnvEntry, FilterText,
 from aiocontainerd.host.authoring import register
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginError, Registration, SkipPlugin
+from aiocontainerd.host.registration import PluginError, Registration, SkipPlugin, StartRefused
 from aiocontainerd.host.state import Plugin, State
 from aiocontainerd.sys import programs
 
@@ -98,8 +98,8 @@ __all__ = [
     "Credentials", "CredentialsProvider", "Descriptor", "Differ", "Duration", "EnvEntry", "Envelope", "EventBus",
     "EventSink", "FilterText", "ImageVerifier", "InitContext", "Kind", "Layer", "Method", "Mount", "MountHandler",
     "Plugin", "PluginConfig", "PluginError", "Registration", "SandboxController", "Secret", "Service",
-    "SkipPlugin", "Snapshotter", "SnapshotterBase", "SocketAddress", "State", "StreamProcessor", "Task",
-    "TaskMonitor", "TaskRuntime", "TcpAddress", "Timeout", "Usage", "Verdict", "call", "deadline",
+    "SkipPlugin", "Snapshotter", "SnapshotterBase", "SocketAddress", "StartRefused", "State", "StreamProcessor",
+    "Task", "TaskMonitor", "TaskRuntime", "TcpAddress", "Timeout", "Usage", "Verdict", "call", "deadline",
     "durations", "errors", "hookimpl", "items", "kinds", "make_directory", "names_in", "programs", "register",
     "remove_tree", "timestamps", "typeurl", "unlimited", "usage_of_tree",
 ]  # fmt: skip

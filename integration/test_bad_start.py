@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import Ours, Peer, peer
+from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
+from harness import Debians, Ours, Peer, peer
 
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
@@ -155,3 +156,58 @@ def test_an_unwritable_root_is_named() -> None:
             assert f"root directory {daemon.root} cannot be used: Read-only file system" in failing(daemon)
         finally:
             subprocess.run(["umount", str(locked)], check=True)
+
+
+def tree(root: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    """Return mode, size, time and bytes of everything at and below a root."""
+    found = {}
+    for path in [root, *root.rglob("*")]:
+        status = path.lstat()
+        data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        size = status.st_size if data else 0
+        found[str(path.relative_to(root))] = (status.st_mode, size, status.st_mtime_ns, data)
+    return found
+
+
+class Newer(Debians):
+    """A newer containerd, which a path in the environment names."""
+
+    program = os.environ.get("AIOCONTAINERD_NEWER_CONTAINERD", "")
+
+
+@pytest.mark.parametrize("kind", [Debians, Newer])
+def test_a_root_of_containerd_is_refused_and_not_touched(kind: type[Debians], tmp_path: Path) -> None:
+    if not kind.program:
+        pytest.skip("AIOCONTAINERD_NEWER_CONTAINERD names no program")
+    archive = tmp_path / "busybox.tar"
+    write_archive(archive, "docker.io/library/busybox:1", [BuiltImage(layers=[busybox_layer()])])
+    with peer(kind) as theirs:
+        theirs.ctr("images", "import", str(archive))
+        theirs.ctr("snapshots", "prepare", "made")
+        theirs.stop()
+        (theirs.root / "tmpmounts").mkdir(exist_ok=True)
+        (theirs.root / "tmpmounts" / "theirs").mkdir()
+        (theirs.root / "io.containerd.content.v1.content" / "ingest" / "unreadable").mkdir(parents=True)
+        before = tree(theirs.root)
+        with peer(Ours, start=False) as ours:
+            ours.root = theirs.root
+            log = failing(ours)
+            assert tree(theirs.root) == before
+            assert len(log.splitlines()) == 1, log
+            assert f"{theirs.root}/io.containerd.metadata.v1.bolt/meta.db was written by another program" in log
+            assert not ours.state.exists()
+        theirs.start()
+        assert b"docker.io/library/busybox:1" in theirs.ctr("images", "ls", "-q").stdout
+
+
+def test_snapshots_of_containerd_in_an_empty_root_are_refused_and_not_touched() -> None:
+    with peer(Debians) as theirs:
+        theirs.ctr("snapshots", "prepare", "made")
+        theirs.stop()
+        (theirs.root / "io.containerd.metadata.v1.bolt" / "meta.db").unlink()
+        before = tree(theirs.root)
+        with peer(Ours, start=False) as ours:
+            ours.root = theirs.root
+            log = failing(ours)
+            assert tree(theirs.root) == before
+            assert "io.containerd.snapshotter.v1.overlayfs/metadata.db was written by another program" in log

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 import anyio
@@ -60,6 +61,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(plugin_output.tagged())
         registry, reloader = _found(config, load)
+        registry.check_first(Path(config.settings.root).absolute(), reloader.config_of)
         daemon = _prepared(stack, config, registry, reloader)
         serve = partial(_serve, registry, daemon, reloader, config, started=started, when_serving=when_serving)
         try:

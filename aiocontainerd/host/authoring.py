@@ -21,7 +21,7 @@ from aiocontainerd.config.fields import BadField, bad_field, undefined_field
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import Timeout
 from aiocontainerd.host.init_context import InitContext
-from aiocontainerd.host.registration import PluginError, Registration
+from aiocontainerd.host.registration import Check, PluginError, Registration
 
 CARRIER = "__plugin_registrations__"
 GIVEN = ("config", "context", "root")
@@ -37,12 +37,14 @@ def register(
     wants: Iterable[str] = (),
     config: type[PluginConfig] = PluginConfig,
     timeouts: Iterable[Timeout] = (),
+    check: Check | None = None,
 ) -> Callable[[PluginT], PluginT]:
     """Make the decorated class or coroutine function a plugin. It is returned unchanged and may be registered again.
 
     `requires` names kinds that start before it. It does not start if all plugins of such a kind fail. Where there is
     none at all, `context.get` tells. `wants` names kinds that start before it, and that may all fail. `timeouts` are
     the keys of `[timeouts]` that it reads by `context.timeout_s`.
+    `check(root, config)` looks at what is on disk before anything is written.
 
     A coroutine function is the plugin's `init`: it takes the context and returns the instance.
 
@@ -63,6 +65,7 @@ def register(
             wants=tuple(wants),
             config=config,
             timeouts=tuple(timeouts),
+            check=check,
             init=_init_of(target, plugin_id),
         )
         setattr(target, CARRIER, (*carried(target), made))

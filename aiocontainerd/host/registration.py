@@ -6,6 +6,7 @@ The init is a coroutine. It returns the plugin's instance, raises `SkipPlugin` (
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +14,8 @@ import msgspec
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import Timeout
 
+Check = Callable[[Path, Any], object]
+"""Looks at the plugin's root directory, which may be missing, with its decoded config, and writes nothing."""
 Init = Callable[[Any], Awaitable[object]]
 """A coroutine function that is given an `InitContext` and returns the instance."""
 
@@ -25,6 +28,10 @@ class PluginError(Exception):
     """Raised for a plugin that cannot be used: a duplicate id, a missing need, an instance of another form."""
 
 
+class StartRefused(PluginError):
+    """Raised by a check or an init for which the daemon must not start. The text says what to do."""
+
+
 ConfigT = TypeVar("ConfigT", bound=PluginConfig)
 
 
@@ -34,7 +41,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     `requires` names kinds that start before it; `kinds.ALL` means everything that is not a server. `wants` names kinds
     that start before it and that it can do without, even where all of them fail. An `early` plugin starts, with what it
     requires, before those that are not. `timeouts` are the keys of `[timeouts]` that it reads by
-    `InitContext.timeout_s`.
+    `InitContext.timeout_s`. `check` looks at what is on disk before anything is written anywhere: what it raises fails
+    the plugin, and StartRefused keeps the daemon from starting.
     """
 
     kind: str
@@ -45,6 +53,7 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     wants: tuple[str, ...] = ()
     early: bool = False
     timeouts: tuple[Timeout, ...] = ()
+    check: Check | None = None
 
     @property
     def uri(self) -> str:

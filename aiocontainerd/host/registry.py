@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,8 +23,9 @@ from aiocontainerd.guard.owners import Owners
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.leftovers import end_left_tasks, left_threads
+from aiocontainerd.host.life import FAILURES
 from aiocontainerd.host.order import CircularNeedError, dependency_order
-from aiocontainerd.host.registration import PluginError, Registration
+from aiocontainerd.host.registration import PluginError, Registration, StartRefused
 from aiocontainerd.host.running import Running
 from aiocontainerd.host.state import Plugin, State
 
@@ -115,6 +117,22 @@ class Registry:
                 plugin.state, plugin.reason = State.DISABLED, "disabled by configuration"
         return unknown
 
+    def check_first(self, root: Path, config_of: Callable[[Registration], PluginConfig]) -> None:
+        """Let every plugin look at its part of the daemon's root before anything is written.
+
+        What a check raises fails its plugin. Raises StartRefused if the daemon must not start on this root.
+        """
+        for plugin in self._plugins.values():
+            check = plugin.registration.check
+            if check is None or plugin.state != State.REGISTERED:
+                continue
+            try:
+                check(root / plugin.uri, config_of(plugin.registration))
+            except StartRefused:
+                raise
+            except FAILURES as error:  # the edge of a plugin: what it raises is its outcome
+                plugin.failed(error)
+
     def order(self) -> list[Plugin]:
         """Return the plugins to start, each after everything it requires.
 
@@ -144,7 +162,8 @@ class Registry:
         `config_of` returns the decoded config of a registration; what it raises fails that plugin. `check` takes kind
         and instance of each plugin and raises if the instance cannot be used. `last_resort` is called at the end with
         the plugins that cannot be ended, or whose threads cannot, and with the block's error; without it, they are
-        waited for. Raises PluginError, after everything is stopped, if a `required` plugin is missing or not loaded.
+        waited for. Raises PluginError, after everything is stopped, if a `required` plugin is missing or not loaded,
+        and StartRefused as soon as an init does.
         """
         self._order = self.order()
         failure: Exception | None = None

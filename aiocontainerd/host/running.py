@@ -20,7 +20,7 @@ from aiocontainerd.host import needs
 from aiocontainerd.host.init_context import TIMEOUTS, Watcher
 from aiocontainerd.host.life import Limits, PluginLife, PluginTasks
 from aiocontainerd.host.readiness import Readiness
-from aiocontainerd.host.registration import PluginError
+from aiocontainerd.host.registration import PluginError, StartRefused
 from aiocontainerd.host.state import Plugin, State
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class Running:
             self.loaded.setdefault(plugin.kind, {})[plugin.id] = plugin
         else:
             plugin.failed(life.failure)
+            if isinstance(life.failure, StartRefused):
+                raise life.failure
 
     async def stop(self, plugin: Plugin) -> None:
         """Stop a plugin that no other plugin needs any more."""

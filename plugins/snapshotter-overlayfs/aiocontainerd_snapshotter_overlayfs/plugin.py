@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, SkipPlugin, hookimpl, kinds
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, SkipPlugin, StartRefused, hookimpl, kinds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,12 +46,27 @@ async def init(context: InitContext[Config]) -> object:
     snapshotter = OverlaySnapshotter(root, settings(context.config, support))
     await snapshotter.start()
     context.on_stop(snapshotter.aclose)
+    context.exports.update(snapshotter.exports())
     return snapshotter
 
 
+def check(root: Path, config: Config) -> None:
+    """Refuse the start on snapshots of containerd's, before anything is written."""
+    from pathlib import Path
+
+    from aiocontainerd.snapshots import foreign
+
+    try:
+        foreign.refuse(Path(config.root_path or root))
+    except foreign.ForeignDatabaseError as error:
+        raise StartRefused(str(error)) from error
+
+
 def _prepared(root: Path) -> Support:
+    from aiocontainerd.snapshots import foreign
     from aiocontainerd_snapshotter_overlayfs.probe import probe
 
+    foreign.refuse(root)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     return probe(str(root))
 
@@ -86,4 +101,4 @@ def settings(config: Config, support: Support) -> Settings:
 
 @hookimpl
 def register_plugins() -> Iterable[Registration]:
-    return [Registration(kind=kinds.SNAPSHOTTER, id="overlayfs", config=Config, init=init)]
+    return [Registration(kind=kinds.SNAPSHOTTER, id="overlayfs", config=Config, init=init, check=check)]
