@@ -79,7 +79,8 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "rpc": frozenset({"words", "api", "wire", "interfaces"}),
     "serve": frozenset({"words", "api", "wire", "rpc", "guard", *RECORDS}),
     "distribution": frozenset({"words", *RECORDS}),
-    "snapshots": frozenset({"words", *RECORDS}),
+    "index": frozenset({"words", "sys"}),
+    "snapshots": frozenset({"words", "index", *RECORDS}),
     "client": frozenset({"words", "api", "wire", "rpc", "distribution", *RECORDS}),
     "daemon": frozenset({"words", "api", "wire", "rpc", "guard", "config", "host", *RECORDS}),
 }

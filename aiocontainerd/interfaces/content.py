@@ -13,6 +13,9 @@ AlreadyExists and removes the ingest. `close` without commit keeps the ingest fo
 A backend store knows no namespaces; the metadata plugin gives each namespace its own view of the same Protocol
 (facts/core 4). Digests and sizes are checked by the store, never trusted.
 
+A store whose data lies in a directory has there a file for the index that owns it; its path is the attribute
+`index_mark` (`aiocontainerd/index/mark.py`). Without one, the index keeps that file beside itself.
+
 Errors: NotFound `content digest <digest>: not found` / `reference <ref>: not found`, AlreadyExists
 `content <digest>: already exists`, Unavailable `ref <ref> locked for <duration> (since <time>)`.
 """

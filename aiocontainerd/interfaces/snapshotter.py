@@ -17,6 +17,9 @@ commit of a view: FailedPrecondition containing `is not active`; removal with ch
 Nothing is half made: a crash between any two steps leaves the tree of keys as it was before or as it is after, and at
 worst a directory that `cleanup` deletes. Two calls about different keys never wait for each other.
 
+A backend whose data lies in a directory has there a file for the index that owns it; its path is the attribute
+`index_mark` (`aiocontainerd/index/mark.py`). Without one, the index keeps that file beside itself.
+
 A backend knows no namespaces; the metadata plugin gives each namespace its own view of the same Protocol and calls
 the backend with keys `<namespace>/<sequence>/<key>`.
 """

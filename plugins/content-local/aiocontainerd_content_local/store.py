@@ -25,6 +25,8 @@ class LocalStore:
 
     def __init__(self, root: Path, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
         self._layout = layout.Layout(root)
+        self.index_mark = root / "index.mark"
+        """Where the index that owns these blobs leaves its mark (interfaces/content.py)."""
         self._locks = RefLocks(lock_wait_s)
 
     def __repr__(self) -> str:
@@ -95,8 +97,12 @@ class LocalStore:
         await anyio.to_thread.run_sync(layout.remove_ingest, self._layout.ingest(ref), ref)
 
     async def remove_unreadable(self) -> None:
-        """Remove ingests whose record a crash left unreadable: no ref would ever abort them. Before any is opened."""
-        await anyio.to_thread.run_sync(layout.remove_unreadable_ingests, self._layout)
+        """Remove ingests whose record a crash left unreadable: no ref would ever abort them. Before any is opened.
+
+        Where no index has left its mark, nothing is removed: the directory may be another program's.
+        """
+        if await anyio.to_thread.run_sync(self.index_mark.exists):
+            await anyio.to_thread.run_sync(layout.remove_unreadable_ingests, self._layout)
 
     def _has_blob(self, digest: str) -> bool:
         """Return whether a blob exists; False for a malformed digest, which only the commit refuses (facts/core 4)."""

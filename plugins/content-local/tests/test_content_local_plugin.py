@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from aiocontainerd_content_local import plugin
 from aiocontainerd_content_local.layout import create_ingest
+from aiocontainerd_content_local.store import LocalStore
 
 from aiocontainerd.events import EventBus
 from aiocontainerd.host.daemon_info import DaemonInfo
@@ -22,7 +23,15 @@ def crashed(tmp_path: Path) -> Path:
         create_ingest(ingests / name, name, 0)
     (ingests / "half" / "data").write_bytes(DATA)
     (ingests / "begun").mkdir()
+    (ingests.parent / "index.mark").touch()
     return ingests
+
+
+@pytest.mark.anyio
+async def test_nothing_is_removed_where_no_index_has_left_its_mark(crashed: Path) -> None:
+    (crashed.parent / "index.mark").unlink()
+    await LocalStore(crashed.parent).remove_unreadable()
+    assert len(list(crashed.iterdir())) == 3
 
 
 @pytest.mark.anyio

@@ -24,15 +24,16 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd.errors import FailedPrecondition, Internal, Unavailable
+from aiocontainerd.errors import Internal, Unavailable
+from aiocontainerd.index import database
 from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES, Name, RecordCache, watch_changes
-from aiocontainerd_metadata_sqlite.schema import migrate
+from aiocontainerd_metadata_sqlite.resources import generation
+from aiocontainerd_metadata_sqlite.schema import NAME, migrate
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MAX_GROUP = 512
-_SQLITE_MAGIC = b"SQLite format 3\0"
 MAX_READERS = 3
 BUSY_TIMEOUT_S = 5.0
 _CACHED_STATEMENTS = 256
@@ -81,6 +82,8 @@ class Engine:
         self._commits = self._mutations = self._failed = self._largest = self._reads = 0
         self._answered_groups = 0
         self._records = RecordCache(cache_bytes)
+        self.committed: Callable[[int], object] = lambda _generation: None
+        """Is called by the writer after each commit, before it is answered, with the last id of a resource."""
         self._changed: set[Name] = set()
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
@@ -88,6 +91,7 @@ class Engine:
         self._thread = threading.Thread(target=self._write_groups, name="metadata-writer", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: sqlite3.Connection | None = None
+        self._inode = 0
         self._closed = False
 
     def __repr__(self) -> str:
@@ -106,7 +110,10 @@ class Engine:
         )
 
     async def open(self) -> None:
-        """Open and migrate the database. Raise FailedPrecondition for one of a newer version, sqlite3.Error."""
+        """Open, check and migrate the database.
+
+        Raise FailedPrecondition for one of a newer version or another program, or a damaged one; sqlite3.Error.
+        """
         self._loop = asyncio.get_running_loop()
         self._connection = await anyio.to_thread.run_sync(self._open_writer)
         self._thread.start()
@@ -185,10 +192,20 @@ class Engine:
         self._queue.put(jobs)
 
     def _open_writer(self) -> sqlite3.Connection:
-        _refuse_foreign(self.path)
+        database.refuse_foreign(self.path, NAME)
+        try:
+            return self._open_checked()
+        except sqlite3.DatabaseError as error:
+            if database.is_damage(error):
+                raise database.damaged(self.path, NAME, str(error)) from error
+            raise
+
+    def _open_checked(self) -> sqlite3.Connection:
         connection = _connect(self.path, self._sync)
         try:
+            database.check(connection, self.path, NAME)
             migrate(connection, self.path)
+            self._inode = self.path.stat().st_ino
             watch_changes(connection, lambda *name: self._changed.add(name))
         except BaseException:
             connection.close()
@@ -209,7 +226,7 @@ class Engine:
     def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._local.connection = _connect(self.path, self._sync)
+            connection = self._local.connection = self._connected_reader()
             connection.execute("PRAGMA query_only = ON")
             self._reader_connections.append(connection)
         connection.execute("BEGIN")
@@ -217,6 +234,12 @@ class Engine:
             return function(connection)
         finally:
             connection.execute("ROLLBACK")
+
+    def _connected_reader(self) -> sqlite3.Connection:
+        """Connect a reader. Raise Internal if the file is no longer the one that the writer has open."""
+        if not self.path.exists() or self.path.stat().st_ino != self._inode:
+            raise Internal(f"{NAME} {self.path} was replaced while the daemon runs; restart it")
+        return _connect(self.path, self._sync)
 
     def _write_groups(self) -> None:
         while (jobs := self._queue.get()) is not None:
@@ -238,7 +261,9 @@ class Engine:
                 self._run_one(connection, job)
             jobs = self._arrived() if len(group) < MAX_GROUP else []
             group.extend(jobs)
+        reached = generation(connection)
         connection.execute("COMMIT")
+        self.committed(reached)
         self._commits += 1
         self._largest = max(self._largest, len(group))
 
@@ -313,20 +338,6 @@ def _call(then: Callable[[Any], None], result: Any) -> None:
         then(result)
     except Exception:  # the edge of a callback: the mutation itself is on disk
         log.exception("callback after a metadata commit failed")
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise FailedPrecondition for a file that SQLite did not write: containerd's own database has the same name."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_SQLITE_MAGIC))
-    except FileNotFoundError:
-        return
-    if start and start != _SQLITE_MAGIC:
-        raise FailedPrecondition(
-            f"metadata database {path} was written by another program, probably containerd; "
-            "give this daemon a root of its own (--root)"
-        )
 
 
 def _connect(path: Path, sync: bool) -> sqlite3.Connection:

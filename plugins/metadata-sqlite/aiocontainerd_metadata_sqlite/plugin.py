@@ -7,12 +7,17 @@ Its id is `bolt`, containerd's own, although it keeps its records in SQLite: the
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, Timeout, hookimpl, kinds
+from aiocontainerd.plugin import InitContext, PluginConfig, Registration, StartRefused, Timeout, hookimpl, kinds
 from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 GC_BACKEND = Timeout(
     "io.containerd.timeout.gc.backend",
@@ -32,8 +37,23 @@ class Config(PluginConfig, frozen=True):
     """Memory for the records that were read last; 0 keeps none."""
 
 
+def check(root: Path, _config: Config) -> None:
+    """Refuse the start on a root whose records are containerd's or no database, before anything is written."""
+    from aiocontainerd.index.database import DamagedDatabaseError, ForeignDatabaseError, refuse_foreign
+    from aiocontainerd_metadata_sqlite.schema import NAME
+
+    try:
+        refuse_foreign(root / "meta.db", NAME)
+    except (ForeignDatabaseError, DamagedDatabaseError) as error:
+        raise StartRefused(str(error)) from error
+
+
 async def init(context: InitContext[Config]) -> object:
-    """Open `<root>/meta.db` over the one content store and every loaded snapshotter."""
+    """Open `<root>/meta.db` over the one content store and every loaded snapshotter.
+
+    Nothing works without it, so the daemon does not start on a database that is damaged.
+    """
+    from aiocontainerd.index.database import DamagedDatabaseError, ForeignDatabaseError
     from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
     path = context.root / "meta.db"
@@ -49,9 +69,21 @@ async def init(context: InitContext[Config]) -> object:
     )
     context.exports.update(path=str(path), policy=context.config.content_sharing_policy)
     context.on_stop(store.aclose)
-    await store.open()
+    store.ownership.changed = lambda: _show_kept(context, store)
+    try:
+        await store.open()
+    except (ForeignDatabaseError, DamagedDatabaseError) as error:
+        raise StartRefused(str(error)) from error
     context.watch(kinds.SNAPSHOTTER, store.follow)
     return store
+
+
+def _show_kept(context: InitContext[Config], store: SqliteMetadataStore) -> None:
+    """Show in introspection what the backends keep although no record knows it."""
+    kept = ", ".join(f"{number} {name}" for name, number in sorted(store.ownership.kept.items()))
+    context.exports.pop("kept", None)
+    if kept:
+        context.exports["kept"] = kept
 
 
 @hookimpl
@@ -64,5 +96,6 @@ def register_plugins() -> list[Registration]:
             requires=(kinds.CONTENT, kinds.SNAPSHOTTER, kinds.EVENT),
             timeouts=(GC_BACKEND,),
             init=init,
+            check=check,
         )
     ]

@@ -13,6 +13,7 @@ from aiocontainerd.errors import ContainerdError, FailedPrecondition, NotFound, 
 from aiocontainerd_metadata_sqlite import snapshot_rows
 from aiocontainerd_metadata_sqlite.content import NamespacedContent
 from aiocontainerd_metadata_sqlite.engine import Engine
+from aiocontainerd_metadata_sqlite.references import INGESTS, SNAPSHOTS
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
 
@@ -49,21 +50,22 @@ async def prune_snapshots(engine: Engine, snapshotter: NamespacedSnapshotter, li
         parents = {info.name: info.parent async for info in backend.walk()}
     busy = frozenset(snapshotter.in_progress)
     known = await engine.read(lambda db: snapshot_rows.known_names(db, snapshotter.name))
-    kept: list[str] = []
+    kept = await engine.read(lambda db: kept_names(db, SNAPSHOTS + snapshotter.name))
+    held: list[str] = []
 
     async def remove(keys: Iterator[str]) -> None:
         for key in keys:
             await anyio.lowlevel.checkpoint()  # a backend that answers at once must not keep others from the loop
             if not await _removed(snapshotter, key, limit_s):
-                kept.append(key)
+                held.append(key)
 
-    for wave in doomed(parents, known, busy):
+    for wave in doomed(parents, known, busy, kept):
         keys = iter(wave)
         async with anyio.create_task_group() as group:
             for _ in range(min(_REMOVALS_AT_ONCE, len(wave))):
                 group.start_soon(remove, keys)
     await _clean_up(snapshotter, limit_s)
-    return not kept
+    return not held
 
 
 async def _removed(snapshotter: NamespacedSnapshotter, key: str, limit_s: float) -> bool:
@@ -79,15 +81,19 @@ async def _removed(snapshotter: NamespacedSnapshotter, key: str, limit_s: float)
     return True
 
 
-def doomed(parents: Mapping[str, str], known: Mapping[str, int], busy: Collection[str]) -> list[list[str]]:
+def doomed(
+    parents: Mapping[str, str], known: Mapping[str, int], busy: Collection[str], kept: Collection[str] = ()
+) -> list[list[str]]:
     """Return the backend snapshots to remove, in waves: children are in an earlier wave than their parents. Pure.
 
-    `parents` has every snapshot of the backend, `known` the numbers of the records. A record whose own snapshot is
+    `parents` has every snapshot of the backend, `known` the numbers of the records. What is `kept` stays, with
+    everything below it. A record whose own snapshot is
     missing, while another snapshot has its number, is a commit that was cut short. That snapshot stays as long as the
     record, so that the commit can be tried again.
     """
     waiting = {(_namespace(name), number) for name, number in known.items() if name not in parents}
     garbage = {name for name in parents if name not in known and name not in busy and _numbered(name) not in waiting}
+    garbage -= _with_ancestors(kept, parents)
     children: dict[str, list[str]] = {}
     for name in sorted(garbage):
         children.setdefault(parents[name], []).append(name)
@@ -96,6 +102,15 @@ def doomed(parents: Mapping[str, str], known: Mapping[str, int], busy: Collectio
         waves.append(wave)
         wave = [child for name in wave for child in children.get(name, ())]
     return waves[::-1]
+
+
+def _with_ancestors(names: Collection[str], parents: Mapping[str, str]) -> set[str]:
+    found: set[str] = set()
+    for name in names:
+        while name in parents and name not in found:
+            found.add(name)
+            name = parents[name]
+    return found
 
 
 def _namespace(backend_key: str) -> str:
@@ -140,7 +155,9 @@ async def _abort_ingests(engine: Engine, content: NamespacedContent, limit_s: fl
         present = [status.ref for status in await content.backend.statuses()]
     if not present:
         return
-    known = await engine.read(lambda db: {row[0] for row in db.execute("SELECT backend_ref FROM ingests")})
+    known = await engine.read(
+        lambda db: {row[0] for row in db.execute("SELECT backend_ref FROM ingests")} | kept_names(db, INGESTS)
+    )
     for ref in present:
         if ref not in known:
             await _forgiving_abort(content, ref, limit_s)
@@ -154,9 +171,15 @@ async def _forgiving_abort(content: NamespacedContent, ref: str, limit_s: float)
         log.debug("ingest %s is not aborted: %s", ref, error)
 
 
+def kept_names(db: Connection, resource_type: str) -> set[str]:
+    """Return the backend names that must stay although no record knows them (`owned`)."""
+    return {row[0] for row in db.execute("SELECT key FROM kept WHERE type = ?", (resource_type,))}
+
+
 def _unknown_blobs(db: Connection, digests: Sequence[str]) -> list[str]:
     query = (
         "SELECT j.value FROM json_each(?) j"
         " WHERE NOT EXISTS (SELECT 1 FROM resources r WHERE r.type = 'content' AND r.key = j.value)"
+        " AND NOT EXISTS (SELECT 1 FROM kept k WHERE k.type = 'content' AND k.key = j.value)"
     )
     return [row[0] for row in db.execute(query, (json.dumps(list(digests)),))]

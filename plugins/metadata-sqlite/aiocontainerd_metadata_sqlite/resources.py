@@ -10,6 +10,8 @@ from aiocontainerd_metadata_sqlite import references
 from aiocontainerd_metadata_sqlite.references import Edge, Kind
 
 Connection = sqlite3.Connection
+BACKEND_NUMBERS = "backend"
+"""Name of the sequence of the numbers in backend names."""
 
 
 def ensure_namespace(db: Connection, namespace: str) -> None:
@@ -125,6 +127,12 @@ def reserve_numbers(db: Connection, name: str, count: int) -> int:
         (name, count),
     ).fetchone()
     return int(reserved) - count + 1
+
+
+def generation(db: Connection) -> int:
+    """Return the last id that was ever given to a resource: it grows with each resource that is made."""
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'resources'").fetchone()
+    return int(row[0]) if row else 0
 
 
 def _insert_labels(db: Connection, resource: int, labels: Mapping[str, str]) -> None:

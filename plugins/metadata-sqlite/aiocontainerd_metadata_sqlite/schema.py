@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aiocontainerd.errors import FailedPrecondition
 
+NAME = "metadata database"
 _FIRST = """
 CREATE TABLE namespaces (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE namespace_labels (
@@ -106,7 +107,20 @@ CREATE INDEX snapshots_by_backend ON snapshots (snapshotter, sequence);
 CREATE TABLE sequences (name TEXT PRIMARY KEY, reserved INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+_SECOND = """
+-- id: who this database is, for the marks beside the data (aiocontainerd/index). upgraded: it was begun before there
+-- were marks. owned: backends that it has claimed. kept: objects of backends that it does not know and must not delete.
+CREATE TABLE identity (id TEXT NOT NULL, upgraded INTEGER NOT NULL) STRICT;
+INSERT INTO identity SELECT lower(hex(randomblob(16))), EXISTS (SELECT 1 FROM sqlite_sequence);
+CREATE TABLE owned (type TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE kept (
+    type TEXT NOT NULL,
+    key TEXT NOT NULL,
+    PRIMARY KEY (type, key)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _SECOND)
 """Script n migrates version n to n + 1. Only append to this: databases of every version exist."""
 
 VERSION = len(MIGRATIONS)

@@ -91,11 +91,17 @@ class Session:
         """Publish an event of a committed change."""
         self._bus.publish(topic, message, namespace=namespace)
 
+    def skip_numbers(self) -> None:
+        """Give back the numbers that are reserved but not used: a backend may have higher ones."""
+        self._numbers = iter(())
+
     async def next_number(self) -> int:
         """Return the next unused backend number. Numbers are reserved 1 000 at a time."""
         number = next(self._numbers, None)
         while number is None:
-            first = await self.engine.write(lambda db: resources.reserve_numbers(db, "backend", _NUMBERS_AT_ONCE))
+            first = await self.engine.write(
+                lambda db: resources.reserve_numbers(db, resources.BACKEND_NUMBERS, _NUMBERS_AT_ONCE)
+            )
             self._numbers = iter(range(first, first + _NUMBERS_AT_ONCE))
             number = next(self._numbers, None)
         return number

@@ -30,6 +30,7 @@ from aiocontainerd.snapshots.claims import Claims
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd_metadata_sqlite import resources, snapshot_rows
 from aiocontainerd_metadata_sqlite.filtering import matcher, select, snapshot_field
+from aiocontainerd_metadata_sqlite.owned import number_of
 from aiocontainerd_metadata_sqlite.references import SNAPSHOTS
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Caller, Session
@@ -245,7 +246,7 @@ class NamespacedSnapshotter:
         async for info in self.backend.walk(filters):
             matching = info.labels.get(label_rules.SNAPSHOT_REF) == target and info.parent == backend_parent
             if info.kind == Kind.COMMITTED and matching:
-                row = Row(0, target, info.name, _number_of(info.name), Kind.COMMITTED, parent, 0, 0, labels)
+                row = Row(0, target, info.name, number_of(info.name), Kind.COMMITTED, parent, 0, 0, labels)
                 await self._session.mutate(lambda db, row=row: self._insert(db, caller, row))  # type: ignore[misc]  # mypy infers no lambda with a default
                 return
         raise NotFound(f'target snapshot "{target}" in backend')
@@ -386,9 +387,3 @@ def _merged(row: Row, below: SnapshotInfo) -> SnapshotInfo:
         created_at_ns=row.created_ns,
         updated_at_ns=row.updated_ns,
     )
-
-
-def _number_of(backend_key: str) -> int:
-    """Return the number in `<namespace>/<number>/<key>`; 0 for a name that the backend made up."""
-    parts = backend_key.split("/", 2)
-    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else 0

@@ -7,9 +7,11 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.metadata import Collected
@@ -23,6 +25,7 @@ from aiocontainerd_metadata_sqlite.engine import Engine, Statistics
 from aiocontainerd_metadata_sqlite.images import Images
 from aiocontainerd_metadata_sqlite.leases import Leases
 from aiocontainerd_metadata_sqlite.namespaces import Namespaces
+from aiocontainerd_metadata_sqlite.owned import Backend, Names, Ownership
 from aiocontainerd_metadata_sqlite.references import CONTENT, IMAGES, INGESTS, SNAPSHOTS
 from aiocontainerd_metadata_sqlite.session import Publisher, Session
 from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
@@ -63,17 +66,29 @@ class SqliteMetadataStore:
         }
         self._pruning: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._session.dirty.update((CONTENT, *(SNAPSHOTS + name for name in snapshotters)))
+        self.ownership = Ownership(self.engine)
+        self.engine.committed = self.ownership.advance
 
     def __repr__(self) -> str:
         return f"<SqliteMetadataStore {self.engine!r}, dirty: {sorted(self._session.dirty)}>"
 
     async def open(self) -> None:
-        """Open the database. The first collection looks at all that earlier runs left in the backends."""
+        """Open the database and claim the backends. The first collection looks at what earlier runs left in them.
+
+        A backend that cannot be claimed now is claimed by a collection, which deletes nothing in it before.
+        """
         await self.engine.open()
+        for resource_type in sorted(self._session.dirty):
+            try:
+                await self._claim(resource_type)
+            except Exception as error:  # noqa: BLE001 - the edge of a backend: the store serves without it
+                log.warning("cannot claim the backend of %s yet: %s", resource_type, str(error) or type(error).__name__)
 
     async def aclose(self) -> None:
         """Finish the mutations that wait, and close the database."""
         await self.engine.aclose()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.ownership.aclose)
 
     def statistics(self) -> Statistics:
         """Return the counters of the engine."""
@@ -111,6 +126,7 @@ class SqliteMetadataStore:
         """Add a backend while the store is open, or remove one (None). Its records stay."""
         if backend is None:
             self._snapshotters.pop(name, None)
+            self.ownership.forget(SNAPSHOTS + name)
             return
         self._snapshotters[name] = NamespacedSnapshotter(self._session, name, backend)
         self._session.dirty.add(SNAPSHOTS + name)
@@ -168,8 +184,36 @@ class SqliteMetadataStore:
                 self._session.dirty.add(resource_type)
 
     async def _prune_backend(self, resource_type: str) -> bool:
+        """Claim a backend and prune it. A snapshotter that is not loaded is complete."""
+        await self._claim(resource_type)
+        found = self._snapshotters.get(resource_type.removeprefix(SNAPSHOTS))
+        complete = True
         if resource_type == CONTENT:
             await prune.prune_content(self.engine, self._content, self._backend_limit_s())
-            return True
+        elif found is not None:
+            complete = await prune.prune_snapshots(self.engine, found, self._backend_limit_s())
+        if self.ownership.kept:
+            await self.ownership.count(resource_type)
+        return complete
+
+    async def _claim(self, resource_type: str) -> None:
+        """Claim a backend that is loaded, before the first call makes something there or a collection deletes."""
         found = self._snapshotters.get(resource_type.removeprefix(SNAPSHOTS))
-        return found is None or await prune.prune_snapshots(self.engine, found, self._backend_limit_s())
+        if self.ownership.is_claimed(resource_type):
+            return
+        if resource_type == CONTENT:
+            await self.ownership.claim(Backend(CONTENT, self._content.backend, self._present_content))
+        elif found is not None:
+            await self.ownership.claim(Backend(resource_type, found.backend, partial(self._present_snapshots, found)))
+        self._session.skip_numbers()
+
+    async def _present_content(self) -> Names:
+        backend = self._content.backend
+        with anyio.fail_after(self._backend_limit_s()):
+            blobs = frozenset([info.digest async for info in backend.walk()])
+            return {CONTENT: blobs, INGESTS: frozenset(status.ref for status in await backend.statuses())}
+
+    async def _present_snapshots(self, found: NamespacedSnapshotter) -> Names:
+        with anyio.fail_after(self._backend_limit_s()):
+            names = frozenset([info.name async for info in found.backend.walk()])
+        return {SNAPSHOTS + found.name: names - found.in_progress}

@@ -86,10 +86,11 @@ async def test_a_backend_that_hangs_costs_a_collection_its_limit(
 async def test_the_size_of_the_cache_is_that_of_the_config(tmp_path: Path) -> None:
     async with running(tmp_path, Config(cache_bytes=0), {}) as plugin:
         store: SqliteMetadataStore = plugin.instance
+        before = store.statistics().reads
         with context.use(namespace="t1"):
             for _ in range(2):
                 await store.namespaces.get("t1")
-        assert store.statistics().reads == 2
+        assert store.statistics().reads == before + 2
 
 
 def test_config_has_containerds_keys_and_refuses_others() -> None:

@@ -1,0 +1,193 @@
+"""An index that is lost, older or damaged deletes nothing, under a running container too."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
+from harness import Ours, Peer, peer
+
+pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
+
+IMAGE = "docker.io/library/busybox:1"
+PLUGIN = "io.containerd.{}".format
+SNAPSHOTTER = PLUGIN("snapshotter.v1.overlayfs")
+CONTENT = PLUGIN("content.v1.content")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "busybox.tar"
+    write_archive(path, IMAGE, [BuiltImage(layers=[busybox_layer()])])
+    return path
+
+
+@pytest.fixture
+def daemon(archive: Path) -> Iterator[Peer]:
+    with peer(Ours) as started:
+        started.ctr("images", "import", str(archive))
+        collect(started)
+        yield started
+
+
+def meta(daemon: Peer) -> Path:
+    return daemon.root / PLUGIN("metadata.v1.bolt") / "meta.db"
+
+
+def records(daemon: Peer) -> Path:
+    return daemon.root / SNAPSHOTTER / "metadata.db"
+
+
+def stored(daemon: Peer) -> set[str]:
+    """Return the blobs and the directories of snapshots on disk."""
+    blobs = (daemon.root / CONTENT / "blobs" / "sha256").glob("*")
+    return {path.name for path in [*blobs, *(daemon.root / SNAPSHOTTER / "snapshots").glob("*")]}
+
+
+def with_logs(path: Path) -> list[Path]:
+    return [path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")]
+
+
+def lose(path: Path) -> None:
+    for file in with_logs(path):
+        file.unlink(missing_ok=True)
+
+
+def empty(path: Path) -> None:
+    lose(path)
+    path.touch()
+
+
+def collect(daemon: Peer) -> None:
+    """Have one garbage collection begin and end."""
+    daemon.ctr("leases", "create", "--id", "collect")
+    daemon.ctr("leases", "delete", "--sync", "collect")
+
+
+LOSSES = pytest.mark.parametrize("damage", [lose, empty], ids=["missing", "empty"])
+
+
+@LOSSES
+@pytest.mark.parametrize("of", [meta, records], ids=["meta.db", "metadata.db"])
+def test_a_lost_index_deletes_nothing_under_a_running_container(
+    daemon: Peer, damage: Callable[[Path], None], of: Callable[[Peer], Path], tmp_path: Path
+) -> None:
+    daemon.ctr("run", "-d", IMAGE, "b", "sleep", "1000")
+    before = stored(daemon)
+    daemon.stop()
+    shutil.copy(of(daemon), tmp_path / "right")
+    damage(of(daemon))
+    daemon.start()
+    collect(daemon)
+    assert stored(daemon) >= before
+    assert f"{of(daemon)} does not know" in daemon.log()
+    assert "it is new and the data is not" in daemon.log()
+    assert "kept" in daemon.ctr("plugins", "ls", "-d").stdout.decode()
+    daemon.stop()
+    lose(of(daemon))
+    shutil.copy(tmp_path / "right", of(daemon))
+    daemon.start()
+    collect(daemon)
+    assert stored(daemon) >= before
+    assert daemon.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "here").stdout == b"here\n"
+
+
+def test_an_older_index_deletes_nothing_and_new_garbage_is_collected(daemon: Peer, tmp_path: Path) -> None:
+    daemon.stop()
+    shutil.copy(meta(daemon), tmp_path / "older")
+    daemon.start()
+    daemon.ctr("run", "-d", IMAGE, "b", "sleep", "1000")
+    before = stored(daemon)
+    daemon.stop()
+    shutil.copy(meta(daemon), tmp_path / "right")
+    shutil.copy(tmp_path / "older", meta(daemon))
+    daemon.start()
+    print(daemon.log())
+    daemon.ctr("snapshots", "prepare", "new")
+    made = stored(daemon) - before
+    print(made, stored(daemon), before)
+    assert made
+    daemon.ctr("snapshots", "rm", "new")
+    collect(daemon)
+    assert stored(daemon) == before
+    assert "it is older than the data" in daemon.log()
+    daemon.stop()
+    shutil.copy(tmp_path / "right", meta(daemon))
+    daemon.start()
+    assert daemon.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "here").stdout == b"here\n"
+
+
+def test_what_a_crash_left_is_still_deleted(daemon: Peer) -> None:
+    before = stored(daemon)
+    daemon.stop()
+    (daemon.root / SNAPSHOTTER / "snapshots" / "77").mkdir()
+    (daemon.root / CONTENT / "blobs" / "sha256" / ("a" * 64)).write_text("x")
+    daemon.start()
+    collect(daemon)
+    assert stored(daemon) == before
+
+
+def test_a_root_that_was_moved_or_copied_works_as_before(daemon: Peer) -> None:
+    before = stored(daemon)
+    daemon.stop()
+    moved = daemon.directory / "moved"
+    shutil.copytree(daemon.root, moved, symlinks=True)
+    daemon.root = moved
+    (daemon.root / SNAPSHOTTER / "snapshots" / "77").mkdir()
+    daemon.start()
+    assert "does not know" not in daemon.log()
+    collect(daemon)
+    assert stored(daemon) == before
+
+
+@pytest.mark.parametrize("of", [meta, records], ids=["meta.db", "metadata.db"])
+def test_a_damaged_database_is_one_line_with_path_cause_and_remedy(daemon: Peer, of: Callable[[Peer], Path]) -> None:
+    before = stored(daemon)
+    daemon.stop()
+    daemon.log_path.unlink()
+    with of(daemon).open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\x5a" * 4096)
+    daemon.start(wait=of is records)
+    if of is meta:
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 1
+        daemon.process = None
+        assert len(daemon.log().splitlines()) == 1, daemon.log()
+    named = [line for line in daemon.log().splitlines() if str(of(daemon)) in line]
+    assert len(named) == 1, daemon.log()
+    assert "is damaged" in named[0]
+    assert "stop the daemon: mv" in named[0]
+    assert stored(daemon) == before
+
+
+def test_an_upgrade_keeps_everything_and_goes_on_deleting(daemon: Peer) -> None:
+    before = stored(daemon)
+    daemon.ctr("snapshots", "prepare", "gone")
+    (leftover,) = stored(daemon) - before
+    daemon.stop()
+    _downgrade(daemon, leftover)
+    daemon.start()
+    assert "does not know" not in daemon.log()
+    collect(daemon)
+    assert stored(daemon) == before
+
+
+def _downgrade(daemon: Peer, leftover: str) -> None:
+    """Make the root one of the release before, with what a crash left there."""
+    for path, tables in ((meta(daemon), ("identity", "owned", "kept")), (records(daemon), ("identity", "kept"))):
+        with sqlite3.connect(path) as db:
+            for table in tables:
+                db.execute(f"DROP TABLE {table}")
+            db.execute("PRAGMA user_version = 1")
+            if path == records(daemon):
+                db.execute("DELETE FROM snapshots WHERE id = ?", (int(leftover),))
+        db.close()
+    for mark in daemon.root.glob("*/*.mark"):
+        mark.unlink()
+    (daemon.root / CONTENT / "blobs" / "sha256" / ("a" * 64)).write_text("x")

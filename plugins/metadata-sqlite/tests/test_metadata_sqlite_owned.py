@@ -1,0 +1,292 @@
+"""A database that cannot prove that the backends' objects are its own deletes none that it does not know."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio.to_thread
+import pytest
+from aiocontainerd_metadata_sqlite import owned
+from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
+
+from aiocontainerd import context
+from aiocontainerd.errors import Internal, Unavailable
+from aiocontainerd.interfaces.content import BlobInfo
+from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter, digest_of
+from aiocontainerd.testing.metadata import committed, ingest
+
+pytestmark = pytest.mark.anyio
+ROOT_LABELS = {"containerd.io/gc.root": "any"}
+
+
+class Root:
+    """A database over backends that outlive it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "meta.db"
+        self.blobs, self.layers = FakeContentStore(), FakeSnapshotter()
+        self.others: dict[str, FakeSnapshotter] = {}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[SqliteMetadataStore]:
+        snapshotters = {"fake": self.layers, **self.others}
+        store = SqliteMetadataStore(self.path, content=self.blobs, snapshotters=snapshotters, bus=FakeBus(), sync=False)
+        await store.open()
+        try:
+            with context.use(namespace="t"):
+                yield store
+        finally:
+            await store.aclose()
+
+    def names(self) -> set[str]:
+        """Return blobs, ingests and snapshots, the latter without numbers."""
+        snapshots = {name.rpartition("/")[2] for name in self.layers.infos}
+        return {*self.blobs.blobs, *self.blobs.ingests, *snapshots}
+
+    async def put(self, data: bytes) -> None:
+        """Make a blob that no record knows."""
+        async with await self.blobs.writer("crash") as writer:
+            await writer.write(data)
+            await writer.commit()
+
+    def lose(self) -> None:
+        for path in self.path.parent.glob("meta.db*"):
+            path.unlink()
+
+
+@pytest.fixture
+async def root(tmp_path: Path) -> Root:
+    """Return a root with a blob, an ingest and a chain of snapshots."""
+    made = Root(tmp_path)
+    async with made.open() as store:
+        await fill(store)
+        await store.collect()
+    return made
+
+
+async def fill(store: SqliteMetadataStore) -> None:
+    await ingest(store, b"blob", ROOT_LABELS)
+    await committed(store, "base", labels=ROOT_LABELS)
+    await committed(store, "top", "base", labels=ROOT_LABELS)
+    async with await store.content.writer("half") as writer:
+        await writer.write(b"half")
+
+
+def lose(root: Root) -> None:
+    root.lose()
+
+
+def empty(root: Root) -> None:
+    root.lose()
+    root.path.touch()
+
+
+async def test_a_database_deletes_what_a_crash_left(root: Root) -> None:
+    before = root.names()
+    async with root.open() as store:
+        await root.put(b"crash")
+        await root.layers.prepare("t/7/crash")
+        await store.collect()
+        assert store.ownership.kept == {}
+    assert root.names() == before
+
+
+@pytest.mark.parametrize("damage", [lose, empty])
+async def test_a_lost_database_keeps_all_and_collects_what_is_new(
+    root: Root, damage: Callable[[Root], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = root.names()
+    damage(root)
+    for _ in range(2):
+        async with root.open() as store:
+            assert store.ownership.kept == {"content": 1, "ingests": 1, "snapshots/fake": 2}
+            await ingest(store, b"new")
+            await store.snapshotter("fake").prepare("new")
+            await store.collect()
+            assert root.names() == before
+    told = [message for message in caplog.messages if "does not know" in message]
+    assert len(told) == 2
+    assert "does not know 2 of 2 objects in content, and keeps them: it is new and the data is not" in told[0]
+
+
+async def test_numbers_that_a_lost_database_gave_out_are_not_given_out_again(root: Root) -> None:
+    highest = max(map(owned.number_of, root.layers.infos))
+    lose(root)
+    async with root.open() as store:
+        await store.snapshotter("fake").prepare("base")
+    assert sorted(map(owned.number_of, root.layers.infos))[-1] > highest
+
+
+async def test_an_older_database_keeps_all_in_every_backend(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+    older = root.path.with_name("older")
+    shutil.copy(root.path, older)
+    async with root.open() as store:
+        await ingest(store, b"later", ROOT_LABELS)
+        await committed(store, "later", labels=ROOT_LABELS)
+    before = root.names()
+    shutil.copy(older, root.path)
+    async with root.open() as store:
+        await store.collect()
+        assert store.ownership.kept == {"content": 1, "snapshots/fake": 1}
+    assert root.names() == before
+    assert "it is older than the data" in caplog.text
+
+
+async def test_a_newer_database_put_back_keeps_what_was_made_meanwhile(root: Root) -> None:
+    newer, older = root.path.with_name("newer"), root.path.with_name("older")
+    shutil.copy(root.path, older)
+    async with root.open() as store:
+        await committed(store, "later", labels=ROOT_LABELS)
+    shutil.copy(root.path, newer)
+    shutil.copy(older, root.path)
+    async with root.open() as store:
+        await committed(store, "meanwhile", labels=ROOT_LABELS)
+    shutil.copy(newer, root.path)
+    async with root.open() as store:
+        await store.collect()
+    assert {"later", "meanwhile"} <= root.names()
+
+
+async def test_a_crash_between_the_claims_of_two_backends_proves_nothing(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = root.path.with_name("older")
+    shutil.copy(root.path, older)
+    async with root.open() as store:
+        await ingest(store, b"later", ROOT_LABELS)
+        await committed(store, "later", labels=ROOT_LABELS)
+    before = root.names()
+    shutil.copy(older, root.path)
+
+    def _crash(*_args: object) -> None:
+        raise RuntimeError("crash")
+
+    with monkeypatch.context() as patched:
+        async with root.open() as store:
+            pass
+        shutil.copy(older, root.path)
+        patched.setattr(owned, "_write_mark", _crash)
+        async with root.open() as store:
+            assert not store.ownership.is_claimed("content")
+            await store.collect()
+    async with root.open() as store:
+        await store.collect()
+    assert root.names() == before
+
+
+async def test_a_database_of_another_root_keeps_all(root: Root, tmp_path: Path) -> None:
+    other = Root(tmp_path / "other")
+    other.path.parent.mkdir()
+    async with other.open() as store:
+        await committed(store, "else")
+    before = root.names()
+    shutil.copy(other.path, root.path)
+    async with root.open() as store:
+        await store.collect()
+    assert root.names() >= before
+
+
+async def test_a_mark_that_is_gone_keeps_what_is_unknown_and_is_made_again(root: Root) -> None:
+    await root.put(b"unknown")
+    (root.path.parent / "marks" / "content").unlink()
+    async with root.open() as store:
+        await store.collect()
+        assert store.ownership.kept == {"content": 1}
+        assert store.ownership.is_claimed("content")
+    await root.put(b"crash")
+    async with root.open() as store:
+        await store.collect()
+    assert digest_of(b"unknown") in root.blobs.blobs
+    assert digest_of(b"crash") not in root.blobs.blobs
+
+
+async def test_a_snapshotter_that_is_new_to_the_database_keeps_what_it_has(root: Root) -> None:
+    root.others["old"] = FakeSnapshotter()
+    await root.others["old"].prepare("x/1/somebodys")
+    async with root.open() as store:
+        await store.collect()
+        assert store.ownership.kept == {"snapshots/old": 1}
+    assert list(root.others["old"].infos) == ["x/1/somebodys"]
+
+
+def downgrade(root: Root) -> None:
+    with sqlite3.connect(root.path) as db:
+        for table in ("identity", "owned", "kept"):
+            db.execute(f"DROP TABLE {table}")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    shutil.rmtree(root.path.parent / "marks")
+
+
+async def test_an_upgrade_goes_on_deleting_what_a_crash_left(root: Root) -> None:
+    before = root.names()
+    downgrade(root)
+    await root.put(b"crash")
+    await root.layers.prepare("t/7/crash")
+    async with root.open() as store:
+        await store.collect()
+        assert store.ownership.kept == {}
+    assert root.names() == before
+
+
+async def test_an_upgrade_over_data_with_numbers_beyond_its_own_keeps_all(root: Root) -> None:
+    downgrade(root)
+    await root.layers.prepare("t/5000/newer")
+    async with root.open() as store:
+        await store.collect()
+    assert "newer" in root.names()
+
+
+async def test_what_gets_a_record_again_is_no_longer_kept(root: Root) -> None:
+    lose(root)
+    async with root.open() as store:
+        await ingest(store, b"blob", ROOT_LABELS)
+        await store.collect()
+        assert "content" not in store.ownership.kept
+        await store.content.delete(digest_of(b"blob"))
+        await store.collect()
+    assert digest_of(b"blob") not in root.blobs.blobs
+
+
+async def test_a_backend_that_cannot_be_listed_is_claimed_before_anything_is_deleted(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(root)
+    before = root.names()
+
+    async def fails(*_args: object) -> AsyncIterator[BlobInfo]:
+        raise Unavailable("no connection")
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeContentStore, "walk", fails)
+        async with root.open() as store:
+            await store.collect()
+            assert not store.ownership.is_claimed("content")
+            patched.undo()
+            await store.collect()
+            assert store.ownership.kept["content"] == 1
+    assert root.names() == before
+
+
+async def test_a_snapshotter_that_goes_and_comes_back_is_proven_again(root: Root) -> None:
+    async with root.open() as store:
+        store.follow("fake", None)
+        await ingest(store, b"meanwhile")
+        store.follow("fake", root.layers)
+        await root.layers.prepare("t/7/crash")
+        await store.collect()
+        assert store.ownership.kept == {}
+        assert "crash" not in root.names()
+
+
+async def test_a_file_that_was_replaced_while_it_is_open_is_not_read(root: Root) -> None:
+    async with root.open() as store:
+        root.path.rename(root.path.with_name("moved"))
+        root.path.touch()
+        with pytest.raises(Internal, match="was replaced while the daemon runs"):
+            await anyio.to_thread.run_sync(store.engine._connected_reader)
