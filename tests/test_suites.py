@@ -71,6 +71,9 @@ def run_suite(directory: Path, suite: str, *args: str) -> Run:
         ("event_sink", "aiocontainerd_event_webhook.plugin", ["target={tmp}/events"], 1),
         ("verifier", "aiocontainerd_verifier_signature.plugin", ["keys_dir={tmp}", "signatures_dir={tmp}"], 4),
         ("verifier", "broken_plugins.broken_verifiers:Careful", [], 2),
+        ("snapshotter", "broken_plugins.needing_plugins:NeedingSnapshotter", [], 0),
+        ("event_sink", "broken_plugins.needing_plugins:RecordingSink", [], 1),
+        ("verifier", "broken_plugins.needing_plugins:AsksAnother", [], 2),
     ],
 )
 def test_plugin_that_keeps_its_contract_passes(
@@ -80,6 +83,15 @@ def test_plugin_that_keeps_its_contract_passes(
     assert run.status == 0, run.output
     assert run.counts.get("skipped", 0) == skipped, run.output
     assert run.counts["passed"] > 10
+
+
+@pytest.mark.root
+def test_a_plugin_that_a_target_requires_can_be_a_real_one(tmp_path: Path) -> None:
+    target = ("--target", "broken_plugins.needing_plugins:NeedingSnapshotter", "-k", "test_prepared")
+    needs = ("--target-needs", "aiocontainerd_content_local.plugin")
+    run = run_suite(tmp_path, "snapshotter", *target, *needs)
+    assert run.status == 0, run.output
+    assert list((tmp_path / "tmp").glob("**/io.containerd.content.v1.content")), "the store's own directory"
 
 
 def test_plugin_that_has_no_business_here_is_skipped_with_its_reason(tmp_path: Path) -> None:
@@ -254,5 +266,5 @@ def test_every_option_is_documented() -> None:
     page = (REPOSITORY / "docs/plugins/testing.md").read_text()
     plugin = (REPOSITORY / "aiocontainerd/testing/pytest_plugin.py").read_text()
     options = set(re.findall(r'"(--target[\w-]*)"', plugin))
-    assert len(options) == 5
+    assert len(options) == 6
     assert all(f"`{option} " in page for option in options)

@@ -14,6 +14,8 @@ blocking.py       the rule that nothing blocks an event loop
 Helpers of tests
 
 fakes.py          backends in memory
+fake_records.py   the records of a metadata store in memory
+stand_ins.py      plugins in memory for each kind that a plugin may require
 host.py           a plugin with a daemon around it
 images.py         images made in a test
 image_stores.py   the stores of a daemon, on its plugins and over a connection

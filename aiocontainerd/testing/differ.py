@@ -29,8 +29,8 @@ from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.testing.content import digest_of, ingest, read_all
 from aiocontainerd.testing.contract import Contract, Targeted
+from aiocontainerd.testing.fake_records import FakeMetadata
 from aiocontainerd.testing.fakes import FakeContentStore
-from aiocontainerd.testing.plugin_bench import Metadata
 from aiocontainerd.testing.target import Bench
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -355,6 +355,6 @@ class TestDiffer(Targeted, DifferContract):
 
     @pytest.fixture
     async def differ(self, bench: Bench, content: ContentStore, tmp_path: Path) -> AsyncIterator[Differ]:
-        needs = {kinds.METADATA: Metadata(content), kinds.CONTENT: content}
+        needs = {kinds.METADATA: FakeMetadata(content), kinds.CONTENT: content}
         async with bench.open(self.kind, tmp_path / "daemon", needs) as opened:
             yield opened

@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from aiocontainerd import kinds
 from aiocontainerd.config import Config
 from aiocontainerd.config.plugin import PluginConfig
@@ -18,6 +16,7 @@ from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import Plugin, State
+from aiocontainerd.testing import stand_ins
 from aiocontainerd.testing.target import Target, TargetError, TargetSkippedError, replaced
 from aiocontainerd.wire.events import message_bus
 
@@ -53,11 +52,16 @@ class PluginBench:
     async def _opened(self, kind: str, root: Path, needs: Mapping[str, Any]) -> AsyncIterator[Any]:
         registry = Registry()
         plugin = registry.add(registration_of(self._target.path, kind, self._target.name))
+        brought = {one.kind: registry.add(one) for path in self._target.needs for one in loading.registrations_of(path)}
         for needed, instance in needs.items():
-            registry.add(_stand_in(needed, instance))
+            if needed not in brought and needed != kind:
+                registry.add(_stand_in(needed, instance))
+        records = needs.get(kinds.METADATA)
+        for other in stand_ins.needed_by(plugin.registration, without={kind, *needs, *brought}, metadata=records):
+            registry.add(other)
 
         def check(one: str, instance: object) -> None:
-            if one not in needs:  # what stands in for a plugin need not be a whole one
+            if one == kind or one in brought:  # what stands in for a plugin need not be a whole one
                 conformance.check(one, instance)
 
         async with registry.run(_daemon(root, registry), self._config(plugin).plugin_config, check=check):
@@ -73,12 +77,6 @@ class PluginBench:
 
     def _config(self, plugin: Plugin) -> Config:
         return Config({"plugins": {plugin.uri: replaced(dict(self._target.config), self._directory)}}, {})
-
-
-class Metadata(msgspec.Struct, frozen=True):
-    """As much of a metadata store as a differ asks for."""
-
-    content: Any
 
 
 def registration_of(path: str, kind: str, plugin_id: str = "") -> Registration:

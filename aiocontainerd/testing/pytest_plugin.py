@@ -38,6 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Something the target can do though it does not say so: rebase, labels. Repeatable.",
     )  # fmt: skip
     group.addoption(
+        "--target-needs", action="append", default=[], metavar="MODULE[:NAME]",
+        help="A plugin that the target requires, instead of the stand-in in memory. Repeatable.",
+    )  # fmt: skip
+    group.addoption(
         "--target-deviations", default="", metavar="TABLE",
         help="Tests that are expected to fail, by a table of aiocontainerd.testing.deviations: containerd-1.6.",
     )  # fmt: skip
@@ -95,6 +99,7 @@ def suite_target(pytestconfig: pytest.Config) -> Target:
             config=pytestconfig.getoption("--target-config"),
             capabilities=pytestconfig.getoption("--target-capability"),
             deviations=pytestconfig.getoption("--target-deviations"),
+            needs=pytestconfig.getoption("--target-needs"),
         )
     except TargetError as error:
         pytest.exit(str(error), 4)

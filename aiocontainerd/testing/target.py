@@ -52,6 +52,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     config: Mapping[str, Any] = msgspec.field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
     deviations: str = ""
+    needs: Sequence[str] = ()
+    """Modules of plugins that the target requires."""
 
     @property
     def remote(self) -> bool:
@@ -82,6 +84,7 @@ def target_of(
     config: Sequence[str] = (),
     capabilities: Sequence[str] = (),
     deviations: str = "",
+    needs: Sequence[str] = (),
 ) -> Target:
     """Return the target of options as they were typed. Raise TargetError."""
     if "://" in text and not text.startswith("unix://"):
@@ -93,7 +96,12 @@ def target_of(
             raise TargetError(f"--target-config {item}: write it as KEY=VALUE")
         _put(settings, key.split("."), _value(value))
     return Target(
-        text=text, namespace=namespace, config=settings, capabilities=frozenset(capabilities), deviations=deviations
+        text=text,
+        namespace=namespace,
+        config=settings,
+        capabilities=frozenset(capabilities),
+        deviations=deviations,
+        needs=tuple(needs),
     )
 
 

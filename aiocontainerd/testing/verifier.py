@@ -21,9 +21,9 @@ from aiocontainerd.interfaces.content import Reader
 from aiocontainerd.interfaces.verifier import ImageVerifier, Verdict
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.testing.contract import Contract, Targeted
+from aiocontainerd.testing.fake_records import FakeMetadata
 from aiocontainerd.testing.fakes import FakeContentStore, FakeReader
 from aiocontainerd.testing.images import CONFIG_TYPE, INDEX_TYPE, MANIFEST_TYPE
-from aiocontainerd.testing.plugin_bench import Metadata
 from aiocontainerd.testing.target import Bench
 
 NAME = "registry.example/suite/image:1"
@@ -221,6 +221,6 @@ class TestVerifier(Targeted, VerifierContract):
 
     @pytest.fixture
     async def verifier(self, bench: Bench, content: VerifierStore, tmp_path: Path) -> AsyncIterator[ImageVerifier]:
-        needs = {kinds.METADATA: Metadata(content), kinds.CONTENT: content}
+        needs = {kinds.METADATA: FakeMetadata(content), kinds.CONTENT: content}
         async with bench.open(self.kind, tmp_path / "root", needs) as opened:
             yield opened
