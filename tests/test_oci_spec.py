@@ -10,6 +10,7 @@ import pytest
 from aiocontainerd import typeurl
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.oci import spec
+from aiocontainerd.oci.host import Host
 from aiocontainerd.oci.image import ContainerConfig
 from aiocontainerd.oci.spec import MountWish, Wishes
 from aiocontainerd.oci.user import User
@@ -17,8 +18,11 @@ from aiocontainerd.oci.user import User
 IMAGE = ContainerConfig(cmd=("sh",), env=("PATH=/bin", "A=1"), working_dir="/w")
 
 
+HOST = Host(name="vm", capabilities=("CAP_CHOWN", "CAP_SYS_ADMIN"), devices=({"path": "/dev/x", "type": "c"},))
+
+
 def made(image: ContainerConfig = IMAGE, **wishes: Any) -> spec.Spec:
-    return spec.make("ns", "c1", image, User(1, 2, (2, 3)), Wishes(**wishes))
+    return spec.make("ns", "c1", image, User(1, 2, (2, 3)), Wishes(**wishes), HOST)
 
 
 def test_the_default_is_containerds() -> None:
@@ -39,10 +43,10 @@ def test_the_default_is_containerds() -> None:
     ]  # fmt: skip
 
 
-def test_arguments_replace_the_command_and_leave_the_entrypoint() -> None:
+def test_arguments_replace_entrypoint_and_command() -> None:
     image = ContainerConfig(entrypoint=("/e",), cmd=("c",))
     assert made(image)["process"]["args"] == ["/e", "c"]
-    assert made(image, args=("x", "y"))["process"]["args"] == ["/e", "x", "y"]
+    assert made(image, args=("x", "y"))["process"]["args"] == ["x", "y"]
 
 
 def test_something_must_be_run() -> None:
@@ -50,31 +54,56 @@ def test_something_must_be_run() -> None:
         made(ContainerConfig())
 
 
-def test_an_image_without_path_gets_one() -> None:
-    assert made(ContainerConfig(cmd=("a",)))["process"]["env"][0].startswith("PATH=/usr/local/sbin:")
+@pytest.mark.parametrize(
+    ("env", "given", "wanted"),
+    [
+        ((), (), ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]),
+        (("Q=1",), (), ["Q=1"]),
+        (("A=1", "BARE", "A=2", "", "E=", "=odd"), (), ["A=1", "BARE", "A=2", "E=", "=odd"]),
+        (("A=1", "BARE", "A=2"), ("A=3", "B=4", "B=5", "BARE"), ["A=1", "BARE", "A=3", "B=4", "B=5"]),
+    ],
+)
+def test_the_environment_is_merged_as_ctr_merges_it(
+    env: tuple[str, ...], given: tuple[str, ...], wanted: list[str]
+) -> None:
+    assert made(ContainerConfig(cmd=("a",), env=env), env=given)["process"]["env"] == wanted
 
 
-def test_environment_is_merged_by_key_and_a_bare_key_unsets() -> None:
-    env = made(env=("A=2", "B=3", "PATH"), tty=True)["process"]["env"]
-    assert env == ["A=2", "TERM=xterm", "B=3"]
+def test_a_terminal_has_a_type() -> None:
+    assert made(tty=True, env=("TERM=dumb",))["process"]["env"] == ["PATH=/bin", "A=1", "TERM=dumb", "TERM=xterm"]
 
 
-def test_the_hosts_network_comes_with_its_files() -> None:
-    plain = made(net_host=True)
+def test_a_bare_key_unsets_what_is_there() -> None:
+    assert spec.merge_env(["A=1", "B=2"], ["A", "C"]) == ["B=2"]
+
+
+def test_the_hosts_network_comes_with_its_files_and_name() -> None:
+    plain = made(net_host=True, mounts=[MountWish("/m", "/a")])
     assert {"type": "network"} not in plain["linux"]["namespaces"]
-    assert [mount["destination"] for mount in plain["mounts"][-2:]] == ["/etc/hosts", "/etc/resolv.conf"]
+    assert [mount["destination"] for mount in plain["mounts"][-3:]] == ["/m", "/etc/hosts", "/etc/resolv.conf"]
+    assert "HOSTNAME=vm" in plain["process"]["env"]
 
 
-def test_privileged_masks_nothing_and_allows_every_device() -> None:
+def test_privileged_has_the_capabilities_and_devices_of_the_caller() -> None:
     plain = made(privileged=True)
     assert "maskedPaths" not in plain["linux"]
     assert plain["linux"]["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
-    assert "CAP_SYS_ADMIN" in plain["process"]["capabilities"]["effective"]
+    assert plain["linux"]["devices"] == list(HOST.devices)
+    for kind in ("bounding", "effective", "permitted"):
+        assert plain["process"]["capabilities"][kind] == list(HOST.capabilities)
+    assert plain["process"]["noNewPrivileges"] is True
     assert "ro" not in next(m for m in plain["mounts"] if m["destination"] == "/sys")["options"]
 
 
+def test_a_mount_takes_the_place_of_a_default_one() -> None:
+    mounts = [(mount["destination"], mount["type"]) for mount in made(mounts=[MountWish("/run", "/a")])["mounts"]]
+    assert mounts[-2:] == [("/sys", "sysfs"), ("/run", "bind")]
+
+
 def test_limits_labels_and_annotations_are_taken() -> None:
-    plain = made(memory_bytes=5, cpus=1.5, labels={"a": "b"}, annotations={"c": "d"}, hostname="h", read_only=True)
+    plain = made(
+        memory_bytes=5, cpus=1.5, labels={"a": "b"}, annotations={"c": "d", "a": "z"}, hostname="h", read_only=True
+    )
     assert plain["linux"]["resources"]["memory"] == {"limit": 5}
     assert plain["linux"]["resources"]["cpu"] == {"shares": 1024, "quota": 150_000, "period": 100_000}
     assert plain["annotations"] == {"a": "b", "c": "d"}
@@ -100,6 +129,7 @@ def test_a_spec_survives_its_record() -> None:
 def test_mounts_are_given_as_ctr_takes_them() -> None:
     wish = spec.parse_mount("type=bind,src=/a,dst=/b,options=rbind:ro")
     assert wish == MountWish("/b", "/a", "bind", ("rbind", "ro"))
+    assert spec.parse_mount('"src=/a,b",dst=/c') == MountWish("/c", "/a,b", "")
 
 
 @pytest.mark.parametrize("text", ["", "src=/a", "dst=/b,what=1", "dst"])

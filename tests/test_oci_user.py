@@ -21,17 +21,47 @@ FILES: dict[str, Sequence[Sequence[str]]] = {
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
+        ("", User(0, 0, (0, 10))),
+        ("root", User(0, 0, (0, 10))),
+        ("0:0", User(0, 0, (0, 10))),
         ("app", User(100, 200, (200, 10))),
         ("100", User(100, 200, (200, 10))),
+        ("+0100", User(100, 200, (200, 10))),
+        ("00000000000000000000100", User(100, 200, (200, 10))),
         ("555", User(555, 0, (0,))),
         ("555:666", User(555, 666, (666,))),
         ("app:wheel", User(100, 10, (10,))),
         ("app:0", User(100, 0, (0, 10))),
         ("2147483647", User(2147483647, 0, (0,))),
+        (":", User(0, 0, (0, 10))),
+        ("app:", User(100, 0, (0, 10))),
+        (":wheel", User(0, 10, (10,))),
+        (":7", User(0, 7, (7, 10))),
+        ("5:", User(5, 0, (0,))),
     ],
 )
-def test_users_and_groups_are_resolved(text: str, wanted: User) -> None:
-    assert user.resolve(text, FILES.__getitem__) == wanted
+def test_the_user_of_an_image_has_the_groups_of_its_uid(text: str, wanted: User) -> None:
+    assert user.of_image(text, FILES.__getitem__) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("app", User(100, 200, (200, 10))),
+        ("100", User(100, 200, (200, 10))),
+        ("root", User(0, 0, (0, 10))),
+        ("100:200", User(100, 200, (200,))),
+        ("app:wheel", User(100, 10, (10,))),
+        ("root:", User(0, 0, (0,))),
+    ],
+)
+def test_a_user_given_with_a_group_has_no_other(text: str, wanted: User) -> None:
+    assert user.given(text, FILES.__getitem__) == wanted
+
+
+def test_an_exec_has_the_primary_group_only() -> None:
+    assert user.of_exec("app", FILES.__getitem__) == User(100, 200, (200,))
+    assert user.of_exec("app:wheel", FILES.__getitem__) == User(100, 10, (10,))
 
 
 @pytest.mark.parametrize(
@@ -43,19 +73,18 @@ def test_users_and_groups_are_resolved(text: str, wanted: User) -> None:
 )  # fmt: skip
 def test_numbers_out_of_range_are_never_names(text: str, kind: str) -> None:
     with pytest.raises(InvalidArgument, match=rf'invalid USER value "{text.replace("+", "[+]")}": {kind} out of range'):
-        user.resolve(text, FILES.__getitem__)
+        user.of_image(text, FILES.__getitem__)
 
 
 @pytest.mark.parametrize(("text", "message"), [("ghost", "no users found"), ("app:ghosts", "no groups found")])
 def test_unknown_names_are_not_found(text: str, message: str) -> None:
     with pytest.raises(NotFound, match=message):
-        user.resolve(text, FILES.__getitem__)
+        user.of_image(text, FILES.__getitem__)
 
 
-@pytest.mark.parametrize("text", [":1", "app:", ":"])
-def test_half_a_user_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgument):
-        user.resolve(text, FILES.__getitem__)
+def test_three_parts_are_refused() -> None:
+    with pytest.raises(InvalidArgument, match="invalid USER value a:b:c"):
+        user.given("a:b:c", FILES.__getitem__)
 
 
 def root_with(tmp_path: Path, name: str = "passwd") -> Path:

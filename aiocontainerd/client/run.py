@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -21,8 +21,10 @@ from aiocontainerd.distribution.walk import choose
 from aiocontainerd.errors import AlreadyExists, ContainerdError, NotFound
 from aiocontainerd.interfaces.metadata import Container
 from aiocontainerd.interfaces.runtime import IO
+from aiocontainerd.oci import host
 from aiocontainerd.oci import spec as specs
 from aiocontainerd.oci import user as users
+from aiocontainerd.oci.host import Host
 from aiocontainerd.oci.image import ContainerConfig
 from aiocontainerd.sys.mount import temp_mount
 
@@ -39,6 +41,8 @@ STOP_SIGNAL_LABEL = "io.containerd.image.config.stop-signal"
 RESERVED_LABELS = ("containerd.io/", "io.cri-containerd")
 """Prefixes that labels of an image may not have, only the client's own (facts/security 2026-53488)."""
 CLEANUP_S = 60.0
+_NO_RUNC_OPTIONS = typeurl.Any("containerd.runc.v1.Options", b"")
+"""What `ctr run` records for a runtime that it knows, also without an option."""
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,23 +72,34 @@ async def create_container(client: Client, options: RunOptions, rank: Ranking) -
             config = chosen.config.config or ContainerConfig()
             mounts = await stores.snapshotter(snapshotter).prepare(options.id, parent)
             try:
-                user = await _user(options.user or config.user, mounts)
-                spec = specs.make(client.namespace, options.id, config, user, options.wishes)
-                return await client.containers.create(await _record(client, options, snapshotter, config, spec))
+                user = await _user(options.user, config.user, mounts)
+                spec = specs.make(client.namespace, options.id, config, user, options.wishes, await _host(options))
+                made = {**image_labels(config), **image.labels, **options.labels}
+                record = await _record(client, options, snapshotter, spec, {**made, **_stop_signal(config)})
+                return await client.containers.create(record)
             except BaseException:
                 await _remove_snapshot(client, snapshotter, options.id)
                 raise
 
 
+async def _host(options: RunOptions) -> Host:
+    return await anyio.to_thread.run_sync(host.look) if specs.needs_host(options.wishes) else Host()
+
+
+def _stop_signal(config: ContainerConfig) -> Mapping[str, str]:
+    return {STOP_SIGNAL_LABEL: config.stop_signal or "SIGTERM"}
+
+
 async def _record(
-    client: Client, options: RunOptions, snapshotter: str, config: ContainerConfig, spec: specs.Spec
+    client: Client, options: RunOptions, snapshotter: str, spec: specs.Spec, made: Mapping[str, str]
 ) -> Container:
+    runtime = options.runtime or await _default_runtime(client)
     return Container(
         id=options.id,
         image=options.image,
-        labels={**image_labels(config), **options.labels},
-        runtime_name=options.runtime or await _default_runtime(client),
-        runtime_options=options.runtime_options,
+        labels=made,
+        runtime_name=runtime,
+        runtime_options=options.runtime_options or (_NO_RUNC_OPTIONS if runtime == DEFAULT_RUNTIME else None),
         spec=specs.to_any(spec),
         snapshotter=snapshotter,
         snapshot_key=options.id,
@@ -93,10 +108,10 @@ async def _record(
 
 def image_labels(config: ContainerConfig) -> dict[str, str]:
     """Return the labels that an image gives its containers, without those that daemon or plugins act on."""
-    taken = {STOP_SIGNAL_LABEL: config.stop_signal or "SIGTERM"}
+    taken = {}
     for key, value in (config.labels or {}).items():
         short = len(key.encode()) + len(value.encode()) <= labels.MAX_SIZE_BYTES
-        if short and value and not key.startswith((*RESERVED_LABELS, STOP_SIGNAL_LABEL)):
+        if short and not key.startswith(RESERVED_LABELS):
             taken[key] = value
     return taken
 
@@ -171,11 +186,17 @@ async def _remove_snapshot(client: Client, snapshotter: str, key: str) -> None:
             pass
 
 
-async def _user(text: str, mounts: Sequence[Mount]) -> users.User:
-    if not users.needs_lookup(text):
-        return users.User(0, 0, (0,) if text else ())
+async def _user(given: str, of_image: str, mounts: Sequence[Mount]) -> users.User:
+    if given:
+        return await _looked_up(users.given, given, mounts)
+    return await _looked_up(users.of_image, of_image, mounts)
+
+
+async def _looked_up(
+    rule: Callable[[str, users.ReadLines], users.User], text: str, mounts: Sequence[Mount]
+) -> users.User:
     async with temp_mount(mounts, tempfile.gettempdir(), readonly=True) as root:
-        return await anyio.to_thread.run_sync(users.resolve, text, users.reader(root))
+        return await anyio.to_thread.run_sync(rule, text, users.reader(root))
 
 
 async def exec_process(
@@ -186,7 +207,7 @@ async def exec_process(
     resolved = None
     if user:
         mounts = await client.snapshots(container.snapshotter).mounts(container.snapshot_key)
-        resolved = await _user(user, mounts)
+        resolved = await _looked_up(users.of_exec, user, mounts)
     return specs.exec_process(specs.from_any(container.spec), args, tty=tty, cwd=cwd, user=resolved)
 
 

@@ -7,6 +7,7 @@ labels.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -17,10 +18,12 @@ import msgspec
 from aiocontainerd import typeurl
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.oci import spec_defaults as defaults
+from aiocontainerd.oci.host import Host
 from aiocontainerd.oci.image import ContainerConfig
 from aiocontainerd.oci.user import User
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+_UNKNOWN = Host()
 CPU_PERIOD_US = 100_000
 Spec = dict[str, Any]
 
@@ -37,7 +40,7 @@ class MountWish(msgspec.Struct, frozen=True):
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """The changes that a user asks for to the image's config and the defaults.
 
-    `args` replace the image's command and keep its entrypoint. With 0, `memory_bytes` and `cpus` set no limit.
+    `args` replace the image's entrypoint and command. With 0, `memory_bytes` and `cpus` set no limit.
     """
 
     args: Sequence[str] = ()
@@ -55,21 +58,26 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str] = _NONE
 
 
-def make(namespace: str, container_id: str, image: ContainerConfig, user: User, wishes: Wishes) -> Spec:
-    """Return the whole spec. Raises InvalidArgument when neither `image` nor `wishes` names a program."""
+def make(
+    namespace: str, container_id: str, image: ContainerConfig, user: User, wishes: Wishes, host: Host = _UNKNOWN
+) -> Spec:
+    """Return the whole spec. Raises InvalidArgument when neither `image` nor `wishes` names a program.
+
+    `host` counts where `needs_host` says so.
+    """
     spec: Spec = {
         "ociVersion": "1.1.0",
-        "process": _process(image, user, wishes),
+        "process": _process(image, user, wishes, host),
         "root": {"path": "rootfs", **({"readonly": True} if wishes.read_only else {})},
-        "mounts": [*defaults.mounts(), *_host_files(wishes), *(_mount(mount) for mount in wishes.mounts)],
+        "mounts": [*_default_mounts(wishes), *(_mount(mount) for mount in wishes.mounts), *_host_files(wishes)],
         "linux": _linux(namespace, container_id, wishes),
     }
     if wishes.hostname:
         spec["hostname"] = wishes.hostname
     if wishes.labels or wishes.annotations:
-        spec["annotations"] = {**wishes.labels, **wishes.annotations}
+        spec["annotations"] = {**wishes.annotations, **wishes.labels}
     if wishes.privileged:
-        _privilege(spec)
+        _privilege(spec, host)
     return spec
 
 
@@ -101,40 +109,53 @@ def exec_process(spec: Spec, args: Sequence[str], *, tty: bool, cwd: str = "", u
 
 
 def merge_env(base: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """Return `base` with each `KEY=value` of `changes` set. A bare `KEY` in `changes` removes the variable."""
-    merged = {entry.partition("=")[0]: entry for entry in base}
+    """Return `base` with each `KEY=value` of `changes` set, as containerd's client library does it.
+
+    A change takes the place of the last entry of its key, else it is appended. A bare `KEY` in `changes` removes that
+    entry. Entries of `base` are kept as they are, also bare or repeated ones; empty ones are dropped.
+    """
+    merged = list(base)
+    places = {entry.partition("=")[0]: place for place, entry in enumerate(base)}
     for change in changes:
         key, assigned, _ = change.partition("=")
-        if assigned:
-            merged[key] = change
-        else:
-            merged.pop(key, None)
-    return list(merged.values())
+        if key in places:
+            merged[places[key]] = change if assigned else ""
+        elif assigned:
+            merged.append(change)
+    return [entry for entry in merged if entry]
+
+
+def needs_host(wishes: Wishes) -> bool:
+    """Return whether a spec of these wishes depends on the host and the capabilities of the caller."""
+    return wishes.privileged or wishes.net_host
 
 
 def command_of(image: ContainerConfig, args: Sequence[str]) -> list[str]:
-    """Return the entrypoint followed by `args`, or by the image's command when `args` is empty."""
-    command = [*(image.entrypoint or ()), *(args or image.cmd or ())]
+    """Return `args`, or the image's entrypoint followed by its command when `args` is empty."""
+    command = list(args) or [*(image.entrypoint or ()), *(image.cmd or ())]
     if not command:
         raise InvalidArgument("no arguments specified: neither the image nor the command line says what to run")
     return command
 
 
-def _process(image: ContainerConfig, user: User, wishes: Wishes) -> dict[str, Any]:
-    env = list(image.env or (defaults.DEFAULT_PATH,))
-    if not any(entry.startswith("PATH=") for entry in env):
-        env.insert(0, defaults.DEFAULT_PATH)
-    added = ["TERM=xterm"] if wishes.tty else []
+def _process(image: ContainerConfig, user: User, wishes: Wishes, host: Host) -> dict[str, Any]:
     return {
         **({"terminal": True} if wishes.tty else {}),
         "user": _user(user),
         "args": command_of(image, wishes.args),
-        "env": merge_env(env, [*added, *wishes.env]),
+        "env": _env(image, wishes, host),
         "cwd": wishes.cwd or image.working_dir or "/",
         "capabilities": defaults.capabilities(defaults.CAPABILITIES),
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
         "noNewPrivileges": True,
     }
+
+
+def _env(image: ContainerConfig, wishes: Wishes, host: Host) -> list[str]:
+    env = merge_env(image.env or (defaults.DEFAULT_PATH,), merge_env((), wishes.env))
+    if wishes.tty:
+        env.append("TERM=xterm")
+    return merge_env(env, [f"HOSTNAME={host.name}"]) if wishes.net_host else env
 
 
 def _user(user: User) -> dict[str, Any]:
@@ -163,6 +184,12 @@ def _resources(wishes: Wishes) -> dict[str, Any]:
     return resources
 
 
+def _default_mounts(wishes: Wishes) -> list[dict[str, Any]]:
+    """Return the default mounts without those that a wish replaces."""
+    replaced = {wish.destination for wish in wishes.mounts}
+    return [mount for mount in defaults.mounts() if mount["destination"] not in replaced]
+
+
 def _host_files(wishes: Wishes) -> list[dict[str, Any]]:
     """Return the mounts of /etc/hosts and /etc/resolv.conf that a container on the host's network needs."""
     if not wishes.net_host:
@@ -172,13 +199,13 @@ def _host_files(wishes: Wishes) -> list[dict[str, Any]]:
 
 
 def _mount(wish: MountWish) -> dict[str, Any]:
-    made: dict[str, Any] = {"destination": wish.destination, "type": wish.type, "source": wish.source}
-    return {**made, "options": list(wish.options)} if wish.options else made
+    made = {"destination": wish.destination, "type": wish.type, "source": wish.source, "options": list(wish.options)}
+    return {key: value for key, value in made.items() if value}
 
 
-def _privilege(spec: Spec) -> None:
-    spec["process"]["capabilities"] = defaults.capabilities(defaults.ALL_CAPABILITIES)
-    spec["process"]["noNewPrivileges"] = False
+def _privilege(spec: Spec, host: Host) -> None:
+    spec["process"]["capabilities"] = defaults.capabilities(host.capabilities)
+    spec["linux"]["devices"] = list(host.devices)
     spec["linux"].pop("maskedPaths")
     spec["linux"].pop("readonlyPaths")
     spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
@@ -188,9 +215,9 @@ def _privilege(spec: Spec) -> None:
 
 
 def parse_mount(text: str) -> MountWish:
-    """Parse `type=bind,src=/a,dst=/b,options=rbind:ro`. Raises InvalidArgument naming the part that is wrong."""
+    """Parse `type=bind,src=/a,dst=/b,options=rbind:ro`, a line of CSV. Raises InvalidArgument naming the wrong part."""
     values: dict[str, str] = {}
-    for part in text.split(","):
+    for part in next(csv.reader([text]), []):
         key, assigned, value = part.partition("=")
         name = {"src": "source", "dst": "destination", "target": "destination"}.get(key, key)
         if not assigned or name not in ("type", "source", "destination", "options"):
@@ -199,4 +226,4 @@ def parse_mount(text: str) -> MountWish:
     if not values.get("destination"):
         raise InvalidArgument(f'mount "{text}": dst= is missing')
     options = tuple(option for option in values.get("options", "").split(":") if option)
-    return MountWish(values["destination"], values.get("source", ""), values.get("type", "bind"), options)
+    return MountWish(values["destination"], values.get("source", ""), values.get("type", ""), options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -65,6 +66,6 @@ def device_rules() -> list[dict[str, Any]]:
     return rules
 
 
-def capabilities(names: list[str]) -> dict[str, list[str]]:
+def capabilities(names: Sequence[str]) -> dict[str, list[str]]:
     """Return the capability sets of a process that has the capabilities `names`."""
     return {kind: list(names) for kind in ("bounding", "effective", "permitted")}

@@ -1,6 +1,7 @@
 """Resolve the USER of an image: `user`, `uid`, `user:group` and mixes, looked up in its root file system.
 
 Digits are never a name, and numbers are 0 to 2147483647 (facts/runtime 7.7, facts/security 2024-40635, 2026-46680).
+Which groups a process gets besides depends on who names the user; the rules are those of containerd's client library.
 passwd and group must be regular files of at most 10 MiB, opened without leaving the root (2026-47262).
 """
 
@@ -18,6 +19,7 @@ from aiocontainerd.sys.openat2 import open_in_root
 
 MAX_ID = 2**31 - 1
 MAX_FILE_BYTES = 10 << 20
+_HALVES = 2
 _NUMBER = re.compile(r"[+-]?[0-9]+\Z")
 
 ReadLines = Callable[[str], Sequence[Sequence[str]]]
@@ -32,63 +34,104 @@ class User(msgspec.Struct, frozen=True):
     additional_gids: tuple[int, ...] = ()
 
 
-def resolve(text: str, read: ReadLines) -> User:
-    """Return the identity that a USER string means.
+def of_image(text: str, read: ReadLines) -> User:
+    """Return the identity that an image's USER means, with the groups that /etc/group lists for its uid.
 
-    Raises InvalidArgument for a malformed string, NotFound (`no users found`, `no groups found`) for unknown names.
+    "" means root. Raises InvalidArgument for a malformed string, NotFound (`no users found`, `no groups found`).
     """
-    user, colon, group = text.partition(":")
-    if not user or (colon and not group):
-        raise InvalidArgument(f'invalid USER value "{text}": must be user, uid, user:group or uid:gid')
-    number = _number(user, text, "uid")
-    found = _passwd_entry(user, number, read)
-    if number is None and found is None:
-        raise NotFound(f'no users found for USER value "{text}" in /etc/passwd of the image')
-    uid, gid, name = found or (number or 0, 0, "")
-    if group:
-        gid = _group(group, text, read)
-    return User(uid, gid, _memberships(name, gid, read))
+    if not text:
+        return _with_groups(0, 0, _groups_of("root", read))
+    uid, gid = _ids(text, read)
+    return _with_groups(uid, gid, _groups_of(_name_of(uid, read), read))
 
 
-def needs_lookup(text: str) -> bool:
-    """Return True when the identity must be looked up in a root file system. Root itself need not."""
-    return text not in ("", "0", "0:0", "root", "root:root")
+def given(text: str, read: ReadLines) -> User:
+    """Return the identity that a person asks for in place of the image's, as `ctr run --user` makes it.
+
+    It has the groups of a user that is given alone. With a group it has that group only. Raises as `of_image`.
+    """
+    uid, gid = _ids(text, read)
+    number = _number(text, text, "uid") if ":" not in text else None
+    return _with_groups(uid, gid, _groups_of(text if number is None else _name_of(number, read), read))
+
+
+def of_exec(text: str, read: ReadLines) -> User:
+    """Return the identity of an exec, which has no group but its primary one, as with ctr. Raises as `of_image`."""
+    uid, gid = _ids(text, read)
+    return User(uid, gid, (gid,))
+
+
+def _ids(text: str, read: ReadLines) -> tuple[int, int]:
+    """Return uid and gid. In a pair, an empty half is 0, and the user's own group does not count."""
+    parts = text.split(":")
+    if len(parts) > _HALVES:
+        raise InvalidArgument(f"invalid USER value {text}")
+    numbers = [_number(part, text, kind) for part, kind in zip(parts, ("uid", "gid"), strict=False)]
+    if len(parts) == 1:
+        return _alone(text, numbers[0], read)
+    uid, gid = (number or 0 for number in numbers)
+    if parts[0] and numbers[0] is None:
+        uid, _ = _user(parts[0], text, read)
+    if parts[1] and numbers[1] is None:
+        gid = _group(parts[1], text, read)
+    return uid, gid
+
+
+def _alone(text: str, number: int | None, read: ReadLines) -> tuple[int, int]:
+    if number is None:
+        return _user(text, text, read)
+    found = _passwd_entry(lambda _name, uid: uid == number, read)
+    return (number, found[1]) if found else (number, 0)
 
 
 def _number(part: str, text: str, kind: str) -> int | None:
     """Return a numeric part as a number, or None for a name. Raises InvalidArgument for a number out of range."""
     if not _NUMBER.match(part):
         return None
-    if len(part) > len(str(MAX_ID)) + 1 or not 0 <= int(part) <= MAX_ID:
+    digits = part.lstrip("+-").lstrip("0")
+    if len(digits) > len(str(MAX_ID)) or not 0 <= int(f"{'-' if part[0] == '-' else ''}{digits or '0'}") <= MAX_ID:
         raise InvalidArgument(f'invalid USER value "{text}": {kind} out of range')
-    return int(part)
+    return int(digits or "0")
 
 
-def _passwd_entry(user: str, number: int | None, read: ReadLines) -> tuple[int, int, str] | None:
+def _passwd_entry(wanted: Callable[[str, int], bool], read: ReadLines) -> tuple[int, int, str] | None:
     for fields in read("/etc/passwd"):
         if len(fields) < 4 or not (_is_id(fields[2]) and _is_id(fields[3])):
             continue
         uid, gid = int(fields[2]), int(fields[3])
-        if (number is None and fields[0] == user) or uid == number:
+        if wanted(fields[0], uid):
             return uid, gid, fields[0]
     return None
 
 
+def _user(name: str, text: str, read: ReadLines) -> tuple[int, int]:
+    found = _passwd_entry(lambda other, _uid: other == name, read)
+    if found is None:
+        raise NotFound(f'no users found for USER value "{text}" in /etc/passwd of the image')
+    return found[0], found[1]
+
+
+def _name_of(uid: int, read: ReadLines) -> str:
+    found = _passwd_entry(lambda _name, other: other == uid, read)
+    return found[2] if found else ""
+
+
 def _group(group: str, text: str, read: ReadLines) -> int:
-    number = _number(group, text, "gid")
-    if number is not None:
-        return number
     for fields in read("/etc/group"):
         if len(fields) >= 3 and fields[0] == group and _is_id(fields[2]):
             return int(fields[2])
     raise NotFound(f'no groups found for USER value "{text}" in /etc/group of the image')
 
 
-def _memberships(name: str, gid: int, read: ReadLines) -> tuple[int, ...]:
-    """Return the primary group and the groups that list the user."""
-    lines = read("/etc/group") if name else ()
-    listed = [f[2] for f in lines if len(f) >= 4 and name in f[3].split(",") and _is_id(f[2])]
-    return tuple(dict.fromkeys([gid, *map(int, listed)]))
+def _groups_of(name: str, read: ReadLines) -> list[int]:
+    """Return the groups that list a user, in the order of the file. A group of the user's own name does not count."""
+    lines = [fields for fields in (read("/etc/group") if name else ()) if len(fields) >= 4 and _is_id(fields[2])]
+    return [int(fields[2]) for fields in lines if fields[0] != name and name in fields[3].split(",")]
+
+
+def _with_groups(uid: int, gid: int, groups: Sequence[int]) -> User:
+    """Return an identity whose primary group is among the others."""
+    return User(uid, gid, tuple(groups) if gid in groups else (gid, *groups))
 
 
 def _is_id(field: str) -> bool:

@@ -110,7 +110,7 @@ def busybox_layer(busybox: Path | None = None, *, compression: str = "gzip") -> 
 
 
 class BuiltImage(msgspec.Struct, frozen=True, kw_only=True):
-    """One image for one platform."""
+    """One image for one platform. `settings` are further fields of its config, such as `{"User": "app"}`."""
 
     layers: Sequence[BuiltLayer]
     command: Sequence[str] = ("sh",)
@@ -118,6 +118,8 @@ class BuiltImage(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str = "amd64"
     os: str = "linux"
     variant: str = ""
+    settings: Mapping[str, Any] = {}
+    config_type: str = CONFIG_TYPE
 
     def config(self) -> Blob:
         """Return the image configuration (OCI image specification, config.md)."""
@@ -127,7 +129,7 @@ class BuiltImage(msgspec.Struct, frozen=True, kw_only=True):
         return _json(
             {
                 **platform,
-                "config": {"Env": list(self.env), "Cmd": list(self.command)},
+                "config": {"Env": list(self.env), "Cmd": list(self.command), **self.settings},
                 "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in self.layers]},
             }
         )
@@ -140,7 +142,7 @@ class BuiltImage(msgspec.Struct, frozen=True, kw_only=True):
             {
                 "schemaVersion": 2,
                 "mediaType": MANIFEST_TYPE,
-                "config": config.descriptor(CONFIG_TYPE),
+                "config": config.descriptor(self.config_type),
                 "layers": [blob.descriptor(media_type) for blob, media_type in layers],
             }
         )

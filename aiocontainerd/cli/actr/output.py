@@ -55,11 +55,19 @@ def time(ns: int) -> str:
 
 
 def parse_labels(given: Sequence[str]) -> dict[str, str]:
-    """Parse `key=value` arguments. A bare `key` has an empty value, which deletes the label. Raises ValueError."""
+    """Parse `key=value` arguments. `key=` deletes the label, a bare `key` is `true` as with ctr. Raises ValueError."""
     labels: dict[str, str] = {}
     for text in given:
-        key, _, value = text.partition("=")
+        key, assigned, value = text.partition("=")
         if not key:
             raise ValueError(f'label "{text}" has no key; write it as key=value')
-        labels[key] = value
+        labels[key] = value if assigned else "true"
     return labels
+
+
+def parse_annotations(given: Sequence[str]) -> dict[str, str]:
+    """Parse `key=value` arguments. Raises ValueError for one without a value."""
+    for text in given:
+        if "=" not in text:
+            raise ValueError(f'annotation "{text}" has no value; write it as key=value')
+    return parse_labels(given)

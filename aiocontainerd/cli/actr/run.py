@@ -37,13 +37,18 @@ def parse_bytes(text: str) -> int:
 @click.option("--runtime", default="", help="Runtime name or absolute path of a shim.")
 @click.option("--runc-binary", default="", help="OCI runtime that the shim is to use.")
 @click.option("--platform", "platforms", multiple=True, help="Platform of the image instead of the host's.")
-@click.option("--env", "env", multiple=True, help="Environment, KEY=value; a bare KEY unsets it.")
+@click.option("--env", "env", multiple=True, help="Environment, KEY=value.")
 @click.option("--cwd", default="", help="Working directory.")
 @click.option("-u", "--user", default="", help="user, uid, user:group or uid:gid.")
 @click.option("--hostname", default="", help="Host name.")
 @click.option("--net-host", is_flag=True, help="Use the host's network.")
-@click.option("--mount", "mounts", multiple=True, help="type=bind,src=/a,dst=/b,options=rbind:ro")
-@click.option("--privileged", is_flag=True, help="All capabilities and devices.")
+@click.option(
+    "--mount",
+    "mounts",
+    multiple=True,
+    help="type=bind,src=/a,dst=/b,options=rbind:ro; takes the place of a default mount.",
+)
+@click.option("--privileged", is_flag=True, help="All capabilities that the caller has, and all devices.")
 @click.option("--read-only", is_flag=True, help="Read-only root.")
 @click.option("--memory-limit", default="0", help="Memory limit such as 512m.")
 @click.option("--cpus", default=0.0, help="CPU limit in cores.")
@@ -54,7 +59,7 @@ def parse_bytes(text: str) -> int:
 @click.argument("args", nargs=-1)
 @click.pass_context
 def run(ctx: click.Context, /, image: str, container_id: str, remove: bool, detach: bool, **given: object) -> None:
-    """Run a container ID of IMAGE, with ARGS instead of the image's command."""
+    """Run a container ID of IMAGE, with ARGS instead of the image's entrypoint and command."""
 
     async def work(client: Client) -> int:
         from aiocontainerd.client import run as runs
@@ -101,7 +106,7 @@ def wishes_of(given: dict[str, object]) -> Wishes:
         read_only=bool(given["read_only"]),
         memory_bytes=parse_bytes(str(given["memory_limit"])),
         cpus=float(str(given["cpus"])),
-        annotations=output.parse_labels(_texts(given["annotations"])),
+        annotations=output.parse_annotations(_texts(given["annotations"])),
         labels=labels,
     )
 

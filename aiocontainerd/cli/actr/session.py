@@ -110,7 +110,7 @@ def _explained(error: ContainerdError, session: Session, hint: str, *, diagnoses
     text = to_status(error)[1]
     if text.startswith("connection to "):
         return f"cannot reach a daemon at {session.address}: {_reason(error)}; is it running? name its socket with -a"
-    if isinstance(error, NotFound) and hint:
+    if isinstance(error, NotFound) and hint and "USER value" not in text:
         where = "" if "in namespace" in text else f" in namespace {session.namespace}"
         return f"{text}{where}; {hint}"
     blocked = _blocked_by(session.address) if isinstance(error, DeadlineExceeded) else ""
