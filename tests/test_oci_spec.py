@@ -10,7 +10,7 @@ import pytest
 from aiocontainerd import typeurl
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.oci import spec
-from aiocontainerd.oci.host import Host
+from aiocontainerd.oci.host import HostFacts
 from aiocontainerd.oci.image import ContainerConfig
 from aiocontainerd.oci.spec import MountWish, Wishes
 from aiocontainerd.oci.user import User
@@ -18,7 +18,7 @@ from aiocontainerd.oci.user import User
 IMAGE = ContainerConfig(cmd=("sh",), env=("PATH=/bin", "A=1"), working_dir="/w")
 
 
-HOST = Host(name="vm", capabilities=("CAP_CHOWN", "CAP_SYS_ADMIN"), devices=({"path": "/dev/x", "type": "c"},))
+HOST = HostFacts(name="vm", capabilities=("CAP_CHOWN", "CAP_SYS_ADMIN"), devices=({"path": "/dev/x", "type": "c"},))
 
 
 def made(image: ContainerConfig = IMAGE, **wishes: Any) -> spec.Spec:

@@ -24,7 +24,7 @@ from aiocontainerd.interfaces.runtime import IO
 from aiocontainerd.oci import host
 from aiocontainerd.oci import spec as specs
 from aiocontainerd.oci import user as users
-from aiocontainerd.oci.host import Host
+from aiocontainerd.oci.host import HostFacts
 from aiocontainerd.oci.image import ContainerConfig
 from aiocontainerd.sys.mount import temp_mount
 
@@ -82,8 +82,8 @@ async def create_container(client: Client, options: RunOptions, rank: Ranking) -
                 raise
 
 
-async def _host(options: RunOptions) -> Host:
-    return await anyio.to_thread.run_sync(host.look) if specs.needs_host(options.wishes) else Host()
+async def _host(options: RunOptions) -> HostFacts:
+    return await anyio.to_thread.run_sync(host.look) if specs.needs_host(options.wishes) else HostFacts()
 
 
 def _stop_signal(config: ContainerConfig) -> Mapping[str, str]:

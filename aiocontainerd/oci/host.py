@@ -18,7 +18,7 @@ _SKIPPED_FILES = frozenset({"console"})
 _TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
 
 
-class Host(msgspec.Struct, frozen=True, kw_only=True):
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the host, the capabilities of the calling process, and device nodes as specs have them."""
 
     name: str = ""
@@ -26,9 +26,9 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[dict[str, Any], ...] = ()
 
 
-def look() -> Host:
+def look() -> HostFacts:
     """Return the facts of this host. Raises OSError where /proc or /dev cannot be read."""
-    return Host(name=os.uname().nodename, capabilities=capabilities(), devices=tuple(devices()))
+    return HostFacts(name=os.uname().nodename, capabilities=capabilities(), devices=tuple(devices()))
 
 
 def capabilities(status: str = _STATUS) -> tuple[str, ...]:

@@ -18,12 +18,12 @@ import msgspec
 from aiocontainerd import typeurl
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.oci import spec_defaults as defaults
-from aiocontainerd.oci.host import Host
+from aiocontainerd.oci.host import HostFacts
 from aiocontainerd.oci.image import ContainerConfig
 from aiocontainerd.oci.user import User
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-_UNKNOWN = Host()
+_UNKNOWN = HostFacts()
 CPU_PERIOD_US = 100_000
 Spec = dict[str, Any]
 
@@ -59,7 +59,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make(
-    namespace: str, container_id: str, image: ContainerConfig, user: User, wishes: Wishes, host: Host = _UNKNOWN
+    namespace: str, container_id: str, image: ContainerConfig, user: User, wishes: Wishes, host: HostFacts = _UNKNOWN
 ) -> Spec:
     """Return the whole spec. Raises InvalidArgument when neither `image` nor `wishes` names a program.
 
@@ -138,7 +138,7 @@ def command_of(image: ContainerConfig, args: Sequence[str]) -> list[str]:
     return command
 
 
-def _process(image: ContainerConfig, user: User, wishes: Wishes, host: Host) -> dict[str, Any]:
+def _process(image: ContainerConfig, user: User, wishes: Wishes, host: HostFacts) -> dict[str, Any]:
     return {
         **({"terminal": True} if wishes.tty else {}),
         "user": _user(user),
@@ -151,7 +151,7 @@ def _process(image: ContainerConfig, user: User, wishes: Wishes, host: Host) -> 
     }
 
 
-def _env(image: ContainerConfig, wishes: Wishes, host: Host) -> list[str]:
+def _env(image: ContainerConfig, wishes: Wishes, host: HostFacts) -> list[str]:
     env = merge_env(image.env or (defaults.DEFAULT_PATH,), merge_env((), wishes.env))
     if wishes.tty:
         env.append("TERM=xterm")
@@ -203,7 +203,7 @@ def _mount(wish: MountWish) -> dict[str, Any]:
     return {key: value for key, value in made.items() if value}
 
 
-def _privilege(spec: Spec, host: Host) -> None:
+def _privilege(spec: Spec, host: HostFacts) -> None:
     spec["process"]["capabilities"] = defaults.capabilities(host.capabilities)
     spec["linux"]["devices"] = list(host.devices)
     spec["linux"].pop("maskedPaths")
