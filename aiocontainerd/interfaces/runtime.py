@@ -10,7 +10,8 @@ exited the task is STOPPED; its exit stays readable until `delete`, which ends t
 Execs are added by `exec`, then live the same life; their `delete` ends only them.
 
 All methods work in the namespace of the current call (`aiocontainerd.context`) unless they say otherwise. A task is
-read from its shim at every call: nothing about it is cached, except exits once they are known.
+read from its shim at every call, with two exceptions: exits once they are known, and the init of a shim that rests. The
+runtime tells its state and metrics from what it knows for certain, and asks the shim about everything else.
 
 What must fail and how (facts/runtime 4.2, 4.3): no such task: NotFound `task <id> not found`; a task of that id exists:
 AlreadyExists `task <id>`; a bad id: InvalidArgument `invalid task id ...` or `invalid exec id ...`; what the shim

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from aiocontainerd import typeurl
 from aiocontainerd.interfaces.rules import TASK, WORK, deadline, guarded
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -57,6 +58,22 @@ class ShimLauncher(Protocol):
     @property
     def cleans_up(self) -> bool:
         """True if a shim that answered Delete and Shutdown leaves nothing that a `delete` action would remove."""
+        ...
+
+    @property
+    def rests(self) -> bool:
+        """True if its shims rest while nothing happens, and are not to be woken for what the daemon knows.
+
+        The inits of such shims are processes of this host, and `stats` measures their cgroups.
+        """
+        ...
+
+    @deadline(WORK, always=True)
+    async def stats(self, bundle: Path, pid: int) -> typeurl.Any:
+        """Return the cgroup metrics of the container in a bundle, whose init is `pid`.
+
+        Raises NotFound if the cgroup is gone, Unimplemented unless the launcher's shims rest.
+        """
         ...
 
     @deadline(TASK)

@@ -13,6 +13,7 @@ strays      shims to which nothing on disk leads
 traces      directories that an OCI runtime makes for a namespace and never removes
 shim_log    what shims log, into the daemon's log
 shim        the connection to a shim: calls within their limits
+known       the state of an init as far as the daemon knows it without waking a shim
 task        a task and its processes behind a shim
 manager     starts, connects to and cleans up single shims
 table       which tasks exist, and which ids are taken

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from aiocontainerd.errors import Unknown
+from aiocontainerd.errors import Unimplemented, Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.sys import programs
 from aiocontainerd.sys.programs import Output
+from aiocontainerd.typeurl import Any
 from aiocontainerd_runtime_v2 import bootstrap
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class BinaryLauncher:
     """One shim program, executed for each action in a session of its own."""
 
     cleans_up = False
+    rests = False
     runtimes: Sequence[str] = ()
 
     def __init__(self, binary: Path) -> None:
@@ -67,6 +69,10 @@ class BinaryLauncher:
         if output.status != 0:
             raise Unknown(f"{output.text()}: {output.ending}")
         return output.stdout
+
+    async def stats(self, bundle: Path, pid: int) -> Any:
+        """Raise Unimplemented: the shims of a program are asked themselves."""
+        raise Unimplemented(f"{self.binary} does not measure {bundle} (pid {pid})")
 
     async def info(self, options: bytes, *, timeout_s: float) -> bytes:
         """Return the RuntimeInfo message that `-info` printed for a marshalled Any of options."""

@@ -187,6 +187,11 @@ def write_sandbox(bundle: Bundle, sandbox_id: str) -> None:
     _write_atomically(bundle.path / "sandbox", sandbox_id.encode(), _PRIVATE_FILE)
 
 
+def write_private(bundle: Bundle, name: str, data: bytes) -> None:
+    """Write a file of the daemon's own into a bundle."""
+    _write_atomically(bundle.path / name, data, _PRIVATE_FILE)
+
+
 def write_own(directory: Path, name: str, data: bytes) -> None:
     """Write a file of the runtime's own into a directory; make the directory if it is missing."""
     directory.mkdir(mode=_PRIVATE, exist_ok=True)

@@ -1,29 +1,37 @@
 """Recovery after a restart: finds the shims that still live, and cleans up after the others (facts/runtime 9).
 
 All bundles are looked at at the same time, each by itself and within `io.containerd.timeout.shim.load`. A call that
-concerns a bundle waits until it has been looked at; no other call does. A shim may listen but not answer, or answer
-with an error that says nothing about its container. Such a shim is kept: its container may well be running.
+concerns a bundle waits until it has been looked at; no other call does. A shim that rests, and whose init is on record
+as running, is left alone: the first call connects to it, or else a slow round does. A shim may listen but not answer,
+or answer with an error that says nothing about its container. Such a shim is kept: its container may well be running.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import anyio
 import msgspec
 
 from aiocontainerd import context
 from aiocontainerd.errors import ContainerdError, NotFound, Unavailable, Unimplemented
+from aiocontainerd.interfaces.runtime import ProcessState
 from aiocontainerd.interfaces.shim import ShimLauncher
 from aiocontainerd_runtime_v2 import bundle as bundles
-from aiocontainerd_runtime_v2 import strays
+from aiocontainerd_runtime_v2 import known, strays
+from aiocontainerd_runtime_v2.bootstrap import Endpoint
 from aiocontainerd_runtime_v2.bundle import Bundle
 from aiocontainerd_runtime_v2.manager import to_thread
 from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
 from aiocontainerd_runtime_v2.shim import Shim
+from aiocontainerd_runtime_v2.task import ShimTask
 
 log = logging.getLogger(__name__)
+
+PAUSE_S = 0.05
+"""Pause between two connections to shims at rest. Each wakes a shim for a third of a second."""
 
 RuntimeName = Callable[[str], Awaitable[str]]
 """The runtime name of a container of the current namespace; raises NotFound."""
@@ -43,6 +51,7 @@ class Recovery:
         self._runtime = runtime
         self._manager = runtime.manager
         self._runtime_name = runtime_name
+        self._resting: list[ShimTask] = []
 
     async def scan(self) -> OnDisk:
         """Return what there is to look at."""
@@ -60,6 +69,18 @@ class Recovery:
                     group.start_soon(self._guarded, self._load, bundle)
                 for bundle in found.strays:
                     group.start_soon(self._guarded, self._runtime.discard, bundle)
+        await self._meet()
+
+    async def _meet(self) -> None:
+        """Connect to the shims that were left alone, one after the other, to learn of their ends."""
+        for task in self._resting:
+            if not self._runtime.table.holds(task):
+                continue
+            try:
+                await task.shim.dial(limit_s=self._manager.deadlines.load_s)
+            except ContainerdError as error:
+                log.warning("the shim of task %s/%s is gone: %s", task.namespace, task.id, error.message)
+            await anyio.sleep(PAUSE_S)
 
     async def _guarded(self, step: Callable[[Bundle], Awaitable[None]], bundle: Bundle) -> None:
         try:
@@ -73,7 +94,7 @@ class Recovery:
         if await to_thread(bundles.is_empty, bundle):
             await self._runtime.discard(bundle)
             return
-        binary = await to_thread(bundles.read_shim_path, bundle)
+        binary, endpoint, state = await to_thread(_facts, bundle)
         try:
             launcher = self._manager.launcher_of(binary) if binary else await self._launcher_by_record(bundle)
         except ContainerdError as error:
@@ -81,6 +102,9 @@ class Recovery:
             await self._runtime.discard(bundle)
             return
         self._runtime.open_log(bundle)
+        if binary is not None and endpoint is not None and state is not None and launcher.rests:
+            self._leave_alone(Shim(bundle, endpoint, None, launcher), state)
+            return
         try:
             shim = await self._connect(bundle, launcher, joined=binary is None)
         except Unimplemented as error:
@@ -105,6 +129,13 @@ class Recovery:
         await to_thread(bundles.write_endpoint, bundle, endpoint)
         return await self._manager.connect(bundle, endpoint, launcher, joined=joined)
 
+    def _leave_alone(self, shim: Shim, state: ProcessState) -> None:
+        task = self._runtime.adopt(shim)
+        shim.pid = state.pid
+        task.know(state)
+        self._runtime.watch(task)
+        self._resting.append(task)
+
     async def _take_up(self, shim: Shim) -> None:
         task = self._runtime.adopt(shim)
         try:
@@ -123,3 +154,8 @@ class Recovery:
                 "task %s/%s is kept, although its shim does not answer: %s", task.namespace, task.id, error.message
             )
         self._runtime.watch(task)
+
+
+def _facts(bundle: Bundle) -> tuple[Path | None, Endpoint | None, ProcessState | None]:
+    """Return the program of the shim, where it listens, and the init if it is on record and runs. Blocking."""
+    return bundles.read_shim_path(bundle), bundles.read_endpoint(bundle), known.read(bundle)

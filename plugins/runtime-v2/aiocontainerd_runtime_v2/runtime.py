@@ -242,6 +242,7 @@ class ShimTaskRuntime:
             shim.end(shim.exit or lost_exit())
             await self.discard(shim.bundle)
         finally:
+            task.close()
             self.table.end_removal(task)
 
     async def _watch(self, task: ShimTask) -> None:
@@ -257,6 +258,7 @@ class ShimTaskRuntime:
             task.shim.end(ended)
             await self.discard(task.shim.bundle)
         finally:
+            task.close()
             self.table.end_removal(task)
 
     def _publish_death(self, task: ShimTask, ended: Exit) -> None:
@@ -288,6 +290,7 @@ class ShimTaskRuntime:
         with anyio.move_on_after(self.manager.deadlines.shutdown_s):
             await self.table.removed()
         for task in self.table.tasks:
+            task.close()
             await task.shim.aclose()
         await to_thread(self._traces.remove)
 

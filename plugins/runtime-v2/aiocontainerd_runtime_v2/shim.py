@@ -11,7 +11,7 @@ from aiocontainerd.errors import ContainerdError, DeadlineExceeded, LocalDeadlin
 from aiocontainerd.interfaces.runtime import UNKNOWN_EXIT_STATUS, Exit
 from aiocontainerd.interfaces.shim import ShimLauncher
 from aiocontainerd.rpc import binding
-from aiocontainerd.rpc.ttrpc.client import TtrpcClient
+from aiocontainerd.rpc.ttrpc.client import TtrpcClient, TtrpcClosed
 from aiocontainerd.timestamps import now_ns
 from aiocontainerd_runtime_v2.bootstrap import TTRPC, Endpoint
 from aiocontainerd_runtime_v2.bundle import Bundle
@@ -27,12 +27,19 @@ FOREVER_S = 10 * 365 * 86_400.0
 class Shim:
     """The connection to a task's shim, and how the shim ended.
 
-    `launcher` cleans up after the shim. `joined` means that the shim was started for another task, which owns it.
-    `ended` is set when the task and its bundle are dealt with for good; `exit` is then the exit of the init.
+    Without a `client` the shim is connected to by the first call, or by `dial`. `launcher` cleans up after the shim.
+    `joined` means that the shim was started for another task, which owns it. `ended` is set when the task and its
+    bundle are dealt with for good; `exit` is then the exit of the init.
     """
 
     def __init__(
-        self, bundle: Bundle, endpoint: Endpoint, client: TtrpcClient, launcher: ShimLauncher, *, joined: bool = False
+        self,
+        bundle: Bundle,
+        endpoint: Endpoint,
+        client: TtrpcClient | None,
+        launcher: ShimLauncher,
+        *,
+        joined: bool = False,
     ) -> None:
         self.bundle = bundle
         self.endpoint = endpoint
@@ -43,9 +50,16 @@ class Shim:
         self.exit: Exit | None = None
         self.ended = anyio.Event()
         self._client = client
+        self._dialling = anyio.Lock()
+        self._dialled = anyio.Event()
+        self._let_go = False
+        if client is not None:
+            self._dialled.set()
 
     def __repr__(self) -> str:
-        state = "closed" if self._client.closed else f"task API v{self.version}"
+        state = "closed" if self.is_closed else f"task API v{self.version}"
+        if self._client is None:
+            state = "not connected"
         return f"<Shim {self.bundle.namespace}/{self.bundle.id} {self.endpoint.address} {state}>"
 
     async def call(self, method: str, *, limit_s: float, **fields: object) -> Untyped:
@@ -59,9 +73,8 @@ class Shim:
         timeout_s = FOREVER_S if math.isinf(limit_s) else limit_s
         began = anyio.current_time()
         try:
-            return await self._client.call(
-                service, method, request, timeout_s=timeout_s, namespace=self.bundle.namespace
-            )
+            client = self._client or await self.dial(limit_s=limit_s)
+            return await client.call(service, method, request, timeout_s=timeout_s, namespace=self.bundle.namespace)
         except DeadlineExceeded as late:
             if not isinstance(late, LocalDeadline) and anyio.current_time() - began < limit_s:
                 raise  # it is a limit of the shim's own
@@ -69,6 +82,26 @@ class Shim:
                 f'the shim of task "{self.bundle.id}" ({self.endpoint.address}) did not answer {method} '
                 f"within {limit_s:g}s"
             ) from late
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection is gone. A shim that was not connected to yet counts as there."""
+        return self._let_go if self._client is None else self._client.closed
+
+    async def dial(self, *, limit_s: float) -> TtrpcClient:
+        """Connect, unless connected. Raises TtrpcClosed if nobody listens any more, Unavailable for other failures."""
+        async with self._dialling:
+            if self._client is None and not self._let_go:
+                try:
+                    self._client = await open_client(self.bundle.id, self.endpoint, timeout_s=limit_s)
+                except Unavailable as error:
+                    self._let_go = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
+                    if not self._let_go:
+                        raise
+                self._dialled.set()
+        if self._client is None:
+            raise TtrpcClosed("ttrpc: closed")
+        return self._client
 
     async def call_either(self, method: str, *, limit_s: float, **fields: object) -> Untyped:
         """Call as `call` does. If the shim does not know version 3 of the API, use version 2 from here on."""
@@ -91,18 +124,22 @@ class Shim:
         try:
             await self.call("Shutdown", limit_s=limit_s)
         except Unavailable:
-            return self._client.closed
+            return self.is_closed
         except ContainerdError:
             return False
         return True
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone."""
-        await self._client.wait_closed()
+        await self._dialled.wait()
+        if self._client is not None:
+            await self._client.wait_closed()
 
     async def aclose(self) -> None:
         """Close the connection; the shim lives on."""
-        await self._client.aclose()
+        self._let_go = True
+        if self._client is not None:
+            await self._client.aclose()
 
     def end(self, exit: Exit) -> None:  # noqa: A002 - the field's own term
         """Record the exit of the init, and let everyone know who waits for it."""

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any as Untyped
 
+import anyio
+import anyio.to_thread
+
 from aiocontainerd import identifiers
 from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
-from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, Exit, ProcessInfo, ProcessState, ProcessStatus
+from aiocontainerd.interfaces.runtime import (
+    IO,
+    CreateOptions,
+    ExecOptions,
+    Exit,
+    ProcessInfo,
+    ProcessState,
+    ProcessStatus,
+)
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire.anys import any_from_wire, any_to_wire
 from aiocontainerd.wire.mounts import mounts_to_wire
 from aiocontainerd.wire.tasks import io_from_wire
 from aiocontainerd.wire.times import time_from_wire
+from aiocontainerd_runtime_v2 import known
 from aiocontainerd_runtime_v2.deadlines import Deadlines
+from aiocontainerd_runtime_v2.known import KnownInit
 from aiocontainerd_runtime_v2.moves import Moves
 from aiocontainerd_runtime_v2.shim import FOREVER_S, Shim
 from aiocontainerd_runtime_v2.waits import Spawn, Waits
@@ -99,6 +113,10 @@ class ShimTask(ShimProcess):
         super().__init__(shim, deadlines, Waits(self._fetch_exit, spawn))
         self._delete_task = delete_task
         self._moves = moves
+        self._spawn = spawn
+        self._known = KnownInit()
+        self._recording = anyio.Lock()
+        self._io: IO | None = None
 
     @property
     def namespace(self) -> str:
@@ -117,19 +135,47 @@ class ShimTask(ShimProcess):
 
     async def create(self, options: CreateOptions) -> None:
         """Have the shim create the container."""
-        response = await self.shim.call_either(
-            "Create",
-            limit_s=self._deadlines.call_s,
-            bundle=self.bundle,
-            rootfs=mounts_to_wire(options.rootfs),
-            terminal=options.io.terminal,
-            stdin=options.io.stdin,
-            stdout=options.io.stdout,
-            stderr=options.io.stderr,
-            checkpoint=options.checkpoint,
-            options=any_to_wire(chosen_options(options)),
-        )
-        self.shim.pid = response.pid
+        with self._changing() as settle:
+            response = await self.shim.call_either(
+                "Create",
+                limit_s=self._deadlines.call_s,
+                bundle=self.bundle,
+                rootfs=mounts_to_wire(options.rootfs),
+                terminal=options.io.terminal,
+                stdin=options.io.stdin,
+                stdout=options.io.stdout,
+                stderr=options.io.stderr,
+                checkpoint=options.checkpoint,
+                options=any_to_wire(chosen_options(options)),
+            )
+            self.shim.pid = response.pid
+            self._io = options.io
+            settle(self._as(ProcessStatus.CREATED))
+
+    async def start(self) -> int:
+        """Run init; return its pid."""
+        with self._changing() as settle:
+            pid = await super().start()
+            if self._io is not None:
+                settle(self._as(ProcessStatus.RUNNING))
+        self._record()
+        return pid
+
+    async def state(self) -> ProcessState:
+        """Return the state of init: what the daemon knows for certain, else what the shim says."""
+        certain = self._known.state()
+        if certain is not None:
+            return certain
+        generation = self._known.generation
+        state = await super().state()
+        self.know(state, generation)
+        return state
+
+    def know(self, state: ProcessState, generation: int = 0) -> None:
+        """Take a state that was certain at a generation of what is known. Only shims at rest are spared questions."""
+        if self.shim.launcher.rests and not self.shim.joined:
+            self._io = state.io
+            self._known.learn(state, generation)
 
     def process(self, exec_id: str) -> ShimProcess:
         """Return the init for "", or else the exec."""
@@ -158,11 +204,38 @@ class ShimTask(ShimProcess):
 
     async def pause(self) -> None:
         """Freeze every process."""
-        await self._call("Pause")
+        await self._change("Pause", ProcessStatus.PAUSED)
 
     async def resume(self) -> None:
         """Thaw every process."""
-        await self._call("Resume")
+        await self._change("Resume", ProcessStatus.RUNNING)
+
+    async def _change(self, method: str, status: ProcessStatus) -> None:
+        with self._changing() as settle:
+            async with self._recording:
+                await anyio.to_thread.run_sync(known.remove, self.shim.bundle)
+            await self._call(method)
+            if self._io is not None:
+                settle(self._as(status))
+        self._record()
+
+    def _changing(self) -> AbstractContextManager[Callable[[ProcessState], None]]:
+        rests = self.shim.launcher.rests and not self.shim.joined
+        return self._known.changing() if rests else nullcontext(_ignore)
+
+    def _as(self, status: ProcessStatus) -> ProcessState:
+        return ProcessState(id=self.id, pid=self.shim.pid, status=status, io=self._io or IO())
+
+    def _record(self) -> None:
+        """Tell the next daemon what is known, while this one goes on."""
+        if self._known.state() is not None:
+            self._spawn(self._write_record, name=f"record {self.namespace}/{self.id}")
+
+    async def _write_record(self) -> None:
+        async with self._recording:
+            state = self._known.state()
+            if state is not None:
+                await anyio.to_thread.run_sync(known.write, self.shim.bundle, state)
 
     async def pids(self) -> list[ProcessInfo]:
         """Return every process of the container."""
@@ -178,7 +251,10 @@ class ShimTask(ShimProcess):
         await self._call("Update", resources=any_to_wire(resources), annotations=dict(annotations))
 
     async def stats(self) -> Any:
-        """Return cgroup metrics. Raises NotFound if the shim has none."""
+        """Return cgroup metrics, without the shim where the launcher can measure. Raises NotFound if there are none."""
+        state = self._known.state()
+        if state is not None and state.status is not ProcessStatus.STOPPED:
+            return await self.shim.launcher.stats(self.shim.bundle.path, state.pid)
         response = await self.shim.call("Stats", limit_s=self._deadlines.stats_s)
         stats = any_from_wire(response.stats)
         if stats is None:
@@ -188,6 +264,10 @@ class ShimTask(ShimProcess):
     async def delete(self) -> Exit:
         """End the task, its shim and its bundle."""
         return await self._delete_task(self)
+
+    def close(self) -> None:
+        """Give back what the daemon holds of init."""
+        self._known.close()
 
     async def delete_in_shim(self, *, limit_s: float) -> Exit:
         """Have the shim delete the container, and nothing else."""
@@ -202,6 +282,10 @@ class ShimTask(ShimProcess):
             if self.shim.exit is not None and not exec_id:
                 return self.shim.exit
             raise
+
+
+def _ignore(_state: ProcessState) -> None:
+    return
 
 
 def chosen_options(options: CreateOptions) -> Any | None:

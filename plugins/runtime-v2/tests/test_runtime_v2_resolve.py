@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiocontainerd_runtime_v2.deadlines import Deadlines
@@ -86,6 +87,10 @@ class Launcher:
     cleans_up = True
     runtimes = ("io.containerd.x.v1",)
     binary = Path("/launched/containerd-shim-x-v1")
+    rests = False
+
+    async def stats(self, bundle: Path, pid: int) -> Any:
+        raise AssertionError
 
     async def start(self, command: object, *, timeout_s: float) -> bytes:
         raise AssertionError

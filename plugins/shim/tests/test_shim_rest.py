@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import socket
 import tempfile
@@ -19,7 +20,7 @@ from aiocontainerd_shim.fork.launcher import AioLauncher
 from aiocontainerd_shim.rest import channel as resident_channel
 from aiocontainerd_shim.rest import resident
 from aiocontainerd_shim.rest.channel import pack_exit, unpack_exit
-from aiocontainerd_shim.rest.descriptors import Descriptors
+from aiocontainerd_shim.rest.descriptors import REQUESTS, Descriptors
 from aiocontainerd_shim.task import records
 
 from aiocontainerd import api, typeurl
@@ -298,3 +299,20 @@ def test_a_worker_that_was_missed_is_followed_by_one_that_lingers_longer() -> No
     assert resident.next_linger_s(0.6, 1.7) == 1.2
     assert resident.next_linger_s(3.0, 1.0) == resident.LONGEST_LINGER_S
     assert resident.next_linger_s(1.2, 9.0) == resident.LINGER_S
+
+
+def test_a_connection_that_ends_wakes_nobody_unless_it_left_a_request() -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    shim = resident.Resident(listener, lambda _rest: None)
+    for request, woken in ((b"", False), (b"request", True)):
+        ours, theirs = socket.socketpair()
+        poll = select.poll()
+        poll.register(ours, REQUESTS)
+        theirs.sendall(request)
+        theirs.close()
+        assert shim._woken(poll) is woken
+        assert bool(poll.poll(0)) is woken, "what is not work is not polled again"
+        ours.close()
+    os.close(shim._fds[0])
+    shim._wake_in.close()
+    shim._wake_out.close()

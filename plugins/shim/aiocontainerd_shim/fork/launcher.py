@@ -20,10 +20,12 @@ import anyio
 import anyio.abc
 import msgspec
 
+from aiocontainerd import typeurl
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unavailable, Unknown
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.sys import programs
 from aiocontainerd.sys.cgroup import remove_empty
+from aiocontainerd_shim.cgroups.own import measure
 from aiocontainerd_shim.fork import protocol
 from aiocontainerd_shim.fork.limits import Limits
 from aiocontainerd_shim.fork.protocol import Request, Verb, request_of
@@ -52,6 +54,7 @@ class AioLauncher:
 
     runtimes: Sequence[str] = RUNTIMES
     cleans_up = True
+    rests = True
 
     def __init__(
         self,
@@ -133,6 +136,10 @@ class AioLauncher:
             return await self._execute(Verb.DELETE, command, timeout_s)
         self.forked += 1
         return result
+
+    async def stats(self, bundle: Path, pid: int) -> typeurl.Any:
+        """Return the cgroup metrics of a container without its shim. Raises NotFound if the cgroup is gone."""
+        return await anyio.to_thread.run_sync(measure, bundle, pid)
 
     async def ensure_server(self) -> None:
         """Have a fork server of this code running. A failure is logged only: shims can still be executed."""

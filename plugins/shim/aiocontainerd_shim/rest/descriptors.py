@@ -1,7 +1,8 @@
 """The descriptors that a shim keeps while it rests, and what wakes it.
 
 Each descriptor has a poll mask: `NEVER` if it is only held, `HANG_UP` if only the hang-up wakes the shim, `READABLE` if
-bytes do.
+bytes do. `REQUESTS` is for connections: bytes wake the shim, but an end without bytes does not. When a daemon dies, all
+of its shims would wake for nothing at the moment when the next daemon starts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import select
 NEVER = -1
 HANG_UP = 0
 READABLE = select.POLLIN
+REQUESTS = select.POLLIN | select.POLLRDHUP
 
 
 class Descriptors:

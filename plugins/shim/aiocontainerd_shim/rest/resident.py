@@ -90,10 +90,20 @@ class Resident:
             if mask != NEVER:
                 poll.register(fd, mask)
         while not self._ending and not self._exits:
-            if any(fd != self._wake_in.fileno() for fd, _ in poll.poll()):
+            if self._woken(poll):
                 break
             self._exits = [exited for exited in self._reap() if exited.pid in self._watched]
         return not self._ending
+
+    def _woken(self, poll: select.poll) -> bool:
+        """Wait for something; return whether it is work. Connections that end are left to the next worker."""
+        woken = False
+        for fd, events in poll.poll():
+            if events & select.POLLRDHUP and not _has_bytes(fd):
+                poll.unregister(fd)
+            elif fd != self._wake_in.fileno():
+                woken = True
+        return woken
 
     def _let_work(self) -> bool:
         """Fork a worker and wait until it hands over; return False if it ends without."""
@@ -165,6 +175,17 @@ class Resident:
                 else:
                     exits.append(exited)
         return exits
+
+
+def _has_bytes(fd: int) -> bool:
+    """Return whether a connection has bytes that nobody has read."""
+    connection = socket.socket(fileno=fd)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
+    finally:
+        connection.detach()
 
 
 def next_linger_s(linger_s: float, rested_s: float) -> float:

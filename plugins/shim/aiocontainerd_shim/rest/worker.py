@@ -14,7 +14,7 @@ from collections.abc import Callable
 from aiocontainerd.rpc.ttrpc.server import RestedConnection
 from aiocontainerd_shim.rest import snapshot
 from aiocontainerd_shim.rest.channel import EXIT, Duty, HandOver, send_hand_over, unpack_exit
-from aiocontainerd_shim.rest.descriptors import READABLE, Descriptors
+from aiocontainerd_shim.rest.descriptors import READABLE, REQUESTS, Descriptors
 from aiocontainerd_shim.rest.interface import Parts
 from aiocontainerd_shim.rest.records import RestedShim, pack_shim, unpack_shim
 
@@ -112,7 +112,7 @@ class Worker:
         """Leave descriptors and records behind, and end. If they do not fit into one packet, stay."""
         held = Descriptors()
         held.put(self._duty.fds[0], READABLE)
-        connections = [(held.put(fd, READABLE), rested) for fd, rested in self._parts.server.rested()]
+        connections = [(held.put(fd, REQUESTS), rested) for fd, rested in self._parts.server.rested()]
         shim = RestedShim(snapshot.take(self._parts.service, held), connections)
         left = HandOver(self._exits_taken, sorted(self._parts.reaper.watched), held.masks, pack_shim(shim))
         if send_hand_over(self._duty.channel, left, held.fds):
