@@ -64,7 +64,7 @@ def resting(world: World) -> World:
 
 @asynccontextmanager
 async def started(world: World, process: subprocess.Popen[bytes]) -> AsyncIterator[tuple[ShimTask, RestingShim]]:
-    """A running task whose init is `process`, and its shim."""
+    """Give a running task whose init is `process`, and its shim."""
     async with world.run() as runtime:
         task, shim = await _start(world, runtime, process)
         yield task, shim
