@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd import kinds, scaffold
+from aiocontainerd import filters, kinds, plugin, scaffold
 from aiocontainerd.config import load
 from aiocontainerd.host import doc_pages, reference
 from aiocontainerd.interfaces import PROTOCOLS
@@ -31,6 +31,7 @@ def test_stale_and_missing_documents_are_named(repository: Path, capsys: pytest.
     assert capsys.readouterr().err == (
         "stale: config.example.toml: run `make docs`\nstale: docs/hooks.md: run `make docs`\n"
         "stale: docs/plugins/reference.md: run `make docs`\n"
+        "stale: docs/plugins/tools.md: run `make docs`\n"
     )
     assert reference.main([]) == 0
     assert reference.main(["--check"]) == 0
@@ -81,3 +82,61 @@ def test_the_page_says_which_kinds_nothing_calls_yet() -> None:
 def test_every_hook_has_an_example_that_a_test_runs() -> None:
     examples = reference.hooks_page().count("An example, from `tests/test_host_hookspecs.py`")
     assert examples == len([*reference.hook_functions()])
+
+
+def test_the_page_has_the_protocols_of_what_a_plugin_gives() -> None:
+    page = reference.reference_page([])
+    for name in ("Reader", "Writer", "Task", "NamespaceStore", "ContainerStore", "ImageStore", "LeaseStore"):
+        assert page.count(f"### {name}\n") == 1, name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class Envelope(Struct):", "### EventBus", "| `marshal(message: betterproto2.Message) -> Any` |",
+        "| `namespace() -> str` |", "### Reader", "### ContainerStore", "| `labels.tier` |", "| `async running(",
+        "### FakeMetadata", "| `needed_by(", "### Client", "### Tasks", "### Plugins", "| `async restart(plugin: str) -> int` |",
+        "| `DataLoss` | Bytes are missing or damaged. |",
+    ],
+)  # fmt: skip
+def test_the_page_of_tools_has_what_a_plugin_uses(text: str) -> None:
+    assert text in reference.tools_page()
+
+
+def test_every_name_of_an_author_is_told_in_a_sentence_on_the_page_of_tools() -> None:
+    page = reference.tools_page()
+    for name in plugin.__all__:
+        assert re.search(rf"^\| `{name}` \| \S.*\|$", page, re.MULTILINE), name
+    assert " at 0x" not in page
+
+
+@pytest.mark.parametrize(
+    ("selector", "chosen"),
+    [
+        ("labels.tier", {"web", "db"}),
+        ("image==alpine", {"web"}),
+        ("image!=alpine", {"db", "bare"}),
+        ("topic~=^/tasks/", {"db"}),
+        ("id==a,labels.tier==web", {"web"}),
+        ('topic=="/tasks/exit"', {"db"}),
+        ('labels."acme.io/tier"==web', {"bare"}),
+    ],
+)
+def test_the_filters_on_the_page_of_tools_choose_what_it_says(selector: str, chosen: set[str]) -> None:
+    assert f"| `{selector}` | " in reference.tools_page()
+    objects: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+        "web": ({"id": "a", "image": "alpine"}, {"tier": "web"}),
+        "db": ({"id": "b", "image": "busybox", "topic": "/tasks/exit"}, {"tier": "db"}),
+        "bare": ({"id": "c"}, {"acme.io/tier": "web"}),
+    }
+    compiled = filters.compile_filters([selector])
+    found = {
+        name
+        for name, (fields, labels) in objects.items()
+        if compiled.matches(
+            lambda path, fields=fields, labels=labels: (  # type: ignore[misc]
+                filters.field(labels, path[1:]) if path[0] == "labels" else fields.get(path[0])
+            )
+        )
+    }
+    assert found == chosen

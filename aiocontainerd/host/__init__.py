@@ -25,4 +25,6 @@ leftovers.py      tasks and threads that outlive their plugin
 introspection.py  the service that lists plugins
 reference.py      writes the generated documents
 doc_pages.py      the pages about hooks and kinds
+doc_tools.py      the page about what a plugin uses besides
+doc_parts.py      parts of those pages
 """

@@ -15,6 +15,7 @@ import msgspec
 from aiocontainerd import kinds, scaffold
 from aiocontainerd.config.timeouts import CORE, Timeout
 from aiocontainerd.host import hookspecs
+from aiocontainerd.host.doc_parts import code, member, prose, record, signature
 from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.registration import Registration
 from aiocontainerd.interfaces import PROTOCOLS, SERVICES, rules
@@ -31,6 +32,9 @@ NOT_CALLED: Mapping[str, str] = MappingProxyType(
 )
 """Kinds that have a contract and that nothing in the daemon calls, and why."""
 
+_SHOWN = {path.partition(":")[2] for path in (*PROTOCOLS.values(), *SERVICES.values())}
+"""Protocols that have a section of their own."""
+
 _HOOKS_HEAD = f"""\
 # Hooks
 
@@ -45,7 +49,8 @@ _REFERENCE_HEAD = """\
 # Reference of plugin kinds
 
 Generated from `aiocontainerd/interfaces/` and the packages of `actr plugins new`; `make docs` writes it anew.
-Hooks are on [a page of their own](../hooks.md).
+Hooks are on [a page of their own](../hooks.md). So are [the tools](tools.md): events, typed values, the current call,
+filters, stores and readers, helpers of tests, and the client library.
 
 A plugin is a class, or a coroutine function `init`, under
 `@register(kind, id, requires=..., config=..., timeouts=...)`.
@@ -92,7 +97,7 @@ def _context() -> str:
     rows = ["## The context of an init\n", f"{inspect.getdoc(InitContext)}\n", "| member | |", "|---|---|"]
     for name, value in vars(InitContext).items():
         if not name.startswith("_"):
-            rows.append(f"| `{_member(name, value)}` | {' '.join((inspect.getdoc(value) or '').split())} |")
+            rows.append(f"| `{member(name, value)}` | {' '.join((inspect.getdoc(value) or '').split())} |")
     return "\n".join(rows) + "\n"
 
 
@@ -101,11 +106,11 @@ def _timeout(timeout: Timeout, reader: str) -> str:
 
 
 def _hook(function: Callable[..., object]) -> str:
-    parts = [f"## {function.__name__}\n", _code(_signature(function)), f"{inspect.getdoc(function)}\n"]
+    parts = [f"## {function.__name__}\n", code(signature(function)), f"{inspect.getdoc(function)}\n"]
     parts.append("It has no deadline. The daemon calls it while it starts or reloads, and it must not wait.\n")
     example = _example(function.__name__)
     if example:
-        parts.append(f"An example, from `tests/test_host_hookspecs.py`:\n\n{_code(example)}")
+        parts.append(f"An example, from `tests/test_host_hookspecs.py`:\n\n{code(example)}")
     return "\n".join(parts)
 
 
@@ -136,10 +141,14 @@ def _kind(kind: str) -> str:
     parts = [f"## {kind}\n", f"`aiocontainerd/interfaces/{module_name}.py`\n"]
     if kind in NOT_CALLED:
         parts.append(f"**{NOT_CALLED[kind]}**\n")
-    parts.append(f"{_prose(inspect.getdoc(module) or '')}\n")
+    parts.append(f"{prose(inspect.getdoc(module) or '')}\n")
     own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
-    parts += [_record(value) for value in own if isinstance(value, type) and issubclass(value, msgspec.Struct)]
-    parts.append(_protocol(getattr(module, name)))
+    parts += [record(value) for value in own if isinstance(value, type) and issubclass(value, msgspec.Struct)]
+    main = getattr(module, name)
+    parts += [
+        _protocol(value) for value in own if getattr(value, "_is_protocol", False) and value.__name__ not in _SHOWN
+    ]
+    parts.append(_protocol(main))
     parts += [_scaffold(form) for form, made in scaffold.FORMS.items() if made.kind == kind]
     return "\n".join(parts)
 
@@ -150,7 +159,7 @@ def _services() -> str:
     parts = [
         f"## {kinds.SERVICE}\n",
         "`aiocontainerd/interfaces/services.py`\n",
-        f"{_prose(inspect.getdoc(module) or '')}\n",
+        f"{prose(inspect.getdoc(module) or '')}\n",
     ]
     paths = [path for path in SERVICES.values() if path not in PROTOCOLS.values()]
     for path in paths:
@@ -158,30 +167,6 @@ def _services() -> str:
         module = importlib.import_module(f"aiocontainerd.interfaces.{module_name}")
         parts.append(_protocol(getattr(module, name)))
     return "\n".join(parts)
-
-
-def _prose(text: str) -> str:
-    """Return the words of a module, with indented parts (code or tables) in fences."""
-    paragraphs = []
-    for paragraph in text.split("\n\n"):
-        indented = all(line.startswith("    ") for line in paragraph.splitlines())
-        paragraphs.append(_code(textwrap.dedent(paragraph), "").rstrip() if indented else paragraph)
-    return "\n\n".join(paragraphs)
-
-
-def _record(record: type[msgspec.Struct]) -> str:
-    """Return the words and fields of a record, with its annotations as they are written."""
-    names, defaults = record.__struct_fields__, record.__struct_defaults__
-    given = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
-    annotations = {name: text for base in record.__mro__ for name, text in inspect.get_annotations(base).items()}
-    fields = [f"    {name}: {annotations[name]}{_default(given.get(name, msgspec.NODEFAULT))}" for name in names]
-    return f"{inspect.getdoc(record)}\n\n" + _code("\n".join([f"class {record.__name__}(Struct):", *fields]))
-
-
-def _default(value: object) -> str:
-    if value is msgspec.NODEFAULT:
-        return ""
-    return f" = {value!r}" if isinstance(value, str | int | None) else " = ..."
 
 
 def _protocol(protocol: type) -> str:
@@ -193,7 +178,7 @@ def _protocol(protocol: type) -> str:
         words = (
             " ".join((inspect.getdoc(value) or "").split()) if callable(value) or isinstance(value, property) else ""
         )
-        rows.append(f"| `{_member(name, value)}` | {_rule(rules.rule_of(value))} | {words} |")
+        rows.append(f"| `{member(name, value)}` | {_rule(rules.rule_of(value))} | {words} |")
     return "\n".join(rows) + "\n"
 
 
@@ -215,21 +200,6 @@ def _own(protocol: type) -> Iterator[tuple[str, object]]:
     yield from seen.items()
 
 
-def _member(name: str, value: object) -> str:
-    if isinstance(value, property):
-        returned = inspect.get_annotations(value.fget).get("return", "") if value.fget else ""
-        return f"{name}: {returned}"
-    if not callable(value):
-        return f"{name}: {value}"
-    prefix = "async " if inspect.iscoroutinefunction(value) else ""
-    return f"{prefix}{_signature(value)}".replace("|", "\\|")
-
-
-def _signature(function: Callable[..., object]) -> str:
-    text = f"{function.__name__}{inspect.signature(function)}".replace("'", "")
-    return text.replace("(self, ", "(").replace("(self)", "()")
-
-
 def _short(deadline: str) -> str:
     return deadline.removeprefix(rules.PREFIX)
 
@@ -237,8 +207,4 @@ def _short(deadline: str) -> str:
 def _scaffold(form: str) -> str:
     text = scaffold.files(form, f"acme-{form}")[f"acme_{form.replace('-', '_')}/plugin.py"]
     words = f"`actr plugins new {form} acme-{form}` begins with this, and a test of it that passes:"
-    return f"{words}\n\n{_code(text.strip())}"
-
-
-def _code(text: str, language: str = "python") -> str:
-    return f"```{language}\n{text}\n```\n"
+    return f"{words}\n\n{code(text.strip())}"

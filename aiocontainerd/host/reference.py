@@ -1,4 +1,4 @@
-"""Write the generated documents: `config.example.toml`, `docs/hooks.md`, `docs/plugins/reference.md` (`make docs`).
+"""Write the generated documents (`make docs`): `config.example.toml`, and the pages of hooks, plugin kinds and tools.
 
 `--check` only compares.
 """
@@ -13,8 +13,9 @@ from aiocontainerd.config import render
 from aiocontainerd.config.records import PluginPolicy
 from aiocontainerd.host import discovery
 from aiocontainerd.host.doc_pages import hook_functions, hooks_page, reference_page
+from aiocontainerd.host.doc_tools import tools_page
 
-__all__ = ["documents", "hook_functions", "hooks_page", "main", "reference_page"]
+__all__ = ["documents", "hook_functions", "hooks_page", "main", "reference_page", "tools_page"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIRST_PARTY = PluginPolicy(
@@ -32,6 +33,7 @@ def documents() -> dict[Path, str]:
         REPOSITORY / "config.example.toml": render.example(registrations),
         REPOSITORY / "docs" / "hooks.md": hooks_page(),
         REPOSITORY / "docs" / "plugins" / "reference.md": reference_page(registrations),
+        REPOSITORY / "docs" / "plugins" / "tools.md": tools_page(),
     }
 
 
