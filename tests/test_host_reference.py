@@ -94,8 +94,9 @@ def test_the_page_has_the_protocols_of_what_a_plugin_gives() -> None:
     "text",
     [
         "class Envelope(Struct):", "### EventBus", "| `marshal(message: betterproto2.Message) -> Any` |",
-        "| `namespace() -> str` |", "### Reader", "### ContainerStore", "| `labels.tier` |", "| `async running(",
-        "### FakeMetadata", "| `needed_by(", "### Client", "### Tasks", "### Plugins", "| `async restart(plugin: str) -> int` |",
+        "| `namespace() -> str` |", "### Reader", "### ContainerStore", "| `labels.tier` |", "| `async with running(",
+        "### FakeMetadata", "| `needed_by(", "### Client", "### Tasks", "### Plugins",
+        "| `async restart(plugin: str) -> int` |",
         "| `DataLoss` | Bytes are missing or damaged. |",
     ],
 )  # fmt: skip

@@ -144,11 +144,9 @@ def _kind(kind: str) -> str:
     parts.append(f"{prose(inspect.getdoc(module) or '')}\n")
     own = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
     parts += [record(value) for value in own if isinstance(value, type) and issubclass(value, msgspec.Struct)]
-    main = getattr(module, name)
-    parts += [
-        _protocol(value) for value in own if getattr(value, "_is_protocol", False) and value.__name__ not in _SHOWN
-    ]
-    parts.append(_protocol(main))
+    protocols = [value for value in own if getattr(value, "_is_protocol", False)]
+    parts += [_protocol(value) for value in protocols if value.__name__ not in _SHOWN]
+    parts.append(_protocol(getattr(module, name)))
     parts += [_scaffold(form) for form, made in scaffold.FORMS.items() if made.kind == kind]
     return "\n".join(parts)
 
