@@ -9,17 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from aiocontainerd import kinds, scaffold
 from aiocontainerd.host import discovery
 from aiocontainerd.testing import images
+from environments import brought_by, link
 from harness import REPOSITORY, Installed, peer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -38,36 +35,6 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for root in (REPOSITORY, *sorted((REPOSITORY / "plugins").iterdir())):
         subprocess.run([sys.executable, "-c", BUILD, str(directory)], cwd=root, check=True, capture_output=True)
     return directory
-
-
-def required_by(name: str, extras: frozenset[str] = frozenset()) -> Iterator[Requirement]:
-    """Yield the requirements of an installed distribution that hold here, its own extras' included."""
-    for line in distribution(name).requires or []:
-        requirement = Requirement(line)
-        if not requirement.marker or any(requirement.marker.evaluate({"extra": one}) for one in ("", *extras)):
-            yield requirement
-
-
-def brought_by(name: str, extras: frozenset[str]) -> set[str]:
-    """Return the names of all that comes with a distribution."""
-    found: set[str] = set()
-    waiting = [Requirement(f"{name}[{','.join(extras)}]")]
-    while waiting:
-        requirement = waiting.pop()
-        if (key := canonicalize_name(requirement.name)) not in found:
-            found.add(key)
-            waiting += required_by(key, frozenset(requirement.extras))
-    return found
-
-
-def link(name: str, site_packages: Path) -> None:
-    """Put what an installed distribution consists of into another environment."""
-    installed = Path(str(distribution(name).locate_file("")))
-    tops = {installed / file.parts[0] for file in distribution(name).files or []}
-    metadata = installed.glob(f"{name.replace('-', '_')}-*.egg-info")  # of what has no wheel
-    for top in {*tops, *metadata}:
-        if top.name not in ("..", "__pycache__") and top.exists() and not (site_packages / top.name).exists():
-            (site_packages / top.name).symlink_to(top)
 
 
 class Environment:

@@ -1,18 +1,26 @@
-"""Small OCI images made from files at hand, as an image layout archive; no registry and no build tool needed."""
+"""Small OCI images made from files at hand, as an image layout archive; no registry and no build tool needed.
+
+`python -m aiocontainerd.testing.images busybox.tar` writes an image of this host's static busybox, which
+`actr images import` takes.
+"""
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import io
 import json
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from aiocontainerd.oci import platform as platforms
 
 LAYER_TYPES = {
     "tar": "application/vnd.oci.image.layer.v1.tar",
@@ -22,6 +30,7 @@ LAYER_TYPES = {
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+BUSYBOX = "docker.io/library/busybox:local"
 REF_NAME = "org.opencontainers.image.ref.name"
 IMAGE_NAME = "io.containerd.image.name"
 
@@ -182,5 +191,29 @@ def write_archive(path: Path, name: str, images: Sequence[BuiltImage]) -> str:
     return str(target["digest"])
 
 
+def write_busybox(path: Path, name: str = BUSYBOX) -> str:
+    """Write an archive of one image: this host's static busybox. Return the digest of the image's target."""
+    host = platforms.default()
+    image = BuiltImage(layers=[busybox_layer()], architecture=host.architecture, variant=host.variant)
+    return write_archive(path, name, [image])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write an image of busybox and print its name."""
+    parser = argparse.ArgumentParser(description="Write an image of this host's static busybox, without a network.")
+    parser.add_argument("archive", type=Path, help="file to write")
+    parser.add_argument("name", nargs="?", default=BUSYBOX, help="name of the image [default: %(default)s]")
+    asked = parser.parse_args(argv)
+    try:
+        write_busybox(asked.archive, asked.name)
+    except OSError as error:
+        parser.exit(1, f"{error.filename}: {error.strerror}; Debian's package busybox-static brings a busybox\n")
+    sys.stdout.write(f"{asked.name}\n")
+
+
 def _json(value: Any) -> Blob:
     return Blob(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+if __name__ == "__main__":
+    main()

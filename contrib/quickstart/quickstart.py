@@ -108,12 +108,10 @@ def contained(address: Path, namespace: str, *args: str) -> int:
 
 def make_image(directory: Path) -> Path:
     """Return an image of Debian's static busybox as an archive."""
-    from aiocontainerd.oci import platform
-    from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
+    from aiocontainerd.testing.images import write_busybox
 
-    archive, host = directory / "busybox.tar", platform.default()
-    image = BuiltImage(layers=[busybox_layer()], architecture=host.architecture, variant=host.variant)
-    write_archive(archive, LOCAL_IMAGE, [image])
+    archive = directory / "busybox.tar"
+    write_busybox(archive, LOCAL_IMAGE)
     return archive
 
 

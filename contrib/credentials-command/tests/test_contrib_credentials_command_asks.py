@@ -128,7 +128,7 @@ async def test_failed_command_says_why(helper: Helper) -> None:
 
 async def test_missing_command_is_named(helper: Helper) -> None:
     helper.path.unlink()
-    with pytest.raises(Unknown, match="docker-credential-test: No such file"):
+    with pytest.raises(Unknown, match="docker-credential-test: no such file"):
         await helper.provider().credentials(HOST, "")
 
 
