@@ -13,11 +13,11 @@ from aiocontainerd.distribution.hosts import RegistryCredentials, RegistryOption
     [
         ("docker.io", ["https://registry-1.docker.io/v2"]),
         ("r.io:5000", ["https://r.io:5000/v2"]),
-        ("localhost", ["https://localhost/v2"]),
-        ("localhost:443", ["https://localhost:443/v2"]),
+        ("localhost", ["https://localhost/v2"] * 2),
+        ("localhost:443", ["https://localhost:443/v2"] * 2),
         ("localhost:80", ["http://localhost:80/v2"]),
-        ("127.0.0.1:5000", ["https://127.0.0.1:5000/v2", "http://127.0.0.1:5000/v2"]),
-        ("[::1]:5000", ["https://[::1]:5000/v2", "http://[::1]:5000/v2"]),
+        ("127.0.0.1:5000", ["https://127.0.0.1:5000/v2"] * 2 + ["http://127.0.0.1:5000/v2"]),
+        ("[::1]:5000", ["https://[::1]:5000/v2"] * 2 + ["http://[::1]:5000/v2"]),
         ("localhost.example.org:5000", ["https://localhost.example.org:5000/v2"]),
     ],
 )
@@ -25,9 +25,10 @@ def test_plain_http_is_tried_of_itself_only_on_loopback(host: str, urls: list[st
     assert [base.url for base in hosts.bases(host, RegistryOptions())] == urls
 
 
-def test_certificates_are_checked_unless_loopback_or_told() -> None:
+def test_certificates_are_checked_first_unless_told_otherwise() -> None:
     assert hosts.bases("r.io", RegistryOptions())[0].verify
-    assert not hosts.bases("localhost", RegistryOptions())[0].verify
+    assert [base.verify for base in hosts.bases("localhost", RegistryOptions())] == [True, False]
+    assert [base.verify for base in hosts.bases("localhost", RegistryOptions(skip_verify=True))] == [False]
     assert not hosts.bases("r.io", RegistryOptions(skip_verify=True))[0].verify
 
 

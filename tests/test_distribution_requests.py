@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -185,6 +188,126 @@ async def test_a_token_server_that_talks_nonsense_is_named(body: bytes) -> None:
             await resolve(opened)
 
 
+class TokenServer:
+    """A registry with tokens that the test revokes, and a token server at `/token` whose answer the test writes."""
+
+    def __init__(self) -> None:
+        self.issued = 0
+        self.good = ""
+        self.fields: dict[str, object] = {}
+        self.status = 200
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/token":
+            self.issued += 1
+            self.good = f"t{self.issued}"
+            return web.json_response({"token": self.good, **self.fields}, status=self.status)
+        if request.headers.get("Authorization") != f"Bearer {self.good}":
+            challenge = f'Bearer realm="http://{request.host}/token",error="invalid_token"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        return manifest(request)
+
+
+async def test_a_token_that_was_refused_is_renewed() -> None:
+    server = TokenServer()
+    async with scripted_registry(server.answer) as script, remote(script) as opened:
+        await resolve(opened)
+        server.good = "revoked"
+        await resolve(opened)
+        server.good = "revoked again"
+        assert (await resolve(opened)).digest == MANIFEST_DIGEST
+    assert server.issued == 3
+
+
+async def test_requests_at_once_renew_a_token_once() -> None:
+    server = TokenServer()
+    async with scripted_registry(server.answer) as script, remote(script) as opened:
+        await resolve(opened)
+        server.good = "revoked"
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(resolve, opened)
+    assert server.issued == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "after_s", "issued"),
+    [
+        ({"expires_in": 10}, 8.0, 1),
+        ({"expires_in": 10}, 10.0, 2),
+        ({"expires_in": 1000}, 900.0, 1),
+        ({}, 50.0, 1),
+        ({}, 60.0, 2),
+        ({"expires_in": 0}, 50.0, 1),
+        ({"expires_in": "soon"}, 60.0, 2),
+    ],
+)
+async def test_the_life_of_a_token_is_believed(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, object], after_s: float, issued: int
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("aiocontainerd.distribution.auth.time.monotonic", lambda: now)
+    server = TokenServer()
+    server.fields = fields
+    async with scripted_registry(server.answer) as script, remote(script) as opened:
+        await resolve(opened)
+        now += after_s
+        await resolve(opened)
+    assert server.issued == issued
+    assert len([asked for asked in script.asked if "token" not in asked]) == 3, "only the first request was refused"
+
+
+@pytest.mark.parametrize("status", [200, 201, 203])
+async def test_any_success_of_a_token_server_counts(status: int) -> None:
+    server = TokenServer()
+    server.status = status
+    async with scripted_registry(server.answer) as script, remote(script) as opened:
+        await resolve(opened)
+
+
+@pytest.mark.parametrize(("status", "error"), [(403, PermissionDenied), (502, Unavailable)])
+async def test_a_token_server_that_fails_is_named(status: int, error: type[ContainerdError]) -> None:
+    server = TokenServer()
+    server.status = status
+    async with scripted_registry(server.answer) as script, remote(script) as opened:
+        with pytest.raises(error, match=rf"token server http://.*/token answered {status}"):
+            await resolve(opened)
+
+
+@pytest.mark.parametrize("credentials", [None, RegistryCredentials("u", "p")])
+async def test_a_token_server_may_redirect_only_who_has_no_credentials(credentials: RegistryCredentials | None) -> None:
+    server = TokenServer()
+    async with scripted_registry(server.answer) as elsewhere:
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            if request.path == "/token":
+                raise web.HTTPTemporaryRedirect(f"http://{elsewhere.url}/token")
+            return await server.answer(request)
+
+        async with scripted_registry(handler) as script, remote(script, credentials=credentials) as opened:
+            if credentials is None:
+                await resolve(opened)
+                assert elsewhere.header("X-Own") == [None]
+            else:
+                with pytest.raises(PermissionDenied, match="answered 307"):
+                    await resolve(opened)
+                assert elsewhere.requests == []
+
+
+async def test_a_token_server_that_is_not_there_is_named() -> None:
+    async with scripted_registry(lambda r: gone(r)) as other:
+
+        async def gone(request: web.Request) -> web.Response:
+            return web.Response()
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=401, headers={"WWW-Authenticate": f'Bearer realm="http://{other.url}/token"'})
+
+    async with scripted_registry(handler) as script, remote(script) as opened:
+        with pytest.raises(Unavailable, match="token server http://"):
+            await resolve(opened)
+
+
 async def test_basic_without_credentials_says_so() -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
@@ -200,6 +323,53 @@ async def test_a_loopback_registry_without_tls_is_found_by_falling_back() -> Non
 
     async with scripted_registry(handler) as script, remote(script, plain_http=False) as opened:
         assert (await resolve(opened)).digest == MANIFEST_DIGEST
+
+
+@pytest.fixture
+def own_certificate(tmp_path: Path) -> ssl.SSLContext:
+    """A TLS context with a certificate that only its owner trusts."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    return tls
+
+
+@pytest.mark.parametrize(("skip_verify", "warnings"), [(False, 1), (True, 0)])
+async def test_a_certificate_of_this_machine_that_is_not_trusted_is_told(
+    own_certificate: ssl.SSLContext, caplog: pytest.LogCaptureFixture, skip_verify: bool, warnings: int
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return manifest(request)
+
+    async with (
+        scripted_registry(handler, own_certificate) as script,
+        remote(script, plain_http=False, skip_verify=skip_verify) as opened,
+    ):
+        assert (await resolve(opened)).digest == MANIFEST_DIGEST
+        await resolve(opened)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == warnings
+    assert all(f"the certificate of {script.url} is not trusted" in text for text in told)
+
+
+async def test_a_certificate_of_elsewhere_that_is_not_trusted_is_refused(
+    own_certificate: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return manifest(request)
+
+    monkeypatch.setattr("aiocontainerd.distribution.hosts.is_loopback", lambda _host: False)
+    async with (
+        scripted_registry(handler, own_certificate) as script,
+        remote(script, plain_http=False) as opened,
+    ):
+        with pytest.raises(Unavailable, match="certificate verify failed"):
+            await resolve(opened)
+    assert script.requests == []
 
 
 async def test_a_registry_that_is_not_there_is_unavailable() -> None:
@@ -258,4 +428,4 @@ async def test_a_silent_registry_is_given_up_after_the_time_of_the_options() -> 
 
 async def test_connecting_is_limited_by_the_options() -> None:
     async with RegistryClient(reference.parse("localhost:1/a:1"), RegistryOptions(connect_timeout_s=3.5)) as opened:
-        assert opened._session.timeout.sock_connect == 3.5
+        assert opened.transport.timeout.sock_connect == 3.5

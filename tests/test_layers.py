@@ -112,6 +112,7 @@ def rooms_imported(path: Path) -> Iterator[str]:
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "aiofiles": ("distribution",),
     "aiohttp": ("distribution", "testing"),
+    "aiohttp_socks": ("distribution",),
     "blockbuster": ("testing",),
     "click": ("cli",),
     "grpclib": ("rpc",),

@@ -15,6 +15,7 @@ same code: both make a `Stores`, and namespace and lease are those of `aiocontai
     inspect         size and platforms of an image
     resolve, fetch  a reference to its descriptor; the bytes of a blob
     requests, auth  requests to a registry, and its authentication
+    transport       HTTP by the proxies of the environment (`proxies`), with redirects
     hosts           where and how to reach a registry
     spool           blobs as files
 """

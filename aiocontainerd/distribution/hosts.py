@@ -1,18 +1,20 @@
-"""Where and how to reach a registry: base URLs in the order to try, proxies, which redirects to follow.
+"""Where and how to reach a registry: base URLs in the order to try, which redirects to follow.
 
 Loopback means the literal `localhost` or a loopback address, never what a name resolves to (facts/security
-2026-92543). Only there is plain http tried without being asked for, with certificates unchecked (facts/core 14).
+2026-92543). Only there is plain http tried without being asked for, and a certificate used that is not trusted
+(facts/core 14). containerd does not look at it at all; here it is checked first, and a person is told.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from urllib.parse import SplitResult, urlsplit
 
+import aiohttp
 import msgspec
 
+from aiocontainerd.distribution.proxies import parsed_address
 from aiocontainerd.oci.reference import DOCKER_HOST
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -65,7 +67,7 @@ class Base(msgspec.Struct, frozen=True):
 
 
 def bases(host: str, options: RegistryOptions) -> list[Base]:
-    """Return the base URLs of a registry in the order to try: one, or https and then plain http."""
+    """Return the base URLs of a registry in the order to try: on loopback, https, then unchecked, then plain http."""
     name = DOCKER_REGISTRY if host == DOCKER_HOST else host
     http, https = f"http://{name}/v2", f"https://{name}/v2"
     if options.plain_http:
@@ -75,9 +77,9 @@ def bases(host: str, options: RegistryOptions) -> list[Base]:
     port = urlsplit(https).port
     if port == _HTTP_PORT:
         return [Base(http)]
-    if port in (None, _HTTPS_PORT):
-        return [Base(https, verify=False)]
-    return [Base(https, verify=False), Base(http)]
+    checked = [] if options.skip_verify else [Base(https)]
+    plain = [] if port in (None, _HTTPS_PORT) else [Base(http)]
+    return [*checked, Base(https, verify=False), *plain]
 
 
 def is_loopback(host: str) -> bool:
@@ -87,10 +89,19 @@ def is_loopback(host: str) -> bool:
 
 
 def _address_is(name: str, what: str) -> bool:
-    try:
-        return bool(getattr(ipaddress.ip_address(name), what))
-    except ValueError:
-        return False
+    return bool(getattr(parsed_address(name), what, False))
+
+
+def remaining(bases: Sequence[Base], error: Exception) -> Sequence[Base]:
+    """Return the base URLs to go on with after the first one failed so; none where the failure is final.
+
+    A certificate that is not trusted leads to the same URL unchecked, an answer that is not TLS to plain http.
+    """
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return bases[1:] if len(bases) > 1 and bases[1].url == bases[0].url else []
+    if isinstance(error, aiohttp.ClientConnectorSSLError | aiohttp.ServerTimeoutError):
+        return [base for base in bases[1:] if base.url != bases[0].url]
+    return []
 
 
 def same_origin(one: str, other: str) -> bool:
@@ -130,13 +141,3 @@ def redacted(url: str) -> str:
     parts = urlsplit(url)
     query = "&".join(f"{pair.partition('=')[0]}=redacted" for pair in parts.query.split("&") if pair)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment="").geturl()
-
-
-def proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL."""
-    from urllib.request import getproxies, proxy_bypass
-
-    parts = urlsplit(url)
-    if proxy_bypass(parts.netloc) or is_loopback(parts.netloc):
-        return None
-    return getproxies().get(parts.scheme)

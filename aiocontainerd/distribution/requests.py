@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urljoin
 
 import aiohttp
 import anyio
 
-from aiocontainerd import __version__
-from aiocontainerd.distribution.auth import Authorizer, denied
-from aiocontainerd.distribution.hosts import (
-    Base,
-    RegistryOptions,
-    bases,
-    may_redirect,
-    proxy_for,
-    redacted,
-    same_origin,
-)
+from aiocontainerd.distribution.auth import Authorizer, Refusal, denied, parse_challenges
+from aiocontainerd.distribution.hosts import Base, RegistryOptions, bases, redacted, remaining, same_origin
+from aiocontainerd.distribution.transport import Sent, Transport, cause_of
 from aiocontainerd.errors import ContainerdError, NotFound, PermissionDenied, ResourceExhausted, Unavailable, Unknown
 from aiocontainerd.oci.reference import Reference
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from aiocontainerd.distribution.proxies import Proxies
+
+log = logging.getLogger(__name__)
 _NONE: Mapping[str, str] = MappingProxyType({})
-MAX_REDIRECTS = 10
 MAX_ERROR_BYTES = 64_000
 SHOWN_ERROR = 200
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUSY = frozenset({408, 429})
 _FAILING = frozenset({500, 503, 504})
 _STATUS_ERRORS: Mapping[int, type[ContainerdError]] = {
@@ -53,32 +46,27 @@ _ERRORS_FROM = 400
 class RegistryClient:
     """The registry of one reference over HTTP. Used as an async context manager."""
 
-    def __init__(self, reference: Reference, options: RegistryOptions | None = None) -> None:
+    def __init__(
+        self, reference: Reference, options: RegistryOptions | None = None, proxies: Proxies | None = None
+    ) -> None:
+        """`proxies` are those of the environment unless given."""
         self.reference = reference
         self.options = options = options or RegistryOptions()
         self._bases = bases(reference.host, options)
-        self._session: aiohttp.ClientSession
-        self._authorizer: Authorizer
+        self.transport = Transport(options, proxies)
+        self._authorizer = Authorizer(self.transport, self._bases[0].url, options)
 
     def __repr__(self) -> str:
         return f"<RegistryClient {self._bases[0].url} {self.options!r}>"
 
     async def __aenter__(self) -> Self:
-        options = self.options
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=options.connect_timeout_s, sock_read=options.read_timeout_s
-        )
-        headers = {"User-Agent": f"containerd/{__version__}", "Accept-Encoding": "identity"}
-        self._session = aiohttp.ClientSession(
-            timeout=timeout, headers=headers, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-        )
-        self._authorizer = Authorizer(self._session, self._bases[0].url, self.options)
+        await self.transport.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._session.close()
+        await self.transport.__aexit__(kind, error, trace)
 
     @asynccontextmanager
     async def request(
@@ -97,7 +85,8 @@ class RegistryClient:
             response.close()
 
     async def _respond(self, method: str, path: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        options, failed, sent_auth = self.options, 0, False
+        options, failed = self.options, 0
+        answered: set[str] = set()
         for attempt in range(options.attempts):
             last = attempt == options.attempts - 1
             base = self._bases[0]
@@ -107,17 +96,15 @@ class RegistryClient:
                 if self._fell_back(error):
                     continue
                 if last or not isinstance(error, aiohttp.ServerDisconnectedError | TimeoutError):
-                    raise Unavailable(f"{method} {redacted(base.url)}: {_cause(error)}") from error
+                    raise Unavailable(f"{method} {redacted(base.url)}: {cause_of(error)}") from error
                 await anyio.sleep(options.retry_pause_s)
                 continue
             if last or not self._worth_retrying(response, base, failed):
                 return response
             failed += response.status in _FAILING
-            challenges = response.headers.getall("WWW-Authenticate", [])
             response.close()
             if response.status == _UNAUTHORIZED:
-                await self._authorizer.answer(challenges, self.reference.path, again=sent_auth)
-                sent_auth = True
+                await self._authorizer.answer(_refusal(response), self.reference.path, answered)
             else:
                 await anyio.sleep(options.busy_pause_s if response.status in _BUSY else options.retry_pause_s)
         raise Unavailable(f"{method} {redacted(self._bases[0].url)}: given up after {options.attempts} attempts")
@@ -129,57 +116,46 @@ class RegistryClient:
 
     async def _follow(self, method: str, url: str, headers: Mapping[str, str], base: Base) -> aiohttp.ClientResponse:
         """Return the response behind redirects. Another origin sees neither credentials nor custom headers."""
-        for _ in range(MAX_REDIRECTS + 1):
-            own = same_origin(url, base.url)
-            sent = {**headers, **(self.options.headers if own else {})}
-            if own and self._authorizer.header:
-                sent["Authorization"] = self._authorizer.header
-            response = await self._session.request(
-                method,
-                url,
-                headers=sent,
-                allow_redirects=False,
-                ssl=base.verify or not own,
-                proxy=proxy_for(url),
-            )
-            if response.status not in _REDIRECTS or "Location" not in response.headers:
-                return response
-            following = urljoin(url, response.headers["Location"])
-            response.close()
-            if not may_redirect(url, following):
-                raise Unavailable(f"{redacted(url)} redirects to {redacted(following)}, which is not followed")
-            url = following
-        raise Unavailable(f"{redacted(url)}: more than {MAX_REDIRECTS} redirects")
+        authorization = await self._authorizer.header()
+        own = {**headers, **self.options.headers, **({"Authorization": authorization} if authorization else {})}
+
+        def sent_to(target: str) -> Sent:
+            return Sent(own, base.verify) if same_origin(target, base.url) else Sent(headers)
+
+        return await self.transport.follow(method, url, sent_to)
 
     def _fell_back(self, error: Exception) -> bool:
-        """Change to plain http, for good, where the other side does not speak TLS. False where that is not possible."""
-        plain = isinstance(error, aiohttp.ClientConnectorSSLError | aiohttp.ServerTimeoutError)
-        if not plain or len(self._bases) == 1:
+        """Change to another base URL of this machine, for good. False where there is none after such a failure."""
+        left = remaining(self._bases, error)
+        if not left:
             return False
-        self._bases = self._bases[1:]
-        self._authorizer = Authorizer(self._session, self._bases[0].url, self.options)
+        if left[0].url == self._bases[0].url:
+            log.warning(
+                "the certificate of %s is not trusted (%s); it is used all the same: the registry is on this machine",
+                self.reference.host,
+                cause_of(error),
+            )
+        self._bases = list(left)
+        self._authorizer = Authorizer(self.transport, self._bases[0].url, self.options)
         return True
 
     @asynccontextmanager
     async def elsewhere(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """Yield the response of a URL that a descriptor names; it gets no credentials and no custom headers."""
         try:
-            for _ in range(MAX_REDIRECTS + 1):
-                response = await self._session.get(url, headers=headers, allow_redirects=False, proxy=proxy_for(url))
-                if response.status not in _REDIRECTS or "Location" not in response.headers:
-                    break
-                following = urljoin(url, response.headers["Location"])
-                response.close()
-                if not may_redirect(url, following):
-                    raise Unavailable(f"{redacted(url)} redirects to {redacted(following)}, which is not followed")
-                url = following
+            response = await self.transport.follow("GET", url, lambda _target: Sent(headers))
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(f"GET {redacted(url)}: {_cause(error)}") from error
+            raise Unavailable(f"GET {redacted(url)}: {cause_of(error)}") from error
         try:
             await _check(response, "GET", redacted(url))
             yield response
         finally:
             response.close()
+
+
+def _refusal(response: aiohttp.ClientResponse) -> Refusal:
+    sent = response.request_info.headers.get("Authorization", "")
+    return Refusal(parse_challenges(response.headers.getall("WWW-Authenticate", [])), sent)
 
 
 async def _check(response: aiohttp.ClientResponse, method: str, repository: str) -> None:
@@ -207,9 +183,3 @@ async def _detail(response: aiohttp.ClientResponse) -> str:
         return ""
     shown = "".join(character for character in words if character.isprintable())[:SHOWN_ERROR]
     return f" ({shown})" if shown else ""
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, TimeoutError) and not str(error):
-        return "timed out"
-    return str(error) or type(error).__name__

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from aiohttp import web
+
+if TYPE_CHECKING:
+    import ssl
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -37,14 +41,14 @@ class ScriptedRegistry:
 
 
 @asynccontextmanager
-async def scripted_registry(handler: Handler) -> AsyncIterator[ScriptedRegistry]:
-    """Serve `handler` over plain http for the length of a block."""
+async def scripted_registry(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedRegistry]:
+    """Serve `handler` for the length of a block, over plain http unless there is a TLS context."""
     script = ScriptedRegistry(handler)
     app = web.Application()
     app.router.add_route("*", "/{rest:.*}", script.answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     host, port = runner.addresses[0][:2]
     script.url = f"{host}:{port}"
