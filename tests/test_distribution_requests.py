@@ -327,7 +327,7 @@ async def test_a_loopback_registry_without_tls_is_found_by_falling_back() -> Non
 
 @pytest.fixture
 def own_certificate(tmp_path: Path) -> ssl.SSLContext:
-    """A TLS context with a certificate that only its owner trusts."""
+    """Return a TLS context with a certificate that only its owner trusts."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
