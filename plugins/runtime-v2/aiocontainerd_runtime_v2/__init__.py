@@ -9,6 +9,7 @@ binary      shim actions by executing the program
 deadlines   the limits of calls to shims: keys of `[timeouts]`
 waits       one wait in the shim per process, for any number of clients
 moves       makes the kernel's lock for moving processes between cgroups ready
+leftovers   processes of a container without a usable bundle, by its cgroup
 strays      shims to which nothing on disk leads
 traces      directories that an OCI runtime makes for a namespace and never removes
 shim_log    what shims log, into the daemon's log

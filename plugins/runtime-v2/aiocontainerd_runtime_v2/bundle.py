@@ -8,8 +8,10 @@ down, the container is gone, and its bundle is of no use.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +22,8 @@ from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument
 from aiocontainerd.sys import mount
 from aiocontainerd_runtime_v2 import bootstrap
 from aiocontainerd_runtime_v2.bootstrap import Endpoint
+
+log = logging.getLogger(__name__)
 
 _SHARED = 0o711
 _PRIVATE = 0o700
@@ -56,11 +60,12 @@ class Bundle(msgspec.Struct, frozen=True):
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """Where one plugin keeps its bundles. `unmount` is the door to the kernel."""
+    """Where one plugin keeps its bundles. `unmount` and `mounted` are the doors to the kernel."""
 
     state: Path
     root: Path
     unmount: Unmount = mount.unmount_recursive
+    mounted: Callable[[str], Sequence[object]] = mount.mounts_under
 
     def bundle(self, namespace: str, task_id: str) -> Bundle:
         """Return the bundle of a task, whether or not it exists."""
@@ -119,6 +124,18 @@ class Layout(msgspec.Struct, frozen=True):
         shutil.rmtree(hidden, ignore_errors=True)
         path.rename(hidden)
         shutil.rmtree(hidden)
+
+    def sweep(self) -> None:
+        """Remove bundles and work directories whose removal was cut short, unless something is mounted below one."""
+        for base in (self.state, self.root):
+            for space in _entries(base):
+                for hidden in space.glob(".*"):
+                    if not is_identifier(hidden.name[1:]) or hidden.is_symlink() or not hidden.is_dir():
+                        continue
+                    if self.mounted(str(hidden)):
+                        log.warning("%s is left of a bundle and stays, because something is mounted below it", hidden)
+                    else:
+                        shutil.rmtree(hidden, ignore_errors=True)
 
     def present(self) -> list[Bundle]:
         """Return every bundle on disk, sorted.
@@ -180,6 +197,11 @@ def read_endpoint(bundle: Bundle) -> Endpoint | None:
             except ContainerdError:
                 continue
     return None
+
+
+def read_config(bundle: Bundle) -> bytes:
+    """Return the OCI spec in a bundle; nothing if it cannot be read."""
+    return _read(bundle.path / "config.json")
 
 
 def write_sandbox(bundle: Bundle, sandbox_id: str) -> None:

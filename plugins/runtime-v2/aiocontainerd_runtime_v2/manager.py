@@ -144,7 +144,7 @@ class ShimManager:
             )
             return lost_exit()
         finally:
-            await to_thread(_unlink_dead_socket, bundle, self._surroundings.grpc_address)
+            await to_thread(_unlink_dead_socket, bundle, self._surroundings)
 
     async def info(self, runtime: str, options: bytes) -> bytes:
         """Return the RuntimeInfo that the program of a runtime prints about itself."""
@@ -176,17 +176,17 @@ class ShimManager:
         )
 
 
-def _socket_of(bundle: Bundle, grpc_address: str) -> str:
+def _socket_of(bundle: Bundle, around: Surroundings) -> str:
     """Return where the bundle's shim listens, or would listen; "" if it is no unix socket (facts/runtime 3.4)."""
     endpoint = bundles.read_endpoint(bundle)
     if endpoint is None:
-        named = os.path.join(grpc_address, bundle.namespace, bundle.id)
-        return f"{_SOCKET_DIR}/{hashlib.sha256(named.encode()).hexdigest()}"
+        named = os.path.join(around.grpc_address, bundle.namespace, bundle.id)
+        return f"{around.socket_dir or _SOCKET_DIR}/{hashlib.sha256(named.encode()).hexdigest()}"
     return endpoint.address.removeprefix("unix://") if endpoint.address.startswith("unix://") else ""
 
 
-def _unlink_dead_socket(bundle: Bundle, grpc_address: str) -> None:
-    path = _socket_of(bundle, grpc_address)
+def _unlink_dead_socket(bundle: Bundle, around: Surroundings) -> None:
+    path = _socket_of(bundle, around)
     if not path:
         return
     with socket.socket(socket.AF_UNIX) as probe:

@@ -84,7 +84,11 @@ async def init_task(context: InitContext[TaskConfig]) -> object:
         name: str = container.runtime_name
         return name
 
-    recovery, ready = Recovery(runtime, runtime_name), anyio.Event()
+    async def spec(container_id: str) -> bytes:
+        container = await metadata.containers.get(container_id)
+        return b"" if container.spec is None else bytes(container.spec.value)
+
+    recovery, ready = Recovery(runtime, runtime_name, spec), anyio.Event()
     context.tasks.start_soon(recovery.run, await recovery.scan(), ready, name="recovery")
     await ready.wait()
     context.on_stop(runtime.stop)

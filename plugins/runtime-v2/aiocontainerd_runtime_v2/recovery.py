@@ -4,6 +4,9 @@ All bundles are looked at at the same time, each by itself and within `io.contai
 concerns a bundle waits until it has been looked at; no other call does. A shim that rests, and whose init is on record
 as running, is left alone: the first call connects to it, or else a slow round does. A shim may listen but not answer,
 or answer with an error that says nothing about its container. Such a shim is kept: its container may well be running.
+
+A container whose bundle is damaged or gone cannot be stopped through the daemon any more. Its processes are ended, by
+the cgroup that its record names, and the log says so.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ from aiocontainerd.errors import ContainerdError, NotFound, Unavailable, Unimple
 from aiocontainerd.interfaces.runtime import ProcessState
 from aiocontainerd.interfaces.shim import ShimLauncher
 from aiocontainerd_runtime_v2 import bundle as bundles
-from aiocontainerd_runtime_v2 import known, strays
+from aiocontainerd_runtime_v2 import known, leftovers, strays
 from aiocontainerd_runtime_v2.bootstrap import Endpoint
 from aiocontainerd_runtime_v2.bundle import Bundle
 from aiocontainerd_runtime_v2.manager import to_thread
 from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
 from aiocontainerd_runtime_v2.shim import Shim
 from aiocontainerd_runtime_v2.task import ShimTask
+from aiocontainerd_runtime_v2.traces import RUNTIME_ROOT
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,10 @@ PAUSE_S = 0.05
 
 RuntimeName = Callable[[str], Awaitable[str]]
 """The runtime name of a container of the current namespace; raises NotFound."""
+
+
+Spec = Callable[[str], Awaitable[bytes]]
+"""The OCI spec of a container of the current namespace; raises NotFound."""
 
 
 class OnDisk(msgspec.Struct, frozen=True):
@@ -47,15 +55,17 @@ class OnDisk(msgspec.Struct, frozen=True):
 class Recovery:
     """Finds the tasks of the last daemon."""
 
-    def __init__(self, runtime: ShimTaskRuntime, runtime_name: RuntimeName) -> None:
+    def __init__(self, runtime: ShimTaskRuntime, runtime_name: RuntimeName, spec: Spec) -> None:
         self._runtime = runtime
         self._manager = runtime.manager
         self._runtime_name = runtime_name
+        self._spec = spec
         self._resting: list[ShimTask] = []
 
     async def scan(self) -> OnDisk:
         """Return what there is to look at."""
         layout = self._runtime.layout
+        await to_thread(layout.sweep)
         present = await to_thread(layout.present)
         return OnDisk(present, await to_thread(layout.strays, set(present)))
 
@@ -68,7 +78,7 @@ class Recovery:
                 for bundle in found.bundles:
                     group.start_soon(self._guarded, self._load, bundle)
                 for bundle in found.strays:
-                    group.start_soon(self._guarded, self._runtime.discard, bundle)
+                    group.start_soon(self._guarded, self._end_stray, bundle)
         await self._meet()
 
     async def _meet(self) -> None:
@@ -92,14 +102,14 @@ class Recovery:
 
     async def _load(self, bundle: Bundle) -> None:
         if await to_thread(bundles.is_empty, bundle):
-            await self._runtime.discard(bundle)
+            await self._end_stray(bundle)
             return
         binary, endpoint, state = await to_thread(_facts, bundle)
         try:
             launcher = self._manager.launcher_of(binary) if binary else await self._launcher_by_record(bundle)
         except ContainerdError as error:
             log.warning("the bundle of task %s/%s is removed: %s", bundle.namespace, bundle.id, error.message)
-            await self._runtime.discard(bundle)
+            await self._discard(bundle)
             return
         self._runtime.open_log(bundle)
         if binary is not None and endpoint is not None and state is not None and launcher.rests:
@@ -112,9 +122,59 @@ class Recovery:
         except ContainerdError as error:
             log.warning("the shim of task %s/%s is gone: %s", bundle.namespace, bundle.id, error.message)
             await self._manager.clean_up(bundle, launcher)
-            await self._runtime.discard(bundle)
+            await self._discard(bundle)
         else:
             await self._take_up(shim)
+
+    async def _end_stray(self, bundle: Bundle) -> None:
+        """End what runs without a usable bundle, and remove what is left of the bundle.
+
+        A task whose bundle is in another directory of state belongs to the daemon of that directory.
+        """
+        elsewhere = await to_thread(strays.bundle_elsewhere, bundle)
+        if elsewhere:
+            log.error(
+                "task %s/%s is left alone: its bundle is %s, in another directory of state (key `state`)",
+                bundle.namespace,
+                bundle.id,
+                elsewhere,
+            )
+            return
+        await to_thread(strays.kill, bundle)
+        if await self._kill(bundle) or await to_thread(_has_runtime_state, bundle):
+            await self._clean_up_without_bundle(bundle)
+        await self._runtime.discard(bundle)
+
+    async def _clean_up_without_bundle(self, bundle: Bundle) -> None:
+        """Have the OCI runtime forget a container, from an empty bundle."""
+        try:
+            launcher = await self._launcher_by_record(bundle)
+        except ContainerdError as error:
+            log.warning("the container of task %s/%s is not cleaned up: %s", bundle.namespace, bundle.id, error.message)
+            return
+        await to_thread(_make_directory, bundle)
+        await self._manager.clean_up(bundle, launcher)
+
+    async def _discard(self, bundle: Bundle) -> None:
+        await self._kill(bundle)
+        await self._runtime.discard(bundle)
+
+    async def _kill(self, bundle: Bundle) -> int:
+        """Kill what still runs of a container that no task stands for; return how many processes there were."""
+        with context.use(namespace=bundle.namespace, lease=""):
+            try:
+                specs = [await self._spec(bundle.id)]
+            except ContainerdError:
+                specs = []
+        killed = await to_thread(_kill_leftovers, bundle, specs)
+        if killed:
+            log.warning(
+                "task %s/%s has no usable bundle, and its container still ran: %d of its processes were killed",
+                bundle.namespace,
+                bundle.id,
+                killed,
+            )
+        return killed
 
     async def _launcher_by_record(self, bundle: Bundle) -> ShimLauncher:
         with context.use(namespace=bundle.namespace, lease=""):
@@ -125,7 +185,7 @@ class Recovery:
         endpoint = await to_thread(bundles.read_endpoint, bundle)
         if endpoint is None:
             await to_thread(strays.kill, bundle)
-            raise NotFound("the bundle is half made")
+            raise NotFound("the bundle is damaged or half made, so its container is ended")
         await to_thread(bundles.write_endpoint, bundle, endpoint)
         return await self._manager.connect(bundle, endpoint, launcher, joined=joined)
 
@@ -159,3 +219,16 @@ class Recovery:
 def _facts(bundle: Bundle) -> tuple[Path | None, Endpoint | None, ProcessState | None]:
     """Return the program of the shim, where it listens, and the init if it is on record and runs. Blocking."""
     return bundles.read_shim_path(bundle), bundles.read_endpoint(bundle), known.read(bundle)
+
+
+def _kill_leftovers(bundle: Bundle, specs: list[bytes]) -> int:
+    specs = [*([config] if (config := bundles.read_config(bundle)) else []), *specs]
+    return leftovers.kill(leftovers.cgroup_of(bundle.namespace, bundle.id, *specs))
+
+
+def _has_runtime_state(bundle: Bundle) -> bool:
+    return (Path(RUNTIME_ROOT) / bundle.namespace / bundle.id).is_dir()
+
+
+def _make_directory(bundle: Bundle) -> None:
+    bundle.path.mkdir(mode=0o700, parents=True, exist_ok=True)

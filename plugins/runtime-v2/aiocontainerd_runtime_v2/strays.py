@@ -20,6 +20,13 @@ def processes_in(bundle: Bundle) -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and _directory_of(name) == wanted]
 
 
+def bundle_elsewhere(bundle: Bundle) -> str:
+    """Return the bundle of this task in another directory of state, where its shim works; "" without one. Blocking."""
+    mine, ending = os.path.realpath(bundle.path), f"/{bundle.namespace}/{bundle.id}"
+    found = (_directory_of(name) for name in os.listdir("/proc") if name.isdigit())
+    return next((path for path in found if path.endswith(ending) and path != mine and os.path.isdir(path)), "")
+
+
 def kill(bundle: Bundle) -> None:
     """Kill the processes in a bundle that has no connected shim. Blocking."""
     for pid in processes_in(bundle):
@@ -32,6 +39,6 @@ def kill(bundle: Bundle) -> None:
 
 def _directory_of(pid: str) -> str:
     try:
-        return os.readlink(f"/proc/{pid}/cwd")
+        return os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
     except OSError:
         return ""

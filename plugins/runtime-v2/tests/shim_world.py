@@ -195,13 +195,14 @@ class World:
         self.layout = Layout(directory / "state", directory / "root")
         self.events: list[tuple[str, Any]] = []
         self.records: dict[str, str] = {}
+        self.specs: dict[str, bytes] = {}
 
     @contextlib.asynccontextmanager
     async def run(self, *, limits: Deadlines = LIMITS) -> AsyncIterator[ShimTaskRuntime]:
         with context.use(namespace=NAMESPACE):
             async with anyio.create_task_group() as group:
                 runtime = self._runtime(group, limits)
-                recovery, ready = Recovery(runtime, self._runtime_name), anyio.Event()
+                recovery, ready = Recovery(runtime, self._runtime_name, self._spec), anyio.Event()
                 group.start_soon(recovery.run, await recovery.scan(), ready)
                 await ready.wait()
                 yield runtime
@@ -227,6 +228,11 @@ class World:
         if container_id not in self.records:
             raise NotFound(f'container "{container_id}" in namespace "{context.namespace()}"')
         return self.records[container_id]
+
+    async def _spec(self, container_id: str) -> bytes:
+        if container_id not in self.specs:
+            raise NotFound(f'container "{container_id}" in namespace "{context.namespace()}"')
+        return self.specs[container_id]
 
     def bundle(self, task_id: str) -> Path:
         return self.layout.bundle(NAMESPACE, task_id).path

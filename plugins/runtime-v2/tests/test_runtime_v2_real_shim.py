@@ -84,7 +84,7 @@ class Daemon:
 
                 await group.start(self._serve_events)
                 runtime = ShimTaskRuntime(self.layout, manager, self._publish, spawn, self.directory / "sandboxes")
-                recovery, ready = Recovery(runtime, self._runtime_name), anyio.Event()
+                recovery, ready = Recovery(runtime, self._runtime_name, self._spec), anyio.Event()
                 spawn(recovery.run, await recovery.scan(), ready)
                 await ready.wait()
                 try:
@@ -108,6 +108,9 @@ class Daemon:
         self.events.append((topic, event))
 
     async def _runtime_name(self, container_id: str) -> str:
+        raise NotFound(f'container "{container_id}" in namespace "{self.namespace}"')
+
+    async def _spec(self, container_id: str) -> bytes:
         raise NotFound(f'container "{container_id}" in namespace "{self.namespace}"')
 
     def bundle(self, task_id: str) -> Path:

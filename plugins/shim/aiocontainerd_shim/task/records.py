@@ -81,10 +81,10 @@ def write_options(bundle: Path, options: RuncOptions) -> None:
 
 
 def read_options(bundle: Path) -> RuncOptions:
-    """Return the options of a container; defaults if the bundle has none."""
+    """Return the options of a container; defaults if the bundle has none, or damaged ones."""
     try:
         return msgspec.json.decode((bundle / "options.json").read_bytes(), type=RuncOptions)
-    except FileNotFoundError:
+    except (FileNotFoundError, msgspec.DecodeError):
         return RuncOptions()
 
 
