@@ -31,6 +31,15 @@ async def exists(content: ContentStore, digest: str) -> bool:
     return True
 
 
+async def is_whole(content: ContentStore, digest: str) -> bool:
+    """Return whether the namespace has the blob, and all of its bytes as far as the store can tell by its size."""
+    try:
+        async with await content.reader(digest):
+            return True
+    except (NotFound, DataLoss):
+        return False
+
+
 async def add_labels(content: ContentStore, digest: str, labels: Mapping[str, str]) -> None:
     """Set some labels of a blob and keep the others. Raises NotFound."""
     if labels:

@@ -115,10 +115,10 @@ class Fetcher:
         return f"<Fetcher {self._remote!r}>"
 
     async def fetch(self, item: ChildDescriptor) -> None:
-        """Store a blob unless it is there. A failure leaves no ingest."""
+        """Store a blob unless it is there, whole. A failure leaves no ingest."""
         key = oci.ingest_key(item.plain())
         try:
-            if not await blobs.exists(self._content, item.digest):
+            if not await blobs.is_whole(self._content, item.digest):
                 await self._store(item, key)
                 return
         except AlreadyExists:

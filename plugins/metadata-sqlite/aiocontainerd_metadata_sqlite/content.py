@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
@@ -10,16 +11,18 @@ import msgspec
 
 from aiocontainerd import api, durations, timestamps
 from aiocontainerd import labels as label_rules
-from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from aiocontainerd.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, Unavailable
 from aiocontainerd.interfaces.content import BlobInfo, ContentStore, IngestStatus, Reader
 from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.filtering import content_field, matcher, select, status_field
-from aiocontainerd_metadata_sqlite.ingests import NamespacedWriter, open_ingest
+from aiocontainerd_metadata_sqlite.ingests import NamespacedWriter, open_ingest, recorded_size
 from aiocontainerd_metadata_sqlite.pins import BlobPins
 from aiocontainerd_metadata_sqlite.references import CONTENT, INGESTS
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Session
+
+log = logging.getLogger(__name__)
 
 Policy = Literal["shared", "isolated"]
 _SELECT = (
@@ -107,13 +110,24 @@ class NamespacedContent:
         await self._session.mutate(unlink, deletion=True, then=unlinked)
 
     async def reader(self, digest: str) -> Reader:
-        """Raise NotFound, whatever other namespaces hold; InvalidArgument for what is no digest."""
+        """Raise NotFound, whatever other namespaces hold; InvalidArgument for what is no digest.
+
+        Raise DataLoss for a blob whose file was cut or is gone; a pull makes it anew.
+        """
         try:
             split_digest(digest)
         except InvalidArgument as bad:
             raise InvalidArgument(f"{digest}: {bad.message}", complete=True) from bad
-        await self._info(digest)
-        return await self.backend.reader(digest)
+        size = (await self._info(digest)).size
+        try:
+            reader = await self.backend.reader(digest)
+        except NotFound:
+            raise DataLoss(f"content {digest} is damaged: its file is gone; pull its image again") from None
+        if reader.size != size:
+            found = reader.size
+            await reader.close()
+            raise DataLoss(f"content {digest} is damaged: {found} of {size} bytes are there; pull its image again")
+        return reader
 
     async def writer(self, ref: str, *, total: int = 0, expected: str = "") -> NamespacedWriter:
         """Open an ingest. Raise AlreadyExists (and leases the blob), Unavailable, NotFound for the lease.
@@ -130,6 +144,11 @@ class NamespacedContent:
             opened = await self._session.mutate(
                 lambda db: open_ingest(db, caller, ref, number, expected, total, self.policy)
             )
+            if (opened.exists or opened.shared) and await self._drop_damaged(expected):
+                writer.anew = True
+                opened = await self._session.mutate(
+                    lambda db: open_ingest(db, caller, ref, number, expected, total, self.policy, anew=True)
+                )
             if opened.exists:
                 raise AlreadyExists(f"content {expected}")
             self._lock(opened.backend_ref)
@@ -138,6 +157,19 @@ class NamespacedContent:
             await writer.close()
             raise
         return writer
+
+    async def _drop_damaged(self, digest: str) -> bool:
+        """Delete the file of a blob that has not the size of its record. Return whether its bytes must come again."""
+        size = await self._session.read(lambda db: recorded_size(db, digest))
+        try:
+            found = (await self.backend.info(digest)).size
+            if found == size:
+                return False
+            await self.backend.delete(digest)
+        except NotFound:
+            found = 0
+        log.warning("content %s is damaged (%d of %s bytes are there) and is made anew", digest, found, size)
+        return True
 
     async def status(self, ref: str) -> IngestStatus:
         """Raise NotFound."""

@@ -16,6 +16,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd.errors import Internal, Unavailable
-from aiocontainerd.index import database
+from aiocontainerd.index import backup, database
 from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES, Name, RecordCache, watch_changes
 from aiocontainerd_metadata_sqlite.resources import generation
 from aiocontainerd_metadata_sqlite.schema import NAME, migrate
@@ -173,6 +174,21 @@ class Engine:
             # Otherwise the snapshot may be older than a change that has been answered.
             self._records.put(name, record, size_bytes(record))
         return record
+
+    async def copy(self) -> None:
+        """Make a copy of the database to go back to, from one snapshot and beside the writer.
+
+        Nothing happens if the disk has too little room. Raise sqlite3.Error, OSError.
+        """
+        if not self._closed:
+            await anyio.to_thread.run_sync(self._copy)
+
+    def _copy(self) -> None:
+        if not backup.has_room(self.path):
+            log.warning("there is no copy of %s: the disk has too little room", self.path)
+            return
+        with closing(self._connected_reader()) as connection:
+            backup.make(connection, self.path)
 
     async def aclose(self) -> None:
         """Finish the mutations that wait, then close. May be called twice."""

@@ -40,15 +40,26 @@ class Opened(msgspec.Struct, frozen=True):
 
 
 def open_ingest(
-    db: Connection, caller: Caller, ref: str, number: int, expected: str, total: int, policy: str
+    db: Connection,
+    caller: Caller,
+    ref: str,
+    number: int,
+    expected: str,
+    total: int,
+    policy: str,
+    *,
+    anew: bool = False,
 ) -> Opened:
-    """Make or refresh the row of an ingest and lease it. If the blob `expected` exists already, lease that instead."""
-    if expected and resources.find(db, caller.namespace, CONTENT, expected) is not None:
+    """Make or refresh the row of an ingest and lease it. If the blob `expected` exists already, lease that instead.
+
+    With `anew`, the blob's file is gone: its bytes are wanted whatever the records say.
+    """
+    if expected and not anew and resources.find(db, caller.namespace, CONTENT, expected) is not None:
         resources.hold(db, caller.namespace, caller.lease, CONTENT, expected)
         return Opened(exists=True)
     resources.hold(db, caller.namespace, caller.lease, INGESTS, ref)
     backend_ref = _touch(db, caller, ref, number, expected)
-    size = _shareable_size(db, expected, total, policy) if expected else None
+    size = _shareable_size(db, expected, total, policy) if expected and not anew else None
     return Opened(backend_ref, shared=None if size is None else (expected, size))
 
 
@@ -76,6 +87,8 @@ class NamespacedWriter:
         self._opened_ns = timestamps.now_ns()
         self._pinned: list[str] = []
         self._closed = False
+        self.anew = False
+        """Whether the bytes of a blob that has a record come again."""
         self._row = (caller.namespace, INGESTS, ref)
         session.pinned[self._row] += 1
 
@@ -221,12 +234,13 @@ class NamespacedWriter:
             resources.let_go(db, namespace, self._caller.lease, INGESTS, self._ref)
             resources.hold(db, namespace, self._caller.lease, CONTENT, digest)
             if resources.find(db, namespace, CONTENT, digest) is not None:
-                return False
+                return self.anew
             blob = resources.add(db, namespace, CONTENT, digest, created_ns=now, updated_ns=now, labels=labels)
             db.execute("INSERT INTO content (id, size) VALUES (?, ?)", (blob, size))
             return True
 
-        if not await self._session.mutate(link, then=lambda new: self._announce(info) if new else None):
+        announce = None if self.anew else self._announce
+        if not await self._session.mutate(link, then=lambda new: announce(info) if new and announce else None):
             raise AlreadyExists(f"content {digest}")
         return info
 
@@ -239,6 +253,12 @@ async def _copy(backend: ContentStore, digest: str, to: Writer) -> None:
     async with await backend.reader(digest) as reader:
         while to.offset < reader.size:
             await to.write(await reader.read(_CHUNK, to.offset))
+
+
+def recorded_size(db: Connection, digest: str) -> int | None:
+    """Return the size of a blob by the record of any namespace, None without one."""
+    row = db.execute(f"{_SHARED_SIZE} LIMIT 1", (digest,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def _touch(db: Connection, caller: Caller, ref: str, number: int, expected: str) -> str:

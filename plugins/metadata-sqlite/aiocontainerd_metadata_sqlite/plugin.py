@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from aiocontainerd.plugin import InitContext, PluginConfig, Registration, StartRefused, Timeout, hookimpl, kinds
+from aiocontainerd.plugin import (
+    Duration,
+    InitContext,
+    PluginConfig,
+    Registration,
+    StartRefused,
+    Timeout,
+    hookimpl,
+    kinds,
+)
 from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -35,6 +44,8 @@ class Config(PluginConfig, frozen=True):
     """Commits do not wait for the disk: faster, and a power failure loses what was acknowledged last."""
     cache_bytes: Annotated[int, msgspec.Meta(ge=0)] = CACHE_BYTES
     """Memory for the records that were read last; 0 keeps none."""
+    backup_interval: Duration = Duration("1h")
+    """The database is copied beside itself once in this time if it changed; 0s never copies it while it is open."""
 
 
 def check(root: Path, _config: Config) -> None:
@@ -74,6 +85,8 @@ async def init(context: InitContext[Config]) -> object:
         await store.open()
     except (ForeignDatabaseError, DamagedDatabaseError) as error:
         raise StartRefused(str(error)) from error
+    if context.config.backup_interval.seconds:
+        context.tasks.start_soon(store.keep_copies, context.config.backup_interval.seconds, name="copies")
     context.watch(kinds.SNAPSHOTTER, store.follow)
     return store
 

@@ -46,6 +46,8 @@ class Session:
         """Resources (namespace, type, key) that calls in progress work on. A sweep spares them."""
         self.dirty: set[str] = set()
         """Types whose backend may have objects without a record: `content` and `snapshots/<snapshotter>`."""
+        self.changes = 0
+        """Committed changes of records since the start, by clients and by collections."""
         self._bus = bus
         self._callbacks: list[Callable[[bool], None]] = []
         self._numbers: Iterator[int] = iter(())
@@ -64,6 +66,7 @@ class Session:
         """Commit `function`, then call `then(result)` and the callbacks of `on_mutation`."""
 
         def committed(result: T) -> None:
+            self.changes += 1
             if then is not None:
                 then(result)
             for callback in self._callbacks:

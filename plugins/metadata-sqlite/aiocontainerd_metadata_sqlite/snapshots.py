@@ -8,6 +8,7 @@ removes. A commit keeps the number, so that a commit that was cut short is found
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -35,6 +36,8 @@ from aiocontainerd_metadata_sqlite.references import SNAPSHOTS
 from aiocontainerd_metadata_sqlite.resources import Connection
 from aiocontainerd_metadata_sqlite.session import Caller, Session
 from aiocontainerd_metadata_sqlite.snapshot_rows import Row
+
+log = logging.getLogger(__name__)
 
 UNDO_TIMEOUT_S = 10.0
 
@@ -203,11 +206,28 @@ class NamespacedSnapshotter:
             return ""
 
         found = await self._session.read(present)
-        if not found:
+        if not found or await self._drop_lost(caller, found):
             return
         if caller.lease:
             await self._session.mutate(lambda db: resources.hold(db, caller.namespace, caller.lease, self._type, found))
         raise AlreadyExists(f'snapshot "{found}"' if found == key else f'target snapshot "{found}"')
+
+    async def _drop_lost(self, caller: Caller, key: str) -> bool:
+        """Delete a record whose snapshot the backend has lost, as it is made anew. Return whether it was lost."""
+        row = await self._session.read(lambda db: self._require(db, caller.namespace, key))
+        try:
+            await self.backend.stat(row.backend_key)
+            return False
+        except NotFound:
+            log.warning("snapshotter %s has lost snapshot %s, which is made anew", self.name, row.backend_key)
+
+        def drop(db: Connection) -> bool:
+            current = snapshot_rows.load(db, caller.namespace, self._type, key)
+            if current is not None and current.id == row.id:
+                resources.delete(db, row.id)
+            return current is None or current.id == row.id
+
+        return await self._session.mutate(drop)
 
     def _plan_create(self, db: Connection, caller: Caller, key: str, parent: str) -> Row | None:
         _require_lease(db, caller)
@@ -284,7 +304,12 @@ class NamespacedSnapshotter:
                 return
 
     async def _commit(self, caller: Caller, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:
-        active, base = await self._session.read(lambda db: self._plan_commit(db, caller, name, key, parent))
+        try:
+            active, base = await self._session.read(lambda db: self._plan_commit(db, caller, name, key, parent))
+        except AlreadyExists:
+            if not await self._drop_lost(caller, name):
+                raise
+            active, base = await self._session.read(lambda db: self._plan_commit(db, caller, name, key, parent))
         backend_name = f"{caller.namespace}/{active.sequence}/{name}"
         with self._progress(backend_name, active.backend_key):
             rebase = base.backend_key if base is not None and not active.parent else ""

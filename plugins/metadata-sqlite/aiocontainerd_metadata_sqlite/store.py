@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from aiocontainerd.index import backup
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.metadata import Collected
 from aiocontainerd.interfaces.snapshotter import Snapshotter, named
@@ -30,6 +32,10 @@ from aiocontainerd_metadata_sqlite.references import CONTENT, IMAGES, INGESTS, S
 from aiocontainerd_metadata_sqlite.session import Publisher, Session
 from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
 
+COPIED_AT_STOP_BYTES = 32 << 20
+"""The largest database that is copied when the daemon stops: about a fifth of a second."""
+FIRST_COPY_S = 60.0
+"""From the start to the first copy, if one is due."""
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +72,7 @@ class SqliteMetadataStore:
         }
         self._pruning: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._session.dirty.update((CONTENT, *(SNAPSHOTS + name for name in snapshotters)))
+        self._copied = 0
         self.ownership = Ownership(self.engine)
         self.engine.committed = self.ownership.advance
 
@@ -84,11 +91,36 @@ class SqliteMetadataStore:
             except Exception as error:  # noqa: BLE001 - the edge of a backend: the store serves without it
                 log.warning("cannot claim the backend of %s yet: %s", resource_type, str(error) or type(error).__name__)
 
+    async def keep_copies(self, interval_s: float) -> None:
+        """Copy the database once in an interval in which it changed. Run it as a task."""
+        await anyio.sleep(min(FIRST_COPY_S, interval_s))
+        while True:
+            if await anyio.to_thread.run_sync(backup.is_due, self.engine.path, interval_s):
+                await self._copy()
+            await anyio.sleep(interval_s)
+
+    async def _copy(self) -> None:
+        changes = self._session.changes
+        if changes == self._copied:
+            return
+        try:
+            await self.engine.copy()
+            self._copied = changes
+        except (sqlite3.Error, OSError) as error:
+            log.warning("there is no copy of %s: %s", self.engine.path, error)
+
     async def aclose(self) -> None:
-        """Finish the mutations that wait, and close the database."""
+        """Copy the database if it changed, finish the mutations that wait, and close it."""
+        with anyio.CancelScope(shield=True):
+            if await anyio.to_thread.run_sync(self._is_small):
+                await self._copy()
         await self.engine.aclose()
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.ownership.aclose)
+
+    def _is_small(self) -> bool:
+        """Return whether a copy takes so little time that a stop can wait for it."""
+        return self.engine.path.exists() and self.engine.path.stat().st_size <= COPIED_AT_STOP_BYTES
 
     def statistics(self) -> Statistics:
         """Return the counters of the engine."""
@@ -154,6 +186,7 @@ class SqliteMetadataStore:
         return collected
 
     def _swept(self, batch: Sequence[Swept]) -> None:
+        self._session.changes += len(batch)
         for record in batch:
             if record.type == IMAGES:
                 images.publish_deleted(self._session, record.key, record.namespace)

@@ -13,7 +13,7 @@ from aiocontainerd_metadata_sqlite.content import NamespacedContent
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import api, context
-from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from aiocontainerd.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from aiocontainerd.interfaces.content import BlobInfo
 from aiocontainerd.interfaces.metadata import Namespace
 from aiocontainerd.testing.content import ContentStoreContract
@@ -287,3 +287,45 @@ async def test_deleted_blob_is_gone_from_its_namespace_only(
     with context.use(namespace="t2"):
         assert (await metadata.content.info(BLOB)).size == 4
     assert BLOB in blobs.blobs
+
+
+async def pulled(metadata: SqliteMetadataStore, data: bytes) -> None:
+    """Bring a blob as clients do that pull: they open its ingest, and rely on AlreadyExists."""
+    digest = digest_of(data)
+    async with await metadata.content.writer("pull", total=len(data), expected=digest) as writer:
+        await writer.write(data)
+        await writer.commit(len(data), digest)
+
+
+@pytest.mark.parametrize("left", [b"wh", None], ids=["truncated", "gone"])
+async def test_a_damaged_blob_is_found_when_it_is_read_and_made_anew_by_a_pull(
+    metadata: SqliteMetadataStore, blobs: FakeContentStore, left: bytes | None
+) -> None:
+    for namespace in ("t1", "t2"):
+        with context.use(namespace=namespace):
+            digest = await ingest(metadata, b"whole", {"a": "b"})
+    await blobs.delete(digest)
+    if left is not None:
+        blobs.put_as(digest, left)
+    with context.use(namespace="t1"):
+        with pytest.raises(DataLoss, match=rf"content {digest} is damaged: .*; pull its image again"):
+            await metadata.content.reader(digest)
+        await pulled(metadata, b"whole")
+        assert (await metadata.content.info(digest)).labels == {"a": "b"}
+        with pytest.raises(AlreadyExists):
+            await pulled(metadata, b"whole")
+    with context.use(namespace="t2"):
+        async with await metadata.content.reader(digest) as reader:
+            assert await reader.read(10, 0) == b"whole"
+
+
+async def test_a_damaged_blob_of_another_namespace_is_not_linked(
+    metadata: SqliteMetadataStore, blobs: FakeContentStore
+) -> None:
+    with context.use(namespace="t1"):
+        digest = await ingest(metadata, b"whole")
+    await blobs.delete(digest)
+    blobs.put_as(digest, b"wh")
+    with context.use(namespace="t2"):
+        await pulled(metadata, b"whole")
+    assert blobs.blobs[digest] == b"whole"

@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 import pytest
 from aiocontainerd_metadata_sqlite import owned
+from aiocontainerd_metadata_sqlite import store as store_module
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
 from aiocontainerd.errors import Internal, Unavailable
+from aiocontainerd.index import backup
 from aiocontainerd.interfaces.content import BlobInfo
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter, digest_of
 from aiocontainerd.testing.metadata import committed, ingest
@@ -290,3 +293,40 @@ async def test_a_file_that_was_replaced_while_it_is_open_is_not_read(root: Root)
         root.path.touch()
         with pytest.raises(Internal, match="was replaced while the daemon runs"):
             await anyio.to_thread.run_sync(store.engine._connected_reader)
+
+
+async def copies(root: Root) -> list[Path]:
+    return await anyio.to_thread.run_sync(backup.copies, root.path)
+
+
+async def test_the_database_is_copied_when_it_closes_if_it_changed(root: Root) -> None:
+    first = await copies(root)
+    assert len(first) == 1
+    async with root.open():
+        pass
+    assert await copies(root) == first
+    async with root.open() as store:
+        await ingest(store, b"new", ROOT_LABELS)
+    assert len(await copies(root)) == 2
+
+
+async def test_the_database_is_copied_while_it_is_open(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "FIRST_COPY_S", 0.0)
+    for copy in await copies(root):
+        copy.unlink()
+    async with root.open() as store, anyio.create_task_group() as group:
+        await ingest(store, b"new", ROOT_LABELS)
+        group.start_soon(store.keep_copies, 3600.0)
+        while not await copies(root):  # noqa: ASYNC110 - the copy sets no event
+            await anyio.sleep(0.01)
+        group.cancel_scope.cancel()
+
+
+async def test_a_copy_put_back_keeps_what_is_newer(root: Root) -> None:
+    async with root.open() as store:
+        await ingest(store, b"newer", ROOT_LABELS)
+    shutil.copy((await copies(root))[1], root.path)
+    async with root.open() as store:
+        await store.collect()
+        assert store.ownership.kept == {"content": 1}
+    assert digest_of(b"newer") in root.blobs.blobs

@@ -269,3 +269,18 @@ async def test_commit_that_was_cut_short_is_kept_by_collections_and_can_be_tried
     await mine.commit("base", "a")
     assert [i.name async for i in mine.walk()] == ["base"]
     assert len(layers.infos) == 1
+
+
+async def test_snapshots_that_the_backend_has_lost_can_be_made_anew(
+    metadata: SqliteMetadataStore, mine: NamespacedSnapshotter, layers: FakeSnapshotter
+) -> None:
+    await committed(metadata, "base")
+    await mine.prepare("rw", "base")
+    layers.infos.clear()
+    with pytest.raises(NotFound):
+        await mine.stat("base")
+    await committed(metadata, "base")
+    await mine.prepare("rw", "base")
+    assert [info.name async for info in mine.walk()] == ["base", "rw"]
+    with pytest.raises(AlreadyExists):
+        await mine.prepare("rw", "base")
