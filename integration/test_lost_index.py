@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
-from harness import Ours, Peer, peer
+from harness import SCRIPTS, Ours, Peer, peer
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -162,8 +163,15 @@ def test_a_damaged_database_is_one_line_with_path_cause_and_remedy(daemon: Peer,
     named = [line for line in daemon.log().splitlines() if str(of(daemon)) in line]
     assert len(named) == 1, daemon.log()
     assert "is damaged" in named[0]
-    assert "stop the daemon: mv" in named[0]
+    command = f"aiocontainerd index restore {of(daemon)}"
+    assert command in named[0]
+    daemon.stop()
+    done = subprocess.run([SCRIPTS / "aiocontainerd", *command.split()[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    daemon.start()
+    collect(daemon)
     assert stored(daemon) == before
+    daemon.ctr("run", "--rm", IMAGE, "c", "true")
 
 
 def test_an_upgrade_keeps_everything_and_goes_on_deleting(daemon: Peer) -> None:
@@ -191,3 +199,31 @@ def _downgrade(daemon: Peer, leftover: str) -> None:
     for mark in daemon.root.glob("*/*.mark"):
         mark.unlink()
     (daemon.root / CONTENT / "blobs" / "sha256" / ("a" * 64)).write_text("x")
+
+
+def test_what_a_lost_index_keeps_can_be_linked_by_a_pull_and_let_go(daemon: Peer, archive: Path) -> None:
+    before = stored(daemon)
+    daemon.stop()
+    lose(meta(daemon))
+    daemon.start()
+    daemon.ctr("images", "import", str(archive))
+    daemon.ctr("run", "--rm", IMAGE, "c", "true")
+    collect(daemon)
+    assert stored(daemon) > before, "the directory of the snapshot is a new one"
+    daemon.stop()
+    command = [str(SCRIPTS / "aiocontainerd"), f"--config={daemon.config_path}", f"--root={daemon.root}", "index"]
+    shown = subprocess.run([*command, "ls"], capture_output=True, text=True, check=True).stdout
+    assert f"{meta(daemon)}: ok, keeps 1 objects that no record knows; copies: 20" in shown
+    subprocess.run([*command, "release"], check=True)
+    daemon.start()
+    collect(daemon)
+    assert len(stored(daemon)) == len(before)
+    daemon.ctr("run", "--rm", IMAGE, "c", "true")
+
+
+def test_a_running_daemon_is_not_repaired(daemon: Peer) -> None:
+    command = [str(SCRIPTS / "aiocontainerd"), "index", "restore", "--empty", str(meta(daemon))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "is in use by another daemon" in done.stderr
+    assert meta(daemon).exists()

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from aiocontainerd.index import backup, database
+from aiocontainerd.errors import NotFound
+from aiocontainerd.index import backup, database, repair
 from aiocontainerd.index.claim import Standing, doubt
 from aiocontainerd.index.database import DamagedDatabaseError, ForeignDatabaseError
 from aiocontainerd.index.mark import Mark, MarkFile
@@ -114,8 +115,7 @@ def test_rubbish_is_a_damaged_database_with_a_remedy(tmp_path: Path) -> None:
     path.write_bytes(b"rubbish" * 1000)
     with pytest.raises(DamagedDatabaseError) as refused:
         database.refuse_foreign(path, WHAT)
-    assert f"mv '{path}' '{path}'.damaged; rm -f '{path}'-wal '{path}'-shm" in str(refused.value)
-    assert "There is no copy" in str(refused.value)
+    assert f"aiocontainerd index restore --empty '{path}' (there is no copy" in str(refused.value)
 
 
 def test_a_damaged_page_is_found_and_the_newest_copy_named(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_damaged_page_is_found_and_the_newest_copy_named(tmp_path: Path) -> No
         file.write(b"\x5a" * 4096)
     with pytest.raises(DamagedDatabaseError, match="damaged: ") as refused:
         database.check(sqlite3.connect(path), path, WHAT)
-    assert f"cp {copy} {path}" in str(refused.value)
+    assert f"run: aiocontainerd index restore {path} (to the copy of {backup.time_of(copy)})" in str(refused.value)
 
 
 def test_a_truncated_database_is_damaged(tmp_path: Path) -> None:
@@ -168,3 +168,55 @@ def test_a_copy_that_fails_leaves_the_copies_before(tmp_path: Path) -> None:
     with pytest.raises(sqlite3.Error):
         backup.make(db, path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["i.db", "i.db.backup-1"]
+
+
+def test_a_root_shows_its_databases_and_what_is_wrong_with_them(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("a", "b", "c", "d"):
+        (root / name).mkdir(parents=True)
+    db = made(root / "a" / "meta.db")
+    db.execute("CREATE TABLE kept (name TEXT)")
+    db.execute("INSERT INTO kept VALUES ('x')")
+    copy = backup.make(db, root / "a" / "meta.db")
+    db.close()
+    (root / "b" / "metadata.db").write_bytes(b"rubbish")
+    (root / "c" / "metadata.db").touch()
+    (root / "d" / "metadata.db.backup-1").write_bytes(copy.read_bytes())
+    sound, damaged, empty, missing = repair.find(root)
+    assert (sound.problem, sound.kept, sound.copies) == ("", 1, (backup.time_of(copy),))
+    assert "is damaged" in damaged.problem
+    assert (empty.problem, missing.problem) == ("empty", "missing")
+    assert missing.path == root / "d" / "metadata.db"
+
+
+def test_restoring_puts_the_newest_copy_in_place_and_moves_the_rest_aside(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    db = made(path)
+    backup.make(db, path)
+    db.close()
+    path.write_bytes(b"damaged")
+    path.with_name("meta.db-wal").write_bytes(b"of the damaged one")
+    aside = repair.restore(path)
+    assert aside is not None
+    assert aside.read_bytes() == b"damaged"
+    assert not path.with_name("meta.db-wal").exists()
+    assert sqlite3.connect(path).execute("SELECT count(*) FROM t").fetchone() == (100,)
+
+
+def test_restoring_without_a_copy_changes_nothing_unless_it_shall_begin_empty(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    path.write_bytes(b"damaged")
+    with pytest.raises(NotFound, match="--empty"):
+        repair.restore(path)
+    assert path.read_bytes() == b"damaged"
+    assert repair.restore(path, empty=True) is not None
+    assert not path.exists()
+
+
+def test_releasing_forgets_what_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    db = made(path)
+    db.execute("CREATE TABLE kept (name TEXT)")
+    db.executemany("INSERT INTO kept VALUES (?)", [("x",), ("y",)])
+    db.close()
+    assert (repair.release(path), repair.release(path)) == (2, 0)

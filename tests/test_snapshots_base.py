@@ -365,7 +365,7 @@ async def test_damaged_records_are_refused_with_cause_and_remedy(tmp_path: Path)
     with (tmp_path / "metadata.db").open("r+b") as file:
         file.seek(4096)
         file.write(b"\x5a" * 4096)
-    with pytest.raises(FailedPrecondition, match=r"metadata\.db is damaged: .*stop the daemon: mv"):
+    with pytest.raises(FailedPrecondition, match=r"metadata\.db is damaged: .*aiocontainerd index restore"):
         await Directories(tmp_path).start()
 
 

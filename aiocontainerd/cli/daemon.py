@@ -14,6 +14,7 @@ import click
 import aiocontainerd
 from aiocontainerd import api
 from aiocontainerd.cli.ending import Program
+from aiocontainerd.cli.index import index_group
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.migrate import GRPC_ADDRESS
 from aiocontainerd.config.records import DEFAULT_ADDRESS, DEFAULT_PATH
@@ -94,6 +95,9 @@ def _collect_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+main.add_command(index_group)
 
 
 @main.group("config", cls=Program)

@@ -34,6 +34,12 @@ def has_room(path: Path) -> bool:
     return found.f_bfree * found.f_frsize >= _ROOM * path.stat().st_size
 
 
+def is_due(path: Path, interval_s: float) -> bool:
+    """Return whether the newest copy is older than the interval, or missing."""
+    found = copies(path)
+    return not found or time.time() - found[0].stat().st_mtime >= interval_s
+
+
 def make(connection: sqlite3.Connection, path: Path) -> Path:
     """Make the newest copy of the database at `path`, which `connection` has open and no transaction in.
 

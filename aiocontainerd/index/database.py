@@ -59,18 +59,15 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 
 def damaged(path: Path, what: str, cause: str) -> DamagedDatabaseError:
-    """Return the error for a damaged database, which names the newest copy to go back to."""
-    copies = backup.copies(path)
-    shown = shlex.quote(str(path))
-    aside = f"mv {shown} {shown}.damaged; rm -f {shown}-wal {shown}-shm"
+    """Return the error for a damaged database, with the command that goes back to its newest copy."""
+    copies, shown = backup.copies(path), shlex.quote(str(path))
     if copies:
-        return DamagedDatabaseError(
-            f"{what} {path} is damaged: {cause}. To go back to its copy of {backup.time_of(copies[0])}, "
-            f"stop the daemon: {aside}; cp {shlex.quote(str(copies[0]))} {shown}. Data newer than the copy is kept"
-        )
+        remedy = f"aiocontainerd index restore {shown} (to the copy of {backup.time_of(copies[0])})"
+    else:
+        remedy = f"aiocontainerd index restore --empty {shown} (there is no copy; it begins empty)"
     return DamagedDatabaseError(
-        f"{what} {path} is damaged: {cause}. There is no copy of it. To begin an empty one, stop the daemon: {aside}. "
-        "All data beside it is kept"
+        f"{what} {path} is damaged: {cause}. With the daemon stopped, run: {remedy}. "
+        "Data that it then does not know is kept"
     )
 
 

@@ -272,6 +272,7 @@ class SnapshotterBase:
         async with anyio.create_task_group() as group:
             for _ in range(DISCARDS_AT_ONCE):
                 group.start_soon(discard, names)
+        await self._store.copy_if_due()
         if failures:
             raise failures[-1]
 

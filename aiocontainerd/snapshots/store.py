@@ -9,6 +9,7 @@ it may delete what it does not know.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,13 +19,19 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd.errors import FailedPrecondition, Internal
-from aiocontainerd.index import database
+from aiocontainerd.index import backup, database
 from aiocontainerd.index.claim import Standing, doubt
 from aiocontainerd.index.mark import Mark, MarkFile
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots import foreign
 from aiocontainerd.snapshots.layer import Layer
 
+log = logging.getLogger(__name__)
+
+COPY_INTERVAL_S = 3600.0
+"""The least time between two copies of the database while it is open."""
+COPIED_AT_STOP_BYTES = 32 << 20
+"""The largest database that is copied when it is closed."""
 MARK = "snapshots.mark"
 """File name of the mark in the snapshotter's root."""
 SCHEMA_VERSION = 2
@@ -82,6 +89,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.commits = 0
+        self._copied = 0
         self._mark = MarkFile(path.with_name(MARK))
         self._connection: sqlite3.Connection | None = None
         self._group: _Group | None = None
@@ -164,6 +172,22 @@ class Store:
         """Delete the record of a layer. Raises Internal when the disk refuses it."""
         await self._write((_DELETE, (int(layer_id),)))
 
+    async def copy_if_due(self) -> None:
+        """Copy the database beside it if it changed and the newest copy is old. What fails is logged."""
+        if self._connection is not None:
+            await anyio.to_thread.run_sync(self._copy_of, self._connection, COPY_INTERVAL_S, limiter=self._limiter)
+
+    def _copy_of(self, connection: sqlite3.Connection, interval_s: float) -> None:
+        commits = self.commits
+        if commits == self._copied or not backup.is_due(self.path, interval_s):
+            return
+        try:
+            if backup.has_room(self.path):
+                backup.make(connection, self.path)
+                self._copied = commits
+        except (sqlite3.Error, OSError) as error:
+            log.warning("there is no copy of %s: %s", self.path, error)
+
     async def aclose(self) -> None:
         """Wait for the open group and close the file."""
         async with self._turn:
@@ -173,6 +197,8 @@ class Store:
 
     def _close(self, connection: sqlite3.Connection) -> None:
         self._mark.close()
+        if self.path.stat().st_size <= COPIED_AT_STOP_BYTES:
+            self._copy_of(connection, 0.0)
         connection.close()
 
     async def _write(self, change: Change) -> None:
