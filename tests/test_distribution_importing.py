@@ -125,7 +125,7 @@ HOSTILE: Mapping[str, tuple[bytes, type[ContainerdError], str]] = {
     "no image": (images.tar_of([images.entry("x", b"y")]), InvalidArgument, "unrecognized image format"),
     "a blob under another digest": (layout(renamed={MANIFEST.digest: _OTHER.digest}), InvalidArgument, "is damaged"),
     "a blob less": (layout([b for b in BLOBS if b != LAYER.blob()]), NotFound, "image might be filtered out"),
-    "the end missing": (saved(LAYER.tar)[:100_000], InvalidArgument, "ends in the middle"),
+    "the end missing": (saved(LAYER.tar)[:100_000], InvalidArgument, "unexpected end of the tar"),
     "a name that leaves it": (saved(LAYER.tar, "../../x"), InvalidArgument, "which is not in it"),
     "a layer of another image": (saved(b"z" * 600), ContainerdError, "failed to extract layer"),
 }  # fmt: skip

@@ -79,8 +79,44 @@ def test_damaged_archives_are_refused(data: bytes) -> None:
 def test_an_extended_header_cannot_be_huge() -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 1 << 40
-    with pytest.raises(InvalidArgument, match="extended header"):
+    with pytest.raises(InvalidArgument, match="special tar header of 1099511627776 bytes"):
         read_all(info.tobuf(tarfile.GNU_FORMAT))
+
+
+def of_frames(data: bytes) -> bytes:
+    maker = zstandard.ZstdCompressor(write_checksum=True)
+    return maker.compress(data[:700]) + maker.compress(data[700:])
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress])
+def test_a_compressed_archive_cut_anywhere_is_refused(pack: Callable[[bytes], bytes]) -> None:
+    packed = pack(SAMPLE)
+    for end in range(1, len(packed)):
+        with pytest.raises(InvalidArgument):
+            read_all(packed[:end])
+    with pytest.raises(InvalidArgument):
+        read_all(packed[:-2] + b"xx")
+
+
+@pytest.mark.parametrize("pack", [of_frames, lambda data: gzip.compress(data[:700]) + gzip.compress(data[700:])])
+def test_an_archive_may_be_compressed_in_several_parts(pack: Callable[[bytes], bytes]) -> None:
+    assert list(read_all(pack(SAMPLE))) == ["a", "d/" + "n" * 150]
+
+
+@pytest.mark.parametrize("tail", [b"garbage", b"\x28\xb5"])
+@pytest.mark.parametrize("pack", [gzip.compress, of_frames])
+def test_junk_after_a_compressed_archive_is_refused(pack: Callable[[bytes], bytes], tail: bytes) -> None:
+    with pytest.raises(InvalidArgument):
+        read_all(pack(SAMPLE) + tail)
+
+
+def test_files_with_holes_and_odd_numbers_are_read_from_an_archive() -> None:
+    records = {"GNU.sparse.map": "3,2,8,2", "GNU.sparse.numblocks": "2", "GNU.sparse.size": "12"}
+    records["GNU.sparse.name"] = "index.json"
+    info, data = entry("GNUSparseFile.1/index.json", b"abcd")
+    info.pax_headers = records
+    found = read_all(tar_of([(info, data)]))
+    assert found["index.json"] == (Entry("index.json", "file", 12), b"\0\0\0ab\0\0\0cd\0\0")
 
 
 def test_an_archive_of_zstd_without_the_package_for_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Reading tar headers of an image archive: bytes in, entries out, bounded (facts/security 2.4).
+"""Reading the entries of an image archive, compressed or not (facts/security 2.4).
 
 Only names, kinds, sizes and links count here; nothing is ever written by an archive's names.
 """
@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import gzip
 import posixpath
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, cast
 
 import msgspec
 
 from aiocontainerd.errors import InvalidArgument, Unimplemented
+from aiocontainerd.oci.tar_header import LINK, REGULAR, SYMLINK, Header, InvalidArchive
+from aiocontainerd.oci.tar_reader import TarReader
+from aiocontainerd.oci.zstd_frames import FrameTracker, is_zstd
 
-BLOCK = 512
-MAX_EXTENSION_BYTES = 1 << 20
 MAX_PATH_BYTES = 4096
 READ_BYTES = 1 << 20
-_REGULAR = frozenset(b"0\x007")
-_SKIPPED = frozenset(b"g")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -34,82 +36,45 @@ class TarStream:
     """Reads the entries of a tar from start to end. Blocking: used in a worker thread."""
 
     def __init__(self, source: IO[bytes]) -> None:
-        self._source = _inflated(source)
-        self._left = 0
-        self._padding = 0
+        inflated = _inflated(source)
+        self._compressed = not isinstance(inflated, _Peeked)
+        self._reader = TarReader(lambda: inflated.read(READ_BYTES))
+        self._begun = False
 
     def next(self) -> Entry | None:
-        """Skip the rest of the current entry and return the next; None at the end. Raises InvalidArgument."""
-        self._skip()
-        extended: dict[str, str] = {}
-        while (header := self._header()) is not None:
-            kind, size = header[156], _number(header[124:136], "size")
-            if kind in b"xLK":
-                extended.update(self._extension(kind, size))
-            elif kind in _SKIPPED:
-                self._take(size)
-                self._skip()
-            else:
-                return self._entry(header, kind, size, extended)
-        return None
+        """Skip the rest of the current entry and return the next; None at the end. Raises InvalidArgument.
+
+        A compressed archive is read on to its end, where the checksum is.
+        """
+        with _told("archive" if self._begun else "unrecognized image format"):
+            header = self._reader.next_header()
+            if header is None and self._compressed:
+                self._reader.drain()
+        self._begun = True
+        return None if header is None else _entry(header)
 
     def read(self) -> bytes:
-        """Return up to a megabyte of the current entry, b"" at its end."""
-        data = self._exactly(min(self._left, READ_BYTES))
-        self._left -= len(data)
-        return data
+        """Return up to a megabyte of the current entry, b"" at its end. Raises InvalidArgument."""
+        with _told("archive"):
+            return self._reader.read(READ_BYTES)
 
-    def _entry(self, header: bytes, kind: int, size: int, extended: dict[str, str]) -> Entry:
-        size = int(extended["size"]) if extended.get("size", "").isdecimal() else size
-        name = clean(extended.get("path") or _name(header))
-        link = extended.get("linkpath") or _text(header[157:257])
-        if kind == ord("2"):
-            return Entry(name, "link", 0, clean(posixpath.join(posixpath.dirname(name), link)))
-        if kind == ord("1"):
-            return Entry(name, "link", 0, clean(link))
-        self._take(size)
-        return Entry(name, "file" if kind in _REGULAR else "other", size)
 
-    def _extension(self, kind: int, size: int) -> dict[str, str]:
-        if size > MAX_EXTENSION_BYTES:
-            raise InvalidArgument(f"archive: extended header of {size} bytes")
-        self._take(size)
-        data = self._exactly(size)
-        self._left = 0
-        self._skip()
-        if kind == ord("x"):
-            return _pax(data)
-        return {"path" if kind == ord("L") else "linkpath": _text(data)}
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn what is wrong with a tar or its compression into InvalidArgument."""
+    try:
+        yield
+    except (InvalidArchive, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InvalidArgument(f"{what}: {error}") from error
 
-    def _header(self) -> bytes | None:
-        header = self._source.read(BLOCK)
-        if len(header) < BLOCK or header.count(0) == BLOCK:
-            if header and len(header) < BLOCK:
-                raise InvalidArgument("archive: ends in the middle of a header")
-            return None
-        total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-        if total != _number(header[148:156], "checksum"):
-            raise InvalidArgument("unrecognized image format: not a tar archive")
-        return header
 
-    def _take(self, size: int) -> None:
-        self._left, self._padding = size, -size % BLOCK
-
-    def _skip(self) -> None:
-        while self._left:
-            self.read()
-        self._exactly(self._padding)
-        self._padding = 0
-
-    def _exactly(self, size: int) -> bytes:
-        parts: list[bytes] = []
-        while size:
-            data = self._source.read(size)
-            if not data:
-                raise InvalidArgument("archive: ends in the middle of an entry")
-            parts.append(data)
-            size -= len(data)
-        return b"".join(parts)
+def _entry(header: Header) -> Entry:
+    name = clean(_text(header.name))
+    if header.type == SYMLINK:
+        return Entry(name, "link", 0, clean(posixpath.join(posixpath.dirname(name), _text(header.link))))
+    if header.type == LINK:
+        return Entry(name, "link", 0, clean(_text(header.link)))
+    return Entry(name, "file" if header.type == REGULAR else "other", header.size)
 
 
 def clean(name: str) -> str:
@@ -125,13 +90,38 @@ def _inflated(source: IO[bytes]) -> IO[bytes]:
     peeked = _Peeked(source)
     if peeked.start.startswith(b"\x1f\x8b"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=cast("IO[bytes]", peeked)))
-    if peeked.start.startswith(b"\x28\xb5\x2f\xfd"):
+    return cast("IO[bytes]", _Zstd(peeked) if is_zstd(peeked.start) else peeked)
+
+
+class _Zstd:
+    """Reads all frames of a stream. Raises EOFError where it ends within one, which the decoder does not notice."""
+
+    def __init__(self, source: _Peeked) -> None:
         try:
             import zstandard
         except ImportError as error:
             raise Unimplemented("archive: compressed with zstd, which needs the package zstandard") from error
-        return cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(cast("IO[bytes]", peeked)))
-    return cast("IO[bytes]", peeked)
+        frames = FrameTracker()
+
+        class Followed:
+            def read(self, size: int) -> bytes:
+                data = source.read(size)
+                frames.feed(data)
+                return data
+
+        decoder = zstandard.ZstdDecompressor()
+        self._frames = frames
+        self._failure = zstandard.ZstdError
+        self._reader = decoder.stream_reader(cast("IO[bytes]", Followed()), read_across_frames=True)
+
+    def read(self, size: int) -> bytes:
+        try:
+            data = self._reader.read(size)
+        except self._failure as error:
+            raise InvalidArgument(f"archive: {error}") from error
+        if not data and not self._frames.complete:
+            raise EOFError("zstd stream ends early")
+        return data
 
 
 class _Peeked:
@@ -147,36 +137,5 @@ class _Peeked:
         return taken + self._source.read(size - len(taken) if size >= 0 else -1)
 
 
-def _number(field: bytes, what: str) -> int:
-    if field[0] & 0x80:
-        value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-        if field[0] == 0xFF or value > 1 << 62:
-            raise InvalidArgument(f"archive: bad {what}")
-        return value
-    digits = field.strip(b" \0")
-    if any(digit not in b"01234567" for digit in digits):
-        raise InvalidArgument("unrecognized image format: not a tar archive")
-    return int(digits or b"0", 8)
-
-
-def _text(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode(errors="replace")
-
-
-def _name(header: bytes) -> str:
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
-    name = _text(header[:100])
-    return f"{prefix}/{name}" if prefix else name
-
-
-def _pax(data: bytes) -> dict[str, str]:
-    records: dict[str, str] = {}
-    while data:
-        length, space, _ = data.partition(b" ")
-        if not space or not length.isdigit() or not len(length) < int(length) <= len(data):
-            raise InvalidArgument("archive: malformed extended header")
-        record = data[len(length) + 1 : int(length) - 1]
-        key, _, value = record.partition(b"=")
-        records[key.decode(errors="replace")] = value.decode(errors="replace")
-        data = data[int(length) :]
-    return records
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")

@@ -73,6 +73,12 @@ def tar_of(entries: Iterable[Entry], tar_format: int = tarfile.PAX_FORMAT) -> by
     return buffer.getvalue()
 
 
+def _zstd(data: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor(write_checksum=True).compress(data)
+
+
 def bind(path: Path) -> list[Mount]:
     """Return the mounts of a tree that is a plain directory."""
     return [Mount("bind", str(path), "", ("rbind", "rw"))]
@@ -274,10 +280,18 @@ class DifferContract(Contract):
             gzip.compress(tar_of([entry("f", os.urandom(100_000))]))[:-3000],
             gzip.compress(tar_of([entry("f", os.urandom(100_000))]))[:-4] + b"junk",
             gzip.compress(tar_of([entry("f", b"x" * 5000)])[:2000]),
+            gzip.compress(tar_of([entry("f", b"x" * 5000)]))[:-1],
+            gzip.compress(tar_of([entry("f", b"x" * 5000)])) + b"junk",
             b"\x28\xb5\x2f\xfdgarbage" * 10,
+            _zstd(tar_of([entry("f", b"x" * 5000)]))[:-1],
+            _zstd(tar_of([entry("f", b"x" * 5000)]))[:-20],
+            _zstd(tar_of([entry("f", b"x" * 5000)])) + b"\x28\xb5",
         ],
-        ids=["text", "no-tar", "short-gzip", "bad-trailer", "short-tar", "bad-zstd"],
-    )
+        ids=[
+            "text", "no-tar", "short-gzip", "bad-trailer", "short-tar", "short-trailer", "gzip-and-junk", "bad-zstd",
+            "short-zstd-checksum", "short-zstd", "zstd-and-junk",
+        ],
+    )  # fmt: skip
     async def test_damaged_layer_is_an_error_that_names_it(
         self, differ: Differ, content: ContentStore, root: Path, blob: bytes
     ) -> None:

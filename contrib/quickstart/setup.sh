@@ -22,6 +22,7 @@ if [ "${1:-run}" = test ]; then
   need skopeo skopeo
   need umoci umoci
   need zstd zstd
+  need bsdtar libarchive-tools
   need ps procps
   need ip iproute2
   need mkfs.xfs xfsprogs

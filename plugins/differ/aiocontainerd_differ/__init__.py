@@ -6,8 +6,6 @@ differ.py       the Differ that others call
 applying.py     runs an unpack in a thread or a child process
 unpack.py       one layer into one tree: read, inflate, digest, extract
 inflate.py      the uncompressed stream of a blob, with digest and size
-tar_header.py   one tar header, PAX records included
-tar_reader.py   the entries of an archive
 extract.py      makes what each entry describes
 tree.py         keeps every entry inside the root: opens each directory of its path below the root's descriptor
 whiteouts.py    what a layer removes from the layers below it

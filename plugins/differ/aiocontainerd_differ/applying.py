@@ -12,10 +12,10 @@ import anyio
 import anyio.to_thread
 
 from aiocontainerd.errors import Unknown
+from aiocontainerd.oci.tar_header import InvalidArchive
 from aiocontainerd_differ.children import check, decode_answer, program, running, system_error
 from aiocontainerd_differ.inflate import BrokenStream
-from aiocontainerd_differ.tar_header import InvalidArchive
-from aiocontainerd_differ.targets import Target, in_user_namespace, process_umask
+from aiocontainerd_differ.targets import Target, in_user_namespace
 from aiocontainerd_differ.unpack import Job, Result, Stopped, unpack
 
 SMALL_BYTES = 128 << 10
@@ -48,7 +48,7 @@ async def _in_thread(job: Job) -> Result:
         with turn:
             if stop.is_set():
                 raise Stopped
-            return unpack(job, process_umask(), stop.is_set, ahead=False)
+            return unpack(job, stop.is_set, ahead=False)
 
     try:
         return await anyio.to_thread.run_sync(run, abandon_on_cancel=True)

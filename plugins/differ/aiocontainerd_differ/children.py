@@ -17,7 +17,7 @@ from anyio.abc import Process
 from aiocontainerd.errors import ContainerdError, ResourceExhausted, Unknown
 from aiocontainerd_differ.unpack import Result
 
-_MODULES = ("aiocontainerd_differ", "isal", "zstandard")
+_MODULES = ("aiocontainerd_differ", "aiocontainerd", "isal", "zstandard")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 

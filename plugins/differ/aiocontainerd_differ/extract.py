@@ -1,7 +1,9 @@
 """Make the entries of a layer in a tree (facts/core 8, facts/security 2.2).
 
 The order for each object is: make, write, owner, xattrs, mode, times; only so survive setuid bits and capabilities.
-System calls that would change nothing are left out: one is made a hundred thousand times.
+Owner and mode of a new file are looked at, and set where they are not the header's: umask, setgid directories, ACLs and
+mount options all change what the kernel makes. Inherited ACLs are removed. Looking is cheaper than setting, which is
+written to the file system's journal a hundred thousand times.
 """
 
 from __future__ import annotations
@@ -11,21 +13,22 @@ import os
 import stat
 from collections.abc import Callable
 
-from aiocontainerd_differ import tar_header as tar
+from aiocontainerd.oci import tar_header as tar
+from aiocontainerd.oci.tar_header import Header, InvalidArchive, show
+from aiocontainerd.oci.tar_reader import TarReader
 from aiocontainerd_differ.parents import Parents
-from aiocontainerd_differ.tar_header import Header, InvalidArchive, show
-from aiocontainerd_differ.tar_reader import TarReader
-from aiocontainerd_differ.tree import Place, Tree, clean, is_directory
+from aiocontainerd_differ.tree import Place, Tree, clean, is_directory, remove_acls
 from aiocontainerd_differ.whiteouts import OPAQUE, PREFIX, OverlayWhiteouts, RemovingWhiteouts, hidden_name
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEVICES = {tar.CHAR: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
 _DROPPED_XATTRS = (b"trusted.", b"user.overlay.")
-_SPECIAL_BITS = 0o7000
+_DEVICE_MASK = 0xFFF, 0xFFFFF
+"""Bits of major and minor that the kernel takes."""
 
 
 class Extractor:
-    """Applies entries to the tree below `root_fd`. `umask` is that of the process; its effect on modes is undone."""
+    """Applies entries to the tree below `root_fd`."""
 
     def __init__(
         self,
@@ -33,7 +36,6 @@ class Extractor:
         *,
         overlay: bool,
         lowers: list[str],
-        umask: int,
         in_user_namespace: bool,
         max_entries: int,
     ) -> None:
@@ -41,8 +43,6 @@ class Extractor:
         self._parents = Parents(lowers)
         self._tree = Tree(root_fd, self._made_parent)
         self._whiteouts = OverlayWhiteouts(self._tree) if overlay else RemovingWhiteouts(self._tree)
-        self._needs_chmod = _SPECIAL_BITS | umask
-        self._owner = (os.geteuid(), os.getegid())
         self._in_user_namespace = in_user_namespace
         self._directory_times: dict[bytes, int] = {}
         self._makers: dict[bytes, Callable[[Header, Place, bytes], None]] = {
@@ -86,7 +86,7 @@ class Extractor:
                 self._make(header, place, base)
         except OSError as error:
             raise OSError(error.errno, error.strerror, show(header.name)) from error
-        self._whiteouts.wrote(place.path + b"/" + base if place.path else base)
+        self._whiteouts.wrote(place, base)
 
     def _whiteout(self, header: Header, place: Place, base: bytes) -> None:
         if base == OPAQUE:
@@ -95,24 +95,30 @@ class Extractor:
             self._whiteouts.hide(place, hidden_name(base), header)
 
     def _regular(self, header: Header, place: Place, base: bytes, reader: TarReader) -> None:
-        mode = header.mode
+        mode = header.mode & 0o777
         try:
-            fd = os.open(base, _CREATE, mode & 0o777, dir_fd=place.fd)
+            fd = os.open(base, _CREATE, mode, dir_fd=place.fd)
         except FileExistsError:
             place = self._make_room(place, base)
-            fd = os.open(base, _CREATE, mode & 0o777, dir_fd=place.fd)
+            fd = os.open(base, _CREATE, mode, dir_fd=place.fd)
         try:
-            if header.size:
+            if header.size or header.sparse:
                 reader.copy_data(fd)
-            if place.setgid or (header.uid, header.gid) != self._owner:
-                os.fchown(fd, header.uid, header.gid)
-            if header.xattrs:
-                _set_xattrs(fd, header)
-            if mode & self._needs_chmod:
-                os.fchmod(fd, mode)
-            os.utime(fd, ns=(header.mtime_ns, header.mtime_ns))
+            self._finish_file(fd, header, place)
         finally:
             os.close(fd)
+
+    def _finish_file(self, fd: int, header: Header, place: Place) -> None:
+        if place.acl:
+            remove_acls(fd)
+        made = os.fstat(fd)
+        if (made.st_uid, made.st_gid) != (header.uid, header.gid):
+            os.fchown(fd, header.uid, header.gid)
+        if header.xattrs:
+            _set_xattrs(fd, header)
+        if header.xattrs or stat.S_IMODE(made.st_mode) != header.mode:
+            os.fchmod(fd, header.mode)
+        os.utime(fd, ns=(header.mtime_ns, header.mtime_ns))
 
     def _make(self, header: Header, place: Place, base: bytes) -> None:
         maker = self._makers.get(header.type)
@@ -129,17 +135,17 @@ class Extractor:
 
     def _directory(self, header: Header, place: Place, base: bytes) -> None:
         try:
-            os.mkdir(base, 0o700, dir_fd=place.fd)
+            made = self._tree.make(place, base)
         except FileExistsError:
             if not is_directory(place, base):
                 raise
-        made = self._tree.enter(place, base)
+            made = self._tree.enter(place, base)
         os.fchown(made.fd, header.uid, header.gid)
-        _set_xattrs(made.fd, header)
+        if header.xattrs:
+            _set_xattrs(made.fd, header)
+            made.look()
         os.fchmod(made.fd, header.mode)
         self._directory_times[made.path] = header.mtime_ns
-        if made.setgid != bool(header.mode & stat.S_ISGID):
-            self._tree.forget()
 
     def _symlink(self, header: Header, place: Place, base: bytes) -> None:
         os.symlink(header.link, base, dir_fd=place.fd)
@@ -163,23 +169,26 @@ class Extractor:
     def _device(self, header: Header, place: Place, base: bytes) -> None:
         if self._in_user_namespace and header.type != tar.FIFO:
             return
-        os.mknod(base, _DEVICES[header.type] | 0o600, os.makedev(header.major, header.minor), dir_fd=place.fd)
+        device = os.makedev(header.major & _DEVICE_MASK[0], header.minor & _DEVICE_MASK[1])
+        os.mknod(base, _DEVICES[header.type] | 0o600, device, dir_fd=place.fd)
+        if place.acl:
+            remove_acls(_path(place, base))
         self._finish_by_name(header, place, base)
 
     def _finish_by_name(self, header: Header, place: Place, base: bytes) -> None:
         """Set owner, xattrs, mode and times by name, for what must not or cannot be opened. Never follow a link."""
         os.chown(base, header.uid, header.gid, dir_fd=place.fd, follow_symlinks=False)
-        path = b"/proc/self/fd/%d/%s" % (place.fd, base)
-        _set_xattrs(path, header)
+        _set_xattrs(_path(place, base), header)
         if not stat.S_ISLNK(os.stat(base, dir_fd=place.fd, follow_symlinks=False).st_mode):
             os.chmod(base, header.mode, dir_fd=place.fd)
         os.utime(base, ns=(header.mtime_ns, header.mtime_ns), dir_fd=place.fd, follow_symlinks=False)
 
-    def _made_parent(self, fd: int, path: bytes) -> None:
-        self._whiteouts.wrote(path)
-        mtime_ns = self._parents.copy_up(fd, path)
+    def _made_parent(self, parent: Place, made: Place) -> None:
+        self._whiteouts.wrote(parent, made.path.rpartition(b"/")[2])
+        mtime_ns = self._parents.copy_up(made.fd, made.path)
         if mtime_ns is not None:
-            self._directory_times[path] = mtime_ns
+            self._directory_times[made.path] = mtime_ns
+            made.look()
 
     def _set_directory_times(self) -> None:
         """Set the times of the directories that are still there: a later entry may have replaced one, say by a link."""
@@ -191,6 +200,11 @@ class Extractor:
                     os.utime(base, ns=(mtime_ns, mtime_ns), dir_fd=place.fd, follow_symlinks=False)
             except (FileNotFoundError, NotADirectoryError):
                 continue
+
+
+def _path(place: Place, base: bytes) -> bytes:
+    """Return a path that names `base` for calls that take no directory's descriptor."""
+    return b"/proc/self/fd/%d/%s" % (place.fd, base)
 
 
 def _set_xattrs(target: int | bytes, header: Header) -> None:

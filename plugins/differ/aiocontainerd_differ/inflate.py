@@ -9,11 +9,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 
+from aiocontainerd.oci.zstd_frames import FrameTracker, is_zstd
+
 INPUT_BYTES = 128 << 10
 CHUNK_BYTES = 512 << 10
 _GZIP_MAGIC = b"\x1f\x8b\x08"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 _MAX_ZSTD_WINDOW = 1 << 27
 
 
@@ -31,7 +31,7 @@ def inflated(fd: int, *, sniff: bool = True) -> Iterator[bytes]:
         return _plain(fd, head)
     if head.startswith(_GZIP_MAGIC):
         return _gunzip(fd, head)
-    if head.startswith(_ZSTD_MAGIC) or (head[1:4] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+    if is_zstd(head):
         return _unzstd(fd, head)
     return _plain(fd, head)
 
@@ -112,25 +112,26 @@ def _next_member(unused: bytes, fd: int) -> bytes:
     return rest
 
 
-class _Joined:
+class _Followed:
     """A source for zstandard's reader: the bytes that were read already, then the rest of the file."""
 
     def __init__(self, fd: int, head: bytes) -> None:
         self._fd = fd
         self._head = head
+        self.frames = FrameTracker()
 
     def read(self, size: int) -> bytes:
-        if self._head:
-            head, self._head = self._head[:size], self._head[size:]
-            return head
-        return os.read(self._fd, size)
+        data, self._head = self._head[:size] or os.read(self._fd, size), self._head[size:]
+        self.frames.feed(data)
+        return data
 
 
 def _unzstd(fd: int, head: bytes) -> Iterator[bytes]:
+    """Yield the data of all frames. The decoder takes any end of the file for the end of the stream: check it."""
     import zstandard
 
     decoder = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
-    source = _Joined(fd, head)  # has `read`, which is all that is called
+    source = _Followed(fd, head)  # has `read`, which is all that is called
     reader = decoder.stream_reader(source, read_size=INPUT_BYTES, read_across_frames=True)  # type: ignore[arg-type]
     read: Callable[[int], bytes] = reader.read
     try:
@@ -138,3 +139,5 @@ def _unzstd(fd: int, head: bytes) -> Iterator[bytes]:
             yield chunk
     except zstandard.ZstdError as error:
         raise BrokenStream(f"zstd stream is damaged: {error}") from error
+    if not source.frames.complete:
+        raise BrokenStream("zstd stream ends early")

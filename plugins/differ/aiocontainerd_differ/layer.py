@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from aiocontainerd_differ import tar_header as tar
+from aiocontainerd.oci import tar_header as tar
 from aiocontainerd_differ import tar_writer
 from aiocontainerd_differ.changes import CAPABILITY, Change, Kind, capability, changes, open_regular
 from aiocontainerd_differ.unpack import Result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiocontainerd_differ.tar_header import BLOCK, DIRECTORY, PAX, REGULAR
+from aiocontainerd.oci.tar_header import BLOCK, DIRECTORY, PAX, REGULAR
 
 END = bytes(2 * BLOCK)
 _NAME_BYTES = 100

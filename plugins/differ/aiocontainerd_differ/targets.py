@@ -59,12 +59,3 @@ def in_user_namespace() -> bool:
     """Return whether this process is in a user namespace that maps ids."""
     with open("/proc/self/uid_map") as file:
         return file.readline().split() != _IDENTITY
-
-
-def process_umask() -> int:
-    """Return the umask of this process without changing it."""
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    return 0o777

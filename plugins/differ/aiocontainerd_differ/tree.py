@@ -13,31 +13,48 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 
 MAX_LINKS = 255
 _CACHED = 128
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
+_ACCESS_ACL, _DEFAULT_ACL = "system.posix_acl_access", "system.posix_acl_default"
+_NO_ACL = (errno.ENODATA, errno.ENOTSUP)
+_AT_ONCE = 1000
 
 
 class Place:
-    """A directory of the tree: descriptor (valid until the next call), path, and whether files inherit its gid."""
+    """A directory of the tree: descriptor (valid until the next call), path below the root.
 
-    __slots__ = ("fd", "path", "setgid")
+    `new` means that this layer made it. `acl` means that it has a default ACL, which what is made in it inherits.
+    """
 
-    def __init__(self, fd: int, path: bytes, setgid: bool) -> None:
+    __slots__ = ("acl", "fd", "new", "path")
+
+    def __init__(self, fd: int, path: bytes, *, new: bool) -> None:
         self.fd = fd
         self.path = path
-        self.setgid = setgid
+        self.new = new
+        self.look()
+
+    def look(self) -> None:
+        """Find out again whether there is a default ACL: at first, and after attributes were set."""
+        self.acl = _has_default_acl(self.fd)
 
 
 class Tree:
-    """The tree below `root_fd`, which the caller closes. Calls `made(fd, path)` for each missing parent it makes."""
+    """The tree below `root_fd`, which the caller closes.
 
-    def __init__(self, root_fd: int, made: Callable[[int, bytes], None] | None = None) -> None:
+    Calls `made` with each parent directory that was missing, after the place it was made in.
+    """
+
+    def __init__(self, root_fd: int, made: Callable[[Place, Place], None] | None = None) -> None:
         self._made = made
-        self._root = _place(root_fd, b"")
+        self._root = Place(root_fd, b"", new=False)
         self._places: OrderedDict[bytes, Place] = OrderedDict()
+        self._new: set[bytes] = set()
+        """Directories that this layer made in directories that it did not make."""
         self._last_asked = b""
         self._last = self._root
 
@@ -72,12 +89,25 @@ class Tree:
         known = self._places.get(path)
         if known is not None:
             return known
-        place = _place(os.open(name, _OPEN_DIRECTORY, dir_fd=parent.fd), path)
+        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent.fd)
+        place = Place(fd, path, new=parent.new or path in self._new)
         self._places[path] = place
         if len(self._places) > _CACHED:
             os.close(self._places.popitem(last=False)[1].fd)
         self._last_asked, self._last = b"", self._root
         return place
+
+    def make(self, parent: Place, name: bytes) -> Place:
+        """Make the directory `name` right below `parent`, and return it. Raise FileExistsError."""
+        os.mkdir(name, 0o700, dir_fd=parent.fd)
+        if not parent.new:
+            self._new.add(_joined(parent.path, name))
+        inherits = parent.acl
+        made = self.enter(parent, name)
+        if inherits:
+            remove_acls(made.fd)
+            made.look()
+        return made
 
     def remove(self, parent: Place, name: bytes) -> None:
         """Remove whatever `name` is, a directory with all in it; links are removed, not followed. Missing is fine."""
@@ -131,11 +161,10 @@ class Tree:
         except FileNotFoundError:
             if not create:
                 raise
-        os.mkdir(name, 0o755, dir_fd=place.fd)
-        below = self.enter(place, name)
+        below = self.make(place, name)
         os.fchmod(below.fd, 0o755)
         if self._made:
-            self._made(below.fd, below.path)
+            self._made(place, below)
         return below
 
     def _reopen(self, real: bytes) -> Place:
@@ -165,8 +194,25 @@ def is_directory(parent: Place, name: bytes) -> bool:
     return stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode)
 
 
-def _place(fd: int, path: bytes) -> Place:
-    return Place(fd, path, bool(os.fstat(fd).st_mode & stat.S_ISGID))
+def remove_acls(target: int | bytes) -> None:
+    """Remove the ACLs that a new file or directory inherited. A path is not followed. Raise OSError."""
+    for name in (_ACCESS_ACL, _DEFAULT_ACL):
+        try:
+            if isinstance(target, int):
+                os.removexattr(target, name)
+            else:
+                os.removexattr(target, name, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_ACL:
+                raise
+
+
+def _has_default_acl(fd: int) -> bool:
+    try:
+        os.getxattr(fd, _DEFAULT_ACL)
+    except OSError as error:
+        return error.errno not in _NO_ACL
+    return True
 
 
 def _joined(parent: bytes, name: bytes) -> bytes:
@@ -188,12 +234,18 @@ def _link_target(place: Place, name: bytes, path: bytes) -> bytes:
 def _remove_directory(parent_fd: int, name: bytes) -> None:
     fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent_fd)
     try:
-        for entry in os.listdir(fd):
-            child = os.fsencode(entry)
-            try:
-                os.unlink(child, dir_fd=fd)
-            except (IsADirectoryError, PermissionError):
-                _remove_directory(fd, child)
+        while names := _some_names(fd):
+            for child in names:
+                try:
+                    os.unlink(child, dir_fd=fd)
+                except (IsADirectoryError, PermissionError):
+                    _remove_directory(fd, child)
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=parent_fd)
+
+
+def _some_names(fd: int) -> list[bytes]:
+    """Return the first names of a directory: one of a million files costs no more memory than one of a thousand."""
+    with os.scandir(fd) as entries:
+        return [os.fsencode(entry.name) for entry in islice(entries, _AT_ONCE)]

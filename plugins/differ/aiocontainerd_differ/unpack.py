@@ -10,9 +10,9 @@ import queue
 import threading
 from collections.abc import Callable
 
+from aiocontainerd.oci.tar_reader import TarReader
 from aiocontainerd_differ.extract import Extractor
 from aiocontainerd_differ.inflate import Measured, inflated
-from aiocontainerd_differ.tar_reader import TarReader
 
 _AHEAD = 8
 
@@ -55,26 +55,25 @@ class Stopped(Exception):
     """Raised when the caller has given up. The tree is half written."""
 
 
-def unpack(job: Job, umask: int, stopped: Callable[[], bool] = lambda: False, *, ahead: bool = True) -> Result:
-    """Do `job`; `umask` is that of the process. With `ahead`, inflate in another thread.
+def unpack(job: Job, stopped: Callable[[], bool] = lambda: False, *, ahead: bool = True) -> Result:
+    """Do `job`. With `ahead`, inflate in another thread.
 
     Raise InvalidArchive, BrokenStream or OSError; Stopped once `stopped()` is true.
     """
     stream = Measured(inflated(job.blob_fd, sniff=job.sniff))
     if not ahead:
-        _extract(job, umask, stream.next_chunk, stopped)
+        _extract(job, stream.next_chunk, stopped)
         return Result(stream.digest, stream.size)
     with _Ahead(stream) as chunks:
-        _extract(job, umask, chunks.next_chunk, stopped)
+        _extract(job, chunks.next_chunk, stopped)
     return Result(stream.digest, stream.size)
 
 
-def _extract(job: Job, umask: int, next_chunk: Callable[[], bytes], stopped: Callable[[], bool]) -> None:
+def _extract(job: Job, next_chunk: Callable[[], bytes], stopped: Callable[[], bool]) -> None:
     extractor = Extractor(
         job.root_fd,
         overlay=job.overlay,
         lowers=job.lowers,
-        umask=umask,
         in_user_namespace=job.in_user_namespace,
         max_entries=job.max_entries,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from aiocontainerd_differ.tar_header import Header, InvalidArchive, show
+from aiocontainerd.oci.tar_header import Header, InvalidArchive, show
 from aiocontainerd_differ.tree import Place, Tree, is_directory
 
 PREFIX = b".wh."
@@ -31,7 +31,7 @@ class OverlayWhiteouts:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
 
-    def wrote(self, path: bytes) -> None:
+    def wrote(self, directory: Place, name: bytes) -> None:
         """Do nothing: the upper directory holds this layer only."""
 
     def opaque(self, directory: Place) -> None:
@@ -51,8 +51,14 @@ class RemovingWhiteouts:
         self._tree = tree
         self._kept: set[bytes] = set()
 
-    def wrote(self, path: bytes) -> None:
-        """Keep `path` and the directories it is in when an opaque mark comes, before or after it."""
+    def wrote(self, directory: Place, name: bytes) -> None:
+        """Keep a path and the directories it is in when an opaque mark comes, before or after it.
+
+        No layer below has anything in a directory that this layer made, so nothing in it needs to be remembered.
+        """
+        if directory.new:
+            return
+        path = directory.path + b"/" + name if directory.path else name
         while path and path not in self._kept:
             self._kept.add(path)
             path = path.rpartition(b"/")[0]
@@ -62,6 +68,8 @@ class RemovingWhiteouts:
         while pending:
             path = pending.pop()
             place = self._tree.directory(path)
+            if place.new:
+                continue
             for entry in os.listdir(place.fd):
                 name = os.fsencode(entry)
                 below = path + b"/" + name if path else name

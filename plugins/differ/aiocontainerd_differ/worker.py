@@ -10,8 +10,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from aiocontainerd.oci.tar_header import InvalidArchive
 from aiocontainerd_differ.inflate import BrokenStream
-from aiocontainerd_differ.tar_header import InvalidArchive
 from aiocontainerd_differ.unpack import Job, Result, unpack
 
 _RECURSION = 5000
@@ -20,7 +20,7 @@ _RECURSION = 5000
 def apply(job: Job) -> None:
     """Unpack a layer. Write the answer to standard output."""
     _prepare()
-    os.write(1, _answer(lambda: unpack(job, umask=0)))
+    os.write(1, _answer(lambda: unpack(job)))
 
 
 def diff(*, lower: str, upper: str, guide: str, compression: str, epoch_s: int | None) -> None:
@@ -39,7 +39,6 @@ def diff(*, lower: str, upper: str, guide: str, compression: str, epoch_s: int |
 
 def _prepare() -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    os.umask(0)
     sys.setrecursionlimit(_RECURSION)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+import zstandard
 from aiocontainerd_differ.differ import WalkingDiffer
 from aiocontainerd_differ.processing import MAX_STEPS, steps_from
 
@@ -83,6 +84,16 @@ async def test_what_a_processor_raises_applies_nothing(tmp_path: Path, processor
         await applied(tmp_path, processors, b"no bzip2", BZIP2)
     assert list((tmp_path / "tree").iterdir()) == []
     assert processors["bunzip"].closed == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("cut", [1, 4, 100])
+@pytest.mark.anyio
+async def test_what_a_processor_cuts_off_makes_the_layer_fail(tmp_path: Path, cut: int) -> None:
+    blob = zstandard.ZstdCompressor(write_checksum=True).compress(tar_of([entry("f", bytes(range(256)) * 9)]))
+    cutter: Any = {"cutter": Processor(SECRET, f"{TAR}+zstd", lambda data: data[:-cut])}
+    with pytest.raises(Unknown, match=rf"failed to apply layer {digest_of(blob)}: zstd stream"):
+        await applied(tmp_path, cutter, blob, SECRET)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

@@ -9,33 +9,26 @@ import stat
 import subprocess
 import tarfile
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import zstandard
-from aiocontainerd_differ import inflate, tar_header, tar_writer
+from aiocontainerd_differ import inflate, tar_writer
+from aiocontainerd_differ import tree as trees
 from aiocontainerd_differ.children import program
 from aiocontainerd_differ.layer import write_layer
-from aiocontainerd_differ.tar_header import Header, InvalidArchive
-from aiocontainerd_differ.tar_reader import TarReader
 from aiocontainerd_differ.tree import clean
 from aiocontainerd_differ.unpack import Job, Result, unpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aiocontainerd.oci.tar_header import InvalidArchive
+from aiocontainerd.oci.zstd_frames import FrameTracker
 from aiocontainerd.testing.differ import MTIME, directory, entry, symlink, tar_of, tree_of
 
 
-def headers(blob: bytes, chunk: int = 700) -> list[Header]:
-    stream = io.BytesIO(blob)
-    reader = TarReader(lambda: stream.read(chunk))
-    found = []
-    while (header := reader.next_header()) is not None:
-        found.append(header)
-    return found
-
-
-def apply_bytes(blob: bytes, root: Path, max_entries: int = 100_000) -> Result:
+def apply_bytes(blob: bytes, root: Path, max_entries: int = 100_000, *, ahead: bool = True) -> Result:
     with tempfile.TemporaryFile() as file:
         file.write(blob)
         file.seek(0)
@@ -51,7 +44,7 @@ def apply_bytes(blob: bytes, root: Path, max_entries: int = 100_000) -> Result:
                     sniff=True,
                     max_entries=max_entries,
                 ),
-                0o777,
+                ahead=ahead,
             )
         finally:
             os.close(root_fd)
@@ -62,14 +55,6 @@ def test_a_layer_has_at_most_so_many_entries(tmp_path: Path) -> None:
     apply_bytes(blob, tmp_path, max_entries=2)
     with pytest.raises(InvalidArchive, match="more than 1 entries"):
         apply_bytes(blob, tmp_path, max_entries=1)
-
-
-@pytest.mark.parametrize("chunk", [1, 511, 512, 513, 1 << 20])
-def test_stream_is_read_alike_whatever_its_chunks(chunk: int) -> None:
-    blob = tar_of([entry("a" * 300, b"x" * 700), directory("d"), entry("b", b"y")])
-    assert [(h.name, h.size, h.type) for h in headers(blob, chunk)] == [
-        (b"a" * 300, 700, b"0"), (b"d/" if blob.find(b"d/") > 0 else b"d", 0, b"5"), (b"b", 1, b"0"),
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -83,100 +68,9 @@ def test_names_are_cleaned_as_containerd_does(name: bytes, parts: tuple[bytes, b
     assert clean(name) == parts
 
 
-def device(major: int) -> bytes:
-    info = tarfile.TarInfo("dev")
-    info.type, info.devmajor = tarfile.CHRTYPE, major
-    return info.tobuf(tarfile.GNU_FORMAT) + bytes(1024)
-
-
-def raw(**fields: object) -> bytes:
-    """Return a header block with a right checksum and any field wrong."""
-    block = bytearray(tar_writer.header(b"name"))
-    at = {"size": (124, 136), "uid": (108, 116), "type": (156, 157), "mtime": (136, 148)}
-    for key, value in fields.items():
-        start, end = at[key]
-        assert isinstance(value, bytes)
-        block[start:end] = value.ljust(end - start, b"\0")
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block) + bytes(1024)
-
-
-@pytest.mark.parametrize(
-    ("blob", "text"),
-    [
-        (device(-1), "device number"),
-        (raw(type=b"4")[:329] + bytes(1), "unexpected end"),
-        (raw(size=b"\xff" * 12), "negative number"),
-        (raw(size=b"12x4"), 'number "12x4'),
-        (raw(type=b"S"), "sparse"),
-        (raw(type=b"x", size=b"77777777777"), "special tar header of"),
-        (raw(type=b"L", size=b"\xff" * 12), "special tar header of"),
-        (raw(type=b"x", size=b"5") + b"", "PAX record"),
-        (b"x" * 512, "checksum"),
-        (bytes(512) + b"x" * 512, "after a zero block"),
-        (tar_of([entry("f", b"1")])[:700], "unexpected end"),
-    ],
-)
-def test_bad_header_is_an_invalid_archive(blob: bytes, text: str) -> None:
-    with pytest.raises(InvalidArchive, match=text):
-        headers(blob)
-
-
-def test_name_longer_than_a_path_is_refused() -> None:
-    with pytest.raises(InvalidArchive, match="name of 5000 bytes"):
-        headers(tar_of([entry("x/" * 2500)]))
-
-
-def test_pax_sparse_file_is_refused() -> None:
-    with pytest.raises(InvalidArchive, match="sparse file"):
-        headers(tar_of([entry("f", b"x", pax_headers={"GNU.sparse.major": "1"})]))
-
-
-@pytest.mark.parametrize(
-    ("records", "text"),
-    [
-        ({"uid": "1_0"}, 'PAX record "uid"="1_0"'),
-        ({"mtime": "now"}, "PAX record"),
-        ({"uid": "4294967295"}, "owner 4294967295:0"),
-        ({"gid": "99999999999999999999"}, "owner 0:99999999999999999999"),
-        ({"size": "-1"}, "negative number"),
-        ({"SCHILY.xattr.user.a\0b": "1"}, "NUL in a PAX record"),
-        ({"path": "a\0b"}, "NUL in the name"),
-    ],
-)
-def test_bad_pax_record_is_an_invalid_archive(records: dict[str, str], text: str) -> None:
-    with pytest.raises(InvalidArchive, match=text):
-        headers(tar_of([entry("f", pax_headers=records)]))
-
-
-@settings(max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-@given(at=st.integers(0, 2047), value=st.integers(0, 255), fix=st.booleans())
-def test_damaged_header_is_read_or_refused_and_nothing_else(at: int, value: int, fix: bool) -> None:
-    blob = bytearray(tar_of([entry("n" * 120, b"x", uid=1 << 30), symlink("l", "t")]))
-    blob[at] = value
-    if fix:
-        start = at - at % 512
-        blob[start + 148 : start + 156] = b" " * 8
-        blob[start + 148 : start + 156] = b"%06o\0 " % sum(blob[start : start + 512])
-    try:
-        headers(bytes(blob))
-    except InvalidArchive:
-        pass
-
-
 def test_unknown_type_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArchive, match="unhandled tar header type 90"):
-        apply_bytes(raw(type=b"Z"), tmp_path)
-
-
-def test_time_out_of_range_becomes_the_epoch() -> None:
-    assert headers(raw(mtime=b"\xff" * 12))[0].mtime_ns == 0
-
-
-@pytest.mark.parametrize("value", [b"1.5", b"1600000000.123456789", b"-1.25", b"7"])
-def test_pax_times_have_fractions_and_signs(value: bytes) -> None:
-    assert tar_header.pax_time_ns(value) == round(float(value) * 1000) * 1_000_000 or value.startswith(b"16")
+        apply_bytes(tar_of([entry("name", type=b"Z")]), tmp_path)
 
 
 def test_written_header_is_read_back_by_tarfile() -> None:
@@ -212,6 +106,88 @@ def test_chunks_of_a_bomb_stay_small(tmp_path: Path) -> None:
 def test_bytes_after_gzip_that_are_no_member_are_an_error(tmp_path: Path, tail: bytes) -> None:
     with pytest.raises(inflate.BrokenStream):
         inflate_all(gzip.compress(b"x") + tail, tmp_path)
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"\0" * 100, b"garbage", b"\x28\xb5\x2f", b"\x50\x2a\x4d\x18\4\0\0\0abc"])
+def test_bytes_after_zstd_that_are_no_frame_are_an_error(tmp_path: Path, tail: bytes) -> None:
+    with pytest.raises(inflate.BrokenStream):
+        inflate_all(zstandard.compress(b"x") + tail, tmp_path)
+
+
+def zstd(data: bytes, *, checksum: bool = True, size: bool = True, level: int = 3) -> bytes:
+    maker = zstandard.ZstdCompressor(level, write_checksum=checksum, write_content_size=size)
+    return maker.compress(data)
+
+
+SKIPPABLE = b"\x5a\x2a\x4d\x18\x05\0\0\0hello"
+TAR = tar_of([directory("d"), entry("d/f", bytes(range(256)) * 2), symlink("l", "d")])
+STREAMS = {
+    "gzip": gzip.compress(TAR),
+    "gzip-named": b"\x1f\x8b\x08\x08" + gzip.compress(TAR)[4:10] + b"name\0" + gzip.compress(TAR)[10:],
+    "gzip-stored": gzip.compress(TAR[:1500], 0) + gzip.compress(TAR[1500:]),
+    "gzip-members": gzip.compress(TAR[:700]) + gzip.compress(b"") + gzip.compress(TAR[700:]),
+    "zstd": zstd(TAR),
+    "zstd-without-checksum": zstd(TAR, checksum=False),
+    "zstd-without-size": zstd(TAR, size=False),
+    "zstd-frames": zstd(TAR[:700]) + SKIPPABLE + zstd(b"") + zstd(TAR[700:], checksum=False) + SKIPPABLE,
+    "zstd-skippable-first": SKIPPABLE + zstd(TAR),
+    "zstd-stream": zstandard.ZstdCompressor(write_checksum=True).multi_compress_to_buffer([TAR])[0].tobytes(),
+}
+
+
+def ends_of_parts(name: str) -> set[int]:
+    """Return where a stream may be cut and is whole all the same: where a member or frame ends."""
+    return {
+        "gzip-stored": {len(gzip.compress(TAR[:1500], 0))},
+        "gzip-members": {len(gzip.compress(TAR[:700])), len(gzip.compress(TAR[:700]) + gzip.compress(b""))},
+        "zstd-frames": {
+            len(zstd(TAR[:700])), len(zstd(TAR[:700]) + SKIPPABLE), len(zstd(TAR[:700]) + SKIPPABLE + zstd(b"")),
+            len(STREAMS["zstd-frames"]) - len(SKIPPABLE),
+        },
+        "zstd-skippable-first": {len(SKIPPABLE)},
+    }.get(name, set())  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_cut_anywhere_is_an_error(tmp_path: Path, name: str) -> None:
+    stream = STREAMS[name]
+    assert inflate_all(stream, tmp_path) == TAR
+    whole = []
+    for end in range(4, len(stream)):
+        try:
+            inflate_all(stream[:end], tmp_path)
+        except inflate.BrokenStream:
+            continue
+        whole.append(end)
+    assert set(whole) <= ends_of_parts(name)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_cut_before_its_magic_number_is_no_tar(tmp_path: Path, name: str) -> None:
+    for end in range(1, 4):
+        with pytest.raises((InvalidArchive, inflate.BrokenStream)):
+            apply_bytes(STREAMS[name][:end], tmp_path)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("name", [name for name in STREAMS if name.startswith("zstd")])
+def test_frames_are_followed_whatever_the_pieces(name: str, pieces: int) -> None:
+    stream, frames, whole = STREAMS[name], FrameTracker(), []
+    for at in range(0, len(stream), pieces):
+        frames.feed(stream[at : at + pieces])
+        if frames.complete:
+            whole.append(min(at + pieces, len(stream)))
+    assert whole[-1] == len(stream)
+    assert set(whole) <= ends_of_parts(name) | {len(stream)}
+
+
+def test_frames_of_many_blocks_are_followed() -> None:
+    blocks = b"".join(b"\x02\x00\x00a" for _ in range(1000))  # repeated bytes: none of them
+    frame = b"\x28\xb5\x2f\xfd\x00\x58" + blocks + b"\x01\x00\x00"
+    frames = FrameTracker()
+    frames.feed(frame)
+    assert frames.complete
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(frame) == b""
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=60).filter(
@@ -292,6 +268,46 @@ def test_any_file_with_two_names_has_them_in_the_layer_too(tmp_path: Path) -> No
     kept = sorted(name for name in names if name != "socket")
     assert sorted(path.name for path in copy.iterdir()) == sorted([*kept, *(f"{name}-too" for name in kept)])
     assert [os.path.samestat((copy / name).lstat(), (copy / f"{name}-too").lstat()) for name in kept] == [True] * 4
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("first", [True, False])
+def test_an_opaque_mark_keeps_all_that_its_layer_made(tmp_path: Path, *, first: bool) -> None:
+    below = ["a/old", "a/kept/old", "a/kept/deep/old", "a/gone/old"]
+    apply_bytes(tar_of([entry(name) for name in below]), tmp_path)
+    made = [
+        directory("a/new"), entry("a/new/f"), directory("a/new/sub"), entry("a/new/sub/f"),
+        entry("a/missing/parents/f"), entry("a/kept/f"), entry("a/kept/deep/missing/f"), symlink("a/l", "kept"),
+        entry("a/l/through"),
+    ]  # fmt: skip
+    mark = entry("a/.wh..wh..opq")
+    apply_bytes(tar_of([mark, *made] if first else [*made, mark]), tmp_path)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert files == {info.name for info, _ in made if info.isreg()} - {"a/l/through"} | {"a/kept/through"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"new", "missing", "kept", "l"}
+
+
+@pytest.mark.root
+def test_memory_does_not_grow_with_the_entries_of_a_new_directory(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        blob = tar_of([directory(f"d{count}"), *(entry(f"d{count}/{n:0100}") for n in range(count))])
+        tracemalloc.start()
+        try:
+            apply_bytes(blob, tmp_path, ahead=False)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(3000), peak(9000)
+    assert many - few < 6000 * 20, f"{(many - few) // 6000} bytes an entry"
+
+
+@pytest.mark.root
+def test_a_directory_of_many_files_is_removed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "_AT_ONCE", 7)
+    entries = [entry(f"d/{n}") for n in range(50)] + [entry(f"d/{n}/{m}") for n in range(50, 60) for m in range(9)]
+    apply_bytes(tar_of([*entries, entry(".wh.d")]), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.root
