@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
+from collections.abc import Callable
 
 import pytest
 
@@ -44,6 +46,76 @@ def test_the_other_sorts_fields_and_schema_1_are_refused(outer: str) -> None:
     for extra in (other, schema_1):
         with pytest.raises(InvalidArgument):
             decode(document(outer, **extra), outer)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda data: data.decode().encode("utf-16"), "is not UTF-8"),
+        (lambda data: data.decode().encode("utf-32-le"), "is not valid JSON"),
+        (lambda data: b"\xef\xbb\xbf" + data, "is not valid JSON"),
+        (lambda data: data.replace(b"noted", b"n\xc3\x28ted"), "is not UTF-8: invalid continuation byte at "),
+        (lambda data: data.replace(b"noted", b"n\xff"), "is not UTF-8"),
+        (lambda data: data.replace(b"noted", b"\xed\xa0\x80"), "is not UTF-8"),
+        (lambda data: data.replace(b"noted", b"\xc0\xaf"), "is not UTF-8"),
+        (lambda data: data.replace(b"noted", b"\\ud800"), "is not UTF-8: surrogates not allowed"),
+        (lambda data: data.replace(b'"noted"', b"NaN"), "NaN is no value"),
+        (lambda data: data.replace(b'"noted"', b'"a","k":"b"'), "a key appears twice"),
+        (lambda data: data.replace(b'"noted"', b'null,"\\u006b":null'), "a key appears twice"),
+    ],
+)
+def test_a_document_is_json_in_utf_8_or_refused(kind: str, change: Callable[[bytes], bytes], text: str) -> None:
+    data = document(kind, annotations={"k": "noted"})
+    decode(data, kind)
+    decode(data.replace(b"noted", "\u00e9\U0001f600".encode() + b"\\ud83d\\ude00"), kind)
+    with pytest.raises(InvalidArgument, match=text):
+        decode(change(data), kind)
+
+
+def test_a_config_is_json_in_utf_8_or_refused() -> None:
+    for data in ('{"os":"linux"}'.encode("utf-16"), b'{"os":"\xff"}', b'{"os":"a","os":"b"}'):
+        with pytest.raises(InvalidArgument, match=r"image config is not UTF-8|a key appears twice"):
+            image.decode_config(data)
+
+
+def peak_mib(decoded: Callable[[], object]) -> float:
+    tracemalloc.start()
+    try:
+        decoded()
+        return tracemalloc.get_traced_memory()[1] / (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "limit"),
+    [(image.OCI_MANIFEST, "layers", image.MAX_LAYERS), (image.OCI_INDEX, "manifests", image.MAX_MANIFESTS)],
+)
+def test_too_long_a_list_is_refused_before_it_costs_memory(kind: str, members: str, limit: int) -> None:
+    def of(count: int) -> bytes:
+        body: dict[str, object] = {members: [{**CHILD, "size": n} for n in range(count)]}
+        return json.dumps(body | ({"config": CHILD} if members == "layers" else {})).encode()
+
+    decode(of(limit), kind)
+    data = of(20_000)
+
+    def refused() -> None:
+        with pytest.raises(InvalidArgument, match=f"{members}, more than {limit}"):
+            decode(data, kind)
+
+    assert peak_mib(refused) < 24
+
+
+@pytest.mark.parametrize("filler", [b"[],", b"{},", b'"ab",', b"10000,"])
+def test_a_document_of_many_values_is_refused_before_it_is_read(filler: bytes) -> None:
+    data = b'{"manifests":[],"x":[' + filler * (image.MAX_DOCUMENT_BYTES // len(filler) - 20) + b"0]}"
+
+    def refused() -> None:
+        with pytest.raises(InvalidArgument, match=f"more than {image.MAX_JSON_VALUES} values"):
+            image.decode_index(data, image.OCI_INDEX)
+
+    assert peak_mib(refused) < 1
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ REF_ANNOTATION = "org.opencontainers.image.ref.name"
 
 MAX_DOCUMENT_BYTES = 8 << 20
 MAX_JSON_DEPTH = 64
+MAX_JSON_VALUES = 250_000
+"""Twice what an index of MAX_MANIFESTS needs. The bytes alone do not bound the memory that the values take."""
 MAX_LAYERS = 1000
+MAX_MANIFESTS = 10_000
 
 DocumentT = TypeVar("DocumentT")
 
@@ -121,8 +124,6 @@ def decode_index(data: bytes, media_type: str, *, limit: int = MAX_DOCUMENT_BYTE
 def decode_manifest(data: bytes, media_type: str) -> Manifest:
     """Decode a manifest. Raises InvalidArgument for a document that is no manifest or could be something else."""
     manifest = _decode(data, media_type, Manifest, MAX_DOCUMENT_BYTES)
-    if len(manifest.layers) > MAX_LAYERS:
-        raise InvalidArgument(f"manifest has {len(manifest.layers)} layers, more than {MAX_LAYERS}")
     for child in (manifest.config, *manifest.layers):
         _check(child)
     return manifest
@@ -136,31 +137,41 @@ def decode_config(data: bytes) -> ImageConfig:
 def _decode(data: bytes, media_type: str, kind: type[DocumentT], limit: int) -> DocumentT:
     document = load_json(data, media_type, limit=limit)
     check_unambiguous(document, media_type)
+    _check_count(document, "layers", MAX_LAYERS, media_type)
+    _check_count(document, "manifests", MAX_MANIFESTS, media_type)
     return _convert(document, kind, media_type)
+
+
+def _check_count(document: object, key: str, limit: int, what: str) -> None:
+    """Raise InvalidArgument for too long a list, before a record is made of each of its members."""
+    members = document.get(key) if isinstance(document, dict) else None
+    if isinstance(members, list) and len(members) > limit:
+        raise InvalidArgument(f"{what} has {len(members)} {key}, more than {limit}")
 
 
 def _convert(document: object, kind: type[DocumentT], what: str) -> DocumentT:
     try:
-        return msgspec.convert(_without_null(document), kind)
+        return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"{what}: {error}") from error
 
 
-def _without_null(document: object) -> object:
-    """Drop fields that are `null`: Go writes `null` for empty lists and maps."""
-    if isinstance(document, dict):
-        return {key: _without_null(value) for key, value in document.items() if value is not None}
-    if isinstance(document, list):
-        return [_without_null(value) for value in document]
-    return document
-
-
 def load_json(data: bytes, what: str, *, limit: int = MAX_DOCUMENT_BYTES) -> object:
-    """Decode JSON. Raises InvalidArgument for a document that is too large, too deep, or has a key twice."""
+    """Decode JSON in UTF-8 (RFC 8259, section 8.1). Fields that are `null` are left out: Go writes it for empty lists.
+
+    Raises InvalidArgument for a document in another encoding, that is too large, too deep, has too many values, has a
+    key twice, or a number that JSON does not have.
+    """
     if len(data) > limit:
         raise InvalidArgument(f"{what} has {len(data)} bytes, more than {limit}")
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_JSON_VALUES:
+        raise InvalidArgument(f"{what} has more than {MAX_JSON_VALUES} values")
     try:
-        document = json.loads(data, object_pairs_hook=_unique)
+        document = json.loads(str(data, "utf-8"), object_pairs_hook=_object, parse_constant=_refused)
+        if b"\\u" in data:
+            json.dumps(document, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        raise InvalidArgument(f"{what} is not UTF-8: {error.reason} at {error.start}") from error
     except RecursionError:
         raise InvalidArgument(f"{what} is nested too deep") from None
     except ValueError as error:
@@ -170,11 +181,14 @@ def load_json(data: bytes, what: str, *, limit: int = MAX_DOCUMENT_BYTES) -> obj
     return document
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) != len(pairs):
         raise ValueError("a key appears twice")
-    return made
+    return {key: value for key, value in pairs if value is not None}
+
+
+def _refused(constant: str) -> object:
+    raise ValueError(f"{constant} is no value")
 
 
 def _depth(document: object) -> int:
