@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,27 @@ def test_blocks_are_counted_and_a_hard_linked_file_once(tmp_path: Path) -> None:
     os.link(tree / "file", tree / "dir" / "again")
     expected = sum(os.lstat(path).st_blocks for path in (tree, tree / "dir", tree / "file")) * 512
     assert measure(str(tree)) == Usage(expected, 3)
+
+
+def test_each_inode_of_many_names_counts_once(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}").touch()
+        for other in range(number % 4):
+            os.link(tmp_path / f"{number}", tmp_path / f"{number}-{other}")
+    os.link(tmp_path / "0", tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    assert measure(str(tmp_path)).inodes == 21
+
+
+def test_memory_does_not_grow_with_the_files_of_a_directory(tmp_path: Path) -> None:
+    for number in range(5000):
+        (tmp_path / f"{number:0100}").touch()
+    tracemalloc.start()
+    try:
+        assert measure(str(tmp_path)).inodes == 5001
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5000 * 40
 
 
 def test_a_hole_takes_no_space(tmp_path: Path) -> None:
@@ -62,6 +85,22 @@ async def test_a_directory_is_made_with_its_mode_whatever_the_umask(tmp_path: Pa
     finally:
         os.umask(before)
     assert (tmp_path / "dir").stat().st_mode & 0o7777 == 0o711
+
+
+@pytest.mark.root
+async def test_a_directory_inherits_nothing(tmp_path: Path) -> None:
+    entries = ((1, 7, 0xFFFFFFFF), (2, 7, 1000), (4, 5, 0xFFFFFFFF), (0x10, 7, 0xFFFFFFFF), (0x20, 0, 0xFFFFFFFF))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *item) for item in entries)
+    os.chown(tmp_path, 0, 77)
+    tmp_path.chmod(0o2775)
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_default", acl)
+    except OSError as error:
+        pytest.skip(f"the file system of {tmp_path} has no ACLs: {error.strerror}")
+    await make_directory(str(tmp_path / "made"), 0o755)
+    status = (tmp_path / "made").stat()
+    assert (oct(status.st_mode), status.st_gid) == ("0o40755", os.getegid())
+    assert os.listxattr(tmp_path / "made") == []
 
 
 async def test_a_large_tree_is_deleted_outside_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
