@@ -225,7 +225,10 @@ def test_the_breaker_opens_and_closes(daemon: WithAcme) -> None:
         assert b"disk on fire" in prepare(daemon, f"a{number}").stderr
     refused = answered(lambda: prepare(daemon, "b").stderr.decode(), "is refused", daemon)
     assert f"plugin {URI}: prepare is refused after " in refused
-    assert re.search(r"\d+ failures in a row \(the last: OSError: disk on fire\); tried again in [\d.]+m?s", refused)
+    assert re.search(
+        r"\d+ failures in a row \(the last: OSError: disk on fire \(\S+:\d+ in _act\)\); tried again in [\d.]+m?s",
+        refused,
+    )
     assert "unavailable" in refused
     answered(
         lambda: actr(daemon, "plugins", "explain", "acme"),

@@ -133,7 +133,9 @@ class Call:
             if record.failures:
                 record.succeeded()
         else:
-            record.failed(text_of(record, error), trial=self.trial)
+            late = isinstance(error, DeadlineExceeded)
+            record.expired += late
+            record.failed(text_of(record, error), trial=self.trial, late=late)
         if not self.waiter.done():
             told = named(record, error) if isinstance(error, Exception) else Unknown(text_of(record, error))
             self.waiter.set_exception(marked(record, told))
@@ -153,7 +155,7 @@ class Call:
 
     def expire(self) -> None:
         """Cancel a call that missed its deadline. The caller is answered when the call ends, or after the grace."""
-        self.expired, self.waited_at = True, task_state.waits_at(self.task)
+        self.expired, self.waited_at = True, task_state.waits_at(self.task, self.record.module)
         self.cancel()
         self.loop.call_later(GRACE_S, self.abandon)
 
@@ -215,7 +217,7 @@ class Call:
             record.method,
             durations.render(GRACE_S),
             self.elapsed_s,
-            task_state.waits_at(self.task),
+            task_state.waits_at(self.task, record.module),
         )
         self.loop.call_later(GRACE_S, _stop_repeating, self)
         if self.expired:
@@ -229,14 +231,15 @@ class Call:
         record = self.record
         record.expired += 1
         left = "; it ignores its cancellation and was left running" if self.abandoned else ""
-        limit_s = record.limit_s if self.deadlines is None else self.deadlines.limit_s
+        limit_s = record.limit_s if self.deadlines is None else self.deadlines.limit_s - record.plugin.slack_s
+        where = f", waiting at {self.waited_at}" if self.waited_at != task_state.UNKNOWN else ""
         error = DeadlineExceeded(
             f"plugin {record.plugin.uri}: {record.method} took longer than {durations.render(limit_s)} "
-            f"({record.timeout}), waiting at {self.waited_at}, given up after "
+            f"({record.timeout}){where}, given up after "
             f"{durations.render(round(self.elapsed_s, 2))}{left}"
         )
         error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
-        record.failed(error.message, trial=self.trial)
+        record.failed(error.message, trial=self.trial, late=True)
         return error
 
 

@@ -127,7 +127,8 @@ class Dispatcher:
 
     def _set_deadline(self, record: MethodRecord) -> None:
         seconds = record.limit_s = limit_s(self._timeout_s, record.timeout, record.plugin.uri)
-        record.deadlines = self._deadlines.setdefault(seconds, Deadlines(seconds)) if seconds else None
+        cut_off_s = seconds + record.plugin.slack_s
+        record.deadlines = self._deadlines.setdefault(cut_off_s, Deadlines(cut_off_s)) if seconds else None
 
     def _wrapper(self, health: PluginHealth, given: Given) -> Callable[[Any], Any]:
         """Return a function that puts guards around what is given."""

@@ -72,6 +72,7 @@ class MethodRecord:
         "in_flight",
         "label",
         "last_error",
+        "late",
         "late_counts",
         "latencies",
         "limit_s",
@@ -113,7 +114,7 @@ class MethodRecord:
         self.latencies = Latencies()
         self.calls = self.errors = self.expired = self.cancelled = self.abandoned = self.in_flight = 0
         self.last_error = ""
-        self.failures = 0
+        self.failures = self.late = 0
         self.trying = False
         self._pause_s = 0.0
         self._reopens_at = 0.0
@@ -145,12 +146,16 @@ class MethodRecord:
         """Close the breaker."""
         if self.failures >= OPENS_AFTER:
             log.info("plugin %s: %s works again", self.plugin.uri, self.method)
-        self.failures, self.trying, self._pause_s = 0, False, 0.0
+        self.failures, self.late, self.trying, self._pause_s = 0, 0, False, 0.0
 
-    def failed(self, text: str, *, trial: bool) -> None:
-        """Count a failure. Open the breaker after five in a row; after a failed `trial`, for twice as long."""
+    def failed(self, text: str, *, trial: bool, late: bool = False) -> None:
+        """Count a failure. Open the breaker after five in a row; after a failed `trial`, for twice as long.
+
+        A plugin that missed its deadline in all of them is `stuck`.
+        """
         self.note_error(text)
         self.failures += 1
+        self.late = self.late + 1 if late else 0
         if trial:
             self.trying = False
         if trial or self.failures == OPENS_AFTER:
@@ -165,6 +170,8 @@ class MethodRecord:
                 pause,
                 text,
             )
+            if self.late >= OPENS_AFTER and self.plugin.stuck is not None:
+                self.plugin.stuck(text)
 
     def note_error(self, text: str) -> None:
         """Count an error, whether or not it counts against the plugin."""
@@ -246,6 +253,10 @@ class PluginHealth:
         """Memory of the plugin's own process; None for one that has none."""
         self.condition: Condition | None = None
         """Set by whoever keeps the connection of a plugin beside the daemon; None for a plugin inside."""
+        self.slack_s = 0.0
+        """Seconds by which a guard cuts off later than the limit: a process that has the same limit names the line."""
+        self.stuck: Callable[[str], object] | None = None
+        """Called with the last error when a method missed its deadline five times in a row."""
         self.restart: Callable[[], Awaitable[int]] | None = None
         """End the plugin's own process, start another one and return its id; None for a plugin without one."""
 

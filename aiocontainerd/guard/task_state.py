@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 from anyio._backends import _asyncio as anyio_state
 
-_WAITING_CODE = frozenset({"anyio", "asyncio"})
+_WAITING_CODE = frozenset({"anyio", "asyncio", "aiocontainerd", "grpclib"})
 """Packages whose frames are not the place where a plugin waits."""
 
 
@@ -55,13 +55,16 @@ def stop_repeating(scope: anyio.CancelScope | None) -> None:
         handle.cancel()
 
 
-def waits_at(task: asyncio.Task[Any]) -> str:
-    """Return `file:line` of the innermost code of a plugin that a task waits in."""
-    where = UNKNOWN
+def waits_at(task: asyncio.Task[Any], module: str = "") -> str:
+    """Return `file:line` of the innermost code that a task waits in: of a module's package, else of any plugin."""
+    package, where = module.partition(".")[0], UNKNOWN
+    inside = False
     awaited: Any = task.get_coro()
     while awaited is not None:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-        if frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] not in _WAITING_CODE:
-            where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if frame is not None:
+            name = frame.f_globals.get("__name__", "").partition(".")[0]
+            if name == package or (not inside and name not in _WAITING_CODE):
+                where, inside = f"{frame.f_code.co_filename}:{frame.f_lineno}", name == package
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
     return where

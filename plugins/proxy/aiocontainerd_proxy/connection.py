@@ -42,6 +42,10 @@ class ProxyConnection(Connection):
         self.link = link
         self._limits = limits
 
+    @property
+    def _margin_s(self) -> float:
+        return self.link.slack_s + MARGIN_S
+
     def within(self, namespace: str) -> ProxyConnection:
         """Return a connection to the same plugin that calls in another namespace than the caller's."""
         return ProxyConnection(self.link, self._limits, namespace=namespace)
@@ -77,7 +81,7 @@ class ProxyConnection(Connection):
         async with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
             return await ready.call(
-                service, method, request, answer, timeout_s=limit_s + MARGIN_S, unlimited=math.isinf(limit_s)
+                service, method, request, answer, timeout_s=limit_s + self._margin_s, unlimited=math.isinf(limit_s)
             )
 
     async def messages(
@@ -92,7 +96,7 @@ class ProxyConnection(Connection):
         """Yield the messages of a server stream. The deadline is for all of them together."""
         async with self._named(method) as limit_s:
             ready = await self._ready(limit_s)
-            ready.timeout_s = limit_s + MARGIN_S
+            ready.timeout_s = limit_s + self._margin_s
             received = ready.messages(service, method, request, answer, unlimited=math.isinf(limit_s))
             async with aclosing(received):
                 async for message in received:
@@ -111,7 +115,7 @@ class ProxyConnection(Connection):
 
     async def _ready(self, limit_s: float) -> Connection:
         """Return the plain connection to make a call on."""
-        with anyio.move_on_after(limit_s + MARGIN_S) as waiting:
+        with anyio.move_on_after(limit_s + self._margin_s) as waiting:
             transport = await self.link.ready()
         if waiting.cancelled_caught:
             raise self.link.not_ready()
@@ -134,8 +138,9 @@ class ProxyConnection(Connection):
                 raise Unavailable(f"plugin {self.link.uri}: {method} failed, its process {ending}") from error
             raise Unavailable(f"plugin {self.link.uri} at {self.address}: {error.message}") from error
         except DeadlineExceeded as error:
-            if not isinstance(error, LocalDeadline) and anyio.current_time() - began < limit_s:
-                raise  # it is a limit of the plugin's own
+            in_time = anyio.current_time() - began < limit_s
+            if not isinstance(error, LocalDeadline) and (in_time or error.message.startswith("plugin ")):
+                raise  # it is a limit of the plugin's own, or the guard there tells more
             raise DeadlineExceeded(
                 f"plugin {self.link.uri}: {method} took longer than {durations.render(limit_s)} ({timeout.key})"
             ) from error

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from aiocontainerd.plugin import InitContext
 
 
+SLACK_S = 2.0
+"""How much later than the plugin's own process the daemon cuts off a call. The process has the same limits and a second
+of grace, and names the line that a call waits at."""
+
+
 async def open_isolated(context: InitContext[Any], isolation: Isolation) -> object:
     """Return the instance of an isolated plugin. A task starts its process; the first calls wait for that."""
     described = child.child_of(context, isolation)
@@ -26,12 +31,19 @@ async def open_isolated(context: InitContext[Any], isolation: Isolation) -> obje
     limits = limits_of(context)
     supervisor = Supervisor(described, context.log, limits, kept.wake)
     link = Link(
-        context.uri, str(described.socket), limits, gate=supervisor.serving, fate=supervisor.fate, changed=kept.update
+        context.uri,
+        str(described.socket),
+        limits,
+        gate=supervisor.serving,
+        fate=supervisor.fate,
+        slack_s=SLACK_S,
+        changed=kept.update,
     )
     kept.supervisor, kept.link = supervisor, link
     context.exports.update(address=str(described.socket), isolation="process")
     kept.update(link)
     context.health.rss_bytes, context.health.restart = supervisor.rss_bytes, supervisor.restart
+    context.health.slack_s, context.health.stuck = SLACK_S, supervisor.stuck
     context.tasks.start_soon(link.keep, name="connection")
     context.tasks.start_soon(supervisor.keep, name="process")
     context.tasks.start_soon(pulse.keep, link, limits, supervisor.hung, name="pulse")

@@ -55,8 +55,9 @@ class Link:
 
     Each try to connect first awaits `gate`, which raises NotReady if the plugin cannot be running. `fate` returns how
     the process behind a lost connection ended, "" where it runs or nobody here knows. Every change of state calls
-    `changed`. `limits` gives the limit of one connect and the longest pause between two. What `gate` and `fate` tell
-    is logged by whoever keeps the process.
+    `changed`. Calls have `slack_s` seconds more than their limits, for a peer that has the same. `limits` gives the
+    limit of one connect and the longest pause between two. What `gate` and `fate` tell is logged by whoever keeps the
+    process.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Link:
         *,
         gate: Callable[[], Awaitable[None]] = _open_gate,
         fate: Callable[[], Awaitable[str]] = _lives_on,
+        slack_s: float = 0.0,
         changed: Callable[[Link], None] = lambda _link: None,
     ) -> None:
         self.uri = uri
@@ -81,6 +83,7 @@ class Link:
         self._limits = limits
         self._gate = gate
         self.fate = fate
+        self.slack_s = slack_s
         self._changed = changed
         self._lost = anyio.Event()
         self._wanted = anyio.Event()

@@ -2,8 +2,8 @@
 
 The pause before a new start is a second, then two, four, up to `io.containerd.timeout.plugin.retry`. After a process
 that ran for a minute it is a second again. `hung` ends a process that answers nothing, after it told where it is;
-`restart` ends one on request, and the next one starts at once. The process ends with the daemon, even if the daemon is
-killed. The end of a process is one line in the log.
+`stuck` ends one whose calls miss their deadlines. `restart` ends one on request, and the next one starts at once. The
+process ends with the daemon, even if the daemon is killed. The end of a process is one line in the log.
 """
 
 from __future__ import annotations
@@ -120,6 +120,14 @@ class Supervisor:
         self._why = f"answered nothing for {durations.render(silent_s)}{at} and was ended"
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+    def stuck(self, last_error: str) -> None:
+        """End a process in which a method missed its deadline again and again."""
+        process = self._process
+        if process is not None and process.returncode is None:
+            self._why = f"missed one deadline after the other and was ended (the last: {last_error})"
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     async def keep(self) -> None:
         """Run the process again and again, until cancelled."""

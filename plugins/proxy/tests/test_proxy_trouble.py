@@ -16,8 +16,9 @@ from aiocontainerd_proxy.plugin import isolate_plugin
 from aiocontainerd import api, kinds
 from aiocontainerd.cli.actr.daemon import reason, state
 from aiocontainerd.config.records import Isolation
-from aiocontainerd.config.timeouts import PLUGIN_HANG, PLUGIN_STOP
-from aiocontainerd.errors import FailedPrecondition, NotFound, Unavailable
+from aiocontainerd.config.timeouts import PLUGIN_HANG, PLUGIN_STOP, PLUGIN_WORK
+from aiocontainerd.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
+from aiocontainerd.guard.health import OPENS_AFTER
 from aiocontainerd.guard.owners import Owners
 from aiocontainerd.host.introspection import status
 from aiocontainerd.plugin import InitContext, PluginConfig, Registration, SnapshotterBase
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.anyio
 URI = f"{kinds.SNAPSHOTTER}.acme"
 CODE = """\
 import ctypes, os, time
+import anyio
 from aiocontainerd.plugin import Mount, SnapshotterBase, Usage, kinds, register
 
 
@@ -39,6 +41,8 @@ class Acme(SnapshotterBase):
             time.sleep(600)
         if layer.key == "exits":
             os._exit(3)
+        if layer.key.startswith("waits"):
+            await anyio.sleep_forever()
         if layer.key == "segfault":
             ctypes.string_at(0)
 
@@ -73,9 +77,9 @@ async def _init(_context: InitContext[PluginConfig]) -> object:
 
 
 @asynccontextmanager
-async def isolated(tmp: Path, *, hang_s: float = LIMIT_S) -> AsyncIterator[host.Host]:
+async def isolated(tmp: Path, *, hang_s: float = LIMIT_S, work_s: float = LIMIT_S) -> AsyncIterator[host.Host]:
     made = isolate_plugin(Registration(kind=kinds.SNAPSHOTTER, id="acme", init=_init), Isolation(module="acme_trouble"))
-    limits = {PLUGIN_HANG.key: hang_s, PLUGIN_STOP.key: 2.0}
+    limits = {PLUGIN_HANG.key: hang_s, PLUGIN_WORK.key: work_s, PLUGIN_STOP.key: 2.0}
     async with host.running(tmp, made, timeout_s=LIMIT_S, timeouts=limits) as running:
         yield running
 
@@ -166,6 +170,31 @@ async def test_the_first_caller_of_a_crash_learns_of_it_and_the_log_has_one_line
         await holds(lambda: running.plugin.condition.state == "ok")
         await running.plugin.instance.prepare("works too")
         assert told(caplog) == [f"the process of plugin {URI} {ending}"]
+
+
+async def test_calls_that_miss_their_deadlines_name_the_line_and_five_in_a_row_end_the_process(
+    tmp: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with isolated(tmp, work_s=2.0) as running:
+        await running.plugin.instance.prepare("works")
+        caplog.clear()
+        errors: list[str] = []
+
+        async def waits(key: str) -> None:
+            with pytest.raises(DeadlineExceeded) as error:
+                await running.plugin.instance.prepare(key)
+            errors.append(error.value.message)
+
+        async with anyio.create_task_group() as group:
+            for number in range(OPENS_AFTER):
+                group.start_soon(waits, f"waits-{number}")
+        where = f"{tmp}/acme_trouble.py:{line_of('sleep_forever')}"
+        late = f"plugin {URI}: prepare took longer than 2s ({PLUGIN_WORK.key}), waiting at {where}, given up after "
+        assert all(error.startswith(late) for error in errors), errors
+        ending = f"the process of plugin {URI} missed one deadline after the other and was ended (the last: {late}"
+        await holds(lambda: any(text.startswith(ending) for text in told(caplog)))
+        await holds(lambda: running.plugin.condition.state == "ok")
+        assert running.plugin.health.methods["prepare"].expired == OPENS_AFTER
 
 
 async def test_a_restart_is_no_error_and_starts_at_once(tmp: Path, caplog: pytest.LogCaptureFixture) -> None:
