@@ -198,7 +198,7 @@ class ShimTaskRuntime:
         except ContainerdError:
             deleted = False
         clean = await task.shim.shut_down(limit_s=limit_s) and deleted
-        await self._finish(task, clean=clean)
+        await self._finish(task, clean)
 
     async def _delete(self, task: ShimTask) -> Exit:
         """Delete a task to the end, whatever becomes of the caller.
@@ -223,17 +223,14 @@ class ShimTaskRuntime:
         if not self.table.begin_removal(task):
             return shim.exit or ended
         shim.exit = ended
-        self.spawn(self._finish_later, task, missing is None, name=f"finish {task.namespace}/{task.id}")
+        clean = await shim.shut_down(limit_s=self.manager.deadlines.shutdown_s)  # its socket goes before the answer
+        self.spawn(self._finish, task, clean and missing is None, name=f"finish {task.namespace}/{task.id}")
         if missing is not None:
             raise missing
         return ended
 
-    async def _finish_later(self, task: ShimTask, deleted: bool) -> None:
-        """End the shim and remove the bundle while the caller goes on. The id stays taken until that is done."""
-        clean = await task.shim.shut_down(limit_s=self.manager.deadlines.shutdown_s)
-        await self._finish(task, clean=clean and deleted)
-
-    async def _finish(self, task: ShimTask, *, clean: bool) -> None:
+    async def _finish(self, task: ShimTask, clean: bool) -> None:
+        """Remove the bundle while the caller goes on. The id stays taken until that is done."""
         shim = task.shim
         try:
             await shim.aclose()

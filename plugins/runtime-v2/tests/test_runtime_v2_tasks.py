@@ -348,6 +348,13 @@ async def test_a_program_tells_of_itself_what_it_is_asked(world: World, tmp_path
     assert (tmp_path / "given").read_bytes() == codec.encode(options)
 
 
+async def test_a_delete_is_answered_once_the_shim_has_said_that_it_ends(world: World) -> None:
+    async with world.run() as runtime:
+        task = await runtime.create("a", OPTIONS)
+        await task.delete()
+        assert world.launcher.shims["a"].calls[-2:] == ["delete", "shutdown"]
+
+
 async def test_an_id_is_taken_until_its_delete_action_is_through(world: World) -> None:
     world.launcher.cleans_up = False
     async with world.run() as runtime:
