@@ -43,6 +43,7 @@ SHIM_MAY_BLOCK = (
         ("_chown", "_fill_with_null", "_make_parents", "open_log_file"),
         "its container's streams",
     ),
+    May("aiocontainerd_shim/io/relay.py", ("_take_back", "_shorten"), "the words of an OCI runtime that failed"),
     May("aiocontainerd_shim/io/console.py", ("_write",), "its container's output, into a file"),
 )  # fmt: skip
 """What a shim may do in its loop. It is a process of its own, whose only business is the container that would wait for

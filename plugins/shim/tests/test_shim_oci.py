@@ -156,6 +156,18 @@ def test_a_failed_command_is_explained_by_its_log_then_its_output(tmp_path: Path
     assert (str(failed), failed.raw) == ("frozen stiff", f"{how}: out")
 
 
+def test_what_a_command_wrote_into_streams_it_was_given_explains_it_too(tmp_path: Path) -> None:
+    log, how = tmp_path / "log.json", ending("/bin/runc", 1)
+    log.write_text("")
+    failed = explained(how, b"", log)
+    failed.add_output(b"words\n")
+    assert (str(failed), failed.output) == (f"{how}: words", "words")
+    log.write_text('{"level":"error","msg":"frozen stiff"}\n')
+    logged = explained(how, b"", log)
+    logged.add_output(b"words\n")
+    assert (str(logged), logged.output) == ("frozen stiff", "words")
+
+
 def test_what_cannot_be_executed_is_told_as_go_does() -> None:
     assert not_run("/x/runc", PermissionError(13, "Permission denied", "/x/runc")) == (
         "fork/exec /x/runc: permission denied"

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import io
 import os
 import subprocess
 import sys
+import termios
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from aiocontainerd_shim.io import relay
 from aiocontainerd_shim.io.stdio import ProcessIO, Stdio, adopt_io, open_io
 
 from aiocontainerd.errors import Unknown
 
 pytestmark = pytest.mark.anyio
+PIPE_BYTES = 65536
 
 
 def fd_count() -> int:
@@ -47,7 +54,23 @@ def run(streams: ProcessIO, script: str) -> subprocess.Popen[bytes]:
     stdin, stdout, stderr = streams.child_fds()
     process = subprocess.Popen(["/bin/sh", "-c", script], stdin=stdin, stdout=stdout, stderr=stderr)
     streams.child_started()
+    streams.process_runs()
     return process
+
+
+def fail(streams: ProcessIO, script: str) -> None:
+    """Run a program as an OCI runtime that fails."""
+    stdin, stdout, stderr = streams.child_fds()
+    subprocess.run(["/bin/sh", "-c", script], stdin=stdin, stdout=stdout, stderr=stderr, check=False)
+
+
+def wait_until_full(pipe: int) -> None:
+    count = array.array("i", [0])
+    until = time.monotonic() + 10
+    while count[0] < PIPE_BYTES:
+        fcntl.ioctl(pipe, termios.FIONREAD, count)
+        assert time.monotonic() < until, count
+        time.sleep(0.01)
 
 
 class Client(threading.Thread):
@@ -278,3 +301,85 @@ def test_the_modules_load_nothing_heavy() -> None:
     """
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert seen == "[]\n"
+
+
+async def test_what_a_runtime_says_before_the_process_runs_is_no_output_of_it(tmp_path: Path, no_leaks: None) -> None:
+    out, err = fifo(tmp_path / "out"), fifo(tmp_path / "err")
+    client_out, client_err = Client(out), Client(err)
+    streams = await opened(Stdio(stdout=out, stderr=err))
+    fail(streams, "echo no such program >&2; exit 1")
+    assert streams.runtime_said() == b"no such program\n"
+    await streams.aclose()
+    assert (await client_out.result(), await client_err.result()) == (b"", b"")
+
+
+async def test_what_a_runtime_says_is_taken_back_from_the_end_of_a_file(tmp_path: Path, no_leaks: None) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    for _ in range(2):
+        streams = await opened(Stdio(stdout=f"file://{log}"))
+        fail(streams, "echo words >&2")
+        assert streams.runtime_said() == b"words\n"
+        await streams.aclose()
+        assert log.read_text() == "before\n"
+
+
+async def test_a_file_that_somebody_else_writes_is_not_shortened(tmp_path: Path, no_leaks: None) -> None:
+    log = tmp_path / "log"
+    with log.open("ab") as other:
+        streams = await opened(Stdio(stdout=f"file://{log}"))
+        os.write(streams.child_fds()[2], b"words\n")
+        other.write(b"of another\n")
+        other.flush()
+        assert streams.runtime_said() == b"words\nof another\n"
+        await streams.aclose()
+    assert log.read_bytes() == b"words\nof another\n"
+
+
+async def test_stderr_comes_through_by_the_shim_itself_where_there_is_no_cat(
+    tmp_path: Path, no_leaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "PROGRAM", "aiocontainerd-no-such-program")
+    err = fifo(tmp_path / "err")
+    client = Client(err)
+    streams = await opened(Stdio(stderr=err))
+    run(streams, "for n in 1 2 3; do echo $n >&2; done").wait()
+    assert await client.result() == b"1\n2\n3\n"
+    assert await streams.drained(5)
+    await streams.aclose()
+
+
+async def test_stderr_that_nobody_takes_is_not_waited_for(tmp_path: Path, no_leaks: None) -> None:
+    err = fifo(tmp_path / "err")
+    streams = await opened(Stdio(stderr=err))
+    process = run(streams, "exec head -c 300000 /dev/zero >&2")
+    (held,) = streams.held.outputs
+    await asyncio.to_thread(wait_until_full, held[1])
+    process.kill()
+    process.wait()
+    async with asyncio.timeout(5):
+        assert await streams.drained(60)
+    await streams.aclose()
+
+
+async def test_a_silent_stderr_passes_from_worker_to_worker(tmp_path: Path, no_leaks: None) -> None:
+    err = fifo(tmp_path / "err")
+    client = Client(err)
+    first = await opened(Stdio(stdin=fifo(tmp_path / "in"), stderr=err))
+    process = run(first, "read x; echo late >&2")
+    assert first.idle
+    held = first.held
+    assert (held.relayed, held.relay is not None) == (err, True)
+    copies = msgspec.structs.replace(
+        held,
+        stdin=os.dup(held.stdin),
+        outputs=[(path, os.dup(fd)) for path, fd in held.outputs],
+        relay=(os.dup(held.relay[0]), os.dup(held.relay[1])) if held.relay else None,
+    )
+    await first.aclose()
+    second = ProcessIO.holding(copies)
+    os.write(copies.stdin, b"\n")
+    process.wait()
+    assert await client.result() == b"late\n"
+    assert await second.drained(5)
+    await second.aclose()

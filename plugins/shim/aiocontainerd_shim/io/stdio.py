@@ -1,7 +1,8 @@
 """Standard streams without a terminal: the container gets the client's pipe, the file or the logger's pipe itself.
 
 No byte passes through the shim. The shim holds the other ends, so that a client may come and go. The processes of the
-container are the only writers, so the client meets the end when they have gone (facts/runtime 5).
+container are the only writers, so the client meets the end when they have gone (facts/runtime 5). Between the container
+and the client's pipe for stderr is a relay (`relay.py`), since the OCI runtime writes its own errors there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import msgspec
 from aiocontainerd.errors import ContainerdError, Unknown, os_text
 from aiocontainerd_shim.io.fifos import InputFifo, OutputFifo, is_fifo, open_path
 from aiocontainerd_shim.io.logger import Logger, start_logger
+from aiocontainerd_shim.io.relay import Relay, regular_files, take_back
+
+_STDERR = 2
+_CLIENT_CHECK_S = 0.05
 
 
 class Stdio(msgspec.Struct, frozen=True):
@@ -51,12 +56,15 @@ class Stdio(msgspec.Struct, frozen=True):
 class HeldFds(msgspec.Struct, frozen=True):
     """Descriptors that the shim holds for a running process: stdin, outputs with their paths, a logger's pid and pidfd.
 
-    -1 and None mean that there is none.
+    `relayed` is the path of the output that gets its bytes from a relay, and `relay` has the relay's two ends while it
+    has not carried anything. -1, None and an empty path mean that there is none.
     """
 
     stdin: int = -1
     outputs: list[tuple[str, int]] = []
     logger: tuple[int, int] | None = None
+    relay: tuple[int, int] | None = None
+    relayed: str = ""
 
 
 def _uri_path(uri: str) -> str:
@@ -99,6 +107,9 @@ class ProcessIO:
         self._child = [-1, -1, -1]
         self._stdin: InputFifo | None = None
         self._outputs: list[OutputFifo] = []
+        self._relay: Relay | None = None
+        self._relayed = ""
+        self._files: list[tuple[int, int]] = []
         self._logger: Logger | None = None
 
     def __repr__(self) -> str:
@@ -108,7 +119,9 @@ class ProcessIO:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do until the writers have gone."""
-        return self._child == [-1, -1, -1] and all(output.idle for output in self._outputs)
+        if self._child != [-1, -1, -1] or (self._relay is not None and not self._relay.idle):
+            return False
+        return all(output.idle for output in self._outputs)
 
     @property
     def held(self) -> HeldFds:
@@ -117,12 +130,15 @@ class ProcessIO:
         outputs = [(output.path, output.held) for output in self._outputs]
         logger = self._logger
         running = logger is not None and logger.pidfd >= 0
-        return HeldFds(stdin, outputs, (logger.pid, logger.pidfd) if logger and running else None)
+        relay = self._relay.held if self._relay is not None else None
+        told = (logger.pid, logger.pidfd) if logger and running else None
+        return HeldFds(stdin, outputs, told, relay, self._relayed)
 
     @classmethod
     def holding(cls, held: HeldFds) -> ProcessIO:
         """Return the streams of a process that runs already, from the descriptors held for it."""
         streams = cls()
+        streams._relayed = held.relayed
         if held.stdin >= 0:
             streams._stdin = InputFifo("", held.stdin)
         for path, fd in held.outputs:
@@ -132,6 +148,10 @@ class ProcessIO:
         if held.logger is not None:
             pid, pidfd = held.logger
             streams._logger = Logger(pid, pidfd, -1, -1)
+        if held.relay is not None:
+            reader, target = held.relay
+            streams._relay = Relay(target, reader)
+            streams._relay.watch()
         return streams
 
     def child_fds(self) -> tuple[int, int, int]:
@@ -145,26 +165,51 @@ class ProcessIO:
             os.close(fd)
         self._child = [-1, -1, -1]
 
+    def runtime_said(self) -> bytes:
+        """Return what an OCI runtime wrote that failed, and keep it from the client."""
+        relayed = self._relay.said() if self._relay is not None else b""
+        return relayed + take_back(self._files)
+
+    def process_runs(self) -> None:
+        """Let the client have what is written from now on."""
+        self._files = []
+        if self._relay is not None:
+            self._relay.watch()
+
     async def close_stdin(self) -> None:
         """Let stdin end for the container once the client has closed it too (CloseIO)."""
         if self._stdin is not None:
             self._stdin.close_writer()
 
     async def drained(self, timeout_s: float) -> bool:
-        """Wait until no process writes and a logger has taken all. Return False if `timeout_s` passed first."""
+        """Wait until no process writes and a logger has taken all. Return False if `timeout_s` passed first.
+
+        What a relay carries to a pipe that nobody reads is not waited for.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 for output in self._outputs:
-                    await output.ended()
+                    await (self._taken(output) if output.path == self._relayed else output.ended())
                 if self._logger is not None:
                     await self._logger.exited()
         except TimeoutError:
             return False
         return True
 
+    async def _taken(self, output: OutputFifo) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_CLIENT_CHECK_S):
+                    return await output.ended()
+            except TimeoutError:
+                if not output.has_client():
+                    return None
+
     async def aclose(self) -> None:
         """Close everything and end the logger. Output that no client has taken is lost then. May be called again."""
         self.child_started()
+        if self._relay is not None:
+            self._relay.close()
         if self._stdin is not None:
             self._stdin.close()
         for output in self._outputs:
@@ -178,27 +223,31 @@ class ProcessIO:
         _chown(stdin.reader, io_uid, io_gid)
         self._child[0], stdin.reader = stdin.reader, -1
 
-    def _open_fifo(self, number: int, path: str, io_uid: int, io_gid: int) -> None:
+    def _open_fifo(self, number: int, path: str, out_path: str, io_uid: int, io_gid: int) -> None:
         output = OutputFifo(path)
         self._outputs.append(output)
-        self._child[number] = output.open_writer()
-        _chown(self._child[number], io_uid, io_gid)
+        self._child[number] = writer = output.open_writer()
+        _chown(writer, io_uid, io_gid)
+        if number == _STDERR and path != out_path:
+            self._relay, self._relayed = Relay(writer), path
+            self._child[number], self._relay.writer = self._relay.writer, -1
+            _chown(self._child[number], io_uid, io_gid)
         output.watch()
 
-    def _open_output(self, number: int, path: str, io_uid: int, io_gid: int) -> None:
+    def _open_output(self, number: int, path: str, out_path: str, io_uid: int, io_gid: int) -> None:
         if is_fifo(path):
-            self._open_fifo(number, path, io_uid, io_gid)
+            self._open_fifo(number, path, out_path, io_uid, io_gid)
         else:
             self._child[number] = open_path(path, os.O_WRONLY | os.O_APPEND, "file")
 
     def _open_outputs(self, stdio: Stdio, io_uid: int, io_gid: int) -> None:
         stdout, stderr = stdio.stdout_path, stdio.stderr_path
         if stdout:
-            self._open_output(1, stdout, io_uid, io_gid)
+            self._open_output(1, stdout, stdout, io_uid, io_gid)
         if stderr and stderr == stdout and not self._outputs:
             self._child[2] = self._child[1]
         elif stderr:
-            self._open_output(2, stderr, io_uid, io_gid)
+            self._open_output(_STDERR, stderr, stdout, io_uid, io_gid)
 
     def _adopt(self, stdio: Stdio) -> None:
         if stdio.stdin and is_fifo(stdio.stdin):
@@ -268,6 +317,7 @@ async def open_io(stdio: Stdio, *, namespace: str, container_id: str, io_uid: in
         if not stdio.is_null:
             await streams._open(stdio, namespace, container_id, io_uid, io_gid)
         streams._fill_with_null()
+        streams._files = regular_files(streams._child[1:])
     except BaseException:
         await asyncio.shield(streams.aclose())
         raise

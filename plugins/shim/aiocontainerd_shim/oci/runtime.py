@@ -35,6 +35,12 @@ class OciError(Exception):
         """How the command ended and what it printed, for verbs where containerd does not look into the log."""
         return f"{self.ending}: {self.output}" if self.ending and self.output else self.ending or str(self)
 
+    def add_output(self, output: bytes) -> None:
+        """Add what the command wrote into streams that it was given."""
+        self.output = self.output or output.decode(errors="replace").strip()
+        if self.output and self.ending and str(self).endswith(self.ending):
+            self.args = (f"{self}: {self.output}",)
+
     def says_missing(self, root: str) -> bool:
         """Return whether a runtime with its state in `root` does not know the container, in runc's or crun's words."""
         text = f"{self} {self.output}"

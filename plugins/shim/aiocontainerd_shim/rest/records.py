@@ -16,11 +16,16 @@ from aiocontainerd_shim.task.states import State
 
 
 class RestedStreams(msgspec.Struct, frozen=True):
-    """Places of the descriptors held for a process: stdin, outputs with their paths, the logger's with its pid."""
+    """Places of the descriptors held for a process.
+
+    They are stdin, outputs with their paths, the logger's with its pid, the two ends of a relay.
+    """
 
     stdin: int = -1
     outputs: list[tuple[str, int]] = []
     logger: tuple[int, int] | None = None
+    relay: tuple[int, int] | None = None
+    relayed: str = ""
 
 
 class RestedProcess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -78,7 +78,11 @@ def _streams(fds: HeldFds, held: Descriptors) -> RestedStreams:
     if fds.logger is not None:
         pid, pidfd = fds.logger
         logger = (pid, held.put(pidfd))
-    return RestedStreams(stdin, outputs, logger)
+    relay = None
+    if fds.relay is not None:
+        reader, target = fds.relay
+        relay = (held.put(reader, READABLE), held.put(target))
+    return RestedStreams(stdin, outputs, logger, relay, fds.relayed)
 
 
 def _restore_process(process: Process, record: RestedProcess, fds: Sequence[int]) -> None:
@@ -98,4 +102,5 @@ def _held_fds(record: RestedStreams, fds: Sequence[int]) -> HeldFds:
     if record.logger is not None:
         pid, place = record.logger
         logger = (pid, fds[place])
-    return HeldFds(stdin, outputs, logger)
+    relay = None if record.relay is None else (fds[record.relay[0]], fds[record.relay[1]])
+    return HeldFds(stdin, outputs, logger, relay, record.relayed)

@@ -170,9 +170,14 @@ class Process:
             io_gid=options.io_gid,
         )
         try:
-            return await command("", self.streams.child_fds())
+            pid = await command("", self.streams.child_fds())
+        except OciError as failure:
+            failure.add_output(self.streams.runtime_said())
+            raise
         finally:
             self.streams.child_started()
+        self.streams.process_runs()
+        return pid
 
 
 class ExecProcess(Process):
