@@ -44,7 +44,7 @@ SHIM_MAY_BLOCK = (
         "its container's streams",
     ),
     May("aiocontainerd_shim/io/relay.py", ("_take_back", "_shorten"), "the words of an OCI runtime that failed"),
-    May("aiocontainerd_shim/io/console.py", ("_write",), "its container's output, into a file"),
+    May("aiocontainerd_shim/io/flow.py", ("_write",), "its container's output, into a file"),
 )  # fmt: skip
 """What a shim may do in its loop. It is a process of its own, whose only business is the container that would wait for
 these calls too; and a thread costs each shim memory, and fork servers their safety."""

@@ -14,14 +14,13 @@ import socket
 import stat
 import struct
 import termios
-from collections.abc import Callable
 
 from aiocontainerd.errors import Unknown
 from aiocontainerd_shim.io.fifos import InputFifo, OutputFifo, close_fd, is_fifo, open_path
+from aiocontainerd_shim.io.flow import Flow
 from aiocontainerd_shim.io.logger import Logger, start_logger
 from aiocontainerd_shim.io.stdio import Stdio, open_log_file
 
-CHUNK_BYTES = 32 * 1024
 RECEIVE_TIMEOUT_S = 2.0
 """For a socket that the OCI runtime has connected to before it ended, if it was going to."""
 _NAME_MAX_BYTES = 4096
@@ -102,87 +101,6 @@ def _take_fd(connection: socket.socket) -> int:
             os.close(fd)
         raise Unknown(f"the console socket carried {len(fds)} file descriptors instead of 1")
     return fds[0]
-
-
-class Flow:
-    """Copies from one non-blocking fd to another, until the source ends and everything read is written.
-
-    It closes neither fd. Regular files cannot be waited for: they are read and written at once.
-    """
-
-    def __init__(self, source: int, target: int, on_end: Callable[[], None] | None = None) -> None:
-        """Start to copy; `on_end` is called once, when the flow has ended or was stopped."""
-        self.ended = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._source = source
-        self._target = target
-        self._on_end = on_end
-        self._pending = b""
-        self._turn: asyncio.Handle | None = None
-        self._await_source()
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether bytes are in hand that the target doesn't take now."""
-        return bool(self._pending)
-
-    def stop(self) -> None:
-        """Stop at once; bytes in hand are lost. May be called again."""
-        if self.ended.is_set():
-            return
-        self._leave_source()
-        if self._pending:
-            self._loop.remove_writer(self._target)
-        self._pending = b""
-        self.ended.set()
-        if self._on_end is not None:
-            self._on_end()
-
-    def _await_source(self) -> None:
-        try:
-            self._loop.add_reader(self._source, self._read)
-        except PermissionError:  # a regular file
-            self._turn = self._loop.call_soon(self._read)
-
-    def _leave_source(self) -> None:
-        if self._turn is not None:
-            self._turn.cancel()
-        else:
-            self._loop.remove_reader(self._source)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._source, CHUNK_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:  # EIO is how a pty tells that its last process has gone
-            data = b""
-        if not data:
-            self.stop()
-            return
-        self._pending = self._write(data)
-        if self._pending:
-            self._leave_source()
-            self._loop.add_writer(self._target, self._continue)
-        elif self._turn is not None:
-            self._await_source()
-
-    def _continue(self) -> None:
-        self._pending = self._write(self._pending)
-        if not self._pending:
-            self._loop.remove_writer(self._target)
-            self._await_source()
-
-    def _write(self, data: bytes) -> bytes:
-        """Write what fits; return the rest. If the target has failed, drop all, so that the source goes on."""
-        try:
-            while data:
-                data = data[os.write(self._target, data) :]
-        except BlockingIOError:
-            return data
-        except OSError:
-            return b""
-        return b""
 
 
 class Console:

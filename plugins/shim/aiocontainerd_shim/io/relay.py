@@ -19,12 +19,9 @@ import signal
 import stat
 import termios
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from aiocontainerd_shim.io.fifos import close_fd
-
-if TYPE_CHECKING:
-    from aiocontainerd_shim.io.console import Flow
+from aiocontainerd_shim.io.flow import Flow
 
 PROGRAM = "cat"
 _LARGEST_BYTES = 1 << 16
@@ -95,8 +92,6 @@ class Relay:
         self._close_ends()
 
     def _carry_here(self) -> None:
-        from aiocontainerd_shim.io.console import Flow
-
         for fd in (self._reader, self._target):
             os.set_blocking(fd, False)
         self._flow = Flow(self._reader, self._target, self._close_ends)
