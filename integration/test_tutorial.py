@@ -14,14 +14,15 @@ import msgspec
 import pytest
 
 from aiocontainerd.oci import platform
-from aiocontainerd.testing.images import BuiltImage, busybox_layer, write_archive
-from harness import REPOSITORY, SCRIPTS, START_S, Ours, Peer, docker_registry, peer, push
+from harness import REPOSITORY, SCRIPTS, START_S, Ours, Peer, peer
 
 pytestmark = [pytest.mark.root, pytest.mark.integration, pytest.mark.timeout(300)]
 
 PAGE = REPOSITORY / "docs" / "plugins" / "tutorial.md"
-IMAGE = "docker.io/library/busybox:latest"
-RESTART = "systemctl restart aiocontainerd"
+IMAGE = "docker.io/library/busybox:local"
+RESTART = "make serve"
+EXPORT = "export CONTAINERD_ADDRESS="
+INSTALL = ".venv/bin/pip install --no-build-isolation -e "
 COMMAND_S = 150.0
 
 
@@ -38,23 +39,13 @@ def blocks() -> Iterator[Block]:
         yield Block(language, path, text)
 
 
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the image that replaces the page's: a busybox in a registry on this host."""
-    archive = tmp_path_factory.mktemp("image") / "image.tar"
-    write_archive(archive, IMAGE, [BuiltImage(layers=[busybox_layer()])])
-    with docker_registry(tmp_path_factory.mktemp("registry")) as address:
-        push(archive, address, "busybox:latest")
-        yield f"{address}/busybox:latest"
-
-
 class Reader:
     """Somebody who follows the page in a directory, with a daemon."""
 
-    def __init__(self, directory: Path, image: str) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.site = directory / "site"
-        self.image = image
+        self.address: dict[str, str] = {}
         self.daemon: Peer | None = None
         self.output = ""
 
@@ -84,21 +75,18 @@ class Reader:
             self.daemon.start()
             self._settle()
             return ""
-        if line.startswith("pip install -e "):
-            return self._install(line.split()[-1])
-        line = line.replace(
-            f"pull --snapshotter acme-layers {IMAGE}", f"pull --plain-http --snapshotter acme-layers {IMAGE}"
-        )
-        line = line.replace(IMAGE, self.image)
-        line = re.sub(r"^ctr ", f"ctr -a {self.daemon.address} -n {self.daemon.namespace} ", line)
-        line = re.sub(r"^actr ", f"actr -a {self.daemon.address} ", line)
+        if line.startswith(EXPORT):
+            self.address = {"CONTAINERD_ADDRESS": str(self.daemon.address)}
+            return ""
+        if line.startswith(INSTALL):
+            return self._install(line.removeprefix(INSTALL))
         return self.run(line)
 
     def _settle(self) -> None:
         """Wait for plugins beside the daemon, which a reader's typing gives time to connect."""
         assert self.daemon is not None
         until = time.monotonic() + START_S
-        while "connecting" in self.run(f"actr -a {self.daemon.address} plugins ls"):
+        while "connecting" in self.run(f".venv/bin/actr -a {self.daemon.address} plugins ls"):
             assert time.monotonic() < until, f"a plugin still connects after {START_S:g} s"
             time.sleep(0.05)
 
@@ -109,7 +97,13 @@ class Reader:
 
     def run(self, line: str) -> str:
         assert self.daemon is not None
-        environment = {**os.environ, **self.environment, "PATH": f"{SCRIPTS}:/usr/sbin:/usr/bin:/sbin:/bin"}
+        environment = {
+            **os.environ,
+            **self.environment,
+            **self.address,
+            "CONTAINERD_NAMESPACE": self.daemon.namespace,
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        }
         done = subprocess.run(
             line, shell=True, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=COMMAND_S
         )
@@ -121,8 +115,9 @@ def _squeezed(text: str) -> str:
     return re.sub(r"[ \t]+", " ", text)
 
 
-def test_who_follows_the_tutorial_runs_containers_on_a_snapshotter_of_their_own(tmp_path: Path, image: str) -> None:
-    reader = Reader(tmp_path, image)
+def test_who_follows_the_tutorial_runs_containers_on_a_snapshotter_of_their_own(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    (tmp_path / ".venv").symlink_to(SCRIPTS.parent)
 
     class WithReader(Ours):
         def environment(self) -> dict[str, str]:
@@ -132,6 +127,6 @@ def test_who_follows_the_tutorial_runs_containers_on_a_snapshotter_of_their_own(
         reader.daemon = daemon
         for block in blocks():
             reader.follow(block)
-        assert "isolation=process" in reader.run(f"actr -a {daemon.address} plugins ls -d id==acme-layers")
-        daemon.ctr("images", "rm", "--sync", image)
+        assert "isolation=process" in reader.run(".venv/bin/actr plugins ls -d id==acme-layers")
+        daemon.ctr("images", "rm", "--sync", IMAGE)
         assert len(daemon.ctr("snapshots", "--snapshotter", "acme-layers", "ls").stdout.splitlines()) == 1

@@ -109,7 +109,12 @@ def test_both_programs_write_a_package(command: tuple[object, ...], tmp_path: Pa
     arguments = [*map(str, words), "verifier", "acme-names", "--directory", str(directory)]
     done = CliRunner().invoke(program, arguments)  # type: ignore[arg-type] # a click command
     assert done.exit_code == 0, done.output
-    assert f"Next: pip install -e {directory} && pytest {directory}" in done.output
+    scripts = Path(sys.prefix) / "bin"
+    shown = scripts.relative_to(Path.cwd()) if scripts.is_relative_to(Path.cwd()) else scripts
+    assert f"  {shown}/pip install --no-build-isolation -e {directory}\n  {shown}/pytest {directory}\n" in done.output
+    readme = (directory / "README.md").read_text()
+    assert f"{scripts}/pip install --no-build-isolation -e .  " in readme
+    assert "CONTAINERD_ADDRESS" in readme
     assert (directory / "acme_names" / "plugin.py").exists()
     again = CliRunner().invoke(program, arguments)  # type: ignore[arg-type] # as above
     assert again.exit_code == 1

@@ -26,4 +26,11 @@ def new(kind: str, name: str, directory: Path | None) -> None:
         raise click.ClickException(str(error)) from error
     for path in written:
         click.echo(path)
-    click.echo(f"\nNext: pip install -e {target} && pytest {target}; README.md has the further steps.")
+    scripts = _shown(scaffold.SCRIPTS)
+    click.echo(f"\nNext:\n  {scaffold.install_command(scripts, target)}\n  {scripts}/pytest {target}")
+    click.echo(f"{target}/README.md has the further steps.")
+
+
+def _shown(scripts: Path) -> Path:
+    """Return a directory as a person in the working directory types it."""
+    return scripts.relative_to(Path.cwd()) if scripts.is_relative_to(Path.cwd()) else scripts

@@ -18,6 +18,8 @@ import msgspec
 
 from aiocontainerd import kinds
 
+SCRIPTS = Path(sys.prefix) / "bin"
+"""Programs of the environment that this program runs in, which is that of a daemon."""
 TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*\Z")
 
@@ -150,6 +152,16 @@ def write(form_name: str, name: str, directory: Path) -> list[Path]:
     return written
 
 
+def install_command(scripts: Path, package: Path) -> str:
+    """Return the command that installs a package into the environment of `scripts`, for its author to change.
+
+    Nothing is downloaded where the environment has what builds the package and what runs its test.
+    """
+    built_here = "--no-build-isolation " if importlib.util.find_spec("flit_core") else ""
+    testing = "" if importlib.util.find_spec("blockbuster") else " 'aiocontainerd[testing]'"
+    return f"{scripts}/pip install {built_here}-e {package}{testing}"
+
+
 def _class_name(name: str, texts: Iterable[str]) -> str:
     """Return a class name that the templates do not use for anything else."""
     made = "".join(part.capitalize() for part in name.split("-"))
@@ -170,4 +182,6 @@ def _values(form: Form, name: str, package: str, class_name: str) -> dict[str, s
         "dependencies": ", ".join(f'"{one}"' for one in form.dependencies),
         "use": form.use.replace("{id}", name).replace("{uri}", uri),
         "root_note": "; as root, since it mounts" if form.needs_root else "",
+        "scripts": str(SCRIPTS),
+        "install": install_command(SCRIPTS, Path()),
     }
