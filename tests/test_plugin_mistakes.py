@@ -343,3 +343,49 @@ async def test_found_by_luck_is_told(package: Path, caplog: pytest.LogCaptureFix
         assert found.registry[VERIFIER].state == State.LOADED
         luck = f"plugin {VERIFIER} uses {kinds.EVENT} in its init and does not name it in requires"
         assert f"{luck}: the order of starting is luck" in found.logs
+
+
+async def test_misspelled_group(package: Path, caplog: pytest.LogCaptureFixture) -> None:
+    installed(package, "acme", "1.0")
+    points = package / "acme-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[aiocontainerd.plugin]\nacme = acme.plugin\n")
+    async with told(package, "version = 4\n", caplog, PluginPolicy(allow=("acme",))) as found:
+        assert MISTAKES["misspelled group"].text in found.logs
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (
+            '@register(kinds.EVENT_SINK, "acme", requires=kinds.METADATA)\nclass Acme: ...\n',
+            f"plugin {SINK} has requires='{kinds.METADATA}'; write a list of kinds, ['{kinds.METADATA}']",
+        ),
+        (
+            '@register("acme", kinds.EVENT_SINK)\nclass Acme: ...\n',
+            f"a plugin has the kind 'acme' and the id '{kinds.EVENT_SINK}': kind, then id",
+        ),
+        (
+            '@register(kinds.EVENT_SINK, "acme")\nclass Acme:\n    filters = ()\n    async def delivr(self, e): ...\n',
+            "Acme has no method deliver; it has delivr (contract: aiocontainerd/interfaces/event_sink.py)",
+        ),
+        (
+            '@register(kinds.EVENT_SINK, "acme")\nclass Acme:\n    filters = "topic~=x"\n'
+            "    async def deliver(self, e): ...\n",
+            "gets no events: filters is a text; write ('topic~=x',)",
+        ),
+        (
+            '@register(kinds.EVENT_SINK, "acme")\nasync def init(): ...\n',
+            "acme.plugin.init takes (); write `async def init(context)`",
+        ),
+        (
+            '@register(kinds.EVENT_SINK, "acme")\nclass Acme:\n    async def start(self, context, more): ...\n',
+            "acme.plugin.Acme.start takes (self, context, more); write `async def start(self, context)`",
+        ),
+    ],
+)
+async def test_more_mistakes_told_in_their_rows(
+    package: Path, caplog: pytest.LogCaptureFixture, code: str, text: str
+) -> None:
+    (package / "acme" / "plugin.py").write_text(f"from aiocontainerd.plugin import kinds, register\n\n\n{code}")
+    async with told(package, DECLARED, caplog, PluginPolicy(allow=("nothing-installed",))) as found:
+        assert text in found.rows, found.rows

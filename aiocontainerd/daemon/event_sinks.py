@@ -129,6 +129,9 @@ async def init(context: InitContext[EventSinksConfig]) -> SinkPumps:
     pumps = SinkPumps(context.log)
     for plugin_id, sink in sorted(sinks.items()):
         uri = f"{kinds.EVENT_SINK}.{plugin_id}"
+        if isinstance(sink.filters, str):
+            context.reject(uri, f"gets no events: filters is a text; write ({sink.filters!r},)")
+            continue
         try:
             pump = pumps.add(uri, sink, context.bus, context.config.queue_size)
         except InvalidArgument as error:

@@ -56,6 +56,9 @@ def register(
     Raises PluginError, which names the object, for a target that can never work.
     """
     uri = f"{kind}.{plugin_id}"
+    for name, named in (("requires", requires), ("wants", wants)):
+        if isinstance(named, str):
+            raise PluginError(f"plugin {uri} has {name}={named!r}; write a list of kinds, [{named!r}]")
 
     def carry(target: PluginT) -> PluginT:
         made = Registration(

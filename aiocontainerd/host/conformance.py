@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -72,7 +73,7 @@ def _problem(member: Member, instance: object) -> str:
     missing = object()
     value = getattr(instance, member.name, missing)
     if value is missing:
-        return f" has no {'method' if member.is_method else 'attribute'} {member.name}"
+        return f" has no {'method' if member.is_method else 'attribute'} {member.name}{_like(member.name, instance)}"
     if not member.is_method:
         return ""
     if not callable(value):
@@ -81,6 +82,12 @@ def _problem(member: Member, instance: object) -> str:
         return f" has no method {member.name}: it inherits that of the contract, which does nothing"
     problem = _wrong_form(member, value) or wrong_arity(member.function, value)
     return f".{member.name} {problem}" if problem else ""
+
+
+def _like(name: str, instance: object) -> str:
+    """Return the public name of an instance that its author may have meant."""
+    near = difflib.get_close_matches(name, [one for one in dir(instance) if not one.startswith("_")], n=1)
+    return f"; it has {near[0]}" if near else ""
 
 
 def wrong_arity(wanted: Any, method: Any) -> str:

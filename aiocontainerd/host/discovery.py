@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from types import MappingProxyType
 
 import msgspec
@@ -29,6 +30,7 @@ BUILT_IN = ("aiocontainerd.daemon.servers", "aiocontainerd.daemon.event_sinks")
 DECLARED_KIND = "python_plugins"
 """Kind of the rows that stand for modules which could not register anything."""
 
+_NEAR = 0.85
 _NO_POLICY = PluginPolicy()
 _NONE_DECLARED: Mapping[str, PythonPlugin] = MappingProxyType({})
 
@@ -69,7 +71,9 @@ def discover(
     `placement` says which plugins run in other processes.
     """
     placement = Placement() if placement is None else placement
-    found, refused = candidates(entry_points(group=hookspecs.ENTRY_POINT_GROUP), declared, policy)
+    installed = entry_points()
+    _tell_misspelled_groups(installed)
+    found, refused = candidates(installed.select(group=hookspecs.ENTRY_POINT_GROUP), declared, policy)
     for candidate in refused:
         _refuse(registry, candidate, candidate.name, candidate.admission.refusal)
     brought: list[tuple[Candidate, Registration]] = []
@@ -103,6 +107,18 @@ def discover(
                 registry.add(program, f"stream_processors.{name}")
     for uri in placement.without_plugin():
         log.warning("plugin_isolation names %s, which no plugin here is", uri)
+
+
+def _tell_misspelled_groups(installed: EntryPoints) -> None:
+    """Log a warning for a package that names its plugins in a group where nobody looks for them."""
+    right = hookspecs.ENTRY_POINT_GROUP
+    for group in sorted(installed.groups - {right}):
+        if difflib.get_close_matches(group, [right], cutoff=_NEAR):
+            for entry in installed.select(group=group):
+                name = header(entry.dist, "Name")
+                log.warning(
+                    "entry point %s of %s is in the group %s; plugins are in %s", entry.name, name, group, right
+                )
 
 
 def _check_unnamed(candidate: Candidate, first: Candidate) -> None:

@@ -48,13 +48,19 @@ def nearest(kind: str, known: Collection[str] = KNOWN) -> str:
 
 
 def check_kind(registration: Registration) -> None:
-    """Raise PluginError for a kind that looks like a misspelled one of containerd's. Kinds of one's own are legal."""
+    """Raise PluginError for a kind that looks like a misspelled one of containerd's. Kinds of one's own are legal.
+
+    Also for an id that is empty or a kind, and for `requires` that is a text and no list.
+    """
+    if registration.id in KNOWN or not registration.id:
+        raise PluginError(f"a plugin has the kind {registration.kind!r} and the id {registration.id!r}: kind, then id")
     near = "" if registration.kind in KNOWN else nearest(registration.kind)
     if near:
         raise PluginError(f"plugin {registration.id} has the unknown kind {registration.kind}; did you mean {near}?")
-    for kind in (*registration.requires, *registration.wants):
-        if not isinstance(kind, str) or not kind:
-            raise PluginError(f"plugin {registration.uri} requires {kind!r}, which is no kind")
+    for name in ("requires", "wants"):
+        named = getattr(registration, name)
+        if isinstance(named, str) or not all(isinstance(kind, str) and kind for kind in named):
+            raise PluginError(f"plugin {registration.uri} has {name}={named!r}; write a list of kinds")
 
 
 def why_none(kind: str, here: Iterable[tuple[str, str, str]]) -> str:
