@@ -7,8 +7,9 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -71,7 +72,7 @@ def discover(
     `placement` says which plugins run in other processes.
     """
     placement = Placement() if placement is None else placement
-    installed = entry_points()
+    installed: Any = entry_points()  # its type is another one since Python 3.12; both have what is used here
     _tell_misspelled_groups(installed)
     found, refused = candidates(installed.select(group=hookspecs.ENTRY_POINT_GROUP), declared, policy)
     for candidate in refused:
@@ -109,16 +110,14 @@ def discover(
         log.warning("plugin_isolation names %s, which no plugin here is", uri)
 
 
-def _tell_misspelled_groups(installed: EntryPoints) -> None:
+def _tell_misspelled_groups(installed: Any) -> None:
     """Log a warning for a package that names its plugins in a group where nobody looks for them."""
     right = hookspecs.ENTRY_POINT_GROUP
     for group in sorted(installed.groups - {right}):
         if difflib.get_close_matches(group, [right], cutoff=_NEAR):
             for entry in installed.select(group=group):
-                name = header(entry.dist, "Name")
-                log.warning(
-                    "entry point %s of %s is in the group %s; plugins are in %s", entry.name, name, group, right
-                )
+                named = (entry.name, header(entry.dist, "Name"), group, right)
+                log.warning("entry point %s of %s is in the group %s; plugins are in %s", *named)
 
 
 def _check_unnamed(candidate: Candidate, first: Candidate) -> None:
