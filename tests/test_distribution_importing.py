@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tarfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -119,6 +120,48 @@ async def test_other_platforms_are_kept_only_where_all_are_wanted(
     assert (foreign.blobs()[0].digest in digests) == all_platforms
 
 
+def saved_long_ago(*, link: str = "../1/layer.tar", architecture: str = HOST.architecture) -> bytes:
+    """Return what old versions of docker save: a directory for each layer, links, `repositories`."""
+    config = json.loads(IMAGE.config().data) | {"architecture": architecture}
+    config["rootfs"]["diff_ids"] *= 2
+    linked = tarfile.TarInfo("2/layer.tar")
+    linked.type, linked.linkname = tarfile.SYMTYPE, link
+    item = {"Config": "c.json", "RepoTags": ["t:1"], "Layers": ["1/layer.tar", "2/layer.tar"]}
+    return images.tar_of(
+        [
+            images.entry("2/VERSION", b"1.0"),
+            images.entry("2/json", b'{"id":"2","parent":"1","os":"linux"}'),
+            (linked, b""),
+            images.entry("1/VERSION", b"1.0"),
+            images.entry("1/json", b'{"id":"1"}'),
+            images.entry("1/layer.tar", LAYER.tar),
+            images.entry("c.json", json.dumps({**config, "parent": None, "container": "x"}).encode()),
+            images.entry("manifest.json", json.dumps([item]).encode()),
+            images.entry("repositories", b'{"t":{"1":"2"}}'),
+        ]
+    )
+
+
+async def test_an_archive_of_an_old_docker_is_imported(
+    stores_of: StoresOf, collect: Callable[[], Awaitable[object]]
+) -> None:
+    with stores_of() as stores:
+        (image,) = await imported(stores, saved_long_ago())
+        await collect()
+        assert (image.name, image.target.media_type) == (NAME, oci.DOCKER_MANIFEST)
+        assert len([info async for info in stores.snapshotter("native").walk()]) == 2
+        assert len([info async for info in stores.content.walk()]) == 3, "manifest, config, layer"
+
+
+async def test_an_image_of_another_platform_is_filtered_out_unless_it_is_asked_for(stores_of: StoresOf) -> None:
+    archive = saved_long_ago(architecture="other")
+    with stores_of() as stores:
+        with pytest.raises(NotFound, match=r"image might be filtered out .*other"):
+            await imported(stores, archive)
+        (image,) = await imported(stores, archive, msgspec.structs.replace(OPTIONS, all_platforms=True))
+        assert image.name == NAME
+
+
 _OTHER = images.Blob(b"other")
 HOSTILE: Mapping[str, tuple[bytes, type[ContainerdError], str]] = {
     "no archive": (b"no tar" * 200, InvalidArgument, "unrecognized image format"),
@@ -127,6 +170,8 @@ HOSTILE: Mapping[str, tuple[bytes, type[ContainerdError], str]] = {
     "a blob less": (layout([b for b in BLOBS if b != LAYER.blob()]), NotFound, "image might be filtered out"),
     "the end missing": (saved(LAYER.tar)[:100_000], InvalidArgument, "unexpected end of the tar"),
     "a name that leaves it": (saved(LAYER.tar, "../../x"), InvalidArgument, "which is not in it"),
+    "a layer that links nowhere": (saved_long_ago(link="../3/layer.tar"), InvalidArgument, "which is not in it"),
+    "a layer that links to itself": (saved_long_ago(link="layer.tar"), InvalidArgument, "which is not in it"),
     "a layer of another image": (saved(b"z" * 600), ContainerdError, "failed to extract layer"),
 }  # fmt: skip
 

@@ -14,7 +14,9 @@ from aiohttp import web
 
 from aiocontainerd import context, labels
 from aiocontainerd.distribution import Stores
+from aiocontainerd.distribution.blobs import read_all
 from aiocontainerd.distribution.hosts import RegistryOptions
+from aiocontainerd.distribution.legacy_config import mended
 from aiocontainerd.distribution.pull import PullOptions, pull
 from aiocontainerd.errors import (
     ContainerdError,
@@ -148,7 +150,6 @@ def _config(**changes: object) -> tuple[images.Blob, list[images.Blob]]:
 _SWAPPED = _config(rootfs={"type": "layers", "diff_ids": [UPPER.diff_id, LOWER.diff_id]})
 _SHORT = _config(rootfs={"type": "layers", "diff_ids": [LOWER.diff_id]})
 _STRANGE = _config(rootfs={"type": "other", "diff_ids": [LOWER.diff_id, UPPER.diff_id]})
-_FOREIGN = _config(os="plan9")
 _LAYER = LOWER.blob()
 _NO_GZIP = images.Blob(b"\x1f\x8b" + bytes(100))
 _BROKEN = json.loads(MANIFEST.data)
@@ -163,7 +164,6 @@ HOSTILE: Mapping[str, tuple[Handler, type[ContainerdError], str]] = {
     "other layers than the configuration says": (registry(_SWAPPED[1], _SWAPPED[0]), InvalidArgument, "wrong diff id"),
     "more layers than the configuration says": (registry(_SHORT[1], _SHORT[0]), InvalidArgument, "mismatched image"),
     "a strange root": (registry(_STRANGE[1], _STRANGE[0]), InvalidArgument, 'rootfs type "other"'),
-    "another system": (registry(_FOREIGN[1], _FOREIGN[0]), NotFound, "does not run"),
     "a layer that is no archive": (
         registry([*BLOBS, _NO_GZIP, _BROKEN_MANIFEST], _BROKEN_MANIFEST), ContainerdError, "failed to extract layer",
     ),
@@ -231,3 +231,160 @@ async def test_the_lease_is_that_of_the_block_alone(stores_of: StoresOf) -> None
             assert context.current() == before
     assert len(set(seen)) == 1
     assert "" not in seen
+
+
+def _typed(config_type: str, config: images.Blob, layers: Sequence[tuple[images.Blob, str]]) -> list[images.Blob]:
+    """Return the blobs of an artifact, the manifest last."""
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": oci.OCI_MANIFEST,
+        "config": config.descriptor(config_type),
+        "layers": [blob.descriptor(media_type) for blob, media_type in layers],
+    }
+    blobs = {blob.digest: blob for blob in (config, *(blob for blob, _ in layers))}
+    return [*blobs.values(), images.Blob(json.dumps(manifest).encode())]
+
+
+_LAYERS = [(LOWER.blob(), LOWER.media_type), (UPPER.blob(), UPPER.media_type)]
+_EMPTY = images.Blob(b"{}")
+_THING = images.Blob(b"thing")
+ARTIFACTS = {
+    "an empty config": _typed(
+        "application/vnd.oci.empty.v1+json", _EMPTY, [(_EMPTY, "application/vnd.oci.empty.v1+json")]
+    ),
+    "a config that is no JSON": _typed("application/vnd.acme", _THING, [(_THING, "application/vnd.acme.thing")]),
+    "a config without a type": _typed("", _THING, [(_THING, "")]),
+    "layers of an image without its config": _typed("application/vnd.acme+json", _EMPTY, _LAYERS),
+}
+
+
+@pytest.mark.parametrize("case", ARTIFACTS)
+async def test_an_artifact_is_stored_and_named_and_stays_packed(
+    stores_of: StoresOf, collect: Callable[[], Awaitable[object]], case: str
+) -> None:
+    blobs = ARTIFACTS[case]
+    async with scripted_registry(registry(blobs, blobs[-1])) as script:
+        with stores_of() as stores:
+            image = await pulled(stores, script)
+            await collect()
+            assert image.target.digest == blobs[-1].digest
+            assert {info.digest async for info in stores.content.walk()} == {blob.digest for blob in blobs}
+            assert [info async for info in stores.snapshotter("native").walk()] == []
+            assert await left(stores) == [image]
+
+
+@pytest.mark.parametrize("config_type", ["application/json", "", "application/vnd.acme+json", oci.DOCKER_CONFIG])
+async def test_what_reads_like_the_config_of_an_image_is_one(stores_of: StoresOf, config_type: str) -> None:
+    blobs = _typed(config_type, IMAGE.config(), _LAYERS)
+    async with scripted_registry(registry(blobs, blobs[-1])) as script:
+        with stores_of() as stores:
+            assert (await pulled(stores, script)).target.digest == blobs[-1].digest
+            assert len([info async for info in stores.snapshotter("native").walk()]) == 2
+
+
+async def test_a_config_of_the_type_of_old_registries_is_given_dockers(
+    stores_of: StoresOf, collect: Callable[[], Awaitable[object]]
+) -> None:
+    blobs = _typed("application/octet-stream", IMAGE.config(), _LAYERS)
+    async with scripted_registry(registry(blobs, blobs[-1])) as script:
+        with stores_of() as stores:
+            image = await pulled(stores, script)
+            await collect()
+            data = await read_all(stores.content, image.target.digest, limit=10_000)
+            assert json.loads(data)["config"]["mediaType"] == oci.DOCKER_CONFIG
+            there = {info.digest async for info in stores.content.walk()}
+            assert there == {blob.digest for blob in blobs[:-1]} | {image.target.digest}
+            assert len([info async for info in stores.snapshotter("native").walk()]) == 2
+            assert await left(stores) == [image]
+
+
+def test_a_mended_manifest_is_the_one_that_go_writes() -> None:
+    layer = {
+        "digest": "sha256:b",
+        "mediaType": "l",
+        "size": 2,
+        "urls": ["http://x/?a&b"],
+        "annotations": {"z": "<", "a": "1"},
+    }
+    given = {
+        "config": {"size": 1, "digest": "sha256:a", "mediaType": "x"},
+        "layers": [layer],
+        "schemaVersion": 2,
+        "y": 1,
+    }
+    assert (
+        mended(given).decode()
+        == """{
+   "schemaVersion": 2,
+   "config": {
+      "mediaType": "application/vnd.docker.container.image.v1+json",
+      "digest": "sha256:a",
+      "size": 1
+   },
+   "layers": [
+      {
+         "mediaType": "l",
+         "digest": "sha256:b",
+         "size": 2,
+         "urls": [
+            "http://x/?a\\u0026b"
+         ],
+         "annotations": {
+            "a": "1",
+            "z": "\\u003c"
+         }
+      }
+   ]
+}"""
+    )
+
+
+async def test_a_manifest_of_another_platform_is_pulled_by_itself(stores_of: StoresOf) -> None:
+    target, blobs = _config(os="plan9", architecture="other")
+    async with scripted_registry(registry(blobs, target)) as script:
+        with stores_of() as stores:
+            image = await pulled(stores, script)
+            assert len([info async for info in stores.snapshotter("native").walk()]) == 2
+            assert await left(stores) == [image]
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_manifest_in_an_index_is_taken_for_its_platform(stores_of: StoresOf, told: bool) -> None:
+    """The platform is that of the index. Where the index tells none, it is that of the config."""
+    target, blobs = _config(os="plan9", architecture="other")
+    platforms = {"platform": {"os": HOST.os, "architecture": HOST.architecture}} if told else {}
+    listed = {
+        "schemaVersion": 2,
+        "mediaType": oci.OCI_INDEX,
+        "manifests": [target.descriptor(oci.OCI_MANIFEST, **platforms)],
+    }
+    index = images.Blob(json.dumps(listed).encode())
+    there = {blob.digest: blob.data for blob in (*blobs, index)}
+
+    async def handler(request: web.Request) -> web.Response:
+        name = request.path.rpartition("/")[2]
+        digest = name if name.startswith("sha256:") else index.digest
+        media_type = oci.OCI_INDEX if digest == index.digest else oci.OCI_MANIFEST
+        return web.Response(body=there[digest], headers={"Content-Type": media_type, "Docker-Content-Digest": digest})
+
+    async with scripted_registry(handler) as script:
+        with stores_of() as stores:
+            if told:
+                assert (await pulled(stores, script)).target.digest == index.digest
+            else:
+                with pytest.raises(NotFound, match="does not run"):
+                    await pulled(stores, script)
+
+
+async def test_a_blob_is_pulled_by_its_digest(stores_of: StoresOf) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if not request.path.endswith(f"/blobs/{_THING.digest}"):
+            return web.Response(status=404)
+        return web.Response(body=_THING.data, headers={"Content-Type": "application/octet-stream"})
+
+    async with scripted_registry(handler) as script:
+        with stores_of() as stores:
+            limits = RegistryOptions(plain_http=True, retry_pause_s=0.0)
+            image = await pull(stores, f"{script.url}/a/b@{_THING.digest}", limits, OPTIONS)
+            assert (image.target.digest, image.target.media_type) == (_THING.digest, "application/octet-stream")
+            assert await left(stores) == [image]

@@ -174,7 +174,36 @@ def test_children_are_labelled_by_sort_and_number() -> None:
 def test_ingests_are_named_by_sort_and_digest(media_type: str, kind: str) -> None:
     assert image.ingest_key(Descriptor(media_type, DIGEST, 1)) == f"{kind}-{DIGEST}"
     named = Descriptor(media_type, DIGEST, 1, {image.REF_ANNOTATION: "v1"})
-    assert image.ingest_key(named) == f"v1@{DIGEST}"
+    assert image.ingest_key(named) == f"{kind}-v1@{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", "application/vnd.oci.image.layer.v2.dir",
+        "application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip+encrypted",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.erofs.layer.v1", "application/vnd.erofs.layer.v1+zstd",
+    ],
+)  # fmt: skip
+def test_layers_are_known_by_rule(media_type: str) -> None:
+    assert image.is_layer(media_type)
+    child = image.ChildDescriptor(DIGEST, 1, media_type)
+    assert image.child_labels([child]) == {"containerd.io/gc.ref.content.l.0": DIGEST}
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["", "application/octet-stream", "application/vnd.docker.image.rootfs.diff.tarball", "application/vnd.acme.layer",
+     "application/vnd.oci.image.config.v1+json"],
+)  # fmt: skip
+def test_other_blobs_are_no_layers(media_type: str) -> None:
+    assert not image.is_layer(media_type)
 
 
 def test_schema_1_is_not_converted() -> None:

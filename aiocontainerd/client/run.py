@@ -17,8 +17,8 @@ from aiocontainerd import labels, typeurl
 from aiocontainerd.client.attach import Attachment
 from aiocontainerd.distribution.leases import held
 from aiocontainerd.distribution.unpack import default_snapshotter, unpack
-from aiocontainerd.distribution.walk import choose
-from aiocontainerd.errors import AlreadyExists, ContainerdError, NotFound
+from aiocontainerd.distribution.walk import Chosen, choose
+from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound
 from aiocontainerd.interfaces.metadata import Container
 from aiocontainerd.interfaces.runtime import IO
 from aiocontainerd.oci import host
@@ -68,6 +68,7 @@ async def create_container(client: Client, options: RunOptions, rank: Ranking) -
         snapshotter = options.snapshotter or await default_snapshotter(stores)
         async with held(stores.leases):
             chosen = await choose(stores.content, image.target, rank)
+            _check_runs(chosen)
             parent = await unpack(stores, chosen, snapshotter)
             config = chosen.config.config or ContainerConfig()
             mounts = await stores.snapshotter(snapshotter).prepare(options.id, parent)
@@ -80,6 +81,12 @@ async def create_container(client: Client, options: RunOptions, rank: Ranking) -
             except BaseException:
                 await _remove_snapshot(client, snapshotter, options.id)
                 raise
+
+
+def _check_runs(chosen: Chosen) -> None:
+    if not chosen.is_image:
+        kind = chosen.manifest.config.media_type
+        raise InvalidArgument(f'{chosen.target.digest} is no image that runs: its config is of type "{kind}"')
 
 
 async def _host(options: RunOptions) -> HostFacts:

@@ -12,6 +12,7 @@ same code: both make a `Stores`, and namespace and lease are those of `aiocontai
     unpack          the layers of an image as snapshots
     importing       images of an archive: `tar_stream` and `archive_files` read it, `docker_archive` is for what
                     `docker save` writes, `import_names` names the images, `documents` makes JSON
+    legacy_config   manifests of old registries, mended
     inspect         size and platforms of an image
     resolve, fetch  a reference to its descriptor; the bytes of a blob
     requests, auth  requests to a registry, and its authentication

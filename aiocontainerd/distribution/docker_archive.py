@@ -54,7 +54,9 @@ async def _docker_manifest(content: ContentStore, contents: Contents, saved: _Sa
     )
     target = Descriptor(oci.DOCKER_MANIFEST, documents.digest_of(manifest), len(manifest))
     await blobs.put(content, f"manifest-{target.digest}", manifest, target)
-    child = oci.ChildDescriptor(target.digest, target.size, target.media_type, platform=parsed.platform)
+    child = oci.ChildDescriptor(
+        target.digest, target.size, target.media_type, platform=parsed.platform if parsed.os else None
+    )
     return [msgspec.structs.replace(child, annotations=a) for a in _tag_annotations(saved.repo_tags or ())] or [child]
 
 

@@ -61,6 +61,9 @@ async def import_archive(stores: Stores, source: IO[bytes], options: ImportOptio
     failure: NotFound | None = None
     for child in index.manifests:
         named = _named(child, options)
+        if not options.all_platforms and child.platform is not None and options.rank(child.platform) is None:
+            failure = NotFound(f"manifest {child.digest} is for {child.platform}; choose one with --platform")
+            continue
         try:
             await walker.walk(child.plain())
         except NotFound as error:

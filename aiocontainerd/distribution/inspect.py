@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiocontainerd.distribution import blobs
 from aiocontainerd.distribution.walk import MAX_DEPTH, read_document
-from aiocontainerd.errors import ContainerdError, NotFound
+from aiocontainerd.errors import ContainerdError
 from aiocontainerd.oci import image as oci
 from aiocontainerd.oci.image import Manifest
 
@@ -36,10 +36,8 @@ async def summary(content: ContentStore, target: Descriptor, depth: int = 0) -> 
 
 
 async def _platform(content: ContentStore, manifest: Manifest) -> list[str]:
-    if manifest.config.media_type not in oci.CONFIG_TYPES:
-        return []
     try:
         config = oci.decode_config(await blobs.read_all(content, manifest.config.digest, limit=oci.MAX_DOCUMENT_BYTES))
-    except NotFound:
+    except ContainerdError:
         return []
     return [str(config.platform)] if config.os else []

@@ -17,11 +17,12 @@ from aiocontainerd import labels
 from aiocontainerd.distribution import blobs, images
 from aiocontainerd.distribution.fetch import fetch
 from aiocontainerd.distribution.leases import held
+from aiocontainerd.distribution.legacy_config import converted
 from aiocontainerd.distribution.requests import RegistryClient
 from aiocontainerd.distribution.resolve import resolve
 from aiocontainerd.distribution.unpack import unpack_image
 from aiocontainerd.distribution.walk import CONCURRENCY, Walker
-from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.oci import image as oci
 from aiocontainerd.oci import platform
@@ -63,7 +64,9 @@ async def pull(
     options: PullOptions | None = None,
     told: Progress = silent,
 ) -> Image:
-    """Pull the image that a reference names, into the namespace of the context.
+    """Pull the image or other artifact that a reference names, into the namespace of the context.
+
+    What is no image is stored and named, and stays packed.
 
     Raises InvalidArgument for the reference or a malformed image, NotFound where the registry or the image has nothing
     that suits, PermissionDenied, FailedPrecondition for bytes that are not what their digest says, Unavailable.
@@ -73,10 +76,9 @@ async def pull(
     async with held(stores.leases), RegistryClient(reference, registry) as remote:
         told(name, "resolving", 0, 0)
         target = await resolve(remote)
-        if target.media_type not in oci.INDEX_TYPES and target.media_type not in oci.MANIFEST_TYPES:
-            raise InvalidArgument(f'{name} is of type "{target.media_type}", which is no image')
         told(name, "resolved", 0, 0)
         await _fetch_all(stores.content, remote, target, options, told)
+        target = await converted(stores.content, target)
         if options.unpack:
             await _unpack(stores, target, options, told)
         return await images.put(stores.images, Image(name=name, target=target, labels=options.labels))

@@ -42,9 +42,14 @@ async def unpack_image(
 ) -> str:
     """Unpack the manifest of an image that suits best; the chain id of its topmost layer.
 
-    `snapshotter` "" is the namespace's default. Raises as `walk.choose` and `unpack`.
+    `snapshotter` "" is the namespace's default. What is no image, such as another OCI artifact, stays packed and has
+    the chain id "". Raises as `walk.choose` and `unpack`.
     """
+    if target.media_type not in oci.INDEX_TYPES and target.media_type not in oci.MANIFEST_TYPES:
+        return ""
     chosen = await choose(stores.content, target, rank)
+    if not chosen.is_image:
+        return ""
     return await unpack(stores, chosen, snapshotter or await default_snapshotter(stores), layered=layered)
 
 

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from aiocontainerd.distribution import blobs
-from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
+from aiocontainerd.errors import ContainerdError, FailedPrecondition, InvalidArgument, NotFound
 from aiocontainerd.groups import Job, run_all
 from aiocontainerd.oci import image as oci
 from aiocontainerd.oci.descriptor import Descriptor
@@ -33,11 +33,15 @@ Handler = Callable[[ChildDescriptor], Awaitable[None]]
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """The manifest of an image that suits best, with its configuration."""
+    """The manifest of an image that suits best, with its configuration.
+
+    `is_image` is False for another artifact: its layers are no file system.
+    """
 
     target: Descriptor
     manifest: Manifest
     config: ImageConfig
+    is_image: bool = True
 
 
 class Walker:
@@ -134,31 +138,64 @@ def select(index: Index, digest: str, rank: Ranking) -> Sequence[ChildDescriptor
 
 
 async def choose(content: ContentStore, target: Descriptor, rank: Ranking) -> Chosen:
-    """Return the manifest and configuration that suit best. Raises NotFound where none does or a blob is missing."""
+    """Return the manifest and configuration that suit best. Raises NotFound where none does or a blob is missing.
+
+    A target that is a manifest itself is chosen whatever its platform is.
+    """
     document = await read_document(content, target)
     if document is None:
         raise InvalidArgument(f'{target.digest} of type "{target.media_type}" is no image')
     if isinstance(document, Manifest):
-        return await _chosen(content, target, document, rank)
+        return await _chosen(content, target, document)
+    return await _choose_child(content, target, document, rank)
+
+
+async def _choose_child(
+    content: ContentStore, target: Descriptor, index: Index, rank: Ranking, depth: int = 0
+) -> Chosen:
+    """Choose within an index. A child that is listed without a platform has that of its configuration."""
+    if depth >= MAX_DEPTH:
+        raise InvalidArgument(f"image is nested deeper than {MAX_DEPTH} indexes")
     failure: ContainerdError = NotFound(f"no manifest in index {target.digest}")
-    for child in select(document, target.digest, rank):
+    for child in select(index, target.digest, rank):
         try:
-            return await choose(content, child.plain(), rank)
+            document = await read_document(content, child.plain())
+            if isinstance(document, Index):
+                return await _choose_child(content, child.plain(), document, rank, depth + 1)
+            if document is None:
+                raise InvalidArgument(f'{child.digest} of type "{child.media_type}" is no image')
+            chosen = await _chosen(content, child.plain(), document)
+            if child.platform is None:
+                _check_platform(chosen, rank)
+            return chosen
         except (NotFound, InvalidArgument) as error:
             failure = error
     raise failure
 
 
-async def _chosen(content: ContentStore, target: Descriptor, manifest: Manifest, rank: Ranking) -> Chosen:
-    if manifest.config.media_type not in oci.CONFIG_TYPES:
-        raise InvalidArgument(f'manifest {target.digest}: config of type "{manifest.config.media_type}" is no image\'s')
-    config = oci.decode_config(await blobs.read_all(content, manifest.config.digest, limit=oci.MAX_DOCUMENT_BYTES))
+async def _chosen(content: ContentStore, target: Descriptor, manifest: Manifest) -> Chosen:
+    config = await _config_of(content, manifest.config)
+    is_image = manifest.config.media_type in oci.CONFIG_TYPES or bool(config.rootfs.diff_ids)
+    return Chosen(target=target, manifest=manifest, config=config, is_image=is_image)
+
+
+async def _config_of(content: ContentStore, child: ChildDescriptor) -> ImageConfig:
+    """Return a configuration. One of a foreign type is an image's if it reads like one, else it is empty."""
+    try:
+        return oci.decode_config(await blobs.read_all(content, child.digest, limit=oci.MAX_DOCUMENT_BYTES))
+    except (InvalidArgument, FailedPrecondition):
+        if child.media_type in oci.CONFIG_TYPES:
+            raise
+        return ImageConfig()
+
+
+def _check_platform(chosen: Chosen, rank: Ranking) -> None:
+    config = chosen.config
     if config.os and rank(config.platform) is None:
         raise NotFound(
-            f"image {target.digest} is for {config.platform}, which this host does not run "
+            f"image {chosen.target.digest} is for {config.platform}, which this host does not run "
             f"(choose it with --platform {config.platform} all the same)"
         )
-    return Chosen(target=target, manifest=manifest, config=config)
 
 
 def _bound(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,10 +27,25 @@ DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+DOCKER_LAYER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+EROFS_LAYER = "application/vnd.erofs.layer.v1"
+IN_TOTO = "application/vnd.in-toto+json"
+LEGACY_CONFIG = "application/octet-stream"
+"""The type that old registries and tools gave to image configs (distribution/distribution#1622)."""
 
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_INDEX})
 MANIFEST_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIG_TYPES = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+_CHECKPOINT = "application/vnd.containerd.container"
+_KNOWN_CONFIGS = CONFIG_TYPES | {
+    f"{_CHECKPOINT}.criu.checkpoint.criu.tar",
+    f"{_CHECKPOINT}.checkpoint.config.v1+proto",
+}
+_OCI_LAYERS = "application/vnd.oci.image.layer."
+_OTHER_LAYERS = frozenset(
+    {DOCKER_LAYER, DOCKER_LAYER_GZIP, f"{DOCKER_LAYER}.zstd", DOCKER_LAYER_FOREIGN, f"{DOCKER_LAYER_FOREIGN}.gzip"}
+    | {EROFS_LAYER}
+)
 NAME_ANNOTATION = "io.containerd.image.name"
 REF_ANNOTATION = "org.opencontainers.image.ref.name"
 
@@ -234,8 +249,11 @@ def refuse_schema1(media_type: str) -> None:
 
 
 def is_layer(media_type: str) -> bool:
-    """Return True for the media type of a file system layer."""
-    return media_type.startswith((OCI_LAYER, DOCKER_LAYER, "application/vnd.oci.image.layer.nondistributable."))
+    """Return True for the media type of a file system layer, also one that is compressed, encrypted or foreign.
+
+    Every type of OCI layers counts, and the types of Docker and EROFS with any `+` suffix (facts/core 14).
+    """
+    return media_type.startswith(_OCI_LAYERS) or media_type.partition("+")[0] in _OTHER_LAYERS
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:
@@ -269,23 +287,23 @@ def _label_prefix(media_type: str) -> str:
         return f"{base}m."
     if is_layer(media_type):
         return f"{base}l."
-    return f"{base}config" if media_type in CONFIG_TYPES else base
+    return f"{base}config" if media_type in _KNOWN_CONFIGS else base
 
 
 def ingest_key(target: Descriptor) -> str:
     """Return the ref under which a blob is written (facts/core 14)."""
-    named: Mapping[str, str] = target.annotations
-    if named.get(REF_ANNOTATION):
-        return f"{named[REF_ANNOTATION]}@{target.digest}"
-    media_type = target.media_type
+    name = target.annotations.get(REF_ANNOTATION)
+    key = target.digest if name is None else f"{name}@{target.digest}"
+    return f"{_kind_of(target.media_type)}-{key}"
+
+
+def _kind_of(media_type: str) -> str:
     if media_type in MANIFEST_TYPES:
-        kind = "manifest"
-    elif media_type in INDEX_TYPES:
-        kind = "index"
-    elif is_layer(media_type):
-        kind = "layer"
-    elif media_type in CONFIG_TYPES:
-        kind = "config"
-    else:
-        kind = "attestation" if media_type == "application/vnd.in-toto+json" else "unknown"
-    return f"{kind}-{target.digest}"
+        return "manifest"
+    if media_type in INDEX_TYPES:
+        return "index"
+    if is_layer(media_type):
+        return "layer"
+    if media_type in _KNOWN_CONFIGS:
+        return "config"
+    return "attestation" if media_type == IN_TOTO else "unknown"
