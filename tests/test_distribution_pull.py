@@ -350,7 +350,7 @@ async def test_a_manifest_of_another_platform_is_pulled_by_itself(stores_of: Sto
 
 @pytest.mark.parametrize("told", [True, False])
 async def test_a_manifest_in_an_index_is_taken_for_its_platform(stores_of: StoresOf, told: bool) -> None:
-    """The platform is that of the index. Where the index tells none, it is that of the config."""
+    """Check that the platform is that of the index, or else that of the config."""
     target, blobs = _config(os="plan9", architecture="other")
     platforms = {"platform": {"os": HOST.os, "architecture": HOST.architecture}} if told else {}
     listed = {
