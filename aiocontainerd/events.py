@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import msgspec
 
 from aiocontainerd import context, filters, identifiers, timestamps
-from aiocontainerd.errors import ContainerdError, InvalidArgument
+from aiocontainerd.errors import ContainerdError, InvalidArgument, ResourceExhausted
 from aiocontainerd.typeurl import Any
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class EventBus:
     def __init__(self, now_ns: Callable[[], int] = timestamps.now_ns, payloads: Payloads | None = None) -> None:
         self._now_ns = now_ns
         self._payloads = payloads or EncodedPayloads()
-        self._subscriptions: list[Subscription] = []
+        self._subscriptions: dict[Subscription, None] = {}
         self._published = 0
 
     def __repr__(self) -> str:
@@ -101,10 +101,13 @@ class EventBus:
         self._published += 1
         self._offer(envelope)
 
-    def subscribe(self, *filter_texts: str, limit: int | None = None) -> AbstractContextManager[Subscription]:
+    def subscribe(
+        self, *filter_texts: str, limit: int | None = None, ends_when_full: bool = False
+    ) -> AbstractContextManager[Subscription]:
         """Receive every event sent inside the block that one of the filters matches; every event without filters.
 
-        At most `limit` events wait. One more drops the oldest of them, and the drop is counted.
+        At most `limit` events wait. One more drops the oldest of them, and the drop is counted. With `ends_when_full`
+        it drops all, and the iteration ends with ResourceExhausted.
 
         Raises InvalidArgument for a filter that does not parse.
         """
@@ -112,7 +115,7 @@ class EventBus:
             compiled = filters.compile_filters(filter_texts)
         except InvalidArgument as error:
             raise InvalidArgument(f"failed parsing subscription filters: {error.message}") from error
-        return self._subscribed(Subscription(compiled, filter_texts, limit))
+        return self._subscribed(Subscription(compiled, filter_texts, limit, ends_when_full=ends_when_full))
 
     def _offer(self, envelope: Envelope) -> None:
         fields = EnvelopeFields(envelope, self._payloads)
@@ -126,11 +129,11 @@ class EventBus:
 
     @contextmanager
     def _subscribed(self, subscription: Subscription) -> Iterator[Subscription]:
-        self._subscriptions.append(subscription)
+        self._subscriptions[subscription] = None
         try:
             yield subscription
         finally:
-            self._subscriptions.remove(subscription)
+            del self._subscriptions[subscription]
             subscription.close()
 
 
@@ -140,10 +143,19 @@ class Subscription:
     One task iterates. The iteration ends at the end of the block of `EventBus.subscribe`.
     """
 
-    def __init__(self, chosen: filters.Filter, texts: tuple[str, ...], limit: int | None = None) -> None:
+    def __init__(
+        self,
+        chosen: filters.Filter,
+        texts: tuple[str, ...],
+        limit: int | None = None,
+        *,
+        ends_when_full: bool = False,
+    ) -> None:
         self._filter = chosen
         self.filters = texts
         self._limit = limit
+        self._ends_when_full = ends_when_full
+        self._overflowed = False
         self._queue: deque[Envelope] = deque()
         self._delivered = self._dropped = 0
         self._closed = False
@@ -169,7 +181,13 @@ class Subscription:
         if self._taker is not None and not self._queue and self._taker(envelope):
             self._delivered += 1
             return
+        if self._overflowed:
+            self._dropped += 1
+            return
         if len(self._queue) == self._limit:
+            if self._ends_when_full:
+                self._overflow()
+                return
             self._queue.popleft()
             self._dropped += 1
         self._queue.append(envelope)
@@ -189,6 +207,8 @@ class Subscription:
 
     async def __anext__(self) -> Envelope:
         while not self._queue:
+            if self._overflowed:
+                raise ResourceExhausted(f"more than {self._limit} events waited for a subscriber that took none")
             if self._closed:
                 raise StopAsyncIteration
             self._reader = asyncio.get_running_loop().create_future()
@@ -198,6 +218,12 @@ class Subscription:
                 self._reader = None
         self._delivered += 1
         return self._queue.popleft()
+
+    def _overflow(self) -> None:
+        self._dropped += len(self._queue) + 1
+        self._queue.clear()
+        self._taker, self._overflowed = None, True
+        self._wake()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

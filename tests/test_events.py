@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aiocontainerd import api, context, filters, timestamps, typeurl
-from aiocontainerd.errors import FailedPrecondition, InvalidArgument
+from aiocontainerd.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from aiocontainerd.events import Envelope, EventBus, Subscription
 from aiocontainerd.wire.anys import marshal, unmarshal
 from aiocontainerd.wire.events import message_bus
@@ -254,3 +254,14 @@ def test_an_event_that_a_taker_refuses_is_queued_and_so_are_all_after_it() -> No
             bus.publish(topic, typeurl.Any("type", b""), namespace="n")
         assert taken == ["/a"]
         assert topics(subscription) == ["/b", "/c"]
+
+
+@pytest.mark.anyio
+async def test_a_subscriber_that_wants_all_or_an_error_gets_an_error_when_too_many_wait() -> None:
+    bus = EventBus()
+    with bus.subscribe(limit=2, ends_when_full=True) as subscription:
+        for topic in ("/a", "/b", "/c", "/d"):
+            bus.publish(topic, typeurl.Any("type", b""), namespace="n")
+        with pytest.raises(ResourceExhausted, match="more than 2 events"):
+            await anext(subscription)
+        assert subscription.statistics() == {"waiting": 0, "delivered": 0, "dropped": 4}

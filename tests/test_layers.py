@@ -76,7 +76,7 @@ MAY_IMPORT: Mapping[str, frozenset[str]] = {
     "host": frozenset({"words", "interfaces", "guard", "config", "oci", "scaffold"}),
     "api": frozenset({"words"}),
     "wire": frozenset({"words", "api", *RECORDS}),
-    "rpc": frozenset({"words", "api", "wire", "interfaces"}),
+    "rpc": frozenset({"words", "api", "wire", "interfaces", "sys"}),
     "serve": frozenset({"words", "api", "wire", "rpc", "guard", *RECORDS}),
     "distribution": frozenset({"words", *RECORDS}),
     "index": frozenset({"words", "sys"}),

@@ -140,3 +140,38 @@ def test_a_connection_that_waits_for_weeks_may_be_kept_alive_by_pings() -> None:
     for _ in range(2 * http2.MAX_IDLE_FRAMES):
         client.connection.feed(frame(6, 0, 0, b"12345678"))
         client.now_s += 10.0
+
+
+def test_many_requests_are_taken_in_steps() -> None:
+    client = Recorder()
+    sent = b"".join(frame(1, 5, 2 * number + 1, REQUEST) for number in range(150))
+    assert client.connection.feed(sent)
+    assert len(client.told) == 64
+    assert client.connection.feed(b"")
+    assert len(client.told) == 128
+    assert not client.connection.feed(b"")
+    assert [stream_id for _, stream_id in client.told] == list(range(1, 300, 2))
+
+
+def test_long_headers_count_for_several_requests() -> None:
+    client = Recorder()
+    block = REQUEST + http2.header_block([("a", "b" * 8000)])
+    assert client.connection.feed(b"".join(frame(1, 5, 2 * number + 1, block) for number in range(10)))
+    assert len(client.told) == 2
+
+
+def test_more_calls_than_the_limit_are_refused_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "MAX_STREAMS", 2)
+    client = Recorder()
+    client.connection.feed(b"".join(frame(1, 5, stream, REQUEST) for stream in (1, 3, 5)))
+    assert client.told == [("requested", 1), ("requested", 3)]
+    assert client.connection.out == frame(3, 0, 5, bytes((0, 0, 0, http2.REFUSED_STREAM)))
+    client.connection.send_headers(client.connection.streams[1], http2.header_block([("a", "b")]), end=True)
+    client.connection.feed(frame(1, 5, 7, REQUEST))
+    assert client.told[-1] == ("requested", 7)
+
+
+def test_the_limit_of_calls_is_told() -> None:
+    greeting = http2.Http2Connection(Recorder()).out
+    assert http2.MAX_STREAMS == 10_000
+    assert b"\x00\x03" + http2.MAX_STREAMS.to_bytes(4) in greeting

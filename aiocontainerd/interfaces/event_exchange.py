@@ -36,6 +36,12 @@ class EventExchange(Protocol):
         """Send an event that was made elsewhere, as it is."""
         ...
 
-    def subscribe(self, *filter_texts: str, limit: int | None = None) -> AbstractContextManager[Subscription]:
-        """Receive the events that one of the filters matches; beyond `limit` waiting ones the oldest is dropped."""
+    def subscribe(
+        self, *filter_texts: str, limit: int | None = None, ends_when_full: bool = False
+    ) -> AbstractContextManager[Subscription]:
+        """Receive the events that one of the filters matches.
+
+        Beyond `limit` waiting ones the oldest is dropped; with `ends_when_full` the iteration ends with
+        ResourceExhausted instead.
+        """
         ...

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from aiocontainerd.sys import heap
 from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ BIG_BYTES = 64 << 10
 the worst case."""
 BIG_PARTS = 4000
 """Fields, list items and map entries of a message from which on it is encoded beside the loop; that takes some 5 ms."""
+TRIM_S = 2.0
+"""A burst of big messages ends before memory is given back."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,6 +36,7 @@ class CodecThread:
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
+        self._trim_planned: asyncio.TimerHandle | None = None
         self.used = 0
 
     def __repr__(self) -> str:
@@ -50,8 +54,15 @@ class CodecThread:
             return codec.encode(message)
         return await self._run(codec.encode, message)
 
+    def trim_soon(self) -> None:
+        """Give memory back to the kernel in a while. Call this after something big is gone."""
+        if self._trim_planned is None:
+            self._trim_planned = asyncio.get_running_loop().call_later(TRIM_S, self._trim)
+
     def close(self) -> None:
         """End the thread once it has done what it does."""
+        if self._trim_planned is not None:
+            self._trim_planned.cancel()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
@@ -59,6 +70,16 @@ class CodecThread:
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         assert not kwargs
         self.used += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread(), work, *args)
+        finally:
+            self.trim_soon()
+
+    def _trim(self) -> None:
+        self._trim_planned = None
+        self._thread().submit(heap.trim)
+
+    def _thread(self) -> ThreadPoolExecutor:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="codec")
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
+        return self._executor

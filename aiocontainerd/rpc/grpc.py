@@ -10,29 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, cast
 
-from aiocontainerd import context, errors
-from aiocontainerd.errors import ContainerdError, InvalidArgument
+from aiocontainerd import errors
 from aiocontainerd.rpc import binding, http2
 from aiocontainerd.rpc.big_messages import CodecThread
-from aiocontainerd.rpc.feed import Feed
-from aiocontainerd.rpc.grpc_stream import (
-    CONTENT_TYPE,
-    MAX_MESSAGE_BYTES,
-    WireStatus,
-    frame,
-    receive,
-    status_headers,
-    timeout_s,
-)
+from aiocontainerd.rpc.grpc_call import ServedCall
+from aiocontainerd.rpc.grpc_stream import MAX_MESSAGE_BYTES, WireStatus
 from aiocontainerd.rpc.metrics import Metrics
+from aiocontainerd.rpc.outgoing import Outgoing
 from aiocontainerd.rpc.sockets import BACKLOG
-from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
     import ssl
@@ -46,15 +34,11 @@ CANCEL_TIMEOUT_S = 5.0
 """How long `stop` waits for cancelled calls to clean up."""
 CLOSE_TIMEOUT_S = 1.0
 """How long `stop` waits for a client to take the last bytes."""
-PUSHED_BYTES = 64 << 10
-"""Longest message that is pushed. A longer one waits for its turn as an answer."""
 GATHER_BYTES = 64 << 10
 """Output of at least this size is written at once. Smaller output is written at the end of the loop's step."""
-
-_STOPPING = "the daemon is stopping: transport is closing"
-"""The last words are those of grpc-go for a server that has stopped; clients look for them."""
-_RESPONSE_HEADERS = http2.header_block([(":status", "200"), ("content-type", CONTENT_TYPE)])
-_OK_TRAILERS = http2.header_block(status_headers(0, ""))
+CANCELLED_AT_ONCE = 64
+CHUNK_BYTES = 256 << 10
+"""The socket is given so much of an answer before it is asked whether it takes more."""
 
 
 class GrpcFrontEnd:
@@ -78,6 +62,7 @@ class GrpcFrontEnd:
         self.accept_peer = accept_peer
         self.stopping = False
         self.codec = CodecThread()
+        self.outgoing = Outgoing(self.codec.trim_soon)
         self.connections: set[GrpcConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.closed = asyncio.Event()
@@ -156,18 +141,24 @@ class GrpcConnection(asyncio.Protocol):
     """One HTTP/2 connection and its calls."""
 
     def __init__(self, front: GrpcFrontEnd) -> None:
-        self.front = front
+        self._front = front
         self.http2 = http2.Http2Connection(self)
-        self._calls: dict[http2.Stream, _Call] = {}
+        self._calls: dict[http2.Stream, ServedCall] = {}
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._window_opened: asyncio.Future[None] | None = None
-        self._flush_planned = False
+        self._flush_planned = self._feed_planned = self._held_up = False
+        self.share = front.outgoing.share(self.abort)
         self._client_leaves = self._dropped = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.http2!r}, {len(self._calls)} calls>"
+
+    @property
+    def front(self) -> GrpcFrontEnd:
+        """Return the server."""
+        return self._front
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -181,21 +172,54 @@ class GrpcConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._dropped:  # TLS hands over what came with the handshake, even from a peer that was refused
             return
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        """Take received bytes. After many requests, others have their turn before this connection goes on."""
         try:
-            self.http2.feed(data)
+            if self.http2.feed(data):
+                self._feed_later()
+            elif self._held_up:
+                self._read_on()
         except http2.ConnectionBroken as broken:
             log.debug("a client broke HTTP/2: %s", broken)
             self.http2.go_away(broken.code)
             self.drop()
         self.flush()
 
+    def _feed_later(self) -> None:
+        if self._transport is None or self._transport.is_closing() or self._feed_planned:
+            return
+        if not self._held_up:
+            self._held_up = True
+            self._transport.pause_reading()
+        self._feed_planned = True
+        asyncio.get_running_loop().call_soon(self._feed_on)
+
+    def _read_on(self) -> None:
+        self._held_up = False
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _feed_on(self) -> None:
+        self._feed_planned = False
+        if self._transport is not None and not self._dropped:
+            self._feed(b"")
+
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the Protocol's signature
         self._transport = None
         self._writable.set()
         self.front.connections.discard(self)
+        self.share.close()
         self.front.closed.set()
-        for call in self._calls.values():
+        self._cancel_calls(list(self._calls.values()))
+
+    def _cancel_calls(self, calls: list[ServedCall]) -> None:
+        """Cancel calls of a client that is gone, some in each step of the loop: each runs once more."""
+        for call in calls[-CANCELLED_AT_ONCE:]:
             call.cancel()
+        if len(calls) > CANCELLED_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._cancel_calls, calls[:-CANCELLED_AT_ONCE])
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -205,7 +229,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def requested(self, stream: http2.Stream) -> None:
         """Start the call of a stream."""
-        call = self._calls[stream] = _Call(self, stream)
+        call = self._calls[stream] = ServedCall(self, stream)
         # A bare task, because a protocol callback cannot await a task group. The front end owns every
         # task, and the end of its connection or of the front end cancels it.
         call.task = asyncio.get_running_loop().create_task(call.run())
@@ -270,13 +294,14 @@ class GrpcConnection(asyncio.Protocol):
         rest = memoryview(data)
         while rest and not stream.local_closed:
             await self.writable()
-            size = self.http2.sendable(stream)
+            size = min(self.http2.sendable(stream), CHUNK_BYTES)
             if size <= 0:
                 await self._window()
                 continue
             self.http2.send_data(stream, rest[:size])
+            self.share.moved()
             rest = rest[size:]
-        self.flush_soon()
+            self.flush_soon()
 
     def push(self, stream: http2.Stream, headers: bytes, data: bytes) -> bool:
         """Send headers, if any, and data, if the socket and the client take it now. Return whether they were sent."""
@@ -292,6 +317,13 @@ class GrpcConnection(asyncio.Protocol):
         """Wait until the socket takes more."""
         if not self._writable.is_set():
             await self._writable.wait()
+
+    async def taking(self, stream: http2.Stream) -> None:
+        """Wait until the client takes data on a stream, or the stream is over."""
+        await self.writable()
+        while self.http2.sendable(stream) <= 0 and not stream.local_closed:
+            await self._window()
+            await self.writable()
 
     async def _window(self) -> None:
         self.flush()
@@ -315,211 +347,3 @@ class GrpcConnection(asyncio.Protocol):
     def _planned_flush(self) -> None:
         self._flush_planned = False
         self.flush()
-
-
-class _Call:
-    """One call, from its request headers to its trailers."""
-
-    def __init__(self, connection: GrpcConnection, stream: http2.Stream) -> None:
-        self._connection = connection
-        self._front = connection.front
-        self._stream = stream
-        self._headers = stream.headers
-        self._path = self._headers.get(":path", "")
-        self._headers_sent = self._sending = False
-        self._woken: asyncio.Future[None] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self._cancelled = False
-        self._bound: BoundMethod | None = None
-        self._leaves = False
-
-    def cancel(self) -> None:
-        """Cancel the handler, once: the connection of a reset call may be lost while the handler cleans up."""
-        if self.task is not None and not self._cancelled:
-            self._cancelled = True
-            self.task.cancel()
-
-    def leave(self) -> None:
-        """End the call if nobody knows how long it goes on. A stream at work on a client's message ends with that."""
-        bound = self._bound
-        if bound is None or not (bound.streaming or bound.open_ended):
-            return
-        self._leaves = True
-        if not bound.client_streaming or self._woken is not None:
-            self.cancel()
-
-    def ended(self, task: asyncio.Task[None]) -> None:
-        """End the call. A task that was cancelled, maybe before it began, has not answered the client yet."""
-        if task.cancelled():
-            self._finish_cancelled()
-        self._front.tasks.discard(task)
-        self._connection.ended(self._stream)
-
-    def wake(self) -> None:
-        """Go on reading: there is more input, or there will be none."""
-        woken, self._woken = self._woken, None
-        if woken is not None and not woken.done():
-            woken.set_result(None)
-
-    async def recv_data(self, size: int) -> bytes:
-        """Return exactly `size` bytes of the request, none at its end. Raises EOFError if it ends in between."""
-        stream = self._stream
-        while len(stream.buffer) < size and not stream.remote_closed:
-            self._check_cancelled()
-            if self._leaves:
-                self.cancel()
-            self._connection.http2.acknowledge(stream)
-            self._connection.flush()
-            self._woken = asyncio.get_running_loop().create_future()
-            await self._woken
-        data = bytes(stream.buffer[:size])
-        if data and len(data) < size:
-            raise EOFError
-        del stream.buffer[:size]
-        self._connection.http2.acknowledge(stream)
-        return data
-
-    async def run(self) -> None:
-        """Serve the call. `ended` answers one that was cancelled."""
-        try:
-            bound = self._admit()
-        except WireStatus as status:
-            await self._finish(status.code, status.message)
-            return
-        started = time.perf_counter()
-        self._front.metrics.started[bound.path] += 1
-        code = errors.Cancelled.code
-        try:
-            code = await self._serve(bound)
-        finally:
-            self._front.metrics.finished(bound.path, code, time.perf_counter() - started)
-
-    def _admit(self) -> BoundMethod:
-        if self._headers.get(":method") != "POST":
-            raise WireStatus(errors.Internal.code, f'invalid HTTP method "{self._headers.get(":method")}"')
-        if not self._headers.get("content-type", "").startswith(CONTENT_TYPE):
-            received = self._headers.get("content-type", "")
-            raise WireStatus(errors.InvalidArgument.code, f'invalid gRPC request content-type "{received}"')
-        self._bound = self._front.lookup(self._path)
-        return self._bound
-
-    async def _serve(self, bound: BoundMethod) -> int:
-        try:
-            context.enter(_call_context(self._headers))
-            if "grpc-timeout" in self._headers:
-                async with asyncio.timeout(_timeout_s(self._headers)):
-                    await self._answer(bound)
-            else:
-                await self._answer(bound)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of a request
-            code, message = self._status(error, bound)
-        else:
-            code, message = 0, ""
-        await self._finish(code, message)
-        return code
-
-    async def _answer(self, bound: BoundMethod) -> None:
-        assert bound.call is not None
-        given = self._requests(bound) if bound.client_streaming else await self._only(bound)
-        if not bound.server_streaming:
-            await self._send(bound, await bound.call(given))
-            return
-        async with aclosing(bound.call(given)) as responses:
-            if isinstance(responses, Feed):
-                responses.push_to(partial(self._push, bound))
-            async for response in responses:
-                await self._send(bound, response)
-
-    async def _only(self, bound: BoundMethod) -> Any:
-        request = await self._request(bound)
-        if request is None:
-            raise WireStatus(errors.Internal.code, "grpc: the request has no message")
-        return request
-
-    async def _requests(self, bound: BoundMethod) -> AsyncIterator[Any]:
-        while (request := await self._request(bound)) is not None:
-            yield request
-
-    async def _request(self, bound: BoundMethod) -> Any:
-        """Return the next message, None at the end of the stream."""
-        payload = await receive(self, self._front.max_recv_message_size, self._headers.get("grpc-encoding", ""))
-        if payload is None:
-            return None
-        self._front.metrics.received[bound.path] += 1
-        try:
-            return await self._front.codec.decode(bound.request_class, payload)
-        except InvalidArgument as error:
-            text = f"grpc: error unmarshalling request: {error.message}"
-            raise WireStatus(errors.Internal.code, text) from error
-
-    async def _send(self, bound: BoundMethod, message: Any) -> None:
-        self._sending = True
-        try:
-            await self._send_when_taken(bound, message)
-        finally:
-            self._sending = False
-
-    def _push(self, bound: BoundMethod, message: codec.Encoded) -> bool:
-        """Send a message if the client takes all of it now and no message is on its way."""
-        data = message.data
-        if self._sending or self._cancelled or len(data) > min(self._front.max_send_message_size, PUSHED_BYTES):
-            return False
-        if not self._connection.push(self._stream, b"" if self._headers_sent else _RESPONSE_HEADERS, message.framed):
-            return False
-        self._headers_sent = True
-        self._front.metrics.sent[bound.path] += 1
-        return True
-
-    async def _send_when_taken(self, bound: BoundMethod, message: Any) -> None:
-        self._check_cancelled()
-        data = frame(await self._front.codec.encode(message), self._front.max_send_message_size)
-        await self._connection.writable()
-        if not self._headers_sent:
-            self._connection.http2.send_headers(self._stream, _RESPONSE_HEADERS)
-            self._headers_sent = True
-        await self._connection.send_data(self._stream, data)
-        self._front.metrics.sent[bound.path] += 1
-
-    def _check_cancelled(self) -> None:
-        """Raise CancelledError again in a handler that swallowed its cancellation: its client is gone for good."""
-        if self._cancelled:
-            raise asyncio.CancelledError
-
-    async def _finish(self, code: int, message: str) -> None:
-        await self._connection.writable()
-        self._end(code, message)
-        # The client may still be sending: it is told that nobody reads.
-        self._connection.http2.reset(self._stream)
-        self._connection.flush()
-
-    def _finish_cancelled(self) -> None:
-        """Tell a client that is still there."""
-        error = errors.Unavailable(_STOPPING, complete=True) if self._front.stopping else errors.Cancelled()
-        self._end(*errors.to_status(error))
-
-    def _end(self, code: int, message: str) -> None:
-        trailers = http2.header_block(status_headers(code, message)) if code or message else _OK_TRAILERS
-        block = trailers if self._headers_sent else _RESPONSE_HEADERS + trailers
-        self._connection.http2.send_headers(self._stream, block, end=True)
-
-    @staticmethod
-    def _status(error: BaseException, bound: BoundMethod) -> tuple[int, str]:
-        if isinstance(error, WireStatus):
-            return error.code, error.message
-        if not isinstance(error, ContainerdError | TimeoutError):
-            implementation = type(getattr(bound.call, "__self__", None)).__name__
-            log.error("%s (%s) failed unexpectedly", bound.path, implementation, exc_info=error)
-        return errors.to_status(error)
-
-
-def _timeout_s(headers: http2.Headers) -> float:
-    try:
-        return timeout_s(headers["grpc-timeout"])
-    except ValueError as bad:
-        raise WireStatus(errors.Internal.code, str(bad)) from None
-
-
-def _call_context(headers: http2.Headers) -> context.CallContext:
-    return context.CallContext(
-        namespace=headers.get(context.GRPC_NAMESPACE_HEADER, ""), lease=headers.get(context.GRPC_LEASE_HEADER, "")
-    )

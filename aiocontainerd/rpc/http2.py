@@ -23,8 +23,13 @@ MAX_FRAME_BYTES = 16384
 _LARGEST_FRAME_BYTES = (1 << 24) - 1
 MAX_HEADER_BYTES = 64 << 10
 MAX_WINDOW = (1 << 31) - 1
-MAX_STREAMS = (1 << 31) - 1
-"""Calls at once on one connection. No limit, since each waiting `Tasks.Wait` of a client is a call."""
+_STREAM_ID = (1 << 31) - 1
+MAX_STREAMS = 10_000
+"""Calls at once on one connection. containerd has no limit; each waiting `Tasks.Wait` of a client is a call, so this is
+more than a machine has containers. A client that knows the limit waits; a further call of another is refused."""
+STEP_WORK = 64
+"""Requests that are taken from one connection before others have their turn. Long headers count for several."""
+_HEADER_WORK_BYTES = 256
 
 MAX_IDLE_FRAMES = 10_000
 """Frames without use (pings, settings, resets, empty data) that a client may send in a row within
@@ -32,7 +37,7 @@ MAX_IDLE_FRAMES = 10_000
 IDLE_FRAMES_PERIOD_S = 600.0
 
 NO_ERROR, PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, COMPRESSION_ERROR = 0, 1, 3, 6, 9
-ENHANCE_YOUR_CALM = 11
+REFUSED_STREAM, ENHANCE_YOUR_CALM = 7, 11
 _DEFAULT_WINDOW = 65535
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = (
     range(10)
@@ -119,7 +124,7 @@ class Http2Connection:
         self._decoder.header_table = _Table(self._blocks.clear)
         self._window = WINDOW_BYTES
         self._unacknowledged = 0
-        self._idle_frames = 0
+        self._idle_frames = self._work = 0
         self._idle_since_s = 0.0
         self._send_window = self._initial_send_window = _DEFAULT_WINDOW
         self._max_frame = MAX_FRAME_BYTES
@@ -139,14 +144,17 @@ class Http2Connection:
     def __repr__(self) -> str:
         return f"<ServerConnection {len(self.streams)} streams, last {self._last_id}>"
 
-    def feed(self, data: bytes) -> None:
-        """Take received bytes. Raises ConnectionBroken."""
+    def feed(self, data: bytes) -> bool:
+        """Take received bytes. Raises ConnectionBroken.
+
+        Returns True where enough work was done for one step of the loop: feed no bytes to go on.
+        """
         buffer = self._in
         buffer += data
-        position = 0
+        position = self._work = 0
         if not self._greeted and not self._take_preface():
-            return
-        while len(buffer) - position >= 9:
+            return False
+        while self._work < STEP_WORK and len(buffer) - position >= 9:
             high, low, kind, flags, number = _HEAD.unpack_from(buffer, position)
             length = high << 8 | low
             if length > MAX_FRAME_BYTES:
@@ -156,8 +164,9 @@ class Http2Connection:
                 break
             payload = bytes(buffer[position + 9 : end])
             position = end
-            self._on_frame(kind, flags, number & MAX_STREAMS, payload)
+            self._on_frame(kind, flags, number & _STREAM_ID, payload)
         del buffer[:position]
+        return self._work >= STEP_WORK
 
     def sendable(self, stream: Stream) -> int:
         """Return how many bytes of data the client takes on a stream now."""
@@ -295,9 +304,13 @@ class Http2Connection:
             self._on_block(first_flags, stream_id, bytes(block))
 
     def _on_block(self, flags: int, stream_id: int, block: bytes) -> None:
+        self._work += 1 + len(block) // _HEADER_WORK_BYTES
         headers = self._decoded(block)
         if stream_id > self._last_id:
             self._last_id = stream_id
+            if len(self.streams) >= MAX_STREAMS:
+                self._frame(_RST_STREAM, 0, stream_id, _NUMBER.pack(REFUSED_STREAM))
+                return
             stream = self.streams[stream_id] = Stream(stream_id, headers, self._initial_send_window)
             stream.remote_closed = bool(flags & END_STREAM)
             self._listener.requested(stream)

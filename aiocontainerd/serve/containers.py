@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from aiocontainerd import api
 from aiocontainerd.interfaces.metadata import ContainerStore
-from aiocontainerd.serve.requests import required
+from aiocontainerd.serve.requests import converted, required
 from aiocontainerd.wire.containers import container_from_wire, container_to_wire
 from aiocontainerd.wire.masks import mask_from_wire
 
@@ -27,7 +27,7 @@ class ContainersGrpc:
     async def list(self, request: api.containers.ListContainersRequest) -> api.containers.ListContainersResponse:
         """Return the records that a filter matches, sorted by id."""
         found = await self._containers.list(request.filters)
-        return api.containers.ListContainersResponse(containers=[container_to_wire(container) for container in found])
+        return api.containers.ListContainersResponse(containers=await converted(found, container_to_wire))
 
     async def list_stream(
         self, request: api.containers.ListContainersRequest

@@ -11,7 +11,7 @@ from aiocontainerd import api
 from aiocontainerd.errors import ContainerdError, OutOfRange
 from aiocontainerd.interfaces.content import BlobInfo, ContentStore, Reader
 from aiocontainerd.serve.content_write import write_stream
-from aiocontainerd.serve.requests import LIST_BATCH, required
+from aiocontainerd.serve.requests import LIST_BATCH, converted, required
 from aiocontainerd.wire.content import content_info_to_wire, ingest_status_to_wire
 from aiocontainerd.wire.masks import mask_from_wire
 
@@ -83,7 +83,7 @@ class ContentGrpc:
     async def list_statuses(self, request: api.content.ListStatusesRequest) -> api.content.ListStatusesResponse:
         """Return every ingest that a filter matches."""
         found = await self._content.statuses(request.filters)
-        return api.content.ListStatusesResponse(statuses=[ingest_status_to_wire(status) for status in found])
+        return api.content.ListStatusesResponse(statuses=await converted(found, ingest_status_to_wire))
 
     def write(
         self, requests: AsyncIterator[api.content.WriteContentRequest]

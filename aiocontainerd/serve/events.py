@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from aiocontainerd.rpc.feed import Push
 
 
+MAX_WAITING = 1 << 16
+"""Events that wait for a client that does not read. With one more its stream ends, and the client subscribes again
+to see the rest. containerd keeps events without limit."""
 _KEPT = 64
 """Encoded events that are kept for the subscribers that did not take them yet."""
 
@@ -78,7 +81,8 @@ class EventFeed:
 
     def _subscribe(self) -> Subscription:
         try:
-            subscription = self._block.enter_context(self._bus.subscribe(*self._filters))
+            subscribed = self._bus.subscribe(*self._filters, limit=MAX_WAITING, ends_when_full=True)
+            subscription = self._block.enter_context(subscribed)
         except ContainerdError as bad:
             raise Unknown(f"subscription error: {to_status(bad)[1]}") from bad
         push = self._push

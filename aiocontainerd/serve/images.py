@@ -7,7 +7,7 @@ from typing import ClassVar
 from aiocontainerd import api
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.interfaces.services import ImageService
-from aiocontainerd.serve.requests import required
+from aiocontainerd.serve.requests import converted, required
 from aiocontainerd.wire.descriptors import descriptor_from_wire
 from aiocontainerd.wire.images import image_from_wire, image_to_wire
 from aiocontainerd.wire.masks import mask_from_wire
@@ -28,9 +28,8 @@ class ImagesGrpc:
 
     async def list(self, request: api.images.ListImagesRequest) -> api.images.ListImagesResponse:
         """Return the records that a filter matches."""
-        return api.images.ListImagesResponse(
-            images=[image_to_wire(i) for i in await self._images.list(request.filters)]
-        )
+        found = await self._images.list(request.filters)
+        return api.images.ListImagesResponse(images=await converted(found, image_to_wire))
 
     async def create(self, request: api.images.CreateImageRequest) -> api.images.CreateImageResponse:
         """Create a record and return it as stored."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 from aiocontainerd import api
 from aiocontainerd.interfaces.metadata import Resource
 from aiocontainerd.interfaces.services import LeaseManager
-from aiocontainerd.serve.requests import required
+from aiocontainerd.serve.requests import converted, required
 from aiocontainerd.wire.leases import lease_to_wire, resource_from_wire, resource_to_wire
 
 
@@ -31,7 +31,7 @@ class LeasesGrpc:
     async def list(self, request: api.leases.ListRequest) -> api.leases.ListResponse:
         """Return the leases that a filter matches."""
         found = await self._manager.list(request.filters)
-        return api.leases.ListResponse(leases=[lease_to_wire(lease) for lease in found])
+        return api.leases.ListResponse(leases=await converted(found, lease_to_wire))
 
     async def add_resource(self, request: api.leases.AddResourceRequest) -> api.protobuf.Empty:
         """Add a resource to a lease."""
@@ -46,7 +46,7 @@ class LeasesGrpc:
     async def list_resources(self, request: api.leases.ListResourcesRequest) -> api.leases.ListResourcesResponse:
         """Return the resources of a lease."""
         held = await self._manager.resources(request.id)
-        return api.leases.ListResourcesResponse(resources=[resource_to_wire(r) for r in held])
+        return api.leases.ListResourcesResponse(resources=await converted(held, resource_to_wire))
 
 
 def _resource(message: api.leases.Resource | None) -> Resource:

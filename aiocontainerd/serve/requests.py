@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ LIST_BATCH = 100
 """Records in one message of a streamed list (facts/core 4, 6)."""
 
 MessageT = TypeVar("MessageT")
+RecordT = TypeVar("RecordT")
 
 
 def required(message: MessageT | None, field: str) -> MessageT:
@@ -19,6 +21,16 @@ def required(message: MessageT | None, field: str) -> MessageT:
     if message is None:
         raise InvalidArgument(f"field {field} must be set")
     return message
+
+
+async def converted(records: Sequence[RecordT], to_wire: Callable[[RecordT], MessageT]) -> list[MessageT]:
+    """Return the messages of many records. Others have their turn after each hundred."""
+    found: list[MessageT] = []
+    for start in range(0, len(records), LIST_BATCH):
+        if start:
+            await asyncio.sleep(0)
+        found += map(to_wire, records[start : start + LIST_BATCH])
+    return found
 
 
 @contextmanager

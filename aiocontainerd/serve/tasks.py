@@ -8,6 +8,7 @@ from typing import ClassVar
 from aiocontainerd import api
 from aiocontainerd.interfaces.runtime import ExecOptions, Exit
 from aiocontainerd.interfaces.services import TaskService
+from aiocontainerd.serve.requests import converted
 from aiocontainerd.wire.anys import any_from_wire
 from aiocontainerd.wire.descriptors import descriptor_to_wire
 from aiocontainerd.wire.tasks import (
@@ -55,7 +56,7 @@ class TasksGrpc:
 
     async def list(self, request: api.tasks.ListTasksRequest) -> api.tasks.ListTasksResponse:  # noqa: ARG002 - its filter is ignored, as containerd does
         """Return the state of every task's init."""
-        return api.tasks.ListTasksResponse(tasks=[process_to_wire(state) for state in await self._tasks.list()])
+        return api.tasks.ListTasksResponse(tasks=await converted(await self._tasks.list(), process_to_wire))
 
     async def kill(self, request: api.tasks.KillRequest) -> api.protobuf.Empty:
         """Send a signal."""
@@ -91,7 +92,7 @@ class TasksGrpc:
     async def list_pids(self, request: api.tasks.ListPidsRequest) -> api.tasks.ListPidsResponse:
         """Return every process of a container."""
         found = await self._tasks.pids(request.container_id)
-        return api.tasks.ListPidsResponse(processes=[process_info_to_wire(info) for info in found])
+        return api.tasks.ListPidsResponse(processes=await converted(found, process_info_to_wire))
 
     async def checkpoint(self, request: api.tasks.CheckpointTaskRequest) -> api.tasks.CheckpointTaskResponse:
         """Write a checkpoint and return its blobs; none if the client named a directory."""
