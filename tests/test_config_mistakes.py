@@ -22,11 +22,10 @@ def told(path: Path, text: str) -> tuple[str, list[str]]:
     """Return the error of a config, "" if a daemon starts with it, and its warnings; without the file's directory."""
     path.write_text(text)
     try:
-        config = load(path)
-        discovery.checked_registrations(config)
+        found = discovery.problems(load(path))
     except ConfigError as error:
         return str(error).replace(f"{path.parent}/", ""), []
-    return "", [line.replace(f"{path.parent}/", "") for line in config.warnings]
+    return "", [line.replace(f"{path.parent}/", "") for line in found]
 
 
 WARNED = {
@@ -68,13 +67,20 @@ WARNED = {
         '3: plugins."io.containerd.snapshotter.v1.overlayfs".async_remove has no effect; containerd dropped it, too'
     ),
     'disabled_plugins = ["io.containerd.snapshotter.v1.overlay"]': (
-        '2: no plugin "io.containerd.snapshotter.v1.overlay" is installed; '
+        '2: disabled_plugins: no plugin "io.containerd.snapshotter.v1.overlay" is installed; '
         'did you mean "io.containerd.snapshotter.v1.overlayfs"?'
+    ),
+    '[plugin_isolation]\n"io.containerd.snapshotter.v1.nativ" = "process"': (
+        '3: plugin_isolation: no plugin "io.containerd.snapshotter.v1.nativ" is installed; '
+        'did you mean "io.containerd.snapshotter.v1.native"?'
+    ),
+    '[proxy_plugins.a]\ntype = "snapshotter"\naddress = "/x"': (
+        '3: proxy_plugins.a.type: "snapshotter" is none; use "snapshot", "content", "sandbox" or "diff"'
     ),
     '[timeouts]\n"io.containerd.timeout.shim.laod" = "5s"': (
         '3: unknown key timeouts."io.containerd.timeout.shim.laod"; did you mean "io.containerd.timeout.shim.load"?'
     ),
-    '[proxy_plugins.a]\ntyp = "snapshot"': '3: unknown key proxy_plugins.a.typ; did you mean "type"?',
+    '[proxy_plugins.a]\ntype = "diff"\nadress = "/x"': '4: unknown key proxy_plugins.a.adress; did you mean "address"?',
     '[stream_processors.x]\naccept = ["a"]\nreturns = "b"\npath = "c"': (
         '3: unknown key stream_processors.x.accept; did you mean "accepts"?'
     ),
@@ -82,6 +88,10 @@ WARNED = {
 """What containerd starts with, after `version = 3` -> the warning."""
 
 REFUSED = {
+    'required_plugins = ["io.containerd.snapshotter.v1.overlay"]': (
+        "2: required plugin io.containerd.snapshotter.v1.overlay is not installed; "
+        'did you mean "io.containerd.snapshotter.v1.overlayfs"?'
+    ),
     'disabled_plugins = "io.containerd.grpc.v1.cri"': (
         "2: disabled_plugins: expected `array`, got `str`; write it in brackets: disabled_plugins = [...]"
     ),

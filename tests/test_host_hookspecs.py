@@ -112,13 +112,11 @@ def test_isolate_plugin_gives_the_registration_that_stands_for_another() -> None
     declared = PythonPlugin(module="m", isolation="process", uid=7)
     one, three, four = (Registration(kind="k", id=name, init=_init) for name in "acd")
     two = Registration(kind="other", id="b", init=_init)
-    assert placement.without_plugin() == ["k.a", "k.c", "other.b"]
     assert placement.placed(one, "m", None) is one
     with pytest.raises(PluginError, match=r'^other\.b cannot have isolation = "process"'):
         placement.placed(two, "m", None)
     assert placement.placed(three, "m", None) is three
     assert placement.isolation_of(four.uri, "m", declared) == Isolation(module="m", uid=7)
     assert placement.isolation_of(four.uri, "m", None) is None
-    assert placement.without_plugin() == []
     with pytest.raises(PluginError, match=r'^k\.c can have a uid or gid of its own only with isolation = "process"$'):
         placement.placed(three, "m", declared)

@@ -138,8 +138,7 @@ def check_config(flags: DaemonFlags) -> None:
 
     try:
         config = flags.load()
-        discovery.checked_registrations(config)
-        found = config.warnings
+        found = discovery.problems(config)
     except ConfigError as error:
         found = str(error).splitlines()
     for line in found:

@@ -118,6 +118,11 @@ def dotted_inside(name: str, value: Any) -> str:
     return name
 
 
+def proxy_type(name: str, written: str) -> str:
+    """Return what is wrong with the type of a proxy plugin."""
+    return f'proxy_plugins.{name}.type: "{written}" is none; use "snapshot", "content", "sandbox" or "diff"'
+
+
 def wrong_type(key: str, what: str) -> str:
     """Return how to write a value that has the wrong type. `what` is the message of msgspec."""
     found = _TYPES.match(what)

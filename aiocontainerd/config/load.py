@@ -105,10 +105,19 @@ class Config:
             for name, value in absent.items()
             if name not in stock.PLUGINS
         ]
-        for uri in self.settings.disabled_plugins:
-            if uri not in known and uri not in stock.PLUGINS:
+        named: list[tuple[KeyPath, str]] = [
+            (("disabled_plugins",), uri) for uri in self.settings.disabled_plugins if uri not in stock.PLUGINS
+        ]
+        named += [(("plugin_isolation", uri), uri) for uri in self.settings.plugin_isolation]
+        for key, uri in named:
+            if uri not in known:
                 near = hints.nearest_uri(uri, {*known, *stock.PLUGINS})
-                told.append(f'{self.origin("disabled_plugins")}: no plugin "{uri}" is installed{near}')
+                told.append(f'{self.origin(*key)}: {key[0]}: no plugin "{uri}" is installed{near}')
+        told += [
+            f"{self.origin('proxy_plugins', name, 'type')}: {hints.proxy_type(name, proxy.type)}"
+            for name, proxy in self.settings.proxy_plugins.items()
+            if proxy.type not in stock.PROXY_TYPES
+        ]
         idle = [f"{name} ({self.origin('plugins', name)})" for name in sorted(absent) if name in stock.PLUGINS]
         if idle:
             told.append(f"tables of plugins that only containerd has are without effect: {', '.join(idle)}")

@@ -51,6 +51,11 @@ PLUGINS = frozenset(f"{kind}.{name}" for kind, names in _IDS for name in names.s
 
 KINDS = frozenset(kind for kind, _ in _IDS)
 
+PROXY_TYPES = frozenset(
+    {"snapshot", "content", "sandbox", "diff", kinds.SNAPSHOTTER, kinds.CONTENT, kinds.SANDBOX_CONTROLLER, kinds.DIFFER}
+)
+"""What `type` of a proxy plugin may be."""
+
 DROPPED = frozenset({"subreaper", "no_subreaper", "plugin_dir"})
 """Top-level keys that a containerd before 2.1 read, and none reads now."""
 

@@ -112,6 +112,7 @@ def _found(config: Config, load: Callable[[], Config] | None) -> tuple[Registry,
     shown = len(config.warnings)
     discovery.discover(registry, settings.python_plugins, settings.plugin_policy, placement)
     discovery.check_config(registry, config)
+    discovery.check_required(registry, config)
     _log_warnings(config.warnings[shown:])
     started_with = plan_of(registry, placement, config)
     registry.disable(settings.disabled_plugins)

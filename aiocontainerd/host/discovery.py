@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from aiocontainerd.config import Config
+from aiocontainerd.config import Config, ConfigError, hints
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
 from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.clock import at_work
@@ -106,8 +106,6 @@ def discover(
             program = placement.program(name)
             if program is not None:
                 registry.add(program, f"stream_processors.{name}")
-    for uri in placement.without_plugin():
-        log.warning("plugin_isolation names %s, which no plugin here is", uri)
 
 
 def _tell_misspelled_groups(installed: Any) -> None:
@@ -159,12 +157,36 @@ def check_config(registry: Registry, config: Config) -> None:
     config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
 
 
+def check_required(registry: Registry, config: Config) -> None:
+    """Raise ConfigError with file and line for a required plugin that no package has, before anything starts.
+
+    A module that cannot be loaded may have it: then the row of that module says why.
+    """
+    if any(plugin.kind == DECLARED_KIND and plugin.state == State.FAILED for plugin in registry.plugins):
+        return
+    known = [plugin.uri for plugin in registry.plugins]
+    for uri in config.settings.required_plugins:
+        if uri not in known:
+            near = hints.nearest_uri(uri, known)
+            raise ConfigError(f"{config.origin('required_plugins')}: required plugin {uri} is not installed{near}")
+
+
 def checked_registrations(config: Config) -> list[Registration]:
     """Find the plugins of a config and check it against them. Raises ConfigError."""
     registry = Registry(config.settings.plugin_policy.replace)
     discover(registry, config.settings.python_plugins, config.settings.plugin_policy)
     check_config(registry, config)
     return [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]
+
+
+def problems(config: Config) -> list[str]:
+    """Find the plugins of a config and return its warnings. Raises ConfigError for what stops a start."""
+    registry = Registry(config.settings.plugin_policy.replace)
+    placement = Placement(config.settings.proxy_plugins, config.settings.plugin_isolation, config.stream_processors)
+    discover(registry, config.settings.python_plugins, config.settings.plugin_policy, placement)
+    check_config(registry, config)
+    check_required(registry, config)
+    return config.warnings
 
 
 def all_registrations(

@@ -38,7 +38,6 @@ class Placement:
         self._proxies = proxies
         self._programs = programs
         self._modes = modes
-        self._placed: set[str] = set()
         self._outside: list[tuple[Registration, object]] = []
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -56,7 +55,6 @@ class Placement:
 
         Raises PluginError where no package can keep it apart in the way that the config says.
         """
-        self._placed.add(registration.uri)
         isolation = self.isolation_of(registration.uri, module, declared)
         if isolation is None:
             return registration
@@ -118,7 +116,3 @@ class Placement:
         if made is None:
             log.warning("nothing here can run the stream processor %s", name)
         return made
-
-    def without_plugin(self) -> list[str]:
-        """Return the URIs of `[plugin_isolation]` that no plugin has. Call it after all plugins are placed."""
-        return sorted(self._modes.keys() - self._placed)
