@@ -11,7 +11,8 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -21,6 +22,8 @@ from aiocontainerd_shim.rest import channel as resident_channel
 from aiocontainerd_shim.rest import resident
 from aiocontainerd_shim.rest.channel import pack_exit, unpack_exit
 from aiocontainerd_shim.rest.descriptors import REQUESTS, Descriptors
+from aiocontainerd_shim.rest.interface import Parts
+from aiocontainerd_shim.rest.worker import Worker
 from aiocontainerd_shim.task import records
 
 from aiocontainerd import api, typeurl
@@ -292,6 +295,47 @@ def test_a_worker_that_leaves_nothing_hands_nothing_over() -> None:
         channel.send(pack_exit(Exit(pid=7, status=0, exited_at_ns=1)))
         its_end.close()
         assert resident_channel.take_hand_over(channel) == (b"", [])
+
+
+def test_a_resident_forgets_the_exits_that_its_worker_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    shim = resident.Resident(socket.socket(socket.AF_UNIX), lambda _rest: None)
+    channel, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    exits = [Exit(pid=number, status=0, exited_at_ns=1) for number in range(1, 101)]
+    kept: list[int] = []
+
+    def reap() -> list[Exit]:
+        kept.append(len(shim._exits))
+        return exits if len(kept) == 1 else []
+
+    monkeypatch.setattr(shim, "_reap", reap)
+    with channel, its_end:
+        for taken in (64, 90):
+            its_end.send(resident_channel.pack_taken(taken))
+        left = resident_channel.HandOver(93, [95, 80], [], b"")
+        resident_channel.send_hand_over(its_end, left, [its_end.fileno()])
+        assert shim._attend(channel)
+    assert (kept, [exited.pid for exited in shim._exits]) == ([0, 36, 10], [95])
+    for fd in (*shim._fds, shim._wake_in.detach(), shim._wake_out.detach()):
+        os.close(fd)
+
+
+def test_a_worker_that_is_never_idle_tells_what_it_has_taken() -> None:
+    channel, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    taken: list[Exit] = []
+    duty = resident_channel.Duty(1, b"", [channel.fileno()], [], its_end, 0.3)
+    at_work = Worker(duty)
+    its_end.setblocking(False)
+    at_work._parts = cast(Parts, SimpleNamespace(reaper=SimpleNamespace(exited=taken.append)))
+    for number in range(2 * resident_channel.ACKNOWLEDGED_EVERY + 5):
+        channel.send(pack_exit(Exit(pid=number, status=0, exited_at_ns=1)))
+        at_work._on_channel()
+    told = [resident_channel.unpack_taken(channel.recv(100)) for _ in range(2)]
+    assert (told, len(taken)) == ([64, 128], 133)
+    with pytest.raises(BlockingIOError):
+        channel.recv(100, socket.MSG_DONTWAIT)
+    at_work._listener.detach()
+    channel.close()
+    its_end.close()
 
 
 def test_a_worker_that_was_missed_is_followed_by_one_that_lingers_longer() -> None:

@@ -1,7 +1,8 @@
 """The channel between the resident and its worker. No event loop in here.
 
-The worker gets a `Duty` by the fork. The resident tells it of exits over a socket, one packet each. Back comes one
-packet with a `HandOver` and the descriptors, or nothing if the worker ends without handing over.
+The worker gets a `Duty` by the fork. The resident tells it of exits over a socket, one packet each. Back comes now and
+then how many it has taken, so that a resident whose worker is never idle does not keep them for ever. The last packet
+back is a `HandOver` with the descriptors; there is none if the worker ends without handing over.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ FDS_LIMIT = 250
 """The kernel sends at most 253 at once."""
 PACKET_LIMIT_BYTES = 1 << 16
 EXIT = struct.Struct("=iIq")
+ACKNOWLEDGED_EVERY = 64
+_TAKEN = struct.Struct("=Q")
 
 
 class Duty(msgspec.Struct, frozen=True):
@@ -75,6 +78,16 @@ def take_hand_over(channel: socket.socket) -> tuple[bytes, list[int]]:
 def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     packet, fds, _, _ = socket.recv_fds(channel, PACKET_LIMIT_BYTES, FDS_LIMIT, socket.MSG_CMSG_CLOEXEC)
     return packet, fds
+
+
+def pack_taken(exits: int) -> bytes:
+    """Return the number of exits that a worker has taken as it travels to the resident."""
+    return _TAKEN.pack(exits)
+
+
+def unpack_taken(packet: bytes) -> int | None:
+    """Return the number of exits that a packet tells; None for a hand-over, which is always longer."""
+    return _TAKEN.unpack(packet)[0] if len(packet) == _TAKEN.size else None
 
 
 def unpack_hand_over(packet: bytes) -> HandOver:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from aiocontainerd.sys import prctl
 from aiocontainerd.sys.pidfd import wait_status_to_exit_status
 from aiocontainerd_shim.children.reaper import Exit
-from aiocontainerd_shim.rest.channel import Duty, pack_exit, take_hand_over, unpack_hand_over
+from aiocontainerd_shim.rest.channel import Duty, pack_exit, take_hand_over, unpack_hand_over, unpack_taken
 from aiocontainerd_shim.rest.descriptors import NEVER, READABLE
 from aiocontainerd_shim.rest.interface import Rest
 from aiocontainerd_shim.rest.worker import Worker
@@ -50,6 +50,8 @@ class Resident:
         self._shim = b""
         self._watched: list[int] = []
         self._exits: list[Exit] = []
+        self._exits_dropped = 0
+        """How many exits before those the worker has taken."""
         self._worker = 0
         self._worker_status = 0
         self._linger_s = LINGER_S
@@ -141,6 +143,7 @@ class Resident:
         poll = select.poll()
         poll.register(self._wake_in, select.POLLIN)
         poll.register(channel, select.POLLIN)
+        self._exits_dropped = 0
         while True:
             ready = [fd for fd, _ in poll.poll()]
             for exited in self._reap():
@@ -148,15 +151,24 @@ class Resident:
                 with suppress(OSError):  # the worker has ended: the exit is for the next one
                     channel.send(pack_exit(exited))
             if channel.fileno() in ready:
-                return self._take_over(channel)
+                packet, fds = take_hand_over(channel)
+                taken = unpack_taken(packet)
+                if taken is None:
+                    return self._take_over(packet, fds)
+                self._drop_exits(taken)
 
-    def _take_over(self, channel: socket.socket) -> bool:
-        record, fds = take_hand_over(channel)
+    def _drop_exits(self, taken: int) -> None:
+        """Forget all but those after the first `taken` of this worker."""
+        del self._exits[: taken - self._exits_dropped]
+        self._exits_dropped = taken
+
+    def _take_over(self, record: bytes, fds: list[int]) -> bool:
         if not record:
             return False
         left = unpack_hand_over(record)
+        self._drop_exits(left.exits_taken)
         self._fds, self._masks, self._shim, self._watched = fds, left.masks, left.shim, left.watched
-        self._exits = [exited for exited in self._exits[left.exits_taken :] if exited.pid in left.watched]
+        self._exits = [exited for exited in self._exits if exited.pid in left.watched]
         return True
 
     def _reap(self) -> list[Exit]:

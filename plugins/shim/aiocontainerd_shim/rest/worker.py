@@ -10,10 +10,19 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from aiocontainerd.rpc.ttrpc.server import RestedConnection
 from aiocontainerd_shim.rest import snapshot
-from aiocontainerd_shim.rest.channel import EXIT, Duty, HandOver, send_hand_over, unpack_exit
+from aiocontainerd_shim.rest.channel import (
+    ACKNOWLEDGED_EVERY,
+    EXIT,
+    Duty,
+    HandOver,
+    pack_taken,
+    send_hand_over,
+    unpack_exit,
+)
 from aiocontainerd_shim.rest.descriptors import READABLE, REQUESTS, Descriptors
 from aiocontainerd_shim.rest.interface import Parts
 from aiocontainerd_shim.rest.records import RestedShim, pack_shim, unpack_shim
@@ -107,6 +116,9 @@ class Worker:
             return
         self._exits_taken += 1
         self._parts.reaper.exited(unpack_exit(packet))
+        if self._exits_taken % ACKNOWLEDGED_EVERY == 0:
+            with suppress(OSError):  # the next one says it too; if the resident is dead, `recv` tells
+                self._duty.channel.send(pack_taken(self._exits_taken))
 
     def _hand_over(self) -> None:
         """Leave descriptors and records behind, and end. If they do not fit into one packet, stay."""
