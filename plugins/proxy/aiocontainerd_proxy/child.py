@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import AsyncIterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 PROGRAM_MODULE = "aiocontainerd.cli.plugin.main"
 LONGEST_LINE_BYTES = 16 << 10
+LAST_WORDS_AGE_S = 5.0
+"""How long before its end a process may have said why it ends."""
 _FIELDS_OF_RECORDS = frozenset({"time", "level", "msg"})
 
 
@@ -122,26 +125,48 @@ def _give_away(child: Child, directories: tuple[Path, ...]) -> None:
         passed.chmod(passed.stat().st_mode | 0o011)
 
 
-async def relay(output: AsyncIterable[bytes], log: logging.Logger, **tags: object) -> None:
-    """Log each line of a process. Lines that are log records keep their level and fields."""
+class LastWords:
+    """What a process said last that may tell why it ended: an error record, or a line of Python's on stderr."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._heard_s = 0.0
+
+    @property
+    def text(self) -> str:
+        """The words of the last seconds, "" if it said nothing then."""
+        return self._text if time.monotonic() - self._heard_s < LAST_WORDS_AGE_S else ""
+
+    def hear(self, level: int, text: str, *, plain: bool) -> None:
+        """Note a line."""
+        if level >= logging.ERROR or plain:
+            self._text, self._heard_s = text, time.monotonic()
+
+
+async def relay(
+    output: AsyncIterable[bytes], log: logging.Logger, words: LastWords | None = None, **tags: object
+) -> None:
+    """Log each line of a process, and note it in `words`. Lines that are log records keep their level and fields."""
+    words = LastWords() if words is None else words
     rest = b""
     async for part in output:
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
-            _log_line(line, log, tags)
+            _log_line(line, log, words, tags)
         if len(rest) > LONGEST_LINE_BYTES:
-            _log_line(rest, log, tags)
+            _log_line(rest, log, words, tags)
             rest = b""
     if rest:
-        _log_line(rest, log, tags)
+        _log_line(rest, log, words, tags)
 
 
-def _log_line(line: bytes, log: logging.Logger, tags: Mapping[str, object]) -> None:
+def _log_line(line: bytes, log: logging.Logger, words: LastWords, tags: Mapping[str, object]) -> None:
     text = line.decode(errors="replace").rstrip()
     if not text:
         return
-    level, text, fields = _record_of(text)
-    log.log(level, "%s", text, extra={"fields": {**tags, **fields}})
+    level, said, fields = _record_of(text)
+    words.hear(level, said, plain=said == text and tags.get("stream") == "stderr")
+    log.log(level, "%s", said, extra={"fields": {**tags, **fields}})
 
 
 def _record_of(text: str) -> tuple[int, str, dict[str, object]]:

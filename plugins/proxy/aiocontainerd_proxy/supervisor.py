@@ -26,7 +26,7 @@ from aiocontainerd.errors import Unavailable, text_of
 from aiocontainerd.sys import cgroup
 from aiocontainerd_proxy import cgroups, stacks
 from aiocontainerd_proxy.backoff import Backoff
-from aiocontainerd_proxy.child import Child, relay
+from aiocontainerd_proxy.child import Child, LastWords, relay
 from aiocontainerd_proxy.limits import Limits
 from aiocontainerd_proxy.link import NotReady
 
@@ -154,16 +154,20 @@ class Supervisor:
         self._renewed = anyio.Event()
         self._changed()
 
-    def _ended(self, ending: str, ran_s: float) -> None:
-        """Note and log how the process ended, and when the next one is started. Callers of `fate` go on."""
+    def _ended(self, ending: str, ran_s: float, words: str = "") -> None:
+        """Note and log how the process ended, and when the next one is started. Callers of `fate` go on.
+
+        Its last words are in the log already.
+        """
         if self._asked or ran_s >= HEALTHY_S:
             self._backoff.reset()
         pause_s = 0.0 if self._asked else self._backoff.take()
         self._pause_until = anyio.current_time() + pause_s
-        self._settle(serves=False, reason=f"{ending}; started again {_when(pause_s)}")
+        again = f"started again {_when(pause_s)}"
+        self._settle(serves=False, reason=f"{ending}{f' ({words})' if words else ''}; {again}")
         self._over.set()
         level = logging.INFO if self._asked else logging.ERROR
-        self._log.log(level, "the process of plugin %s %s", self.child.uri, self.reason)
+        self._log.log(level, "the process of plugin %s %s; %s", self.child.uri, ending, again)
 
     def _settle(self, *, serves: bool, reason: str = "") -> None:
         self._serves, self.reason = serves, reason
@@ -202,15 +206,23 @@ class Supervisor:
         """Log what the process prints until it has ended, its output after SIGTERM included; tell how it ended."""
         output = {"stdout": process.stdout, "stderr": process.stderr}
         scopes = [anyio.CancelScope(shield=True) for _ in output]
+        words, silent = LastWords(), anyio.Event()
         try:
             async with anyio.create_task_group() as group:
                 for scope, (name, stream) in zip(scopes, output.items(), strict=True):
                     if stream is not None:
-                        group.start_soon(self._relay, stream, name, scope, name=f"{self.child.uri}:{name}")
+                        group.start_soon(
+                            self._relay, stream, name, scope, words, silent, name=f"{self.child.uri}:{name}"
+                        )
                 group.start_soon(self._await_ready, process, ready, name=f"{self.child.uri}:start")
                 try:
                     status = await process.wait()
-                    self._ended(self._why or await self._how(status), anyio.current_time() - began)
+                    ran_s = anyio.current_time() - began
+                    if status > 0:
+                        with anyio.move_on_after(LAST_WORDS_S):
+                            await silent.wait()
+                    ending = self._why or await self._how(status)
+                    self._ended(ending, ran_s, words.text if status > 0 and not self._why else "")
                 finally:
                     with anyio.CancelScope(shield=True):
                         await _end(process, STOP_PART * self._limits(PLUGIN_STOP))
@@ -230,9 +242,19 @@ class Supervisor:
         where = stacks.place(await anyio.to_thread.run_sync(_text_of, self.child.stacks))
         return f"{how} at {where}" if where else how
 
-    async def _relay(self, stream: anyio.abc.ByteReceiveStream, name: str, scope: anyio.CancelScope) -> None:
+    async def _relay(
+        self,
+        stream: anyio.abc.ByteReceiveStream,
+        name: str,
+        scope: anyio.CancelScope,
+        words: LastWords,
+        silent: anyio.Event,
+    ) -> None:
+        """Log what a stream of the process has. The end of its standard error is `silent`."""
         with scope:
-            await relay(stream, self._log, plugin=self.child.uri, stream=name)
+            await relay(stream, self._log, words, plugin=self.child.uri, stream=name)
+        if name == "stderr":
+            silent.set()
 
     async def _await_ready(self, process: anyio.abc.Process, ready: int) -> None:
         """Wait until the process says that it serves. Kill it if that takes too long."""

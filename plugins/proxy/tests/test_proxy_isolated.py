@@ -227,11 +227,11 @@ async def test_a_process_that_breaks_is_started_again_and_the_reason_told(
     async with anyio.create_task_group() as group:
         group.start_soon(kept.keep)
         with anyio.fail_after(20):
-            with pytest.raises(NotReady, match=r"^ended with status 3; started again in 250ms$"):
+            with pytest.raises(NotReady, match=r"^ended with status 3 \(no disk\); started again in 250ms$"):
                 await kept.serving()
             await holds(lambda: kept.starts > 1)
         group.cancel_scope.cancel()
-    assert changes[:2] == ["ended with status 3; started again in 250ms", ""]
+    assert changes[:2] == ["ended with status 3 (no disk); started again in 250ms", ""]
     assert "no disk" in caplog.messages
 
 
@@ -289,7 +289,7 @@ async def test_a_process_that_has_been_healthy_is_started_again_after_the_first_
         with anyio.fail_after(20):
             await holds(lambda: kept.starts > 2)
         group.cancel_scope.cancel()
-    assert set(reasons[:4]) == {"", "ended with status 3; started again in 20ms"}
+    assert set(reasons[:4]) == {"", "ended with status 3 (no disk); started again in 20ms"}
 
 
 @pytest.mark.anyio

@@ -197,6 +197,17 @@ async def test_calls_that_miss_their_deadlines_name_the_line_and_five_in_a_row_e
         assert running.plugin.health.methods["prepare"].expired == OPENS_AFTER
 
 
+async def test_a_mistake_of_an_isolated_plugin_is_told_in_its_status(tmp: Path) -> None:
+    (tmp / "acme_trouble.py").write_text(CODE.replace("    async def discard(self, layer_id): ...\n", ""))
+    async with isolated(tmp) as running:
+        await holds(lambda: running.plugin.condition.state == "failed")
+        reason = running.plugin.condition.reason
+        assert reason.startswith(
+            f"ended with status 1 (cannot serve acme_trouble: plugin {URI} is not loaded: Acme lacks discard, which "
+            "SnapshotterBase asks for); started again in "
+        ), reason
+
+
 async def test_a_restart_is_no_error_and_starts_at_once(tmp: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with isolated(tmp) as running:
         service = PluginsGrpc(lambda: [running.plugin], Owners.nobody, None)
