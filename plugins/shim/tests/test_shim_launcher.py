@@ -329,6 +329,20 @@ async def attending(launcher: AioLauncher) -> AsyncIterator[None]:
 
 @pytest.mark.root
 @pytest.mark.anyio
+async def test_the_server_goes_before_others_and_its_shims_do_not(short_path: Path, launcher: AioLauncher) -> None:
+    node = Node(short_path, launcher)
+    (server_pid,) = servers_of(launcher)
+    shim = await node.shim("c1")
+    shim_pid = (await call(shim, "Connect", api.task_v3.ConnectRequest(id="c1"))).shim_pid
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    told = [os.getpriority(os.PRIO_PROCESS, pid) for pid in (server_pid, shim_pid)]
+    await call(shim, "Shutdown", api.task_v3.ShutdownRequest(id="c1"))
+    await node.close()
+    assert told == ([-10, 0] if own == 0 else [own, own])
+
+
+@pytest.mark.root
+@pytest.mark.anyio
 async def test_what_the_server_knows_of_the_oci_runtimes_is_told(short_path: Path) -> None:
     told: dict[str, str] = {}
     launcher = AioLauncher(short_path, tell=told.update)

@@ -20,6 +20,7 @@ from aiocontainerd_shim.oci.runtime import (
     explained,
     last_error,
     not_run,
+    read_pid,
     runtime_root,
 )
 from aiocontainerd_shim.task.init import kill_error
@@ -166,6 +167,13 @@ def test_what_a_command_wrote_into_streams_it_was_given_explains_it_too(tmp_path
     logged = explained(how, b"", log)
     logged.add_output(b"words\n")
     assert (str(logged), logged.output) == ("frozen stiff", "words")
+
+
+def test_a_pid_that_the_runtime_did_not_write_is_told_without_the_number_of_the_error(tmp_path: Path) -> None:
+    with pytest.raises(OciError) as missing:
+        read_pid(tmp_path / "init.pid")
+    reason = f"open {tmp_path}/init.pid: no such file or directory"
+    assert str(missing.value) == f"failed to retrieve OCI runtime container pid: {reason}"
 
 
 def test_what_cannot_be_executed_is_told_as_go_does() -> None:

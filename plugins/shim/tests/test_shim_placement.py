@@ -53,6 +53,18 @@ def test_the_last_that_leaves_takes_the_cgroup_along(sleepers: list[int]) -> Non
     assert directories() == []
 
 
+def test_a_cgroup_is_preferred_by_its_weight_where_it_has_one(sleepers: list[int]) -> None:
+    placement.join(f"/{NAME}", sleepers[0])
+    placement.prefer(f"/{NAME}")
+    found = {
+        name: {int((path / name).read_text()) for path in directories() if (path / name).exists()}
+        for name in ("cpu.shares", "cpu.weight")
+    }
+    assert (found["cpu.shares"] <= {8192}, found["cpu.weight"] <= {800}) == (True, True)
+    for pid in sleepers:
+        placement.leave(f"/{NAME}", pid)
+
+
 def test_leaving_where_one_never_was_changes_nothing(sleepers: list[int]) -> None:
     before = cgroups_of(sleepers[0])
     placement.leave(f"/{NAME}", sleepers[0])

@@ -145,6 +145,7 @@ def test_a_runtime_that_is_named_gets_a_version_that_it_takes_too(both: Path) ->
 
 def test_what_was_found_is_told(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = choice.findings()
+    assert not list((both / "tries").iterdir())  # processes that this one forks know it without a file
     assert (found.chosen, found.highest) == ("crun", {"crun": "1.1.0", "runc": "1.3.0"})
     monkeypatch.setattr(choice, "_complaints", {"crun": "hybrid", "runc": "broken"})
     assert choice.findings().complaint == "no OCI runtime works on this host: crun: hybrid; runc: broken"

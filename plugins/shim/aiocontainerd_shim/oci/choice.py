@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from aiocontainerd.errors import FailedPrecondition
+from aiocontainerd.errors import FailedPrecondition, text_of
 from aiocontainerd.sys.cgroup import remove_empty
 from aiocontainerd_shim.oci import spec, tries, versions
 
@@ -75,8 +75,8 @@ def find() -> str:
 
 
 def findings() -> Findings:
-    """Return what is known of the candidates after trying them."""
-    highest = {name: versions.highest(name) for name in _installed()}
+    """Return what is known of the candidates after trying them. Processes that are forked later know it, too."""
+    highest = {name: versions.highest(name, keep=False) for name in _installed()}
     try:
         return Findings(chosen=find(), highest=highest)
     except FailedPrecondition as failure:
@@ -125,7 +125,7 @@ def probe(binary: str) -> str:
             done = tries.run([*command, "create", "--bundle", directory, name])
             tries.run([*command, "delete", "--force", name])
         except (OSError, subprocess.TimeoutExpired) as failure:
-            return str(failure)
+            return text_of(failure)
         finally:
             remove_empty(name)
     return "" if tries.MISSING_PROGRAM in done.stdout else done.stdout.strip() or f"exit status {done.returncode}"

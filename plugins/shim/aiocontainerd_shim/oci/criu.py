@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.errors import InvalidArgument, text_of
 
 CONFIG_VARIABLE = "CRIU_CONFIG_FILE"
 STREAMS_FILE = "aiocontainerd-streams.json"
@@ -65,7 +65,7 @@ def kept_streams(images: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"checkpoint: {STREAMS_FILE}: {error}") from error
+        raise InvalidArgument(f"checkpoint: {STREAMS_FILE}: {text_of(error)}") from error
     if len(streams) > len(_STREAMS) or not all(_KEY.fullmatch(key) for key in streams if key):
         raise InvalidArgument(f"checkpoint: {STREAMS_FILE} names streams that no checkpoint has")
     return streams

@@ -267,7 +267,8 @@ def read_pid(pid_file: Path) -> int:
     try:
         return int(pid_file.read_text())
     except (OSError, ValueError) as bad:
-        raise OciError(f"no pid in {pid_file}: {bad}", "") from bad
+        reason = os_text(bad, "open") if isinstance(bad, OSError) else f"{pid_file}: {bad}"
+        raise OciError(f"failed to retrieve OCI runtime container pid: {reason}", "") from bad
 
 
 def _size(path: Path) -> int:

@@ -39,10 +39,10 @@ class Found(msgspec.Struct, frozen=True):
 _known: dict[str, Found] = {}
 
 
-def highest(name: str) -> str:
+def highest(name: str, *, keep: bool = True) -> str:
     """Return the highest version that a runtime takes, by the name or path of its program.
 
-    A program that is missing takes all: whoever runs it is told.
+    A program that is missing takes all: whoever runs it is told. `keep` lets later processes know, too.
     """
     path = shutil.which(name)
     file = file_version(path) if path else None
@@ -51,7 +51,8 @@ def highest(name: str) -> str:
     found = _known.get(path) or _cached().get(path)
     if found is None or found.file != file:
         found = Found(file, _tried(path))
-        _cache(path, found)
+        if keep:
+            _cache(path, found)
     _known[path] = found
     return found.highest
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from aiocontainerd import __version__
-from aiocontainerd.errors import ContainerdError, InvalidArgument
+from aiocontainerd.errors import ContainerdError, InvalidArgument, text_of
 from aiocontainerd_shim.program import bootstrap
 from aiocontainerd_shim.program.bootstrap import Identity
 
@@ -69,7 +69,7 @@ def main() -> None:
     try:
         sys.exit(run(sys.argv[1:]))
     except (UsageError, ContainerdError, OSError) as failure:
-        sys.stderr.write(f"{RUNTIME_NAME}: {failure}\n")
+        sys.stderr.write(f"{RUNTIME_NAME}: {text_of(failure)}\n")
         sys.exit(2 if isinstance(failure, UsageError) else 1)
 
 
