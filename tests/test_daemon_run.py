@@ -15,6 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from aiocontainerd.config import load
+from aiocontainerd.config.records import DEFAULT_ADDRESS
+from aiocontainerd.daemon import run, servers, serving
+from aiocontainerd.host.registry import Registry
 from aiocontainerd.sys import systemd
 
 PROBE = """
@@ -366,3 +370,12 @@ def test_what_plugins_print_and_log_has_their_names(process: Process) -> None:
         f'level=warning msg="logged by a library" plugin={uri}',
     ):
         assert log.count(f" {line}\n") == 1, line
+
+
+@pytest.mark.parametrize("written", ["", 'address = ""\n'])
+def test_an_empty_address_is_the_default_one_for_whoever_is_told_it(tmp_path: Path, written: str) -> None:
+    (tmp_path / "c.toml").write_text(f'version = 4\n[plugins."{serving.GRPC_SERVER}"]\n{written}')
+    registry, config = Registry(), load(tmp_path / "c.toml")
+    for one in servers.register_plugins():
+        registry.add(one)
+    assert run._configured_address(config, registry, serving.GRPC_SERVER) == DEFAULT_ADDRESS

@@ -151,6 +151,14 @@ async def test_the_address_of_the_config_is_used_without_a_flag(tmp_path: Path) 
         assert registry["io.containerd.server.v1.ttrpc"].state == State.SKIPPED
 
 
+@pytest.mark.parametrize("size", [0, -1])
+async def test_a_message_size_of_no_use_means_the_default(tmp_path: Path, size: int) -> None:
+    config = servers.GrpcConfig(max_recv_message_size=size, max_send_message_size=size)
+    configs: dict[str, PluginConfig] = {"io.containerd.server.v1.grpc": config}
+    async with running(tmp_path, registration(kinds.GRPC, "version", Version()), configs=configs):
+        await version(str(tmp_path / "c.sock"))
+
+
 async def test_the_exchange_is_the_bus_of_the_daemon(tmp_path: Path) -> None:
     async with running(tmp_path) as registry:
         bus = registry["io.containerd.event.v1.exchange"].instance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,29 +99,33 @@ class Config:
 
     def _tell_absent(self, known: Mapping[str, Configured]) -> None:
         """Keep a warning for each plugin that is named and not installed, one for all of containerd's that are not."""
-        absent = {name: value for name, value in self._plugins.items() if name not in known}
-        told = [
-            f"{self.origin('plugins', name)}: {hints.plugin_table(name, value, known)}"
-            for name, value in absent.items()
-            if name not in stock.PLUGINS
-        ]
-        named: list[tuple[KeyPath, str]] = [
-            (("disabled_plugins",), uri) for uri in self.settings.disabled_plugins if uri not in stock.PLUGINS
-        ]
-        named += [(("plugin_isolation", uri), uri) for uri in self.settings.plugin_isolation]
+        told = [*self._absent_tables(known), *self._absent_names(known), *self._odd_proxies()]
+        self.warnings += [text for text in told if text not in self.warnings]
+
+    def _absent_tables(self, known: Mapping[str, Configured]) -> Iterator[str]:
+        idle = []
+        for name, value in sorted(self._plugins.items()):
+            origin = self.origin("plugins", name)
+            if name not in known and name in stock.PLUGINS:
+                idle.append(f"{name} ({origin})")
+            elif name not in known:
+                yield f"{origin}: {hints.plugin_table(name, value, known)}"
+        if idle:
+            yield f"tables of plugins that only containerd has are without effect: {', '.join(idle)}"
+
+    def _absent_names(self, known: Mapping[str, Configured]) -> Iterator[str]:
+        settings = self.settings
+        named: list[KeyPath] = [("disabled_plugins", u) for u in settings.disabled_plugins if u not in stock.PLUGINS]
+        named += [("plugin_isolation", uri) for uri in settings.plugin_isolation]
         for key, uri in named:
             if uri not in known:
                 near = hints.nearest_uri(uri, {*known, *stock.PLUGINS})
-                told.append(f'{self.origin(*key)}: {key[0]}: no plugin "{uri}" is installed{near}')
-        told += [
-            f"{self.origin('proxy_plugins', name, 'type')}: {hints.proxy_type(name, proxy.type)}"
-            for name, proxy in self.settings.proxy_plugins.items()
-            if proxy.type not in stock.PROXY_TYPES
-        ]
-        idle = [f"{name} ({self.origin('plugins', name)})" for name in sorted(absent) if name in stock.PLUGINS]
-        if idle:
-            told.append(f"tables of plugins that only containerd has are without effect: {', '.join(idle)}")
-        self.warnings += [text for text in told if text not in self.warnings]
+                yield f'{self.origin(key, uri)}: {key}: no plugin "{uri}" is installed{near}'
+
+    def _odd_proxies(self) -> Iterator[str]:
+        for name, proxy in self.settings.proxy_plugins.items():
+            if proxy.type not in stock.PROXY_TYPES:
+                yield f"{self.origin('proxy_plugins', name, 'type')}: {hints.proxy_type(name, proxy.type)}"
 
     @property
     def stream_processors(self) -> Mapping[str, StreamProgram]:

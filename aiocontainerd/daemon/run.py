@@ -22,6 +22,7 @@ import anyio.to_thread
 
 from aiocontainerd import api
 from aiocontainerd.config import Config, ConfigError
+from aiocontainerd.config.records import DEFAULT_ADDRESS
 from aiocontainerd.config.timeouts import NOTIFY, SERVER_STOP
 from aiocontainerd.daemon import lock, plugin_output, service_manager, serving, signals, surroundings
 from aiocontainerd.daemon.errors import StartError
@@ -154,7 +155,9 @@ def _configured_address(config: Config, registry: Registry, uri: str) -> str:
     plugin = registry.get(uri)
     if plugin is None or plugin.state != State.REGISTERED:
         return ""
-    return str(getattr(config.plugin_config(plugin.registration), "address", ""))
+    default = DEFAULT_ADDRESS if uri == serving.GRPC_SERVER else ""
+    address: str = getattr(config.plugin_config(plugin.registration), "address", "")
+    return address or default
 
 
 def _load_messages() -> None:
