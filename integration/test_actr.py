@@ -10,6 +10,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -291,6 +292,20 @@ def test_sigterm_ends_an_import_that_waits_for_its_input(both: tuple[Actr, Actr]
             program.send_signal(signal.SIGTERM)
             assert program.wait(LIMIT_S) == 143
         assert actr.left() == []
+
+
+def test_sigterm_ends_a_pull_that_waits_for_its_registry(both: tuple[Actr, Actr]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        name = f"127.0.0.1:{silent.getsockname()[1]}/a/b:1"
+        for actr in both:
+            command = actr.command("images", "pull", "--plain-http", name)
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as program:
+                assert program.stderr is not None
+                silent.accept()[0].close()  # the first attempt; the lease is there
+                program.send_signal(signal.SIGTERM)
+                assert program.wait(LIMIT_S) == 143
+                assert program.stderr.read() == b"actr: interrupted; what was begun has been undone\n"
+            assert actr.left() == []
 
 
 def test_the_config_explained_is_that_of_the_daemon(both: tuple[Actr, Actr]) -> None:

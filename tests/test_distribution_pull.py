@@ -388,3 +388,40 @@ async def test_a_blob_is_pulled_by_its_digest(stores_of: StoresOf) -> None:
             image = await pull(stores, f"{script.url}/a/b@{_THING.digest}", limits, OPTIONS)
             assert (image.target.digest, image.target.media_type) == (_THING.digest, "application/octet-stream")
             assert await left(stores) == [image]
+
+
+@pytest.mark.parametrize(("data", "asked"), [("e30=", False), ("e30", True), ("e31h", True), ("", True)])
+async def test_a_blob_that_its_descriptor_holds_is_not_fetched(stores_of: StoresOf, data: str, asked: bool) -> None:
+    blobs = _typed("application/vnd.oci.empty.v1+json", _EMPTY, [])
+    manifest = json.loads(blobs[-1].data)
+    manifest["config"]["data"] = data
+    target = images.Blob(json.dumps(manifest).encode())
+    async with scripted_registry(registry([_EMPTY, target], target)) as script:
+        with stores_of() as stores:
+            await pulled(stores, script)
+            assert await read_all(stores.content, _EMPTY.digest, limit=9) == b"{}"
+    assert any(_EMPTY.digest in path for path in script.asked) is asked
+
+
+async def test_a_blob_that_its_descriptor_misrepresents_is_refused(stores_of: StoresOf) -> None:
+    blobs = _typed("application/vnd.oci.empty.v1+json", _EMPTY, [])
+    manifest = json.loads(blobs[-1].data)
+    manifest["config"]["data"] = "W10="  # as long, but other bytes
+    target = images.Blob(json.dumps(manifest).encode())
+    async with scripted_registry(registry([_EMPTY, target], target)) as script:
+        with stores_of() as stores:
+            with pytest.raises(FailedPrecondition):
+                await pulled(stores, script)
+            assert await left(stores) == []
+
+
+async def test_a_blob_that_is_there_must_have_the_size_of_its_descriptor(stores_of: StoresOf) -> None:
+    manifest = json.loads(MANIFEST.data)
+    manifest["layers"][0]["size"] += 1
+    target = images.Blob(json.dumps(manifest).encode())
+    async with scripted_registry(registry()) as script, scripted_registry(registry([*BLOBS, target], target)) as liar:
+        with stores_of() as stores:
+            image = await pulled(stores, script)
+            with pytest.raises(FailedPrecondition, match="its descriptor tells"):
+                await pulled(stores, liar)
+            assert await left(stores) == [image]

@@ -60,7 +60,7 @@ DocumentT = TypeVar("DocumentT")
 
 
 class ChildDescriptor(msgspec.Struct, frozen=True, rename="camel"):
-    """A descriptor inside an image document."""
+    """A descriptor inside an image document. `data` has the bytes of a small blob in base64, or is ""."""
 
     digest: str
     size: int
@@ -69,6 +69,7 @@ class ChildDescriptor(msgspec.Struct, frozen=True, rename="camel"):
     urls: tuple[str, ...] = ()
     platform: Platform | None = None
     artifact_type: str = ""
+    data: str = ""
 
     def plain(self) -> Descriptor:
         """Return the record that travels over the API."""
