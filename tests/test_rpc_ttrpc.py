@@ -15,7 +15,7 @@ import pytest
 from aiocontainerd import api, context, errors
 from aiocontainerd.rpc import binding
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient, TtrpcClosed
-from aiocontainerd.rpc.ttrpc.server import TtrpcServer
+from aiocontainerd.rpc.ttrpc.server import LoopCodec, TtrpcServer
 
 TASK = "containerd.task.v3.Task"
 STREAMING = "containerd.services.streaming.v1.Streaming"
@@ -90,8 +90,8 @@ def listen(path: Path) -> socket.socket:
 
 
 @asynccontextmanager
-async def serving(path: Path, *services: Any, check_peer: bool = True) -> AsyncIterator[TtrpcServer]:
-    server = TtrpcServer(services, check_peer=check_peer)
+async def serving(path: Path, *services: Any, **options: Any) -> AsyncIterator[TtrpcServer]:
+    server = TtrpcServer(services, **options)
     await server.start(listen(path))
     try:
         yield server
@@ -266,3 +266,36 @@ async def test_connecting_to_nothing_raises_the_oserror(tmp_path: Path) -> None:
 def test_two_objects_for_one_service_are_refused() -> None:
     with pytest.raises(ValueError, match=r"two objects serve containerd\.task\.v3\.Task"):
         binding.bind_all([Task(), Task()])
+
+
+class CountingCodec(LoopCodec):
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self.closed = False
+
+    async def decode(self, cls: Any, data: bytes) -> Any:
+        self.passed.append(cls.__name__)
+        return await super().decode(cls, data)
+
+    async def encode(self, message: Any) -> bytes:
+        self.passed.append(type(message).__name__)
+        return await super().encode(message)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_requests_and_answers_pass_the_codec_of_the_server(tmp_path: Path) -> None:
+    codec = CountingCodec()
+    async with (
+        serving(tmp_path / "s", Task(), Streaming(), message_codec=codec),
+        await connected(tmp_path / "s") as client,
+    ):
+        await client.call(TASK, "State", api.task_v3.StateRequest(id="c1"), timeout_s=5)
+        assert codec.passed == ["StateRequest", "StateResponse"]
+        async with client.stream(Streaming.service_name, "Stream") as stream:
+            await stream.send(api.protobuf.Any(type_url="a"))
+            await stream.recv()
+        assert codec.passed[2:] == ["Any", "Any"]
+        assert not codec.closed
+    assert codec.closed

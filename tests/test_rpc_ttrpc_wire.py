@@ -218,3 +218,20 @@ def test_the_last_message_of_a_stream_may_carry_its_end() -> None:
     client = ClientConnection()
     client.request(TASK, "Stream", b"", flags=Flags.REMOTE_CLOSED)
     assert list(client.receive(data(1, b"last", Flags.REMOTE_CLOSED))) == [MessageReceived(1, b"last"), PeerDone(1)]
+
+
+@pytest.mark.parametrize("piece", ["7801", "2a00", "2a0030ff"])
+def test_a_request_of_much_beside_its_payload_is_refused_and_the_connection_goes_on(piece: str) -> None:
+    connection = server()
+    body = bytes(api.ttrpc.Request(service=TASK, method="Create", payload=b"x")) + bytes.fromhex(piece) * (1 << 19)
+    assert list(connection.receive(encode_frame(1, FrameType.REQUEST, 0, body))) == []
+    [(stream_id, code, text, _)] = answers(connection)
+    assert (stream_id, code) == (1, ResourceExhausted.code)
+    assert "beside its payload, more than 65536" in text
+    assert len(list(connection.receive(request(3)))) == 1
+
+
+def test_a_payload_may_be_as_long_as_a_frame() -> None:
+    [event] = server().receive(request(1, payload=bytes(MAX_LENGTH - 100)))
+    assert isinstance(event, RequestReceived)
+    assert event.payload == bytes(MAX_LENGTH - 100)

@@ -182,6 +182,7 @@ async def init_grpc(context: InitContext[GrpcConfig]) -> UnixGrpcServer:
 
 async def init_ttrpc(context: InitContext[TtrpcConfig]) -> UnixTtrpcServer:
     """Bind the socket of the shims for every ttrpc service."""
+    from aiocontainerd.rpc.big_messages import CodecThread
     from aiocontainerd.rpc.sockets import bind_unix
     from aiocontainerd.rpc.ttrpc.server import TtrpcServer
 
@@ -189,7 +190,7 @@ async def init_ttrpc(context: InitContext[TtrpcConfig]) -> UnixTtrpcServer:
     address = context.daemon.ttrpc_address or config.address
     if not address:
         raise SkipPlugin("no address")
-    server = TtrpcServer(servable(context, kinds.TTRPC))
+    server = TtrpcServer(servable(context, kinds.TTRPC), message_codec=CodecThread())
     return _kept(context, UnixTtrpcServer(server, bind_unix(_path(address), config.uid, config.gid)))
 
 

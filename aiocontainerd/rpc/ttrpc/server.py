@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Container, Coroutine, Iterable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -24,13 +24,47 @@ from aiocontainerd.rpc.ttrpc.wire import MessageReceived, RequestReceived, Serve
 from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
+    import betterproto2
+
     from aiocontainerd.interfaces.rpc_service import Service
     from aiocontainerd.rpc.binding import BoundMethod
+
+    MessageT = TypeVar("MessageT", bound=betterproto2.Message)
 
 log = logging.getLogger(__name__)
 
 CANCEL_TIMEOUT_S = 5.0
 """How long `aclose` waits for cancelled handlers to clean up."""
+
+
+class MessageCodec(Protocol):
+    """Codec of requests and answers. A server with other clients takes one that lets them go on meanwhile."""
+
+    async def decode(self, cls: type[MessageT], data: bytes) -> MessageT:
+        """Return the message of `data`. Raises as `codec.decode`."""
+        ...
+
+    async def encode(self, message: betterproto2.Message) -> bytes:
+        """Return the bytes of a message."""
+        ...
+
+    def close(self) -> None:
+        """End what the codec runs."""
+
+
+class LoopCodec:
+    """The codec of a server with one client: it works in the loop and needs no thread."""
+
+    async def decode(self, cls: type[MessageT], data: bytes) -> MessageT:
+        """Return the message of `data`. Raises as `codec.decode`."""
+        return codec.decode(cls, data)
+
+    async def encode(self, message: betterproto2.Message) -> bytes:
+        """Return the bytes of a message."""
+        return codec.encode(message)
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class RestedConnection(msgspec.Struct, frozen=True):
@@ -43,8 +77,11 @@ class RestedConnection(msgspec.Struct, frozen=True):
 class TtrpcServer:
     """A ttrpc server: services for every connection of a socket, until it is closed."""
 
-    def __init__(self, services: Iterable[Service], *, check_peer: bool = True) -> None:
+    def __init__(
+        self, services: Iterable[Service], *, check_peer: bool = True, message_codec: MessageCodec | None = None
+    ) -> None:
         """With `check_peer`, drop peers of another effective uid or gid without an answer (facts/runtime 1.6)."""
+        self.codec = message_codec or LoopCodec()
         self._methods = binding.bind_all(services)
         self._services = {bound.service for bound in self._methods.values()}
         self._check_peer = check_peer
@@ -156,6 +193,7 @@ class TtrpcServer:
             else:
                 connection.close()  # its last answer still leaves
         self._closed.set()
+        self.codec.close()
         return tasks
 
 
@@ -259,8 +297,8 @@ class _ServerProtocol(ConnectionProtocol):
         _enter(request.metadata)
         try:
             async with asyncio.timeout(request.timeout_s):
-                message = codec.decode(bound.request_class, request.payload or b"")
-                response = codec.encode(await bound.call(message))
+                message = await self._server.codec.decode(bound.request_class, request.payload or b"")
+                response = await self._server.codec.encode(await bound.call(message))
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of a request
             self._wire.fail(request.stream_id, *_status(error, bound))
         except asyncio.CancelledError as error:
@@ -288,17 +326,21 @@ class _ServerProtocol(ConnectionProtocol):
 
     async def _run_stream(self, bound: BoundMethod, stream_id: int, inbox: Inbox) -> None:
         assert bound.call is not None
-        requests = _messages(bound, inbox)
+        requests = self._messages(bound, inbox)
         given = requests if bound.client_streaming else await anext(requests)
         if not bound.server_streaming:
-            self._wire.respond(stream_id, codec.encode(await bound.call(given)))
+            self._wire.respond(stream_id, await self._server.codec.encode(await bound.call(given)))
             return
         async with aclosing(bound.call(given)) as responses:
             async for response in responses:
-                self._wire.send_message(stream_id, codec.encode(response))
+                self._wire.send_message(stream_id, await self._server.codec.encode(response))
                 self._flush()
                 await self.drained()
         self._wire.finish(stream_id)
+
+    async def _messages(self, bound: BoundMethod, inbox: Inbox) -> AsyncIterator[Any]:
+        while (payload := await inbox.get()) is not None:
+            yield await self._server.codec.decode(bound.request_class, payload)
 
     def _flush(self) -> None:
         self.write(self._wire.data_to_send())
@@ -313,11 +355,6 @@ def _left(request: RequestReceived, begun_at: float, now: float) -> RequestRecei
 
 def _enter(metadata: Mapping[str, str]) -> None:
     context.enter(context.CallContext(namespace=metadata.get(context.TTRPC_NAMESPACE_HEADER, "")))
-
-
-async def _messages(bound: BoundMethod, inbox: Inbox) -> AsyncIterator[Any]:
-    while (payload := await inbox.get()) is not None:
-        yield codec.decode(bound.request_class, payload)
 
 
 # Classes of foreign errors that ttrpc tells apart, most special first (facts/runtime 1.4).

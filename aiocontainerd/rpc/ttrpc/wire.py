@@ -18,6 +18,8 @@ from aiocontainerd.wire import codec
 
 MAX_LENGTH = 4 << 20
 """Largest payload of a frame, bytes."""
+MAX_METADATA_BYTES = 64 << 10
+"""Most bytes of a request beside its names and payload. gRPC's headers have the same limit."""
 
 _HEADER = struct.Struct(">IIBB")
 
@@ -228,6 +230,13 @@ class TtrpcConnection(_Connection):
             self._put_status(stream_id, InvalidArgument.code, "StreamID cannot be re-used and must increment")
             return
         self._last_id = stream_id
+        beside = len(payload)
+        if beside > MAX_METADATA_BYTES:
+            beside = codec.work_to_decode(api.ttrpc.Request, payload)
+        if beside > MAX_METADATA_BYTES:
+            text = f"request has {beside} bytes beside its payload, more than {MAX_METADATA_BYTES}"
+            self.fail(stream_id, ResourceExhausted.code, text)
+            return
         try:
             request = codec.decode(api.ttrpc.Request, payload)
         except InvalidArgument as error:
