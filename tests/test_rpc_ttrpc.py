@@ -291,7 +291,7 @@ async def test_requests_and_answers_pass_the_codec_of_the_server(tmp_path: Path)
         serving(tmp_path / "s", Task(), Streaming(), message_codec=codec),
         await connected(tmp_path / "s") as client,
     ):
-        await client.call(TASK, "State", api.task_v3.StateRequest(id="c1"), timeout_s=5)
+        await client.call(TASK, "State", api.task_v3.StateRequest(id="c1"), timeout_s=5, namespace="n")
         assert codec.passed == ["StateRequest", "StateResponse"]
         async with client.stream(Streaming.service_name, "Stream") as stream:
             await stream.send(api.protobuf.Any(type_url="a"))
