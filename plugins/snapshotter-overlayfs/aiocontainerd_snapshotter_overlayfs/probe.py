@@ -82,7 +82,14 @@ def _refusal(root: str, options: tuple[str, ...], mounter: Mounter) -> str:
             with mounted([Mount("overlay", "overlay", options=options + layers)], directory, mounter=mounter):
                 return ""
         except (OSError, ContainerdError) as error:
-            return f"failed to mount overlay below {root}: {getattr(error, 'strerror', None) or error}"
+            return f"failed to mount overlay below {root}: {_reason(error)}"
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system said first, without the temporary paths that later words name."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 @contextmanager
