@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,8 @@ from aiocontainerd.index import backup, database, repair
 from aiocontainerd.index.claim import Standing, doubt
 from aiocontainerd.index.database import DamagedDatabaseError, ForeignDatabaseError
 from aiocontainerd.index.mark import Mark, MarkFile
+from aiocontainerd.index.reserve import Reserve, is_full, with_room
+from aiocontainerd.sys.mount import Mount, mount_all, unmount_all
 
 ONE, OTHER = "1" * 32, "2" * 32
 INDEX = Standing(identity=ONE, generation=7, met=True, upgraded=False, recognises=True)
@@ -220,3 +224,72 @@ def test_releasing_forgets_what_is_kept(tmp_path: Path) -> None:
     db.executemany("INSERT INTO kept VALUES (?)", [("x",), ("y",)])
     db.close()
     assert (repair.release(path), repair.release(path)) == (2, 0)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 4 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    mounts = [Mount("tmpfs", "tmpfs", options=("size=4m",))]
+    mount_all(mounts, str(path))
+    try:
+        yield path
+    finally:
+        unmount_all(mounts, str(path))
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), open(path / "filler", "ab", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.root
+def test_a_reserve_holds_room_on_the_disk_and_gives_it_back(small: Path) -> None:
+    reserve = Reserve(small / "i.db", 1 << 20)
+    assert reserve.fill()
+    assert reserve.path.stat().st_blocks * 512 == (4 << 20) // 32
+    fill(small)
+    with pytest.raises(OSError, match="No space"):
+        (small / "new").write_bytes(bytes(4096))
+    assert reserve.release()
+    assert not reserve.release()
+    (small / "new").write_bytes(bytes(4096))
+    assert not reserve.fill()
+    assert not reserve.has_room()
+    (small / "filler").unlink()
+    assert reserve.has_room()
+    assert reserve.fill()
+
+
+@pytest.mark.root
+def test_the_log_of_an_open_database_has_room_that_nobody_else_gets(small: Path) -> None:
+    path = small / "i.db"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("CREATE TABLE t (a TEXT)")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    fill(small)
+    with pytest.raises(sqlite3.OperationalError) as refused:
+        db.execute("INSERT INTO t VALUES ('x')")
+    assert is_full(refused.value)
+    (small / "filler").unlink()
+    assert Reserve(path, 1 << 20).hold_log()
+    fill(small)
+    db.execute("INSERT INTO t VALUES ('x')")
+    db.close()
+
+
+@pytest.mark.root
+def test_a_step_that_finds_the_disk_full_is_done_again_with_the_reserve(small: Path) -> None:
+    reserve = Reserve(small / "i.db", 1 << 20)
+    reserve.fill()
+    fill(small)
+
+    def step() -> int:
+        return (small / "new").write_bytes(bytes(4096))
+
+    assert with_room(reserve, step) == 4096
+    with pytest.raises(OSError, match="No such file"):
+        with_room(reserve, lambda: (small / "missing" / "new").write_bytes(b"x"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -29,8 +30,17 @@ def hold(root: Path) -> Iterator[None]:
                 f"root {root} is in use by another daemon (pid {holder}); "
                 "stop it, or give this one its own --root and --state"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        _name_holder(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _name_holder(descriptor: int) -> None:
+    """Write who holds the lock. On a full disk nobody can read that, and the lock holds all the same."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise

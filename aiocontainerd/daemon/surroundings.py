@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import tempfile
@@ -39,14 +40,24 @@ def _made(path: str, mode: int, name: str) -> Path:
     try:
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         directory.chmod(mode)
-        probe = directory / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        _try_writing(directory)
     except OSError as error:
         raise StartError(
             f"{name} directory {directory} cannot be used: {error.strerror}; choose another with --{name}"
         ) from error
     return directory
+
+
+def _try_writing(directory: Path) -> None:
+    """Make and remove a file. A full disk is no reason to stay away: it takes a daemon to delete something."""
+    probe = directory / f".probe-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        log.warning("the disk of %s is full", directory)
 
 
 def drop_old_mounts(root: Path) -> None:

@@ -5,6 +5,7 @@ The modules import `errors`, `sys` and each other. The room `snapshots` and the 
 - `mark`: the identity of an index and how far it got, kept in a file beside the data
 - `claim`: whether an index may delete data that it does not know
 - `backup`: the newest copies of a database
+- `reserve`: room on the disk with which a full one can be freed
 - `repair`: what an operator does to databases while no daemon runs
 - `database`: recognise files of other programs and damaged ones, and say what to do
 """

@@ -12,22 +12,26 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd.errors import FailedPrecondition, Internal
+from aiocontainerd.errors import FailedPrecondition, Internal, ResourceExhausted
 from aiocontainerd.index import backup, database
 from aiocontainerd.index.claim import Standing, doubt
 from aiocontainerd.index.mark import Mark, MarkFile
+from aiocontainerd.index.reserve import Reserve, is_full, with_room
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots import foreign
 from aiocontainerd.snapshots.layer import Layer
 
 log = logging.getLogger(__name__)
 
+RESERVE_BYTES = 1 << 20
+FULL = "the disk of %s %s is full: until there is room, only deletions are possible"
 COPY_INTERVAL_S = 3600.0
 """The least time between two copies of the database while it is open."""
 COPIED_AT_STOP_BYTES = 32 << 20
@@ -92,7 +96,9 @@ class Store:
         self._copied = 0
         self._mark = MarkFile(path.with_name(MARK))
         self._connection: sqlite3.Connection | None = None
-        self._group: _Group | None = None
+        self._groups: dict[bool, _Group] = {}
+        self._reserve = Reserve(path, RESERVE_BYTES)
+        self._full = False
         self._turn = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(1)
 
@@ -108,7 +114,11 @@ class Store:
 
     def _load(self) -> tuple[list[Layer], int]:
         try:
-            self._connection = _opened(self.path)
+            self._connection = with_room(self._reserve, partial(_opened, self.path))
+            self._reserve.hold_log()
+            self._full = not self._reserve.fill()
+            if self._full:
+                log.warning(FULL, foreign.WHAT, self.path)
             rows = self._connection.execute(_SELECT).fetchall()
             return [_layer(row) for row in rows], self._last_id(self._connection)
         except sqlite3.DatabaseError as error:
@@ -165,12 +175,12 @@ class Store:
         return int(last[0]) if last else 0
 
     async def put(self, layer: Layer) -> None:
-        """Write the record of a new or changed layer. Raises Internal when the disk refuses it."""
-        await self._write((_PUT, _row(layer)))
+        """Write the record of a new or changed layer. Raises ResourceExhausted on a full disk, Internal."""
+        await self._write((_PUT, _row(layer)), frees=False)
 
     async def delete(self, layer_id: str) -> None:
         """Delete the record of a layer. Raises Internal when the disk refuses it."""
-        await self._write((_DELETE, (int(layer_id),)))
+        await self._write((_DELETE, (int(layer_id),)), frees=True)
 
     async def copy_if_due(self) -> None:
         """Copy the database beside it if it changed and the newest copy is old. What fails is logged."""
@@ -197,33 +207,67 @@ class Store:
 
     def _close(self, connection: sqlite3.Connection) -> None:
         self._mark.close()
-        if self.path.stat().st_size <= COPIED_AT_STOP_BYTES:
+        if self.path.exists() and self.path.stat().st_size <= COPIED_AT_STOP_BYTES:
             self._copy_of(connection, 0.0)
         connection.close()
+        self._reserve.fill()
 
-    async def _write(self, change: Change) -> None:
+    async def _write(self, change: Change, *, frees: bool) -> None:
+        """Join the open group of changes that free room, or of those that do not: a full disk fails only these."""
         # A cancelled caller must stay: the group may depend on it as its leader, and it must learn the outcome.
         with anyio.CancelScope(shield=True):
-            joined = self._group
+            joined = self._groups.get(frees)
             group = joined or _Group()
             group.changes.append(change)
             if joined is None:
-                self._group = group
-                await self._lead(group)
+                self._groups[frees] = group
+                await self._lead(group, frees)
             else:
                 await group.done.wait()
+        if isinstance(group.error, ResourceExhausted):
+            raise ResourceExhausted(group.error.message)
         if group.error is not None:
             raise Internal(f"snapshot metadata {self.path}: {group.error}") from group.error
 
-    async def _lead(self, group: _Group) -> None:
+    async def _lead(self, group: _Group, frees: bool) -> None:
         async with self._turn:
-            self._group = None
+            del self._groups[frees]
             try:
-                await anyio.to_thread.run_sync(self._commit, group.changes, limiter=self._limiter)
-            except (sqlite3.Error, OSError) as error:
+                await anyio.to_thread.run_sync(self._commit_with_room, group.changes, frees, limiter=self._limiter)
+            except (sqlite3.Error, OSError, ResourceExhausted) as error:
                 group.error = error
             finally:
                 group.done.set()
+
+    def _commit_with_room(self, changes: Sequence[Change], frees: bool) -> None:
+        """Commit. On a full disk, commit what frees room with the room of the reserve, and refuse the rest."""
+        if self._full and not frees:
+            if not (self._reserve.has_room() and self._reserve.fill()):
+                raise ResourceExhausted(f"{foreign.WHAT} {self.path}: no space left on device")
+            self._full = False
+            self._reserve.hold_log()
+            log.warning("there is room again for %s %s", foreign.WHAT, self.path)
+        try:
+            self._commit(changes)
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            if not self._full:
+                log.warning(FULL, foreign.WHAT, self.path)
+            self._full = True
+            self._reserve.release()
+            self._empty_log()
+            if not frees:
+                raise ResourceExhausted(f"{foreign.WHAT} {self.path}: no space left on device") from error
+            self._commit(changes)
+
+    def _empty_log(self) -> None:
+        """Copy the log into the database, so that it begins anew and needs no more room."""
+        assert self._connection is not None
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.OperationalError as error:
+            log.warning("the log of %s %s cannot be emptied: %s", foreign.WHAT, self.path, error)
 
     def _commit(self, changes: Sequence[Change]) -> None:
         connection = self._connection
@@ -239,6 +283,8 @@ class Store:
                 connection.execute("ROLLBACK")
             raise
         self.commits += 1
+        if self._full:
+            self._empty_log()
         self._mark.advance(
             max((_number(str(values[0])) for statement, values in changes if statement is _PUT), default=0)
         )

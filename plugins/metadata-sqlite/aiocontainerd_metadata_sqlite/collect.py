@@ -139,13 +139,13 @@ class Sweeper:
                 swept(batch)
 
         async with self._lock:
-            await self._engine.write(_watch)
+            await self._engine.write(_watch, frees=True)
             try:
                 now = timestamps.now_ns()
                 marked = await self._engine.read(lambda db: mark(db, now))
                 await self._sweep(marked, done)
             finally:
-                await self._engine.write(_unwatch)
+                await self._engine.write(_unwatch, frees=True)
         return dict(removed)
 
     async def _sweep(self, marked: Marked, done: Callable[[Sequence[Swept]], None]) -> None:
@@ -159,7 +159,7 @@ class Sweeper:
     async def _mutate(self, function: Callable[[Connection], T], *, then: Callable[[T], None] | None = None) -> None:
         """Run one mutation. Rest after it if clients wrote meanwhile, or wait to."""
         before, began_s = self._engine.statistics().mutations, time.monotonic()
-        await self._engine.write(function, then=then)
+        await self._engine.write(function, then=then, frees=True)
         took_s, after = time.monotonic() - began_s, self._engine.statistics()
         if after.mutations - before > 1 or after.waiting:
             rest_s = min(_REST * took_s, _LONGEST_REST_S)

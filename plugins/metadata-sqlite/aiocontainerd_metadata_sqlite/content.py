@@ -204,7 +204,7 @@ class NamespacedContent:
             return backend_ref
 
         self._session.dirty.add(CONTENT)
-        backend_ref = await self._session.mutate(remove)
+        backend_ref = await self._session.mutate(remove, frees=True)
         with suppress(NotFound):
             await self.backend.abort(backend_ref)
 

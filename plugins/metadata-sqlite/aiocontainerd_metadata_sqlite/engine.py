@@ -25,8 +25,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd.errors import Internal, Unavailable
+from aiocontainerd.errors import Internal, ResourceExhausted, Unavailable
 from aiocontainerd.index import backup, database
+from aiocontainerd.index.reserve import Reserve, is_full, with_room
 from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES, Name, RecordCache, watch_changes
 from aiocontainerd_metadata_sqlite.resources import generation
 from aiocontainerd_metadata_sqlite.schema import NAME, migrate
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MAX_GROUP = 512
 MAX_READERS = 3
+RESERVE_BYTES = 4 << 20
+FULL = "the disk of %s %s is full: until there is room, only deletions are possible"
 BUSY_TIMEOUT_S = 5.0
 _CACHED_STATEMENTS = 256
 _RECORD_BYTES = 1024
@@ -55,15 +58,17 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 class _Job:
     """One mutation on its way through the writer."""
 
-    __slots__ = ("changed", "error", "function", "future", "result", "then")
+    __slots__ = ("changed", "error", "frees", "function", "future", "result", "then")
 
     def __init__(
         self,
         function: Callable[[sqlite3.Connection], Any],
         then: Callable[[Any], None] | None,
         future: asyncio.Future[Any],
+        frees: bool,
     ) -> None:
         self.function = function
+        self.frees = frees
         self.then = then
         self.future = future
         self.result: Any = None
@@ -93,6 +98,8 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
+        self._reserve = Reserve(path, RESERVE_BYTES)
+        self._full = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -119,10 +126,17 @@ class Engine:
         self._connection = await anyio.to_thread.run_sync(self._open_writer)
         self._thread.start()
 
-    async def write(self, function: Callable[[sqlite3.Connection], T], *, then: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self,
+        function: Callable[[sqlite3.Connection], T],
+        *,
+        then: Callable[[T], None] | None = None,
+        frees: bool = False,
+    ) -> T:
         """Run `function` on the writer and return its result once it is on disk. If it raises, undo it alone.
 
-        Raise Internal, naming the database, for what SQLite cannot do, such as write to a full disk.
+        Raise Internal, naming the database, for what SQLite cannot do. On a full disk, ResourceExhausted is raised by
+        all that does not free room (`frees`), which is done with the room of the reserve.
 
         `then(result)` is called on the event loop right after the commit, in the order of the commits, even if the
         caller was cancelled meanwhile. The caller's cancellation is raised after the mutation has settled, so that it
@@ -130,7 +144,7 @@ class Engine:
         """
         if self._closed or self._loop is None:
             raise Unavailable(f"metadata database {self.path} is not open")
-        job = _Job(function, then, self._loop.create_future())
+        job = _Job(function, then, self._loop.create_future(), frees)
         if not self._gathering:
             self._loop.call_soon(self._hand_over)
         self._gathering.append(job)
@@ -210,7 +224,12 @@ class Engine:
     def _open_writer(self) -> sqlite3.Connection:
         database.refuse_foreign(self.path, NAME)
         try:
-            return self._open_checked()
+            connection = with_room(self._reserve, self._open_checked)
+            self._reserve.hold_log()
+            self._full = not self._reserve.fill()
+            if self._full:
+                log.warning(FULL, NAME, self.path)
+            return connection
         except sqlite3.DatabaseError as error:
             if database.is_damage(error):
                 raise database.damaged(self.path, NAME, str(error)) from error
@@ -238,6 +257,7 @@ class Engine:
             connection.close()
         if self._connection is not None:
             self._connection.close()
+            self._reserve.fill()
 
     def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -260,11 +280,46 @@ class Engine:
     def _write_groups(self) -> None:
         while (jobs := self._queue.get()) is not None:
             group: list[_Job] = []
+            if self._full:
+                self._note_room()
             try:
                 self._run_group(jobs, group)
             except Exception as error:  # noqa: BLE001 - the edge of the writer: its callers get what went wrong
                 self._fail_group(group, error)
+                if is_full(error):
+                    self._free_only(group)
             self._answer_later(group)
+
+    def _free_only(self, group: list[_Job]) -> None:
+        """Run a group that found the disk full again, with the room of the reserve: only what frees room."""
+        if not self._full:
+            log.warning(FULL, NAME, self.path)
+        self._full = True
+        self._reserve.release()
+        self._empty_log()
+        jobs = group.copy()
+        group.clear()
+        for job in jobs:
+            job.error = None
+        try:
+            self._run_group(jobs, group)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail_group(group, error)
+
+    def _empty_log(self) -> None:
+        """Copy the log into the database, so that it begins anew and needs no more room."""
+        assert self._connection is not None
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.OperationalError as error:
+            log.warning("the log of %s %s cannot be emptied: %s", NAME, self.path, error)
+
+    def _note_room(self) -> None:
+        """Go back to normal when there is room again."""
+        if self._reserve.has_room() and self._reserve.fill():
+            self._full = False
+            self._reserve.hold_log()
+            log.warning("there is room again for %s %s", NAME, self.path)
 
     def _run_group(self, jobs: list[_Job], group: list[_Job]) -> None:
         """Run `jobs` and those that arrive meanwhile. `group` collects every job of this transaction."""
@@ -280,6 +335,8 @@ class Engine:
         reached = generation(connection)
         connection.execute("COMMIT")
         self.committed(reached)
+        if self._full:
+            self._empty_log()
         self._commits += 1
         self._largest = max(self._largest, len(group))
 
@@ -295,12 +352,15 @@ class Engine:
 
     def _run_one(self, connection: sqlite3.Connection, job: _Job) -> None:
         self._changed = job.changed
+        if self._full and not job.frees:
+            job.error = ResourceExhausted(f"{NAME} {self.path}: no space left on device")
+            return
         connection.execute("SAVEPOINT mutation")
         try:
             job.result = job.function(connection)
         except Exception as error:
             job.error = error
-            if not connection.in_transaction:
+            if not connection.in_transaction or is_full(error):
                 raise
             connection.execute("ROLLBACK TO mutation")
         connection.execute("RELEASE mutation")

@@ -93,7 +93,7 @@ class Ownership:
                 await anyio.to_thread.run_sync(_write_mark, mark, Mark(self._identity, found.generation))
             self._marks[backend.type] = mark
             self._open = tuple(self._marks.values())
-            await self._engine.write(lambda _db: None)  # what was committed meanwhile reaches the new mark
+            await self._engine.write(lambda _db: None, frees=True)  # what was committed meanwhile reaches the new mark
             await self.count(backend.type)
             if not told:
                 self._tell_kept(backend.type)
@@ -125,7 +125,7 @@ class Ownership:
         for one in types:
             left = await self._engine.read(partial(_count, one))
             if left:
-                left = await self._engine.write(partial(_forget_known, one))
+                left = await self._engine.write(partial(_forget_known, one), frees=True)
             self.kept[one] = left
         self.kept = {one: left for one, left in self.kept.items() if left}
         if self.kept != before:

@@ -61,9 +61,13 @@ class Session:
         function: Callable[[Connection], T],
         *,
         deletion: bool = False,
+        frees: bool = False,
         then: Callable[[T], None] | None = None,
     ) -> T:
-        """Commit `function`, then call `then(result)` and the callbacks of `on_mutation`."""
+        """Commit `function`, then call `then(result)` and the callbacks of `on_mutation`.
+
+        `deletion`, or `frees`, is for what must pass on a full disk.
+        """
 
         def committed(result: T) -> None:
             self.changes += 1
@@ -72,7 +76,7 @@ class Session:
             for callback in self._callbacks:
                 callback(deletion)
 
-        return await self.engine.write(function, then=committed)
+        return await self.engine.write(function, then=committed, frees=deletion or frees)
 
     async def read(self, function: Callable[[Connection], T]) -> T:
         """Run a query in a snapshot that has everything acknowledged so far."""

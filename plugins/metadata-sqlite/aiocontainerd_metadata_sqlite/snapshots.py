@@ -227,7 +227,7 @@ class NamespacedSnapshotter:
                 resources.delete(db, row.id)
             return current is None or current.id == row.id
 
-        return await self._session.mutate(drop)
+        return await self._session.mutate(drop, frees=True)
 
     def _plan_create(self, db: Connection, caller: Caller, key: str, parent: str) -> Row | None:
         _require_lease(db, caller)

@@ -8,15 +8,19 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from aiocontainerd_metadata_sqlite import schema
 from aiocontainerd_metadata_sqlite.engine import Engine
 
-from aiocontainerd.errors import FailedPrecondition, Internal, Unavailable
+from aiocontainerd.errors import FailedPrecondition, Internal, ResourceExhausted, Unavailable
+from aiocontainerd.sys.mount import Mount, in_thread, mount_all, unmount_all
 
 pytestmark = pytest.mark.anyio
 
@@ -262,3 +266,44 @@ async def test_a_database_of_containerd_is_refused_and_left_alone(tmp_path: Path
         await Engine(path).open()
     assert path.read_bytes() == bolt
     assert [p.name for p in tmp_path.iterdir()] == ["meta.db"]
+
+
+@pytest.mark.root
+async def test_on_a_full_disk_only_what_frees_room_passes_until_there_is_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounts = [Mount("tmpfs", "tmpfs", options=("size=16m",))]
+    await in_thread(mount_all, mounts, str(disk))
+    try:
+        engine = Engine(disk / "meta.db")
+        await engine.open()
+        for number in range(200):
+            await engine.write(partial(insert, f"n{number}"))
+        await anyio.to_thread.run_sync(fill, disk / "filler")
+        with pytest.raises(ResourceExhausted, match="no space left on device"):
+            await insert_for_ever(engine)
+        for number in range(200):
+            await engine.write(partial(remove, f"n{number}"), frees=True)
+        with pytest.raises(ResourceExhausted):
+            await engine.write(partial(insert, "still"))
+        assert "n1" not in await engine.read(names)
+        (disk / "filler").unlink()
+        await engine.write(partial(insert, "again"))
+        await engine.aclose()
+    finally:
+        await in_thread(unmount_all, mounts, str(disk))
+
+
+def remove(name: str, db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM namespaces WHERE name = ?", (name,))
+
+
+async def insert_for_ever(engine: Engine) -> None:
+    for number in count():
+        await engine.write(partial(insert, f"more{number}-{'x' * 1000}"))
+
+
+def fill(path: Path) -> None:
+    with suppress(OSError), open(path, "ab", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass

@@ -85,7 +85,8 @@ class Timed:
     async def sleep(self, seconds: float) -> None:
         self.rests_s.append(seconds)
 
-    async def write(self, _function: object, *, then: object = None) -> None:
+    async def write(self, _function: object, *, then: object = None, frees: bool = False) -> None:
+        assert frees, "a collection passes on a full disk"
         self.now_s += self._took_s
         self._mutations += 1 + self._others
 

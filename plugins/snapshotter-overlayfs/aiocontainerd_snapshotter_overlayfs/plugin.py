@@ -63,12 +63,13 @@ def check(root: Path, config: Config) -> None:
 
 
 def _prepared(root: Path) -> Support:
+    from aiocontainerd.index.reserve import Reserve, with_room
     from aiocontainerd.snapshots import foreign
     from aiocontainerd_snapshotter_overlayfs.probe import probe
 
     foreign.refuse(root)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return probe(str(root))
+    return with_room(Reserve(root / foreign.RECORDS, 0), lambda: probe(str(root)))
 
 
 def capabilities(config: Config, support: Support) -> list[str]:
