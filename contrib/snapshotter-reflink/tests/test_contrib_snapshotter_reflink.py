@@ -170,10 +170,12 @@ async def test_cancelled_call_ends_the_copy(tmp_path: Path, monkeypatch: pytest.
 async def test_failed_clone_leaves_nothing(tmp_path: Path) -> None:
     async with ReflinkSnapshotter(tmp_path) as snapshotter:
         parent = await chain(snapshotter, "c")
-        (tmp_path / "snapshots/1").rmdir()
-        with pytest.raises(FileNotFoundError, match="snapshots/1"):
+        source = tmp_path / "snapshots/1"
+        source.rmdir()
+        source.touch()
+        with pytest.raises(NotADirectoryError, match="snapshots/1"):
             await snapshotter.prepare("a", parent)
-        assert list((tmp_path / "snapshots").iterdir()) == []
+        assert list((tmp_path / "snapshots").iterdir()) == [source]
 
 
 @pytest.mark.anyio
