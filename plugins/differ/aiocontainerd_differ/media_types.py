@@ -7,25 +7,25 @@ from aiocontainerd.errors import Unknown
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 OCI_LAYER_GZIP = f"{OCI_LAYER}+gzip"
 OCI_LAYER_ZSTD = f"{OCI_LAYER}+zstd"
-_OCI_FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar"
-_DOCKER = "application/vnd.docker.image.rootfs.diff.tar"
-_DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
-
-_PLAIN = frozenset((OCI_LAYER, _OCI_FOREIGN))
-_SNIFFED = frozenset(
-    [_DOCKER, _DOCKER_FOREIGN]
-    + [f"{base}.{suffix}" for base in (_DOCKER, _DOCKER_FOREIGN) for suffix in ("gzip", "zstd")]
-    + [f"{base}+{suffix}" for base in (OCI_LAYER, _OCI_FOREIGN) for suffix in ("gzip", "zstd")]
+_OCI_LAYERS = "application/vnd.oci.image.layer."
+_DOCKER_LAYERS = frozenset(
+    f"application/vnd.docker.image.rootfs{kind}.diff.tar{suffix}"
+    for kind in ("", ".foreign")
+    for suffix in ("", ".gzip", ".zstd")
 )
+_COMPRESSED = frozenset({"gzip", "zstd"})
+_ENCRYPTED = "encrypted"
 
 
 def is_sniffed(media_type: str) -> bool:
     """Return whether the first bytes tell a layer's compression; False for a plain tar.
 
-    Docker's types don't always say that a layer is compressed. Raise Unknown for a type that is no layer.
+    Docker's types don't always say that a layer is compressed. Every type of OCI layers is one, whatever its name, and
+    its suffix says whether it is compressed. Raise Unknown for a type that is no layer, and for an encrypted one.
     """
-    if media_type in _PLAIN:
-        return False
-    if media_type in _SNIFFED:
+    base, *suffixes = media_type.split("+")
+    if base in _DOCKER_LAYERS and not suffixes:
         return True
+    if (base in _DOCKER_LAYERS or base.startswith(_OCI_LAYERS)) and _ENCRYPTED not in suffixes:
+        return bool(_COMPRESSED.intersection(suffixes))
     raise Unknown(f"failed to get stream processor for {media_type}: no processor for media-type")

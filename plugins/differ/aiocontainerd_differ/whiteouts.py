@@ -50,6 +50,8 @@ class RemovingWhiteouts:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._kept: set[bytes] = set()
+        self._emptied: set[bytes] = set()
+        """Directories that have nothing of the layers below any more: a mark that is repeated costs no walk."""
 
     def wrote(self, directory: Place, name: bytes) -> None:
         """Keep a path and the directories it is in when an opaque mark comes, before or after it.
@@ -68,8 +70,9 @@ class RemovingWhiteouts:
         while pending:
             path = pending.pop()
             place = self._tree.directory(path)
-            if place.new:
+            if place.new or path in self._emptied:
                 continue
+            self._emptied.add(path)
             for entry in os.listdir(place.fd):
                 name = os.fsencode(entry)
                 below = path + b"/" + name if path else name

@@ -12,6 +12,7 @@ import anyio
 import pytest
 import zstandard
 from aiocontainerd_differ.differ import WalkingDiffer
+from aiocontainerd_differ.media_types import is_sniffed
 from aiocontainerd_differ.processing import MAX_STEPS, steps_from
 
 from aiocontainerd import typeurl
@@ -126,6 +127,36 @@ def test_a_known_type_needs_no_processor_and_an_unknown_one_is_said(processors: 
     assert [step.processor_id for step in steps_from(SECRET, processors)[0]] == ["decrypt", "bunzip"]
     with pytest.raises(Unknown, match=r"failed to get stream processor for a/b: no processor for media-type"):
         steps_from("a/b", processors)
+
+
+@pytest.mark.parametrize(
+    ("media_type", "sniffed"),
+    [
+        (TAR, False), (f"{TAR}+gzip", True), (f"{TAR}+zstd", True),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", True),
+        ("application/vnd.oci.image.layer.squashed.v9", False), ("application/vnd.oci.image.layer.v2.tar+zstd", True),
+        ("application/vnd.docker.image.rootfs.diff.tar", True),
+        ("application/vnd.docker.image.rootfs.diff.tar.zstd", True),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", True),
+    ],
+)  # fmt: skip
+def test_layers_are_known_by_rule(media_type: str, *, sniffed: bool) -> None:
+    assert steps_from(media_type, {}) == ([], media_type)
+    assert is_sniffed(media_type) is sniffed
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/vnd.oci.image.config.v1+json",
+        f"{TAR}+gzip+encrypted",
+        "application/vnd.docker.image.rootfs.other",
+        "",
+    ],
+)
+def test_what_is_no_layer_or_encrypted_needs_a_processor(media_type: str) -> None:
+    with pytest.raises(Unknown, match="no processor for media-type"):
+        is_sniffed(media_type)
 
 
 def test_of_several_the_last_id_is_taken(processors: Any) -> None:

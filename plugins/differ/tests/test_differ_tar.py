@@ -288,6 +288,25 @@ def test_an_opaque_mark_keeps_all_that_its_layer_made(tmp_path: Path, *, first: 
 
 
 @pytest.mark.root
+def test_an_opaque_mark_that_is_repeated_costs_no_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply_bytes(tar_of([entry(name) for name in ("a/old", "a/b/old", "a/c/old")]), tmp_path)
+    kept = [entry("a/b/f"), entry("a/c/f")]
+    marks = [entry("a/b/.wh..wh..opq"), *[entry("a/.wh..wh..opq")] * 50, entry("a/c/.wh..wh..opq")]
+    listed: list[int] = []
+    names_in = os.listdir
+
+    def listing(fd: int) -> list[str]:
+        listed.append(fd)
+        return names_in(fd)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    apply_bytes(tar_of([*kept, *marks]), tmp_path)
+    assert len(listed) == 3, "one walk of each of a/b, a, a/c"
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {"a/b/f", "a/c/f"}
+
+
+@pytest.mark.root
 def test_memory_does_not_grow_with_the_entries_of_a_new_directory(tmp_path: Path) -> None:
     def peak(count: int) -> int:
         blob = tar_of([directory(f"d{count}"), *(entry(f"d{count}/{n:0100}") for n in range(count))])
