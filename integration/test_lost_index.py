@@ -227,3 +227,28 @@ def test_a_running_daemon_is_not_repaired(daemon: Peer) -> None:
     assert done.returncode == 1
     assert "is in use by another daemon" in done.stderr
     assert meta(daemon).exists()
+
+
+def test_a_truncated_blob_is_named_when_it_is_read_and_made_anew_by_an_import(daemon: Peer, archive: Path) -> None:
+    blobs = daemon.root / CONTENT / "blobs" / "sha256"
+    layer = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
+    size = layer.stat().st_size
+    layer.chmod(0o644)
+    with layer.open("r+b") as file:
+        file.truncate(size // 2)
+    read = daemon.ctr("content", "get", f"sha256:{layer.name}", check=False)
+    assert f"content sha256:{layer.name} is damaged: {size // 2} of {size} bytes are there".encode() in read.stderr
+    daemon.ctr("images", "import", str(archive))
+    assert layer.stat().st_size == size
+    daemon.ctr("content", "get", f"sha256:{layer.name}")
+
+
+def test_a_directory_of_a_snapshot_removed_by_hand_is_named_and_an_import_makes_it_anew(
+    daemon: Peer, archive: Path
+) -> None:
+    shutil.rmtree(daemon.root / SNAPSHOTTER / "snapshots" / "1")
+    refused = daemon.ctr("run", "--rm", IMAGE, "c", "true", check=False)
+    assert f"has lost its files: {daemon.root / SNAPSHOTTER / 'snapshots' / '1'} is missing".encode() in refused.stderr
+    daemon.ctr("images", "rm", "--sync", IMAGE)
+    daemon.ctr("images", "import", str(archive))
+    daemon.ctr("run", "--rm", IMAGE, "d", "true")

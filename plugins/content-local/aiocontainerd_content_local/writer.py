@@ -189,9 +189,12 @@ class LocalWriter:
         return have
 
     def _publish(self, digest: str) -> BlobInfo:
-        """Sync the data, rename it, sync the directory: only then is it a blob. Modes and times go first."""
+        """Sync the data, rename it, sync the directory: only then is it a blob. Modes and times go first.
+
+        A blob of another size than these bytes, which have its digest, is damaged: it is replaced.
+        """
         data, target = self._directory / "data", self._layout.blob(digest)
-        if target.exists():
+        if target.exists() and target.stat().st_size == self._offset:
             self._drop_ingest()
             raise AlreadyExists(f"content {digest}")
         now = timestamps.now_ns()

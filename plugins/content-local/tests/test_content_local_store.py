@@ -242,3 +242,17 @@ async def test_writer_cancelled_in_a_thread_is_closed_after_the_thread(
         await task
     assert store.statistics() == {"open_ingests": 0}
     assert (await store.status("one")).offset == 100_000
+
+
+@pytest.mark.anyio
+async def test_a_damaged_blob_is_replaced_by_its_whole_bytes(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    digest = (await ingest(store, "one", DATA)).digest
+    (path,) = tmp_path.glob("blobs/sha256/*")
+    path.chmod(0o644)
+    path.write_bytes(DATA[:3])
+    await ingest(store, "two", DATA)
+    assert path.read_bytes() == DATA
+    with pytest.raises(AlreadyExists):
+        await ingest(store, "three", DATA)
+    assert (await store.info(digest)).size == len(DATA)
