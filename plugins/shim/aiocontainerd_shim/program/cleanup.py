@@ -34,7 +34,7 @@ def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
     """
     bundle = identity.bundle
     try:
-        asyncio.run(_delete(identity))
+        _delete(identity)
     except (OciError, ContainerdError) as failure:
         log.warning("container %s: the OCI runtime cannot remove it: %s", identity.id, failure)
     try:
@@ -51,14 +51,19 @@ def clean_up(identity: Identity) -> api.task_v3.DeleteResponse:
     )
 
 
-async def _delete(identity: Identity) -> None:
+def _delete(identity: Identity) -> None:
+    """Remove what the OCI runtime keeps of the container, if it keeps anything."""
     options, shim = records.read_options(identity.bundle), records.read_shim(identity.bundle)
     root = shim.root if shim else runtime_root(options.root, identity.namespace)
     if not (Path(root) / identity.id).exists():
         return
+    binary = shim.binary if shim else choice.choose(options.binary_name, identity.env).binary
+    asyncio.run(_run_delete(identity, binary, root))
+
+
+async def _run_delete(identity: Identity, binary: str, root: str) -> None:
     reaper = Reaper()
     reaper.start()
-    binary = shim.binary if shim else choice.choose(options.binary_name, identity.env).binary
     runtime = OciRuntime(binary, root, reaper, env=identity.env, log=identity.bundle / "log.json")
     try:
         await runtime.delete(identity.id, force=True)
