@@ -132,9 +132,9 @@ async def test_a_client_that_takes_nothing_is_cut_off_when_others_wait_for_what_
 
 async def test_memory_is_given_back_after_much_was_held() -> None:
     held = Held()
-    (await held.first.room(1 << 20)).end()
+    (await held.first.room(16 << 20)).end()
     assert held.emptied == []
-    (await held.first.room(8 << 20)).end()
+    (await held.first.room(17 << 20)).end()
     assert held.emptied == [None]
 
 

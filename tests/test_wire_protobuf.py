@@ -252,8 +252,8 @@ def test_the_work_of_a_message_is_its_bytes_without_long_strings() -> None:
 def test_parts_of_a_message_are_counted_at_any_depth_and_no_further_than_asked() -> None:
     image = api.images.Image(labels={str(number): "" for number in range(50)})
     answer = api.images.ListImagesResponse(images=[api.images.Image(), image, image])
-    assert codec.parts(answer, 1000) == 1 + 3 + 3 + 100
+    assert codec.parts(answer, 1000) == 3 + 100
     assert 20 <= codec.parts(answer, 20) < 100
-    assert codec.parts(api.images.GetImageResponse(image=image), 1000) == 52
+    assert codec.parts(api.images.GetImageResponse(image=image), 1000) == 50
     extensions = api.containers.Container(extensions={"a": api.protobuf.Any()})
-    assert codec.parts(extensions, 1000) == 3
+    assert codec.parts(extensions, 1000) == 1

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 BIG_BYTES = 64 << 10
 """Bytes of a message, without its long strings, from which on it is decoded beside the loop. Fewer take some 30 ms in
 the worst case."""
-BIG_PARTS = 4000
-"""Fields, list items and map entries of a message from which on it is encoded beside the loop; that takes some 5 ms."""
+BIG_PARTS = 8000
+"""List items and map entries of a message from which on it is encoded beside the loop. That takes some 15 ms."""
 TRIM_S = 2.0
 """A burst of big messages ends before memory is given back."""
 
@@ -52,6 +52,10 @@ class CodecThread:
         """Return the bytes of a message."""
         if codec.parts(message, BIG_PARTS) < BIG_PARTS:
             return codec.encode(message)
+        return await self.encode_big(message)
+
+    async def encode_big(self, message: betterproto2.Message | codec.Encoded) -> bytes:
+        """Return the bytes of a message that has many parts."""
         return await self._run(codec.encode, message)
 
     def trim_soon(self) -> None:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aiocontainerd import context, errors
 from aiocontainerd.errors import ContainerdError, InvalidArgument
 from aiocontainerd.rpc import http2
+from aiocontainerd.rpc.big_messages import BIG_BYTES, BIG_PARTS
 from aiocontainerd.rpc.feed import Feed
 from aiocontainerd.rpc.grpc_stream import CONTENT_TYPE, WireStatus, frame, receive, status_headers, timeout_s
+from aiocontainerd.rpc.outgoing import Answer
 from aiocontainerd.wire import codec
 
 if TYPE_CHECKING:
@@ -211,14 +213,19 @@ class ServedCall:
         """Build the answer when there is room for it, and hold nothing but its bytes while the client takes them."""
         assert bound.call is not None
         outgoing = self._front.outgoing
-        held = await self._connection.share.room(outgoing.expected(bound.path))
+        share, expected = self._connection.share, outgoing.expected(bound.path)
+        held = await share.room(expected) if expected or share.is_crowded else None
         try:
             data = await self._encoded(await bound.call(given))
             outgoing.learn(bound.path, len(data))
+            if held is None and self._send_now(bound, data):
+                return
+            held = held or Answer(share, 0)
             held.is_of(len(data))
             await self._send(bound, data)
         finally:
-            held.end()
+            if held is not None:
+                held.end()
 
     async def _next(self, bound: BoundMethod, responses: AsyncIterator[Any]) -> bytes | None:
         """Return the next answer of a stream, None after the last. A client that takes nothing is waited for first."""
@@ -244,6 +251,8 @@ class ServedCall:
             return None
         self._front.metrics.received[bound.path] += 1
         try:
+            if len(payload) < BIG_BYTES:
+                return codec.decode(bound.request_class, payload)
             return await self._front.codec.decode(bound.request_class, payload)
         except InvalidArgument as error:
             text = f"grpc: error unmarshalling request: {error.message}"
@@ -251,10 +260,14 @@ class ServedCall:
 
     def _push(self, bound: BoundMethod, message: codec.Encoded) -> bool:
         """Send a message if the client takes all of it now and no message is on its way."""
-        data = message.data
-        if self._sending or self._cancelled or len(data) > min(self._front.max_send_message_size, PUSHED_BYTES):
+        if len(message.data) > self._front.max_send_message_size:
             return False
-        if not self._connection.push(self._stream, b"" if self._headers_sent else _RESPONSE_HEADERS, message.framed):
+        return self._send_now(bound, message.framed)
+
+    def _send_now(self, bound: BoundMethod, data: bytes) -> bool:
+        if self._sending or self._cancelled or len(data) > PUSHED_BYTES:
+            return False
+        if not self._connection.push(self._stream, b"" if self._headers_sent else _RESPONSE_HEADERS, data):
             return False
         self._headers_sent = True
         self._front.metrics.sent[bound.path] += 1
@@ -262,7 +275,9 @@ class ServedCall:
 
     async def _encoded(self, message: Any) -> bytes:
         self._check_cancelled()
-        return frame(await self._front.codec.encode(message), self._front.max_send_message_size)
+        small = codec.parts(message, BIG_PARTS) < BIG_PARTS
+        payload = codec.encode(message) if small else await self._front.codec.encode_big(message)
+        return frame(payload, self._front.max_send_message_size)
 
     async def _send(self, bound: BoundMethod, data: bytes) -> None:
         self._sending = True

@@ -27,6 +27,8 @@ UNREAD_BYTES = 24 << 20
 """Answers of any size that one connection may leave unread. It is more than the largest single one."""
 TOTAL_BYTES = 32 << 20
 """Big answers that are built for all connections together, or that they leave unread."""
+MUCH_BYTES = 16 << 20
+"""After so much was held, memory is worth giving back."""
 STALLED_S = 10.0
 """A connection that took nothing for so long is closed if others wait for what it holds."""
 _FORGET = 0.9
@@ -52,8 +54,9 @@ class Outgoing:
 
         `path` is `/package.Service/Method`. The answers of `List` and `Metrics` are lists.
         """
-        is_list = path.rpartition("/")[2].startswith(("List", "Metrics"))
-        size = self._sizes.get(path, LIST_BYTES if is_list else 0)
+        size = self._sizes.get(path)
+        if size is None:
+            size = LIST_BYTES if path.rpartition("/")[2].startswith(("List", "Metrics")) else 0
         return size * OBJECTS_FACTOR if size > SMALL_BYTES else 0
 
     def learn(self, path: str, size: int) -> None:
@@ -76,7 +79,7 @@ class Outgoing:
         if self.held > self._peak:
             self._peak = self.held
         elif not self.held:
-            if self._peak > CONNECTION_BYTES:
+            if self._peak > MUCH_BYTES:
                 self._emptied()
             self._peak = 0
 
@@ -115,6 +118,11 @@ class Share:
     def close(self) -> None:
         """Forget the connection."""
         self._outgoing.shares.discard(self)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Return whether even a small answer has to wait."""
+        return bool(self._waiting) or self.held >= UNREAD_BYTES
 
     async def room(self, expected: int) -> Answer:
         """Wait until an answer of `expected` bytes may be built; 0 means a small one."""

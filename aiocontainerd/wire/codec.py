@@ -63,5 +63,5 @@ def work_to_decode(cls: type[betterproto2.Message], data: bytes) -> int:
 
 
 def parts(message: betterproto2.Message | Encoded, limit: int) -> int:
-    """Return how many messages, list items and map entries a message has to encode, at most about `limit`."""
+    """Return how many list items and map entries a message has to encode, at most about `limit`."""
     return 0 if isinstance(message, Encoded) else protobuf.parts(message, limit)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 # Loaded with the front ends rather than by the first request: it reads files, which would block the loop.
@@ -66,8 +66,8 @@ class Schema:
         self.strings: set[int] = set()
         """Tags of single strings and bytes."""
         self.collections: list[str] = []
-        self.nested: list[str] = []
-        """Names of fields that hold one message, or a list or map of messages."""
+        self.nested: dict[str, Any] = {}
+        """Classes of fields that hold one message, or a list or map of messages."""
         self._constants: dict[str, Any] = {"_unknown_fields": b""}
         self._factories: list[tuple[str, Callable[[], Any]]] = []
         for name, make in meta.default_gen.items():
@@ -93,7 +93,7 @@ class Schema:
 
     def _add_field(self, name: str, meta: FieldMetadata, classes: dict[str, Any]) -> None:
         cls = classes[name]
-        self._note_shape(name, meta)
+        self._note_shape(name, meta, classes)
         if meta.proto_type == "map":
             self._add_map(name, meta, cls, classes.get(f"{name}.value"))
             return
@@ -112,14 +112,21 @@ class Schema:
             self.readers[packed] = _packed_reader(name, read)
             self.writers.append(_packed_writer(name, packed, write))
 
-    def _note_shape(self, name: str, meta: FieldMetadata) -> None:
+    @cached_property
+    def deep(self) -> list[str]:
+        """Return the names of fields whose messages may hold lists or maps."""
+        return [name for name, cls in self.nested.items() if _holds_collections(cls, {self.cls})]
+
+    def _note_shape(self, name: str, meta: FieldMetadata, classes: dict[str, Any]) -> None:
         is_map = meta.proto_type == "map"
         if meta.repeated or is_map:
             self.collections.append(name)
         elif meta.proto_type in ("string", "bytes"):
             self.strings.add(meta.number << 3 | LENGTH)
-        if meta.proto_type == "message" or (meta.map_meta and meta.map_meta[1].proto_type == "message"):
-            self.nested.append(name)
+        if meta.proto_type == "message":
+            self.nested[name] = classes[name]
+        elif meta.map_meta and meta.map_meta[1].proto_type == "message":
+            self.nested[name] = classes[f"{name}.value"]
 
     def _add_map(self, name: str, meta: FieldMetadata, entry: Any, value_class: Any) -> None:
         tag = meta.number << 3 | LENGTH
@@ -165,13 +172,20 @@ def work_to_decode(cls: type[betterproto2.Message], data: bytes) -> int:
     return left
 
 
+def _holds_collections(cls: Any, above: set[Any]) -> bool:
+    table = schema(cls)
+    if table.collections or cls in above:
+        return True
+    return any(_holds_collections(one, above | {cls}) for one in table.nested.values())
+
+
 def parts(message: Any, limit: int) -> int:
-    """Return how many messages, list items and map entries a message has. Counting stops at `limit`."""
+    """Return how many list items and map entries a message has, in itself and below. Counting stops at `limit`."""
     table, values = schema(message.__class__), message.__dict__
-    count = 1
+    count = 0
     for name in table.collections:
         count += len(values[name])
-    for name in table.nested:
+    for name in table.deep:
         value = values[name]
         if not value or count >= limit:
             continue
