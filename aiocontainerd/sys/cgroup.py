@@ -8,6 +8,7 @@ offer.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import msgspec
 
@@ -46,10 +47,15 @@ class _Tree(msgspec.Struct, frozen=True):
         return os.path.normpath(self.mount_point + "/" + cgroup)
 
 
-def locate(pid: int, *, proc: str = "/proc", root: str = ROOT) -> CgroupPaths:
-    """Return the cgroup of a process. Raises OSError when the process does not exist."""
+def locate(
+    pid: int, *, proc: str = "/proc", root: str = ROOT, mounts: Sequence[mountinfo.MountInfo] | None = None
+) -> CgroupPaths:
+    """Return the cgroup of a process. Raises OSError when the process does not exist.
+
+    A caller that looks for many gives the `mounts` of the cgroup trees, and saves reading all mounts each time.
+    """
     memberships = _memberships(f"{proc}/{pid}/cgroup")
-    mounts = mountinfo.read(f"{proc}/self/mountinfo")
+    mounts = mountinfo.read(f"{proc}/self/mountinfo") if mounts is None else mounts
     for info in mounts:
         if info.fs_type == "cgroup2" and info.mount_point == root and "" in memberships:
             return CgroupPaths(unified=_Tree(info.mount_point, info.root).directory(memberships[""]))
@@ -69,7 +75,7 @@ def _memberships(path: str) -> dict[str, str]:
     return found
 
 
-def _version_1_trees(mounts: list[mountinfo.MountInfo]) -> dict[str, _Tree]:
+def _version_1_trees(mounts: Sequence[mountinfo.MountInfo]) -> dict[str, _Tree]:
     trees: dict[str, _Tree] = {}
     for info in mounts:
         if info.fs_type == "cgroup":
@@ -149,9 +155,14 @@ def write_text(path: str, text: str) -> None:
         os.close(fd)
 
 
+def mounts() -> list[mountinfo.MountInfo]:
+    """Return the mounts of all cgroup trees."""
+    return [mount for mount in mountinfo.read() if mount.fs_type in ("cgroup", "cgroup2")]
+
+
 def hierarchies() -> list[str]:
     """Return the mount points of all cgroup trees: one for each version 1 controller, and one for version 2."""
-    return [mount.mount_point for mount in mountinfo.read() if mount.fs_type in ("cgroup", "cgroup2")]
+    return [mount.mount_point for mount in mounts()]
 
 
 def remove_empty(path: str) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aiocontainerd import typeurl
 from aiocontainerd.errors import NotFound
 from aiocontainerd.sys import cgroup
+from aiocontainerd.sys.mountinfo import MountInfo
 from aiocontainerd.wire.anys import marshal
 
 _GONE = "cgroup does not exist"
@@ -46,10 +49,15 @@ class Cgroup:
         return cgroup.enable_controllers(self.paths.unified) if self.is_unified else []
 
 
-def find(pid: int, *, proc: str = "/proc", root: str = cgroup.ROOT) -> Cgroup:
-    """Return the cgroup of a running process. Raises NotFound where the process or its cgroup has gone."""
+def find(
+    pid: int, *, proc: str = "/proc", root: str = cgroup.ROOT, mounts: Sequence[MountInfo] | None = None
+) -> Cgroup:
+    """Return the cgroup of a running process. Raises NotFound where the process or its cgroup has gone.
+
+    `mounts` are those of the cgroup trees, for a caller that looks for many.
+    """
     try:
-        paths = cgroup.locate(pid, proc=proc, root=root)
+        paths = cgroup.locate(pid, proc=proc, root=root, mounts=mounts)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise NotFound(_GONE) from error
     if _has_exited(f"{proc}/{pid}/stat") or not paths.exists():

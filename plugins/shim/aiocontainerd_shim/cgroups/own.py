@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import msgspec
 
 from aiocontainerd import typeurl
-from aiocontainerd.sys.cgroup import CgroupPaths
+from aiocontainerd.sys.cgroup import CgroupPaths, mounts
+from aiocontainerd.sys.mountinfo import MountInfo
 from aiocontainerd_shim.cgroups.cgroup import Cgroup, find
 
 _REMEMBERED = 4096
@@ -30,9 +31,15 @@ def measure(bundle: Path, pid: int) -> typeurl.Any:
 
 @lru_cache(maxsize=_REMEMBERED)
 def _cgroup(bundle: Path, pid: int) -> Cgroup:
-    paths, name = find(pid).paths, _name(bundle)
+    paths, name = find(pid, mounts=_mounts()).paths, _name(bundle)
     controllers = {key: _own(path, name) for key, path in paths.controllers.items()}
     return Cgroup(CgroupPaths(_own(paths.unified, name), controllers))
+
+
+@cache
+def _mounts() -> list[MountInfo]:
+    """Return the mounts of the cgroup trees, which a host makes when it boots. A daemon has a mount per container."""
+    return mounts()
 
 
 def _name(bundle: Path) -> str:
