@@ -68,5 +68,5 @@ def test_a_changed_file_is_reported(tmp_path: Path) -> None:
 def test_a_caller_that_gives_the_mounts_saves_reading_them(monkeypatch: pytest.MonkeyPatch) -> None:
     trees = cgroup.mounts()
     expected = cgroup.locate(os.getpid())
-    monkeypatch.setattr(cgroup.mountinfo, "read", lambda *_: pytest.fail("the mounts were read"))
+    monkeypatch.setattr("aiocontainerd.sys.mountinfo.read", lambda *_: pytest.fail("the mounts were read"))
     assert cgroup.locate(os.getpid(), mounts=trees) == expected
