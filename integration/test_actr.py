@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -253,6 +254,20 @@ def test_a_reader_that_goes_ends_any_command_quietly(both: tuple[Actr, Actr], co
         done = subprocess.run(actr.command(*command), stdout=writing, stderr=subprocess.PIPE, timeout=LIMIT_S)
         os.close(writing)
         assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("command", [("images", "ls"), ("run", "--rm", NAME, "c1", "echo", "hi"), ("--help",)])
+def test_an_output_that_is_full_or_closed_ends_any_command_on_one_line(
+    imported: tuple[Actr, Actr], command: tuple[str, ...]
+) -> None:
+    for actr in imported:
+        line = shlex.join(actr.command(*command))
+        full = subprocess.run(["sh", "-c", f"{line} >/dev/full"], capture_output=True, timeout=LIMIT_S)
+        assert full.returncode == 1
+        assert re.fullmatch(rb"[^\n]*No space left on device\n", full.stderr)
+        closed = subprocess.run(["sh", "-c", f"{line} >&- <&-"], capture_output=True, timeout=LIMIT_S)
+        assert (closed.returncode, closed.stderr) == (0, b"")
+        assert actr.left() == []
 
 
 def _read_first(actr: Actr, *args: str) -> tuple[int, str]:

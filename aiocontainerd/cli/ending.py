@@ -18,12 +18,15 @@ from typing import Any, NoReturn
 import click
 
 SIGNALLED = 128
-STDOUT = 1
+STDOUT, STDERR = 1, 2
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Run the block and write out what it printed. Exit with 141 where nobody reads it, with 130 at an interrupt."""
+    """Run the block and write out what it printed.
+
+    Exit with 141 where nobody reads it, with 130 at an interrupt, with 1 and a line on stderr where a file fails.
+    """
     try:
         try:
             yield
@@ -34,6 +37,26 @@ def quiet() -> Iterator[None]:
         sys.exit(SIGNALLED + signal.SIGPIPE)
     except KeyboardInterrupt:
         sys.exit(SIGNALLED + signal.SIGINT)
+    except OSError as error:
+        drop_output()
+        sys.exit(f"output: {text_of(error)}")
+
+
+def text_of(error: OSError) -> str:
+    """Return what went wrong, with the file that it went wrong with, without the number of the error."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def open_streams() -> None:
+    """Open the standard streams that are closed on /dev/null: else the next file or socket takes the place of one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(STDOUT, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(STDERR, "w", closefd=False)
 
 
 class Program(click.Group):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from aiocontainerd import api, typeurl
 from aiocontainerd.client.connection import Connection
-from aiocontainerd.errors import FailedPrecondition, Internal, NotFound
+from aiocontainerd.errors import ContainerdError, FailedPrecondition, Internal
 from aiocontainerd.interfaces.runtime import IO, Exit, ProcessInfo, ProcessState, ProcessStatus
 from aiocontainerd.sys.mount import Mount
 from aiocontainerd.wire.anys import any_to_wire
@@ -16,6 +16,7 @@ from aiocontainerd.wire.tasks import exit_from_wire, process_from_wire, process_
 SIGKILL = 9
 STOP_S = 30.0
 """How long a killed process may take to be gone."""
+KILL_AGAIN_S = 1.0
 
 
 class Tasks:
@@ -148,14 +149,26 @@ class Tasks:
         return exit_from_wire(answer, answer.pid)
 
     async def _kill_and_wait(self, container_id: str, exec_id: str) -> None:
+        """Kill until the process has ended: one that is still being started takes no signal."""
+        import anyio
+
+        with anyio.fail_after(STOP_S):
+            while not await self._killed(container_id, exec_id):
+                pass
+
+    async def _killed(self, container_id: str, exec_id: str) -> bool:
+        """Send SIGKILL once; return whether the process has ended by then, or was never started."""
         import anyio
 
         try:
             await self.kill(container_id, SIGKILL, exec_id, all_processes=not exec_id)
-        except (NotFound, FailedPrecondition):
-            pass
-        with anyio.fail_after(STOP_S):
+        except ContainerdError:
+            pass  # what became of the process is asked next
+        with anyio.move_on_after(KILL_AGAIN_S):
             await self.wait(container_id, exec_id)
+            return True
+        state = await self.get(container_id, exec_id)
+        return state.status == ProcessStatus.CREATED and not state.pid
 
 
 def _check_stopped(state: ProcessState, exec_id: str) -> None:

@@ -70,6 +70,8 @@ class Session:
     def _text_of(self, error: Exception, hint: str, *, diagnoses: bool) -> str:
         if isinstance(error, ContainerdError):
             return _explained(error, self, hint, diagnoses=diagnoses)
+        if isinstance(error, OSError) and error.strerror:
+            return ending.text_of(error)
         return str(error) or f"no answer within {self.timeout_s:g} s (--timeout allows more)"
 
     def _fail(self, text: str) -> NoReturn:
