@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sqlite3
 import struct
 from pathlib import Path
@@ -60,6 +59,8 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 def damaged(path: Path, what: str, cause: str) -> DamagedDatabaseError:
     """Return the error for a damaged database, with the command that goes back to its newest copy."""
+    import shlex  # a start imports nothing for what hardly ever happens
+
     copies, shown = backup.copies(path), shlex.quote(str(path))
     if copies:
         remedy = f"aiocontainerd index restore {shown} (to the copy of {backup.time_of(copies[0])})"

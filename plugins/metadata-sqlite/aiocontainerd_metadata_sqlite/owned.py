@@ -13,7 +13,7 @@ A backend has its mark where its attribute `index_mark` says. One without, such 
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -155,7 +155,7 @@ class Ownership:
         cause = doubt(msgspec.structs.replace(standing, recognises=recognises), mark)
         unknown = {one: names - known[one] for one, names in present.items()} if cause else {}
         lost = sum(map(len, unknown.values()))
-        renewed = secrets.token_hex(16) if (lost or mark is not None) and self._identity == standing.identity else ""
+        renewed = os.urandom(16).hex() if (lost or mark is not None) and self._identity == standing.identity else ""
         await self._engine.write(lambda db: _claim(db, backend.type, unknown, highest, renewed))
         if renewed:
             await self._renew(renewed)
