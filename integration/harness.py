@@ -40,6 +40,8 @@ SETTLE_S = 10.0
 _NEW_S = 1.0
 """Whoever makes a pipe or a socket opens it well before it is that old."""
 COMMAND_S = 60.0
+_NOTES = "oci-versions.json"
+"""The launcher's notes of OCI runtimes, for the next daemon."""
 KILL_AFTER_S = 20.0
 
 
@@ -199,7 +201,8 @@ class Peer:
         runtime_state = Path("/run/containerd/runc") / self.namespace
         found += [f"runtime state {path}" for path in [runtime_state, *runtime_state.glob("*")] if path.exists()]
         patterns = ("s/*", "*.sock*", "pty*", "aiocontainerd-probe*", f"state/{LAUNCHER}/*", f"state/{RUNTIME}/*/*")
-        return found + [f"file {path}" for pattern in patterns for path in self.directory.glob(pattern)]
+        files = (path for pattern in patterns for path in self.directory.glob(pattern))
+        return found + [f"file {path}" for path in files if path.name != _NOTES]
 
     def complaints(self) -> list[str]:
         """Return the lines of the daemon's log that fail its test in any case."""
