@@ -77,16 +77,10 @@ def test_a_newer_version_is_refused_with_containerds_text(tmp_path: Path) -> Non
     )
 
 
-def test_an_unknown_key_that_containerd_warns_of_is_a_warning_with_file_line_and_nearest_key(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.toml", 'version = 3\nroto = 1\n[debug]\nlevle = "debug"\n[cgroup]\npaht = 2\n')
-    assert load(path).warnings == [
-        f'{path}:2: unknown key roto; did you mean "root"?',
-        f'{path}:4: unknown key debug.levle; did you mean "level"?',
-        f'{path}:6: unknown key cgroup.paht; did you mean "path"?',
-    ]
-
-
-OURS_ONLY = """version = 3
+MISTAKES = """version = 3
+roto = 1
+[debug]
+levle = "debug"
 [python_plugins.acme]
 module = "acme.plugin"
 isolatoin = "process"
@@ -95,13 +89,15 @@ alow = ["acme"]
 """
 
 
-def test_an_unknown_key_in_a_table_that_only_this_daemon_has_is_an_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "c.toml", OURS_ONLY)
+def test_an_unknown_key_is_an_error_with_file_line_and_nearest_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", MISTAKES)
     with pytest.raises(ConfigError) as failed:
         load(path)
     told = [
-        f'{path}:4: unknown key python_plugins.acme.isolatoin; did you mean "isolation"?',
-        f'{path}:6: unknown key plugin_policy.alow; did you mean "allow"?',
+        f'{path}:2: unknown key roto; did you mean "root"?',
+        f'{path}:4: unknown key debug.levle; did you mean "level"?',
+        f'{path}:7: unknown key python_plugins.acme.isolatoin; did you mean "isolation"?',
+        f'{path}:9: unknown key plugin_policy.alow; did you mean "allow"?',
     ]
     assert sorted(str(failed.value).splitlines()) == told
     assert sorted(load(path, warn_only=True).warnings) == told
@@ -163,7 +159,7 @@ plugins."io.containerd.shim.v1.manager".env = "x"
 def test_the_same_typo_in_two_proxy_plugins_is_told_of_each(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('version = 3\n[proxy_plugins.a]\nadress = "x"\n[proxy_plugins.b]\nadress = "y"\n')
-    assert load(path).warnings == [
+    assert load(path, warn_only=True).warnings == [
         f'{path}:3: unknown key proxy_plugins.a.adress; did you mean "address"?',
         f'{path}:5: unknown key proxy_plugins.b.adress; did you mean "address"?',
     ]

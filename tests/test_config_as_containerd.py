@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocontainerd.config import Config, load
+from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.records import DEFAULT_ROOT, DEFAULT_STATE
 from aiocontainerd.config.values import Duration
 from aiocontainerd.host import discovery
@@ -103,9 +103,9 @@ Pause_Threshold = 0.5
 
 
 def test_a_key_in_both_cases_is_unknown_in_the_other(tmp_path: Path) -> None:
-    config = loaded(tmp_path, 'version = 3\nroot = "/r"\nRoot = "/R"\n')
-    assert config.settings.root == "/r"
-    assert config.warnings == [f'{tmp_path}/c.toml:3: unknown key Root; did you mean "root"?']
+    with pytest.raises(ConfigError) as failed:
+        loaded(tmp_path, 'version = 3\nroot = "/r"\nRoot = "/R"\n')
+    assert str(failed.value) == f'{tmp_path}/c.toml:3: unknown key Root; did you mean "root"?'
 
 
 def test_an_import_without_a_version_has_version_1(tmp_path: Path) -> None:

@@ -29,26 +29,14 @@ def told(path: Path, text: str) -> tuple[str, list[str]]:
 
 
 WARNED = {
-    'rooot = "/x"': '2: unknown key rooot; did you mean "root"?',
-    '[debug]\nlevle = "info"': '3: unknown key debug.levle; did you mean "level"?',
-    'level = "debug"': "2: unknown key level; it belongs below [debug]",
-    'address = "/x"': f"2: unknown key address; it belongs below [{GRPC}]",
-    'sandbox_image = "pause"': f"2: unknown key sandbox_image; it belongs below [{CRI}]",
     "subreaper = true": "2: subreaper has no effect; containerd dropped it, too",
     "no_subreaper = true": "2: no_subreaper has no effect; containerd dropped it, too",
     'plugin_dir = "/x"': "2: plugin_dir has no effect; containerd dropped it, too",
     'enabled_plugins = ["cri"]': (
         "2: unknown key enabled_plugins; every plugin is enabled that disabled_plugins does not name"
     ),
-    "wholly_unlike = 1": "2: unknown key wholly_unlike",
-    '[plugin."io.containerd.gc.v1.scheduler"]\nx = 1': '2: unknown table plugin; did you mean "plugins"?',
-    '[grcp]\naddress = "/x"': '2: unknown table grcp; did you mean "grpc"?',
     '[grpc]\nadress = "/x"': '3: [grpc] has no key adress; it has no effect; did you mean "address"?',
     f"[grpc]\ngid = 5\n[{GRPC}]\nuid = 7": f"3: [grpc] gid has no effect beside [{GRPC}]",
-    '["io.containerd.grpc.v1.cri"]\nx = 1': (
-        f'2: unknown table "io.containerd.grpc.v1.cri"; a plugin\'s table is written [{CRI}]'
-    ),
-    "[io.containerd.grpc.v1.cri]\nx = 1": f"2: unknown table io; a plugin's table is written [{CRI}]",
     "[plugins.io.containerd.gc.v1.scheduler]\nx = 1": (
         f"2: [plugins.io.containerd.gc.v1.scheduler] has no effect without quotes; write [{GC}]"
     ),
@@ -62,7 +50,6 @@ WARNED = {
         '2: no plugin "io.containerd.gc.v1.schedular" is installed, its table has no effect; '
         'did you mean "io.containerd.gc.v1.scheduler"?'
     ),
-    f"[{GC}]\npause_treshold = 0.1": f'3: unknown key {GC}.pause_treshold; did you mean "pause_threshold"?',
     '[plugins."io.containerd.snapshotter.v1.overlayfs"]\nasync_remove = true': (
         '3: plugins."io.containerd.snapshotter.v1.overlayfs".async_remove has no effect; containerd dropped it, too'
     ),
@@ -77,6 +64,23 @@ WARNED = {
     '[proxy_plugins.a]\ntype = "snapshotter"\naddress = "/x"': (
         '3: proxy_plugins.a.type: "snapshotter" is none; use "snapshot", "content", "sandbox" or "diff"'
     ),
+}
+"""Keys and tables without effect that are no mistakes, after `version = 3` -> the warning."""
+
+REFUSED = {
+    'rooot = "/x"': '2: unknown key rooot; did you mean "root"?',
+    '[debug]\nlevle = "info"': '3: unknown key debug.levle; did you mean "level"?',
+    'level = "debug"': "2: unknown key level; it belongs below [debug]",
+    'address = "/x"': f"2: unknown key address; it belongs below [{GRPC}]",
+    'sandbox_image = "pause"': f"2: unknown key sandbox_image; it belongs below [{CRI}]",
+    "wholly_unlike = 1": "2: unknown key wholly_unlike",
+    '[plugin."io.containerd.gc.v1.scheduler"]\nx = 1': '2: unknown table plugin; did you mean "plugins"?',
+    '[grcp]\naddress = "/x"': '2: unknown table grcp; did you mean "grpc"?',
+    '["io.containerd.grpc.v1.cri"]\nx = 1': (
+        f'2: unknown table "io.containerd.grpc.v1.cri"; a plugin\'s table is written [{CRI}]'
+    ),
+    "[io.containerd.grpc.v1.cri]\nx = 1": f"2: unknown table io; a plugin's table is written [{CRI}]",
+    f"[{GC}]\npause_treshold = 0.1": f'3: unknown key {GC}.pause_treshold; did you mean "pause_threshold"?',
     '[timeouts]\n"io.containerd.timeout.shim.laod" = "5s"': (
         '3: unknown key timeouts."io.containerd.timeout.shim.laod"; did you mean "io.containerd.timeout.shim.load"?'
     ),
@@ -84,10 +88,6 @@ WARNED = {
     '[stream_processors.x]\naccept = ["a"]\nreturns = "b"\npath = "c"': (
         '3: unknown key stream_processors.x.accept; did you mean "accepts"?'
     ),
-}
-"""What containerd starts with, after `version = 3` -> the warning."""
-
-REFUSED = {
     'required_plugins = ["io.containerd.snapshotter.v1.overlay"]': (
         "2: required plugin io.containerd.snapshotter.v1.overlay is not installed; "
         'did you mean "io.containerd.snapshotter.v1.overlayfs"?'
@@ -172,7 +172,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", WARNED)
-def test_what_containerd_starts_with_is_a_warning(tmp_path: Path, text: str) -> None:
+def test_what_has_no_effect_is_a_warning(tmp_path: Path, text: str) -> None:
     assert told(tmp_path / "c.toml", f"version = 3\n{text}\n") == ("", [f"c.toml:{WARNED[text]}"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aiocontainerd import kinds
-from aiocontainerd.config import Config, load, timeouts
+from aiocontainerd.config import Config, ConfigError, load, timeouts
 from aiocontainerd.config.render import dump
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import authoring, discovery, reference
@@ -50,10 +50,29 @@ def loaded(directory: Path, **written: str) -> Config:
         ("zzz", ""),
     ],
 )
-def test_an_unknown_key_is_a_warning_with_file_line_and_the_nearest(tmp_path: Path, key: str, hint: str) -> None:
+def test_an_unknown_key_is_an_error_with_file_line_and_the_nearest(tmp_path: Path, key: str, hint: str) -> None:
     config = loaded(tmp_path, **{WORK: "3m", key: "1s"})
+    with pytest.raises(ConfigError) as caught:
+        config.check_plugins([ACME])
+    assert str(caught.value) == f'{tmp_path}/c.toml:4: unknown key timeouts."{key}"{hint}'
+
+
+def test_an_unknown_key_is_a_warning_where_the_file_is_shared_with_containerd(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('version = 4\n[timeouts]\n"zzz" = "1s"\n')
+    config = load(tmp_path / "c.toml", warn_only=True)
     config.check_plugins([ACME])
-    assert config.warnings == [f'{tmp_path}/c.toml:4: unknown key timeouts."{key}"{hint}']
+    assert config.warnings == [f'{tmp_path}/c.toml:3: unknown key timeouts."zzz"']
+
+
+def test_an_unknown_key_is_a_warning_where_a_module_that_may_declare_it_is_broken(tmp_path: Path) -> None:
+    config = loaded(tmp_path, zzz="1s")
+    registry = Registry()
+    registry.add_failed(discovery.DECLARED_KIND, "acme", "no such file", state=State.SKIPPED)
+    with pytest.raises(ConfigError):
+        discovery.check_config(registry, config)
+    registry.add_failed(discovery.DECLARED_KIND, "acme", "it does not import")
+    discovery.check_config(registry, config)
+    assert config.warnings == [f'{tmp_path}/c.toml:3: unknown key timeouts."zzz"']
 
 
 def test_every_key_of_containerds_own_default_config_is_accepted(tmp_path: Path) -> None:

@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from aiocontainerd.config.timeouts import Timeout
 
 
-_OURS = frozenset({"python_plugins", "plugin_isolation", "plugin_policy"})
-"""Tables that containerd does not have. An unknown key there, or in the table of a plugin of ours, is an error."""
-
-
 class Config:
     """A loaded config: the settings, the plugins' tables, and where every value came from."""
 
@@ -84,14 +80,20 @@ class Config:
         """Learn the keys of `[timeouts]` that plugins declare, and their defaults."""
         self._timeouts = timeouts.declared(timeout for one in registrations for timeout in one.timeouts)
 
-    def check_plugins(self, registrations: Iterable[Configured]) -> None:
+    def check_plugins(self, registrations: Iterable[Configured], *, complete: bool = True) -> None:
         """Check the table of every plugin, and the keys of `[timeouts]`. Raises ConfigError.
 
-        So a mistake stops the start, not one plugin. What names plugins that are not installed is a warning.
+        So a mistake stops the start, not one plugin. If the registrations are not `complete`, because a module could
+        not be loaded, an unknown key of `[timeouts]` is only a warning: that module may declare it. What names plugins
+        that are not installed is a warning.
         """
         known = {registration.uri: registration for registration in registrations}
         self.declare(known.values())
-        self._settle(self._timeout_problems(known))
+        problems = self._timeout_problems(known)
+        if complete:
+            self._settle(problems)
+        else:
+            self.warnings += [problem.text for problem in problems]
         for uri in self._plugins:
             if uri in known:
                 self.plugin_config(known[uri])
@@ -155,7 +157,7 @@ class Config:
         return timeouts.seconds_for(registration.uri, registration.timeouts, self.timeout_s)
 
     def _timeout_problems(self, known: Mapping[str, Configured]) -> list[Problem]:
-        """Return what is wrong with the keys of `[timeouts]`; keep a warning for those that have no effect here."""
+        """Return the unknown keys of `[timeouts]`; keep a warning for those that have no effect here."""
         unknown = [key for key in self.settings.timeouts if not timeouts.is_declared(key, self._timeouts)]
         idle = [key for key in unknown if key in timeouts.STOCK_KEYS]
         if idle:
@@ -170,13 +172,12 @@ class Config:
                 problems.append(Problem(text, True, ("timeouts", key)))
             uri = timeouts.split_plugin_key(key)[1]
             if key not in unknown and uri and uri not in known:
-                text = f'{origin}: no plugin "{uri}" is installed{hints.nearest_uri(uri, known)}'
-                problems.append(Problem(text, True, ("timeouts", key)))
+                self.warnings.append(f'{origin}: no plugin "{uri}" is installed{hints.nearest_uri(uri, known)}')
         return problems
 
     def _settle(self, problems: list[Problem]) -> None:
-        """Raise for problems; keep as warnings what containerd only warns of, and with `warn_only` all unknown keys."""
-        fatal = [p.text for p in problems if not (p.unknown_key and (self._warn_only or _is_tolerated(p.key)))]
+        """Raise for problems; keep as warnings the idle keys, and with `warn_only` all unknown keys."""
+        fatal = [p.text for p in problems if not (p.unknown_key and (self._warn_only or stock.is_idle(p.key)))]
         if fatal:
             raise ConfigError("\n".join(fatal))
         self.warnings += [p.text for p in problems if p.text not in self.warnings]
@@ -205,11 +206,6 @@ class Config:
                 check(text)
             except ValueError as bad:
                 raise ConfigError(f"{self.origin(*key)}: {dotted(key)}: {bad}") from bad
-
-
-def _is_tolerated(key: KeyPath) -> bool:
-    """Return whether containerd starts with an unknown key at this place, and so does this daemon, with a warning."""
-    return key[0] not in _OURS and (key[0] != "plugins" or key[1] in stock.PLUGINS)
 
 
 def load(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aiocontainerd import kinds
 
 _IDS = (
@@ -59,6 +61,9 @@ PROXY_TYPES = frozenset(
 DROPPED = frozenset({"subreaper", "no_subreaper", "plugin_dir"})
 """Top-level keys that a containerd before 2.1 read, and none reads now."""
 
+NEVER_READ = frozenset({"enabled_plugins"})
+"""Top-level keys that guides tell people to write, and no containerd has ever read."""
+
 DROPPED_OF_PLUGINS = frozenset(
     {
         (f"{kinds.SNAPSHOTTER}.overlayfs", "async_remove"),
@@ -66,3 +71,8 @@ DROPPED_OF_PLUGINS = frozenset(
     }
 )
 """Plugin and key, likewise."""
+
+
+def is_idle(key: Sequence[str]) -> bool:
+    """Return whether a key without effect is no mistake: published files have it."""
+    return key[0] in {*DROPPED, *NEVER_READ} or (key[0] == "plugins" and (key[1], key[-1]) in DROPPED_OF_PLUGINS)

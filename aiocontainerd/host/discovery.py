@@ -153,8 +153,17 @@ def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") 
 
 
 def check_config(registry: Registry, config: Config) -> None:
-    """Check the config against what was found. Raises ConfigError naming file, line and key."""
-    config.check_plugins(plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED)
+    """Check the config against what was found. Raises ConfigError naming file, line and key.
+
+    If a module could not be loaded, unknown keys of `[timeouts]` are only warnings: that module may read them.
+    """
+    found = [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]
+    config.check_plugins(found, complete=not _is_broken(registry))
+
+
+def _is_broken(registry: Registry) -> bool:
+    """Return whether a module could not be loaded."""
+    return any(plugin.kind == DECLARED_KIND and plugin.state == State.FAILED for plugin in registry.plugins)
 
 
 def check_required(registry: Registry, config: Config) -> None:
@@ -162,7 +171,7 @@ def check_required(registry: Registry, config: Config) -> None:
 
     A module that cannot be loaded may have it: then the row of that module says why.
     """
-    if any(plugin.kind == DECLARED_KIND and plugin.state == State.FAILED for plugin in registry.plugins):
+    if _is_broken(registry):
         return
     known = [plugin.uri for plugin in registry.plugins]
     for uri in config.settings.required_plugins:
