@@ -19,16 +19,17 @@ import anyio
 import msgspec
 
 from aiocontainerd import context
-from aiocontainerd.errors import ContainerdError, NotFound, Unavailable, Unimplemented
+from aiocontainerd.errors import ContainerdError, NotFound, Unimplemented
 from aiocontainerd.interfaces.runtime import ProcessState
 from aiocontainerd.interfaces.shim import ShimLauncher
+from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2 import known, leftovers, strays
 from aiocontainerd_runtime_v2.bootstrap import Endpoint
 from aiocontainerd_runtime_v2.bundle import Bundle
 from aiocontainerd_runtime_v2.manager import to_thread
 from aiocontainerd_runtime_v2.runtime import ShimTaskRuntime
-from aiocontainerd_runtime_v2.shim import Shim
+from aiocontainerd_runtime_v2.shim import NobodyListensError, Shim
 from aiocontainerd_runtime_v2.task import ShimTask
 from aiocontainerd_runtime_v2.traces import RUNTIME_ROOT
 
@@ -119,10 +120,17 @@ class Recovery:
             shim = await self._connect(bundle, launcher, joined=binary is None)
         except Unimplemented as error:
             log.error("the shim of task %s/%s cannot be called: %s", bundle.namespace, bundle.id, error.message)
-        except ContainerdError as error:
+        except (NobodyListensError, NotFound) as error:
             log.warning("the shim of task %s/%s is gone: %s", bundle.namespace, bundle.id, error.message)
             await self._manager.clean_up(bundle, launcher)
             await self._discard(bundle)
+        except ContainerdError as error:
+            log.warning(
+                "task %s/%s is kept, although its shim cannot be reached: %s",
+                bundle.namespace, bundle.id, error.message,
+            )  # fmt: skip
+            assert endpoint is not None, "a bundle without an endpoint is NotFound"
+            self._leave_alone(Shim(bundle, endpoint, None, launcher, joined=binary is None), state)
         else:
             await self._take_up(shim)
 
@@ -189,10 +197,11 @@ class Recovery:
         await to_thread(bundles.write_endpoint, bundle, endpoint)
         return await self._manager.connect(bundle, endpoint, launcher, joined=joined)
 
-    def _leave_alone(self, shim: Shim, state: ProcessState) -> None:
+    def _leave_alone(self, shim: Shim, state: ProcessState | None) -> None:
         task = self._runtime.adopt(shim)
-        shim.pid = state.pid
-        task.know(state)
+        if state is not None:
+            shim.pid = state.pid
+            task.know(state)
         self._runtime.watch(task)
         self._resting.append(task)
 
@@ -205,7 +214,7 @@ class Recovery:
             log.warning("the shim of task %s/%s does not know the container", task.namespace, task.id)
             await self._runtime.undo(task)
             return
-        except Unavailable as error:
+        except TtrpcClosed as error:
             log.warning("the shim of task %s/%s is gone: %s", task.namespace, task.id, error.message)
             await self._runtime.undo(task)
             return

@@ -94,10 +94,8 @@ class Shim:
             if self._client is None and not self._let_go:
                 try:
                     self._client = await open_client(self.bundle.id, self.endpoint, timeout_s=limit_s)
-                except Unavailable as error:
-                    self._let_go = isinstance(error.__cause__, ConnectionRefusedError | FileNotFoundError)
-                    if not self._let_go:
-                        raise
+                except NobodyListensError:
+                    self._let_go = True
                 self._dialled.set()
         if self._client is None:
             raise TtrpcClosed("ttrpc: closed")
@@ -152,13 +150,21 @@ class Shim:
         return self.exit or lost_exit()
 
 
+class NobodyListensError(Unavailable):
+    """Raised when nobody listens at the address of a shim, so it has ended."""
+
+
 def lost_exit() -> Exit:
     """Return the exit of a process about which nothing is known any more: status 255, now."""
     return Exit(status=UNKNOWN_EXIT_STATUS, exited_at_ns=now_ns())
 
 
 async def open_client(task_id: str, endpoint: Endpoint, *, timeout_s: float) -> TtrpcClient:
-    """Connect to a shim. Raises Unimplemented for an unknown protocol or address, Unavailable if nobody listens."""
+    """Connect to a shim.
+
+    Raises Unimplemented for an unknown protocol or address, NobodyListensError if the shim is gone, Unavailable or
+    LocalDeadline for any other failure, which says nothing about the shim.
+    """
     if endpoint.protocol != TTRPC:
         raise Unimplemented(f'unexpected protocol: "{endpoint.protocol}" of the shim of task "{task_id}"')
     if not endpoint.address.startswith(UNIX):
@@ -167,4 +173,5 @@ async def open_client(task_id: str, endpoint: Endpoint, *, timeout_s: float) -> 
         return await TtrpcClient.connect(endpoint.address, timeout_s=min(timeout_s, FOREVER_S))
     except OSError as error:
         path = endpoint.address.removeprefix("unix://")
-        raise Unavailable(f"dial unix {path}: connect: {os_text(error)}") from error
+        kind = NobodyListensError if isinstance(error, ConnectionRefusedError | FileNotFoundError) else Unavailable
+        raise kind(f"dial unix {path}: connect: {os_text(error)}") from error

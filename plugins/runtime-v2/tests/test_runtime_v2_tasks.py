@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -21,12 +22,14 @@ from aiocontainerd.errors import (
     AlreadyExists,
     DeadlineExceeded,
     InvalidArgument,
+    LocalDeadline,
     NotFound,
     Unavailable,
     Unimplemented,
     Unknown,
 )
 from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, ProcessStatus, Task
+from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 from aiocontainerd.testing.processes import ended
 from aiocontainerd.wire import codec
 from aiocontainerd.wire.anys import marshal, unmarshal
@@ -230,6 +233,28 @@ async def test_a_shim_that_answers_with_an_error_is_kept(world: World) -> None:
         await shim.die()
         with anyio.fail_after(10):
             assert (await (await runtime.get("a")).wait()).status == 137
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "Too many open files"), LocalDeadline("no connection")])
+async def test_a_shim_that_cannot_be_reached_for_another_reason_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    async with world.run() as runtime:
+        await (await runtime.create("a", OPTIONS)).start()
+    connects = TtrpcClient.connect
+    tried = anyio.Event()
+
+    async def fail(_address: str, *, timeout_s: float) -> TtrpcClient:
+        tried.set()
+        raise failure
+
+    monkeypatch.setattr(TtrpcClient, "connect", fail)
+    async with world.run() as runtime:
+        await tried.wait()
+        task = await runtime.get("a")
+        monkeypatch.setattr(TtrpcClient, "connect", connects)
+        assert (await task.state()).status is ProcessStatus.RUNNING
+    assert world.launcher.actions == ["start a"]
 
 
 async def test_a_delete_whose_caller_has_gone_goes_to_its_end(world: World) -> None:
