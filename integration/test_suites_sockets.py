@@ -52,7 +52,7 @@ def counts(output: str) -> dict[str, int]:
 def test_our_daemon_keeps_every_contract(ours: Peer, tmp_path: Path) -> None:
     status, output = run_suites(tmp_path, ours, "overlayfs", suites=SERVICES)
     assert status == 0, output
-    assert counts(output) == {"passed": 105, "skipped": 1}
+    assert counts(output) == {"passed": 110, "skipped": 1}
     assert "behind a socket a blob is in no file of this side" in output
 
 

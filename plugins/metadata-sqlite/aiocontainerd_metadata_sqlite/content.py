@@ -140,6 +140,7 @@ class NamespacedContent:
         writer = NamespacedWriter(self._session, self.backend, self.pins, caller, ref, self._unlock)
         try:
             await writer.pin(expected)
+            await self._session.claim(CONTENT)
             number = await self._session.next_number()
             opened = await self._session.mutate(
                 lambda db: open_ingest(db, caller, ref, number, expected, total, self.policy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -31,6 +31,10 @@ class Caller(msgspec.Struct, frozen=True):
     lease: str
 
 
+async def _claim_nothing(_resource_type: str) -> None:
+    return
+
+
 class Publisher(Protocol):
     """The part of the event bus that the store uses."""
 
@@ -48,6 +52,8 @@ class Session:
         """Types whose backend may have objects without a record: `content` and `snapshots/<snapshotter>`."""
         self.changes = 0
         """Committed changes of records since the start, by clients and by collections."""
+        self.claim: Callable[[str], Awaitable[None]] = _claim_nothing
+        """Is awaited with the type of a backend before anything is made in it (`owned`)."""
         self._bus = bus
         self._callbacks: list[Callable[[bool], None]] = []
         self._numbers: Iterator[int] = iter(())

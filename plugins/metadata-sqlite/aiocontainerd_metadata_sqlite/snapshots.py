@@ -188,6 +188,7 @@ class NamespacedSnapshotter:
         with self._session.pin(*pins):
             await self._refuse_existing(caller, key, target)
             base = await self._session.read(lambda db: self._plan_create(db, caller, key, parent))
+            await self._session.claim(self._type)
             number = await self._session.next_number()
             backend_key = f"{caller.namespace}/{number}/{key}"
             with self._progress(backend_key):

@@ -74,6 +74,7 @@ class SqliteMetadataStore:
         self._session.dirty.update((CONTENT, *(SNAPSHOTS + name for name in snapshotters)))
         self._copied = 0
         self.ownership = Ownership(self.engine)
+        self._session.claim = self._claim
         self.engine.committed = self.ownership.advance
 
     def __repr__(self) -> str:
@@ -82,7 +83,7 @@ class SqliteMetadataStore:
     async def open(self) -> None:
         """Open the database and claim the backends. The first collection looks at what earlier runs left in them.
 
-        A backend that cannot be claimed now is claimed by a collection, which deletes nothing in it before.
+        A backend that cannot be claimed now is claimed before the first call makes something there, or by a collection.
         """
         await self.engine.open()
         for resource_type in sorted(self._session.dirty):

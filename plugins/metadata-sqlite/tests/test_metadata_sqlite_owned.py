@@ -276,6 +276,29 @@ async def test_a_backend_that_cannot_be_listed_is_claimed_before_anything_is_del
     assert root.names() == before
 
 
+async def test_backends_that_could_not_be_listed_at_the_start_are_claimed_before_anything_is_made_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(tmp_path)
+
+    async def fails(*_args: object) -> AsyncIterator[object]:
+        raise Unavailable("no connection")
+        yield
+
+    with monkeypatch.context() as patched:
+        for kind in (FakeContentStore, FakeSnapshotter):
+            patched.setattr(kind, "walk", fails)
+        async with root.open() as store:
+            patched.undo()
+            await fill(store)
+            for name in ("top", "base"):
+                await store.snapshotter("fake").remove(name)
+            await store.content.delete(digest_of(b"blob"))
+            await store.content.abort("half")
+            await store.collect()
+            assert (root.names(), store.ownership.kept) == (set(), {})
+
+
 async def test_a_snapshotter_that_goes_and_comes_back_is_proven_again(root: Root) -> None:
     async with root.open() as store:
         store.follow("fake", None)
