@@ -18,7 +18,7 @@ import h2.events
 import pytest
 
 from aiocontainerd import api, context, errors
-from aiocontainerd.rpc import http2
+from aiocontainerd.rpc import grpc, http2
 from aiocontainerd.rpc.grpc import GrpcConnection, GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
 
@@ -632,3 +632,51 @@ async def test_unknown_http2_frames_are_ignored(tmp_path: Path) -> None:
         assert (await client.call(GET, message(b"")))["grpc-status"] == "0"
         client.writer.write(bytes.fromhex("000004 fb 00 00000000 01020304"))
         assert (await client.call(GET, message(b"")))["grpc-status"] == "0"
+
+
+async def test_the_client_that_leaves_most_unread_is_cut_off_when_all_together_leave_too_much(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path, Tasks()) as (front, good):
+        front.max_all_unread_bytes = 70_000
+        clients = []
+        for calls in (1, 3):
+            client = h2.connection.H2Connection()
+            client.initiate_connection()
+            for stream in range(1, 2 * calls, 2):
+                base = [(":method", "POST"), (":scheme", "http"), (":path", GET), (":authority", "x")]
+                client.send_headers(stream, [*base, ("content-type", "application/grpc")])
+                for half in (message(bytes(1 << 20))[:10_000], bytes(10_000)):
+                    client.send_data(stream, half)
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
+            writer.write(client.data_to_send())
+            clients.append((reader, writer))
+        async with asyncio.timeout(5):
+            await clients[1][0].read()
+        assert front.unread.total < 22_000
+        await good.unary(TASKS, "Get", api.tasks.GetRequest())
+        assert not clients[0][0].at_eof()
+        for _, writer in clients:
+            writer.close()
+
+
+async def send_for_ever(client: socket.socket, data: bytes) -> None:
+    while True:
+        await asyncio.get_running_loop().sock_sendall(client, data)
+
+
+async def test_a_client_that_pings_and_reads_nothing_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc, "MAX_UNSENT_BYTES", 100_000)
+    request = http2.header_block([(":method", "GET")])
+    start = http2.PREFACE + len(request).to_bytes(3) + b"\1\5\0\0\0\1" + request
+    pings = (bytes.fromhex("000008 06 00 00000000") + b"whoreads") * 5000
+    data_of_a_call_that_is_over = bytes.fromhex("000001 00 00 00000001 00")
+    async with serving(tmp_path, Tasks()):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, str(tmp_path / "s"))
+            await asyncio.get_running_loop().sock_sendall(client, start)
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                await asyncio.wait_for(send_for_ever(client, pings + data_of_a_call_that_is_over), 10)

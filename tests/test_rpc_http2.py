@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import pytest
 
 from aiocontainerd.rpc import http2
@@ -175,3 +177,77 @@ def test_the_limit_of_calls_is_told() -> None:
     greeting = http2.Http2Connection(Recorder()).out
     assert http2.MAX_STREAMS == 10_000
     assert b"\x00\x03" + http2.MAX_STREAMS.to_bytes(4) in greeting
+
+
+class UnlistedStreams(dict[int, http2.Stream]):
+    """Streams that nobody may go through one by one."""
+
+    def values(self) -> NoReturn:
+        raise AssertionError("every stream was visited")
+
+    __iter__ = items = values
+
+
+def test_a_new_initial_window_holds_for_open_streams_and_costs_the_same_for_any_number_of_them() -> None:
+    client = Recorder()
+    client.connection.feed(frame(8, 0, 0, b"\0\1\0\0") + frame(1, 4, 1, REQUEST))
+    stream = client.connection.streams[1]
+    client.connection.send_data(stream, b"x" * 1000)
+    client.connection.streams = UnlistedStreams(client.connection.streams)
+    client.connection.feed(frame(4, 0, 0, (b"\0\4" + (70000).to_bytes(4)) * 2000 + b"\0\4" + (1500).to_bytes(4)))
+    assert client.connection.sendable(stream) == 500
+    client.connection.feed(frame(4, 0, 0, b"\0\4" + (100).to_bytes(4)))
+    assert client.connection.sendable(stream) == -900
+    client.connection.feed(frame(8, 0, 1, (1000).to_bytes(4)))
+    assert client.connection.sendable(stream) == 100
+
+
+def test_a_call_whose_data_is_more_than_a_connection_may_leave_unread_is_refused_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http2, "MAX_UNREAD_BYTES", 100_000)
+    client = Recorder()
+    half = bytes(16_000)
+    for stream in range(1, 13, 2):
+        client.connection.feed(frame(1, 4, stream, REQUEST) + frame(0, 0, stream, half))
+    assert 96_000 < client.connection.unread <= 100_000
+    client.connection.out.clear()
+    client.connection.feed(frame(0, 0, 5, half))
+    assert client.told[-1] == ("reset", 5)
+    assert frame(3, 0, 5, bytes((0, 0, 0, http2.ENHANCE_YOUR_CALM))) in client.connection.out
+    client.connection.feed(frame(0, 0, 1, bytes(10_000)))
+    assert len(client.connection.streams[1].buffer) == 26_000
+
+
+def test_a_call_whose_headers_are_more_than_a_connection_may_leave_unread_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http2, "MAX_UNREAD_BYTES", 20_000)
+    client = Recorder()
+    block = REQUEST + http2.header_block([("a", "b" * 8000)])
+    for stream in (1, 3, 5):
+        client.connection.feed(frame(1, 4, stream, block))
+    assert client.told == [("requested", 1), ("requested", 3)]
+    client.connection.lost()
+    assert client.connection.unread == 0
+
+
+def test_a_stream_holds_one_window_of_messages_that_nobody_reads() -> None:
+    client = Recorder()
+    client.connection.feed(frame(1, 4, 1, REQUEST))
+    stream = client.connection.streams[1]
+    for _ in range(20):
+        while stream.window:
+            client.connection.feed(frame(0, 0, 1, bytes(min(stream.window, http2.MAX_FRAME_BYTES))))
+        assert len(stream.buffer) <= http2.WINDOW_BYTES
+        del stream.buffer[: 1 << 20]
+        client.connection.acknowledge(stream)
+
+
+def test_a_message_longer_than_the_window_goes_on() -> None:
+    client = Recorder()
+    client.connection.feed(frame(1, 4, 1, REQUEST))
+    stream = client.connection.streams[1]
+    while len(stream.buffer) < 16 << 20:
+        client.connection.feed(frame(0, 0, 1, bytes(http2.MAX_FRAME_BYTES)))
+        client.connection.acknowledge(stream, ahead=True)

@@ -37,6 +37,13 @@ CLOSE_TIMEOUT_S = 1.0
 GATHER_BYTES = 64 << 10
 """Output of at least this size is written at once. Smaller output is written at the end of the loop's step."""
 CANCELLED_AT_ONCE = 64
+MESSAGES_UNREAD = 4
+"""A connection may leave so many of the largest requests half received, if that is more than its usual limit."""
+MAX_ALL_UNREAD_BYTES = 192 << 20
+"""Headers and unread data of the calls of all connections, beside one that has all it may. The connection that holds
+most is closed beyond it."""
+MAX_UNSENT_BYTES = 4 << 20
+"""Output that a client may leave untaken. Answers wait long before; only protocol frames come to so much."""
 CHUNK_BYTES = 256 << 10
 """The socket is given so much of an answer before it is asked whether it takes more."""
 
@@ -62,6 +69,9 @@ class GrpcFrontEnd:
         self.accept_peer = accept_peer
         self.stopping = False
         self.codec = CodecThread()
+        self.unread = http2.Unread()
+        self.max_unread_bytes = max(http2.MAX_UNREAD_BYTES, MESSAGES_UNREAD * max_recv_message_size)
+        self.max_all_unread_bytes = MAX_ALL_UNREAD_BYTES + self.max_unread_bytes
         self.outgoing = Outgoing(self.codec.trim_soon)
         self.connections: set[GrpcConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -105,6 +115,13 @@ class GrpcFrontEnd:
         await self._drop_connections()
         self.codec.close()
 
+    def shed(self) -> None:
+        """Close the connection that holds most of what is received and unread."""
+        worst = max(self.connections, key=lambda one: one.http2.unread)
+        log.warning("a client is cut off: %d bytes of its calls are received and unread", worst.http2.unread)
+        worst.abort()
+        worst.http2.lost()
+
     def lookup(self, path: str) -> BoundMethod:
         """Return the method of a path. Raises WireStatus in gRPC's words."""
         bound = self._methods.get(path)
@@ -142,7 +159,8 @@ class GrpcConnection(asyncio.Protocol):
 
     def __init__(self, front: GrpcFrontEnd) -> None:
         self._front = front
-        self.http2 = http2.Http2Connection(self)
+        self.http2 = http2.Http2Connection(self, all_unread=front.unread)
+        self.http2.max_unread = front.max_unread_bytes
         self._calls: dict[http2.Stream, ServedCall] = {}
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
@@ -186,6 +204,8 @@ class GrpcConnection(asyncio.Protocol):
             self.http2.go_away(broken.code)
             self.drop()
         self.flush()
+        if self._front.unread.total > self._front.max_all_unread_bytes:
+            self._front.shed()
 
     def _feed_later(self) -> None:
         if self._transport is None or self._transport.is_closing() or self._feed_planned:
@@ -211,6 +231,7 @@ class GrpcConnection(asyncio.Protocol):
         self._writable.set()
         self.front.connections.discard(self)
         self.share.close()
+        self.http2.lost()
         self.front.closed.set()
         self._cancel_calls(list(self._calls.values()))
 
@@ -280,6 +301,9 @@ class GrpcConnection(asyncio.Protocol):
             self.http2.out = bytearray()
             if self._transport is not None:
                 self._transport.write(out)
+                if not self._writable.is_set() and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+                    log.warning("a client is cut off: it reads nothing of what it asks for")
+                    self.abort()
 
     def flush_soon(self) -> None:
         """Write the gathered output by the end of this step of the loop."""
@@ -315,7 +339,7 @@ class GrpcConnection(asyncio.Protocol):
 
     async def writable(self) -> None:
         """Wait until the socket takes more."""
-        if not self._writable.is_set():
+        while not self._writable.is_set():
             await self._writable.wait()
 
     async def taking(self, stream: http2.Stream) -> None:

@@ -143,7 +143,7 @@ class ServedCall:
             self._check_cancelled()
             if self._leaves:
                 self.cancel()
-            self._connection.http2.acknowledge(stream)
+            self._connection.http2.acknowledge(stream, ahead=True)
             self._connection.flush()
             self._woken = asyncio.get_running_loop().create_future()
             await self._woken

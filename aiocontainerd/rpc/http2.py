@@ -30,6 +30,9 @@ more than a machine has containers. A client that knows the limit waits; a furth
 STEP_WORK = 64
 """Requests that are taken from one connection before others have their turn. Long headers count for several."""
 _HEADER_WORK_BYTES = 256
+MAX_UNREAD_BYTES = 64 << 20
+"""Headers and unread data of all calls of one connection. The call whose data is too much for it is refused: half
+received messages could wait for each other for ever."""
 
 MAX_IDLE_FRAMES = 10_000
 """Frames without use (pings, settings, resets, empty data) that a client may send in a row within
@@ -61,17 +64,43 @@ class ConnectionBroken(Exception):
         self.code = code
 
 
+class Unread:
+    """Bytes that all connections of one server hold unread."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __repr__(self) -> str:
+        return f"<Unread {self.total} bytes>"
+
+
 class Stream:
-    """One request and its response. `buffer` holds data that was received and not yet read."""
+    """One request and its response. `buffer` holds data that was received and not yet read.
 
-    __slots__ = ("buffer", "headers", "id", "local_closed", "remote_closed", "send_window", "unacknowledged", "window")
+    `counted` bytes of it are part of what the connection holds unread. `send_window` counts from the client's initial
+    window, so that a change of that costs the same for any number of streams.
+    """
 
-    def __init__(self, stream_id: int, headers: Headers, send_window: int) -> None:
+    __slots__ = (
+        "buffer",
+        "counted",
+        "header_bytes",
+        "headers",
+        "id",
+        "local_closed",
+        "remote_closed",
+        "send_window",
+        "unacknowledged",
+        "window",
+    )
+
+    def __init__(self, stream_id: int, headers: Headers) -> None:
         self.id = stream_id
         self.headers = headers
-        self.send_window = send_window
+        self.send_window = 0
         self.window = WINDOW_BYTES
         self.unacknowledged = 0
+        self.counted = self.header_bytes = 0
         self.buffer = bytearray()
         self.remote_closed = self.local_closed = False
 
@@ -110,10 +139,16 @@ class _Table(HeaderTable):
 class Http2Connection:
     """The state of one connection. Output gathers in `out`."""
 
-    def __init__(self, listener: Listener, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, listener: Listener, clock: Callable[[], float] = time.monotonic, all_unread: Unread | None = None
+    ) -> None:
         self.out = bytearray()
         self._clock = clock
         self.streams: dict[int, Stream] = {}
+        self._all_unread = Unread() if all_unread is None else all_unread
+        self.max_unread = MAX_UNREAD_BYTES
+        self.unread = 0
+        """Bytes of headers of open streams and of data that nobody has read."""
         self._listener = listener
         self._in = bytearray()
         self._greeted = False
@@ -170,7 +205,7 @@ class Http2Connection:
 
     def sendable(self, stream: Stream) -> int:
         """Return how many bytes of data the client takes on a stream now."""
-        return min(stream.send_window, self._send_window)
+        return min(self._initial_send_window + stream.send_window, self._send_window)
 
     def send_headers(self, stream: Stream, block: bytes, *, end: bool = False) -> None:
         """Send an encoded header block (see `header_block`), unless the stream is gone."""
@@ -200,11 +235,17 @@ class Http2Connection:
             self._frame(_RST_STREAM, 0, stream.id, _NUMBER.pack(code))
             self._forget(stream)
 
-    def acknowledge(self, stream: Stream) -> None:
-        """Let the client send as much again as was read of a stream, once that is worth a frame."""
+    def acknowledge(self, stream: Stream, *, ahead: bool = False) -> None:
+        """Let the client send as much again as was read of a stream, once that is worth a frame.
+
+        `ahead` is for a message that is half received: what has arrived of it counts as read.
+        """
         size, stream.unacknowledged = stream.unacknowledged, 0
         self._acknowledge_connection(size)
-        refill = WINDOW_BYTES - stream.window
+        kept = len(stream.buffer)
+        if kept != stream.counted:
+            self._count(stream, kept)
+        refill = WINDOW_BYTES - stream.window - (0 if ahead else kept)
         if refill >= WINDOW_BYTES // 4 and not stream.remote_closed:
             stream.window += refill
             self._frame(_WINDOW_UPDATE, 0, stream.id, _NUMBER.pack(refill))
@@ -212,6 +253,11 @@ class Http2Connection:
     def go_away(self, code: int) -> None:
         """Tell the client that the connection ends."""
         self._frame(_GOAWAY, 0, 0, _NUMBER.pack(self._last_id) + _NUMBER.pack(code))
+
+    def lost(self) -> None:
+        """Hold nothing any more of a client that is gone."""
+        for stream in list(self.streams.values()):
+            self._forget(stream)
 
     def _greet(self) -> None:
         settings = (
@@ -277,6 +323,11 @@ class Http2Connection:
             raise ConnectionBroken(FLOW_CONTROL_ERROR, f"more data than the window of stream {stream_id}")
         stream.buffer += _unpadded(payload) if flags & _PADDED else payload
         stream.unacknowledged += size
+        self._count(stream, len(stream.buffer))
+        if self.unread > self.max_unread:
+            self.reset(stream, ENHANCE_YOUR_CALM)
+            self._listener.was_reset(stream)
+            return
         stream.remote_closed = bool(flags & END_STREAM)
         self._listener.received(stream)
 
@@ -308,10 +359,12 @@ class Http2Connection:
         headers = self._decoded(block)
         if stream_id > self._last_id:
             self._last_id = stream_id
-            if len(self.streams) >= MAX_STREAMS:
+            if len(self.streams) >= MAX_STREAMS or self.unread + len(block) > self.max_unread:
                 self._frame(_RST_STREAM, 0, stream_id, _NUMBER.pack(REFUSED_STREAM))
                 return
-            stream = self.streams[stream_id] = Stream(stream_id, headers, self._initial_send_window)
+            stream = self.streams[stream_id] = Stream(stream_id, headers)
+            stream.header_bytes = len(block)
+            self._hold(len(block))
             stream.remote_closed = bool(flags & END_STREAM)
             self._listener.requested(stream)
             return
@@ -347,20 +400,15 @@ class Http2Connection:
             raise ConnectionBroken(FRAME_SIZE_ERROR, "settings cut short")
         for key, value in _SETTING.iter_unpack(payload):
             if key == _SET_WINDOW:
-                self._set_initial_window(value)
+                if value > MAX_WINDOW:
+                    raise ConnectionBroken(FLOW_CONTROL_ERROR, f"window of {value} bytes")
+                self._initial_send_window = value
             elif key == _SET_FRAME:
                 if not MAX_FRAME_BYTES <= value <= _LARGEST_FRAME_BYTES:
                     raise ConnectionBroken(PROTOCOL_ERROR, f"frames of {value} bytes")
                 self._max_frame = value
         self._frame(_SETTINGS, _ACK, 0, b"")
         self._listener.may_send()
-
-    def _set_initial_window(self, value: int) -> None:
-        if value > MAX_WINDOW:
-            raise ConnectionBroken(FLOW_CONTROL_ERROR, f"window of {value} bytes")
-        for stream in self.streams.values():
-            stream.send_window += value - self._initial_send_window
-        self._initial_send_window = value
 
     def _on_push(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
         raise ConnectionBroken(PROTOCOL_ERROR, "a client pushes nothing")
@@ -383,7 +431,7 @@ class Http2Connection:
             window = self._send_window
         elif (stream := self._known(stream_id)) is not None:
             stream.send_window += increment
-            window = stream.send_window
+            window = self._initial_send_window + stream.send_window
         else:
             return
         if window > MAX_WINDOW:
@@ -400,6 +448,18 @@ class Http2Connection:
         if self.streams.pop(stream.id, None) is not None:
             self._acknowledge_connection(stream.unacknowledged)
             stream.unacknowledged = 0
+            stream.buffer = bytearray()
+            self._hold(-stream.header_bytes - stream.counted)
+            stream.counted = 0
+
+    def _count(self, stream: Stream, size: int) -> None:
+        """Count so many unread bytes for a stream."""
+        self._hold(size - stream.counted)
+        stream.counted = size
+
+    def _hold(self, size: int) -> None:
+        self.unread += size
+        self._all_unread.total += size
 
     def _acknowledge_connection(self, size: int) -> None:
         self._unacknowledged += size
