@@ -1,7 +1,11 @@
-"""A root on a full disk: listing, stopping and deleting work, also after a restart; with room again, all does."""
+"""A root on a full disk: listing, stopping and deleting work, also after a restart; with room again, all does.
+
+A root on a read-only disk is refused and not touched; containers run on, and a start on a writable one has them again.
+"""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,6 +42,10 @@ class Disk:
         if subprocess.run(command, capture_output=True).returncode:
             pytest.skip(f"{self.kind} cannot be mounted here: {' '.join(command)}")
 
+    def remount(self, mode: str) -> None:
+        """Make the disk read-only, `ro`, or writable, `rw`."""
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(self.directory)], check=True)
+
     def unmount(self) -> None:
         subprocess.run(["umount", "-l", str(self.directory)], check=True)
 
@@ -61,6 +69,7 @@ def disk(request: pytest.FixtureRequest, daemon: Peer, tmp_path: Path) -> Iterat
     try:
         yield made
     finally:
+        made.remount("rw")
         daemon.clean()
         made.unmount()
 
@@ -107,6 +116,26 @@ def test_a_full_root_can_be_freed_and_recovers_without_a_restart(daemon: Peer, d
     daemon.ctr("images", "import", str(archive))
     daemon.ctr("run", "--rm", IMAGE, "c", "true")
     assert "there is room again" in daemon.log()
+
+
+def test_a_read_only_root_is_refused_and_its_containers_run_on(daemon: Peer, disk: Disk, archive: Path) -> None:
+    daemon.start()
+    daemon.ctr("images", "import", str(archive))
+    daemon.ctr("run", "-d", IMAGE, "b", "sleep", "1000")
+    daemon.ctr("snapshots", "prepare", "s29")
+    # Killed: the database has a log that is not copied into it.
+    daemon.stop(signal.SIGKILL)
+    disk.remount("ro")
+    before = daemon.log()
+    with pytest.raises(AssertionError, match="the daemon ended with status 1"):
+        daemon.start()
+    (line,) = daemon.log().removeprefix(before).splitlines()
+    assert f"root directory {daemon.root} cannot be used: Read-only file system ({disk.kind}, " in line
+    assert line.endswith(f"Containers run on. Start again after: mount -o remount,rw {disk.directory}")
+    disk.remount("rw")
+    daemon.start()
+    look_at(daemon)
+    assert daemon.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "hello").stdout == b"hello\n"
 
 
 def look_at(daemon: Peer) -> None:

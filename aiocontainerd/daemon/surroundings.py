@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aiocontainerd.config import Config
 from aiocontainerd.daemon.errors import StartError
-from aiocontainerd.sys import cgroup, mount
+from aiocontainerd.sys import cgroup, mount, mountinfo
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,25 @@ def _made(path: str, mode: int, name: str) -> Path:
         directory.chmod(mode)
         _try_writing(directory)
     except OSError as error:
-        raise StartError(
-            f"{name} directory {directory} cannot be used: {error.strerror}; choose another with --{name}"
-        ) from error
+        remedy = _writable_again(directory) if error.errno == errno.EROFS else f"; choose another with --{name}"
+        raise StartError(f"{name} directory {directory} cannot be used: {error.strerror}{remedy}") from error
     return directory
+
+
+def _writable_again(directory: Path) -> str:
+    """Return what is mounted read-only at a directory, and the command that ends it.
+
+    Another directory is no remedy: what lies in this one would be out of sight, and its containers run.
+    """
+    import shlex  # a start imports nothing for what hardly ever happens
+
+    real = os.path.realpath(directory)
+    mounts = [each for each in reversed(mountinfo.read()) if mountinfo.is_below(real, each.mount_point)]
+    if not mounts:  # in a chroot: what is mounted outside of it is not listed
+        return "; make its file system writable"
+    found = max(mounts, key=lambda each: len(each.mount_point))
+    command = f"mount -o remount,rw {shlex.quote(found.mount_point)}"
+    return f" ({found.fs_type}, {found.source}). Containers run on. Start again after: {command}"
 
 
 def _try_writing(directory: Path) -> None:
