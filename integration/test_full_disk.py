@@ -5,6 +5,7 @@ A root on a read-only disk is refused and not touched; containers run on, and a 
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Disk:
     def __init__(self, directory: Path, kind: str) -> None:
         self.directory = directory
         self.kind = kind
+        self.broken = False
         self.image = directory.with_name("disk.img")
 
     def mount(self) -> None:
@@ -41,6 +43,18 @@ class Disk:
             command = ["mount", "-o", "loop", str(self.image), str(self.directory)]
         if subprocess.run(command, capture_output=True).returncode:
             pytest.skip(f"{self.kind} cannot be mounted here: {' '.join(command)}")
+
+    def break_down(self) -> None:
+        """Let the kernel find damage, so that it makes the disk read-only under its users. It stays so."""
+        subprocess.run(["mount", "-o", "remount,errors=remount-ro", str(self.directory)], check=True)
+        source = subprocess.run(
+            ["findmnt", "-no", "SOURCE", str(self.directory)], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        trigger = Path("/sys/fs/ext4") / Path(source).name / "trigger_fs_error"
+        if not os.access(trigger, os.W_OK):
+            pytest.skip("this kernel cannot be told to find damage in ext4")
+        self.broken = True
+        trigger.write_text("1")
 
     def remount(self, mode: str) -> None:
         """Make the disk read-only, `ro`, or writable, `rw`."""
@@ -69,7 +83,8 @@ def disk(request: pytest.FixtureRequest, daemon: Peer, tmp_path: Path) -> Iterat
     try:
         yield made
     finally:
-        made.remount("rw")
+        if not made.broken:
+            made.remount("rw")
         daemon.clean()
         made.unmount()
 
@@ -136,6 +151,22 @@ def test_a_read_only_root_is_refused_and_its_containers_run_on(daemon: Peer, dis
     daemon.start()
     look_at(daemon)
     assert daemon.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "hello").stdout == b"hello\n"
+
+
+@pytest.mark.parametrize("disk", ["ext4"], indirect=True)
+def test_a_root_that_becomes_read_only_is_still_read_and_changes_name_the_cause(
+    daemon: Peer, disk: Disk, archive: Path
+) -> None:
+    daemon.start()
+    daemon.ctr("images", "import", str(archive))
+    daemon.ctr("snapshots", "prepare", "s29")
+    disk.break_down()
+    for change in (("containers", "create", IMAGE, "new"), ("images", "rm", IMAGE), ("snapshots", "rm", "s29")):
+        refused = daemon.ctr(*change, check=False)
+        assert b"db: read-only file system" in refused.stderr, refused.stderr
+    assert IMAGE.encode() in daemon.ctr("images", "ls", "-q").stdout
+    assert b"s29" in daemon.ctr("snapshots", "ls").stdout
+    assert daemon.log().count("db: read-only file system; until it can be written, changes are refused") == 1
 
 
 def look_at(daemon: Peer) -> None:

@@ -23,7 +23,7 @@ from aiocontainerd.errors import FailedPrecondition, Internal, ResourceExhausted
 from aiocontainerd.index import backup, database
 from aiocontainerd.index.claim import Standing, doubt
 from aiocontainerd.index.mark import Mark, MarkFile
-from aiocontainerd.index.reserve import Reserve, is_full, with_room
+from aiocontainerd.index.reserve import Reserve, is_full, read_only, with_room
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots import foreign
 from aiocontainerd.snapshots.layer import Layer
@@ -224,8 +224,8 @@ class Store:
                 await self._lead(group, frees)
             else:
                 await group.done.wait()
-        if isinstance(group.error, ResourceExhausted):
-            raise ResourceExhausted(group.error.message)
+        if isinstance(group.error, ResourceExhausted | FailedPrecondition):
+            raise type(group.error)(group.error.message)
         if group.error is not None:
             raise Internal(f"snapshot metadata {self.path}: {group.error}") from group.error
 
@@ -234,7 +234,7 @@ class Store:
             del self._groups[frees]
             try:
                 await anyio.to_thread.run_sync(self._commit_with_room, group.changes, frees, limiter=self._limiter)
-            except (sqlite3.Error, OSError, ResourceExhausted) as error:
+            except (sqlite3.Error, OSError, ResourceExhausted, FailedPrecondition) as error:
                 group.error = error
             finally:
                 group.done.set()
@@ -250,6 +250,8 @@ class Store:
         try:
             self._commit(changes)
         except sqlite3.Error as error:
+            if refused := read_only(self.path, foreign.WHAT):
+                raise refused from error
             if not is_full(error):
                 raise
             if not self._full:

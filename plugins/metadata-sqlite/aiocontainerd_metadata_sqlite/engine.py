@@ -27,7 +27,7 @@ import msgspec
 
 from aiocontainerd.errors import Internal, ResourceExhausted, Unavailable
 from aiocontainerd.index import backup, database
-from aiocontainerd.index.reserve import Reserve, is_full, with_room
+from aiocontainerd.index.reserve import Reserve, is_full, read_only, with_room
 from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES, Name, RecordCache, watch_changes
 from aiocontainerd_metadata_sqlite.resources import generation
 from aiocontainerd_metadata_sqlite.schema import NAME, migrate
@@ -99,7 +99,7 @@ class Engine:
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
         self._reserve = Reserve(path, RESERVE_BYTES)
-        self._full = False
+        self._full = self._read_only = False
         self._closed = False
 
     def __repr__(self) -> str:
@@ -285,8 +285,12 @@ class Engine:
             try:
                 self._run_group(jobs, group)
             except Exception as error:  # noqa: BLE001 - the edge of the writer: its callers get what went wrong
-                self._fail_group(group, error)
-                if is_full(error):
+                refused = read_only(self.path, NAME)
+                if refused is not None and not self._read_only:
+                    log.warning("%s; until it can be written, changes are refused", refused)
+                self._read_only = refused is not None
+                self._fail_group(group, refused or error)
+                if refused is None and is_full(error):
                     self._free_only(group)
             self._answer_later(group)
 
@@ -337,6 +341,9 @@ class Engine:
         self.committed(reached)
         if self._full:
             self._empty_log()
+        if self._read_only:
+            log.warning("%s %s can be written again", NAME, self.path)
+            self._read_only = False
         self._commits += 1
         self._largest = max(self._largest, len(group))
 
@@ -371,7 +378,8 @@ class Engine:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         for job in group:
-            job.error = job.error or error
+            if job.error is None or isinstance(job.error, sqlite3.Error):
+                job.error = error
 
     def _answer_later(self, group: Sequence[_Job]) -> None:
         assert self._loop is not None

@@ -106,6 +106,25 @@ async def test_group_whose_commit_fails_answers_every_caller_with_the_failure(en
     assert await engine.read(names) == ["later"]
 
 
+async def test_a_file_system_that_was_read_only_is_written_again_by_the_next_change(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose_transaction(db: sqlite3.Connection) -> None:
+        db.execute("ROLLBACK")
+        raise sqlite3.OperationalError("disk I/O error")
+
+    refusal = FailedPrecondition("meta.db: read-only file system")
+    with monkeypatch.context() as patch:
+        patch.setattr("aiocontainerd_metadata_sqlite.engine.read_only", lambda _path, _what: refusal)
+        for _ in range(2):
+            with pytest.raises(FailedPrecondition, match="read-only file system"):
+                await engine.write(lose_transaction)
+    await engine.write(partial(insert, "later"))
+    assert await engine.read(names) == ["later"]
+    assert caplog.text.count("until it can be written, changes are refused") == 1
+    assert caplog.text.count("can be written again") == 1
+
+
 async def test_reads_that_fail_name_the_database(engine: Engine) -> None:
     with pytest.raises(Internal, match=r"metadata database .*meta\.db: no such table: nowhere"):
         await engine.read(lambda db: db.execute("SELECT 1 FROM nowhere"))
