@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -214,6 +215,19 @@ async def test_an_unexpected_error_is_logged_with_its_traceback(
     [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert record.getMessage() == f"/{TASKS}/Pause (Tasks) failed unexpectedly"
     assert record.exc_info is not None
+
+
+async def test_an_error_of_the_system_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Tasks):
+        async def resume(self, _request: api.tasks.ResumeTaskRequest) -> api.protobuf.Empty:
+            raise OSError(errno.ENOSPC, "No space left on device", "/root/x")
+
+    async with serving(tmp_path, Full()) as (_, client):
+        with pytest.raises(errors.Unknown, match=r"^/root/x: no space left on device$"):
+            await client.unary(TASKS, "Resume", api.tasks.ResumeTaskRequest())
+    [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert record.getMessage() == f"/{TASKS}/Resume (Full) failed: /root/x: no space left on device"
+    assert record.exc_info is None
 
 
 async def test_a_handler_that_would_end_the_program_ends_its_call(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiocontainerd.config import Config
 from aiocontainerd.daemon.errors import StartError
+from aiocontainerd.errors import os_text
 from aiocontainerd.sys import cgroup, mount, mountinfo
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def join_cgroup(path: str) -> None:
         for directory in cgroup_directories(path):
             (directory / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
-        raise StartError(f"cannot join cgroup {path} (cgroup.path): {error}") from error
+        raise StartError(f"cannot join cgroup {path} (cgroup.path): {os_text(error)}") from error
 
 
 def cgroup_directories(path: str) -> Iterator[Path]:

@@ -15,7 +15,7 @@ import msgspec
 from aiocontainerd import __version__
 from aiocontainerd.distribution.hosts import RegistryOptions, may_redirect, redacted
 from aiocontainerd.distribution.proxies import Proxies
-from aiocontainerd.errors import Unavailable
+from aiocontainerd.errors import Unavailable, text_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -76,7 +76,7 @@ class Transport:
         try:
             return await self._request(session, method, url, sent, data, None)
         except (ProxyConnectionError, ProxyError, ProxyTimeoutError) as error:
-            raise Unavailable(f"{method} {redacted(url)} by the proxy {redacted(proxy)}: {error}") from error
+            raise Unavailable(f"{method} {redacted(url)} by the proxy {redacted(proxy)}: {text_of(error)}") from error
 
     async def _request(
         self,

@@ -317,8 +317,13 @@ class ServedCall:
     def _status(error: BaseException, bound: BoundMethod) -> tuple[int, str]:
         if isinstance(error, WireStatus):
             return error.code, error.message
-        if not isinstance(error, ContainerdError | TimeoutError):
-            implementation = type(getattr(bound.call, "__self__", None)).__name__
+        if isinstance(error, ContainerdError | TimeoutError):
+            return errors.to_status(error)
+        implementation = type(getattr(bound.call, "__self__", None)).__name__
+        if isinstance(error, OSError):  # the host's doing, such as a full disk: its text says all
+            log.error("%s (%s) failed: %s", bound.path, implementation, errors.os_text(error))
+            log.debug("%s failed here", bound.path, exc_info=error)
+        else:
             log.error("%s (%s) failed unexpectedly", bound.path, implementation, exc_info=error)
         return errors.to_status(error)
 

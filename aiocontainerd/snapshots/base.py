@@ -31,7 +31,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd import labels as label_rules
-from aiocontainerd.errors import FailedPrecondition, Internal, InvalidArgument, Unimplemented
+from aiocontainerd.errors import FailedPrecondition, Internal, InvalidArgument, Unimplemented, text_of
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots import foreign
@@ -148,7 +148,7 @@ class SnapshotterBase:
             claimed = await self._store.claim(stored)
         except (sqlite3.Error, OSError) as error:
             claimed = Claimed(frozenset(name for name in stored if name not in self._tree))
-            cause = f"it cannot be written ({error})"
+            cause = f"it cannot be written ({text_of(error)})"
         self._kept = claimed.kept
         if self._kept:
             log.warning(
