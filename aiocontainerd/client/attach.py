@@ -78,7 +78,8 @@ class Attachment:
                 group.start_soon(self._input, copier, io)
                 ended = await self._tasks.wait(self._container_id, self._exec_id)
                 if delete:
-                    ended = await self._tasks.delete(self._container_id, self._exec_id)
+                    with anyio.CancelScope(shield=True):  # containerd 1.6 leaves the shim of a deletion that is cut off
+                        ended = await self._tasks.delete(self._container_id, self._exec_id)
                 with anyio.move_on_after(DRAIN_S):
                     await drained.wait()
                 group.cancel_scope.cancel()
