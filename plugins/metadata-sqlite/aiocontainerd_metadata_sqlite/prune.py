@@ -86,10 +86,9 @@ def doomed(
 ) -> list[list[str]]:
     """Return the backend snapshots to remove, in waves: children are in an earlier wave than their parents. Pure.
 
-    `parents` has every snapshot of the backend, `known` the numbers of the records. What is `kept` stays, with
-    everything below it. A record whose own snapshot is
-    missing, while another snapshot has its number, is a commit that was cut short. That snapshot stays as long as the
-    record, so that the commit can be tried again.
+    `parents` has every snapshot of the backend, `known` the numbers of the records. What is `kept` stays, with all of
+    its parents. A record whose own snapshot is missing, while another snapshot has its number, is a commit that was cut
+    short. That snapshot stays as long as the record, so that the commit can be tried again.
     """
     waiting = {(_namespace(name), number) for name, number in known.items() if name not in parents}
     garbage = {name for name in parents if name not in known and name not in busy and _numbered(name) not in waiting}
