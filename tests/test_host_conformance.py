@@ -42,7 +42,7 @@ class NoMethod(Sink):
 
 
 class AwaitedStream:
-    accepts = returns = "x"
+    accepts, returns = ("x",), "x"
 
     async def process(self, media_type: str, stream: object, payload: object) -> list[bytes]:
         return []

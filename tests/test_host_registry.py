@@ -326,6 +326,8 @@ async def test_a_stop_that_raises_is_logged_and_the_others_stop(host: Host, capl
 async def test_what_would_end_the_program_ends_only_what_raised_it(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
+    left = "(tests/test_host_registry.py:332 in leave)"
+
     async def leave() -> None:
         raise SystemExit(3)
 
@@ -342,8 +344,9 @@ async def test_what_would_end_the_program_ends_only_what_raised_it(
         assert other.state == State.LOADED
     told = [message for message in caplog.messages if "lives" in message]
     assert told == [
-        "task io.containerd.metadata.v1.lives:leaver of plugin io.containerd.metadata.v1.lives failed",
-        "plugin io.containerd.metadata.v1.lives failed to stop",
+        "task io.containerd.metadata.v1.lives:leaver of plugin io.containerd.metadata.v1.lives failed: "
+        f"SystemExit: 3 {left}",
+        f"plugin io.containerd.metadata.v1.lives failed to stop: SystemExit: 3 {left}",
     ]
     assert "stop lives" in host.did
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import signal
+import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,7 +26,7 @@ from aiocontainerd.config.records import PluginPolicy
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.events import EventBus
 from aiocontainerd.guard.watchdog import Watchdog
-from aiocontainerd.host import conformance, discovery, slow_loads
+from aiocontainerd.host import conformance, discovery, leftovers, process_state, slow_loads
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import Descriptor, State, typeurl
@@ -30,11 +34,16 @@ from aiocontainerd.plugin import Descriptor, State, typeurl
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "plugins" / "mistakes.md").read_text()
 SINK, VERIFIER = f"{kinds.EVENT_SINK}.acme", f"{kinds.IMAGE_VERIFIER}.acme"
 TOLD_IN_ROWS = (
-    "missing method", "wrong parameters", "misspelled name", "misspelled kind", "unknown kind in requires",
+    "missing method", "wrong parameters", "wrong method of the base class", "wrong default", "misspelled name", "misspelled kind", "unknown kind in requires",
     "absent kind", "forgotten requires", "nameless method of a service",
 )  # fmt: skip
 FORGOTTEN_S, LIMIT_S = 0.05, 20.0
 DECLARED = 'version = 4\n[python_plugins.acme]\nmodule = "acme.plugin"\n'
+NOBODY = PluginPolicy(allow=("nothing-installed",))
+HEAD = "from aiocontainerd.plugin import *\nfrom aiocontainerd.plugin import kinds, register\n"
+SINK_BODY = "    filters = ()\n\n    async def deliver(self, envelope): ...\n"
+ACME = f'@register(kinds.EVENT_SINK, "acme")\nclass Acme:\n{SINK_BODY}'
+CONTRACT = "(contract: aiocontainerd/interfaces/event_sink.py)"
 pytestmark = pytest.mark.anyio
 
 
@@ -331,6 +340,12 @@ async def test_waiting_in_a_hook(author: Any, package: Path, monkeypatch: pytest
         slow_loads.log.removeHandler(handler)
 
 
+@pytest.mark.usefixtures("put_back")
+async def test_changing_the_process(author: Any) -> None:
+    async with author("changing the process") as told:
+        assert MISTAKES["changing the process"].text in told.logs
+
+
 async def test_found_by_luck_is_told(package: Path, caplog: pytest.LogCaptureFixture) -> None:
     code = (
         "from aiocontainerd.plugin import kinds, register\n\n\n"
@@ -371,7 +386,7 @@ async def test_misspelled_group(package: Path, caplog: pytest.LogCaptureFixture)
         (
             '@register(kinds.EVENT_SINK, "acme")\nclass Acme:\n    filters = "topic~=x"\n'
             "    async def deliver(self, e): ...\n",
-            "gets no events: filters is a text; write ('topic~=x',)",
+            "Acme.filters is a text; write ('topic~=x',) (contract: aiocontainerd/interfaces/event_sink.py)",
         ),
         (
             '@register(kinds.EVENT_SINK, "acme")\nasync def init(): ...\n',
@@ -389,3 +404,396 @@ async def test_more_mistakes_told_in_their_rows(
     (package / "acme" / "plugin.py").write_text(f"from aiocontainerd.plugin import kinds, register\n\n\n{code}")
     async with told(package, DECLARED, caplog, PluginPolicy(allow=("nothing-installed",))) as found:
         assert text in found.rows, found.rows
+
+
+def with_config(fields: str, given: str = "Config") -> str:
+    """Return a sink whose config record has these fields."""
+    body = f"class Config(PluginConfig, frozen=True):\n    {fields}\n"
+    return f'{body}@register(kinds.EVENT_SINK, "acme", config={given})\nclass Acme:\n{SINK_BODY}'
+
+
+def sink(*lines: str) -> str:
+    """Return a sink with more in its class."""
+    return ACME + "".join(f"    {line}\n" for line in lines)
+
+
+def hook(*lines: str, head: str = "def register_plugins():") -> str:
+    """Return a module with a hook."""
+    return f"@hookimpl\n{head}\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def by_hook(**given: str) -> str:
+    """Return a module whose hook gives a registration with these arguments."""
+    known = {"kind": "kinds.EVENT_SINK", "id": "'acme'", "init": "init"} | given
+    arguments = ", ".join(f"{name}={value}" for name, value in known.items())
+    return f"class Acme:\n{SINK_BODY}async def init(context): return Acme()\n" + hook(
+        f"return [Registration({arguments})]"
+    )
+
+
+CONFIG = f"the config of plugin {SINK} is acme.plugin.Config, whose "
+ROWS = {
+    # errors of imports
+    "class E(Exception):\n    def __str__(self): raise ValueError\nraise E": (
+        "E: (its text cannot be told: __str__ raised ValueError) (acme/plugin.py:5 in <module>)"
+    ),
+    r"raise ValueError('a\udcff\x1b[31m\nb')": r"ValueError: a\udcff\x1b[31m b (acme/plugin.py:3 in <module>)",
+    "raise ValueError('x' * 5000)": f"ValueError: {'x' * 1000}... (5000 characters) (acme/plugin.py:3 in <module>)",
+    "def f(:": "SyntaxError: invalid syntax; the daemon runs Python 3.x (acme/plugin.py:3)",
+    "raise KeyboardInterrupt": "KeyboardInterrupt (acme/plugin.py:3 in <module>)",
+    "raise GeneratorExit": "GeneratorExit (acme/plugin.py:3 in <module>)",
+    "class E(BaseException): ...\nraise E('x')": "E: x (acme/plugin.py:4 in <module>)",
+    "import asyncio\nraise asyncio.CancelledError": (
+        "CancelledError: the plugin itself raised it; nobody cancelled it (acme/plugin.py:4 in <module>)"
+    ),
+    "raise ExceptionGroup('x', [ValueError('a'), KeyError('b')])": (
+        "2 errors at once: ValueError: a; KeyError: 'b' (acme/plugin.py:3 in <module>)"
+    ),
+    "import asyncio\nasync def f(): ...\nc = f()\ntry: asyncio.create_task(c)\nfinally: c.close()": (
+        "RuntimeError: no running event loop; the daemon's loop does not run yet: do this in `start`, or in `init` "
+        "(acme/plugin.py:6 in <module>)"
+    ),
+    # @register
+    f'@register(kinds.EVENT_SINK, "acme", require=[])\nclass Acme:\n{SINK_BODY}': (
+        "TypeError: register() got an unexpected keyword argument 'require'; did you mean requires? "
+        "(acme/plugin.py:3 in <module>)"
+    ),
+    f'@register(kinds.EVENT_SINK, "acme", requires=None)\nclass Acme:\n{SINK_BODY}': (
+        f"plugin {SINK} has requires=None; write a list of kinds"
+    ),
+    f'@register(kinds.EVENT_SINK, 5)\nclass Acme:\n{SINK_BODY}': "a plugin has the id 5; write a text, such as 'acme'",
+    f'@register(kinds.EVENT_SINK, "a/b")\nclass Acme:\n{SINK_BODY}': (
+        "a plugin has the id 'a/b', which is also a directory and a key of the config; "
+        "write letters, digits, and any of . _ - +"
+    ),
+    f'class Acme:\n{SINK_BODY}register(kinds.EVENT_SINK, "acme")(Acme())': (
+        "plugin acme is an object of Acme; write @register above its class"
+    ),
+    f'@register(kinds.EVENT_SINK, "acme", requires=["{SINK}"])\nclass Acme:\n{SINK_BODY}': (
+        f"requires {SINK}: requires names kinds, and {SINK} is one plugin; write {kinds.EVENT_SINK}"
+    ),
+    f'@register(kinds.EVENT_SINK, "acme", requires=["acme"])\nclass Acme:\n{SINK_BODY}': (
+        f"requires acme: requires names kinds, and acme is one plugin; write {kinds.EVENT_SINK}"
+    ),
+    f'@register(kinds.EVENT_SINK, "acme", timeouts=Timeout("a.t", "5s", "x"))\nclass Acme:\n{SINK_BODY}': (
+        f"plugin {SINK} has timeouts=Timeout(key='a.t', default='5s', doc='x'); write a list of Timeout"
+    ),
+    f'@register(kinds.EVENT_SINK, "acme", timeouts=[Timeout("a.t", 5, "x")])\nclass Acme:\n{SINK_BODY}': (
+        f"plugin {SINK} declares timeout a.t with the default 5; write it with its unit, such as '5s'"
+    ),
+    # hooks
+    hook("return None"): (
+        "register_plugins of acme.plugin returned nothing; return a list of Registration (acme/plugin.py:3)"
+    ),
+    hook("return 'acme'"): (
+        "register_plugins of acme.plugin returned str, not a list of Registration (acme/plugin.py:3)"
+    ),
+    hook("return [{}]"): (
+        "register_plugins of acme.plugin returned a list with dict; write Registration(kind=..., id=..., init=...) "
+        "(acme/plugin.py:3)"
+    ),
+    hook("yield", head="async def register_plugins():"): (
+        "register_plugins of acme.plugin is async; write `def register_plugins()` (acme/plugin.py:3)"
+    ),
+    hook("return []", head="def register_plugins(config):"): (
+        "register_plugins of acme.plugin takes (config); write `def register_plugins()` (acme/plugin.py:3)"
+    ),
+    hook("return []", head="def register_plugin():"): (
+        "register_plugin of acme.plugin is no hook; did you mean register_plugins? (acme/plugin.py:3)"
+    ),
+    by_hook(init="Acme"): (
+        f"init of {SINK} is the class Acme; write @register above the class, or give an `async def init(context)` "
+        "that returns an instance"
+    ),
+    by_hook(init="init(None)"): f"init of {SINK} is called already; write init=init, without (...)",
+    by_hook(init="5"): f"init of {SINK} is int; write `async def init(context)`",
+    by_hook(id="None"): "a plugin has the id None; write a text, such as 'acme'",
+    by_hook(requires="None"): f"plugin {SINK} has requires=None; write a list of kinds",
+    by_hook(timeouts="('a.t',)"): f"plugin {SINK} has 'a.t' in timeouts; write Timeout(key, default, sentence)",
+    by_hook().replace("init(context): return", "init(): return"): (
+        f"init of {SINK} takes (); write `async def init(context)` (acme/plugin.py:7)"
+    ),
+    by_hook().replace("return Acme()", "return Acme"): (
+        "init returned the class Acme; write Acme(), not a EventSink (aiocontainerd/interfaces/event_sink.py)"
+    ),
+    # config
+    with_config("port: int = '80'"): (
+        f"{CONFIG}field port is of type int, and its default is '80': Expected `int`, got `str`"
+    ),
+    with_config("port: int = None"): (
+        f"{CONFIG}field port is of type int, and its default is None: Expected `int`, got `null`; write int | None"
+    ),
+    with_config("port = 80"): f"{CONFIG}key port has no type; write port: int = 80",
+    with_config("pause: Duration = '5 s'"): (
+        f'{CONFIG}field pause is of type Duration, and its default is the text \'5 s\'; write Duration("5s")'
+    ),
+    with_config("token: Secret = 'a'"): (
+        f"{CONFIG}field token is of type Secret, and its default is the text 'a'; write Secret('a')"
+    ),
+    with_config("variable: EnvEntry = 'a'"): (
+        f"{CONFIG}field variable has the default 'a', which its own check refuses: "
+        '"a" is no variable; write it as NAME=value'
+    ),
+    with_config("port: int = 80", given="Config()"): (
+        f"the config of plugin {SINK} is a record; write its class, config=Config"
+    ),
+    with_config("port: int = 80").replace("(PluginConfig, frozen=True)", ""): (
+        f"the config of plugin {SINK} is acme.plugin.Config; write class Config(PluginConfig, frozen=True)"
+    ),
+    # classes
+    sink("async def __init__(self): ..."): (
+        "acme.plugin.Acme.__init__ is async; write `def __init__`, and what waits in `async def start`"
+    ),
+    ACME.replace("filters = ()", "filters = None"): f"Acme.filters is None; write a tuple of texts {CONTRACT}",
+    ACME.replace("filters = ()", "filters = property(lambda self: self.filter)"): (
+        "Acme.filters cannot be read: AttributeError: 'Acme' object has no attribute 'filter'; did you mean filters? "
+        f"(acme/plugin.py:5 in <lambda>) {CONTRACT}"
+    ),
+    sink("def __init__(self, context): context.tasks.start_soon(self.poll)", "def poll(self): ..."): (
+        "Acme.poll, which context.tasks.start_soon is given, is not async; write `async def poll`"
+    ),
+    sink("def __init__(self, context): context.tasks.start_soon(self.poll())", "async def poll(self): ..."): (
+        "context.tasks.start_soon is given what poll(...) returned; write context.tasks.start_soon(poll), "
+        "without calling it"
+    ),
+    sink("def __init__(self, context): context.on_stop(self.end)", "def end(self): ..."): (
+        "Acme.end, which context.on_stop is given, is not async; write `async def end`"
+    ),
+    sink("async def start(self): raise BaseException('odd')"): "BaseException: odd (acme/plugin.py:8 in start)",
+    sink("async def start(self):", "    import asyncio", "    raise asyncio.CancelledError"): (
+        "CancelledError: the plugin itself raised it; nobody cancelled it (acme/plugin.py:10 in start)"
+    ),
+    sink("async def start(self): raise StopIteration"): (
+        "RuntimeError: coroutine raised StopIteration (acme/plugin.py:8 in start)"
+    ),
+    sink("async def start(self): raise SkipPlugin"): "no reason given: skip plugin",
+    sink(
+        "async def start(self):", "    import anyio", "    async with anyio.create_task_group() as group:",
+        "        group.start_soon(self.poll)", "async def poll(self): 1 / 0",
+    ): "ZeroDivisionError: division by zero (acme/plugin.py:12 in poll)",
+}  # fmt: skip
+
+
+def short(text: str) -> str:
+    return re.sub(r"runs Python 3\.\d+", "runs Python 3.x", text)
+
+
+@pytest.mark.parametrize("code", ROWS)
+async def test_the_row_says_what_to_write(package: Path, caplog: pytest.LogCaptureFixture, code: str) -> None:
+    (package / "acme" / "plugin.py").write_text(f"{HEAD}{code}\n")
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        assert ROWS[code] in [short(row) for row in found.rows]
+        assert found.registry[f"{kinds.SERVER}.grpc"].state == State.LOADED
+
+
+SNAPSHOTTER = """
+@register(kinds.SNAPSHOTTER, "acme")
+class Acme(SnapshotterBase):
+    def __init__(self, root): super().__init__(root)
+    async def make(self, layer, parents): ...
+    async def mounts_of(self, layer, parents): return []
+    async def usage_of(self, layer): ...
+    async def stored(self): return []
+    async def discard(self, layer_id): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "text"),
+    [
+        ("async def make", "def make", "Acme.make is not async; write `async def make` (base class: SnapshotterBase)"),
+        (
+            "make(self, layer, parents)",
+            "make(self, layer)",
+            "Acme.make takes (layer), and is called with (layer, parents): too many positional arguments "
+            "(base class: SnapshotterBase)",
+        ),
+        (
+            "super().__init__(root)",
+            "...",
+            "AttributeError: 'Acme' object has no attribute 'root'; "
+            "does __init__ call super().__init__(...) of SnapshotterBase?",
+        ),
+    ],
+)
+async def test_a_method_of_the_base_class_is_checked(
+    package: Path, caplog: pytest.LogCaptureFixture, right: str, wrong: str, text: str
+) -> None:
+    (package / "acme" / "plugin.py").write_text(HEAD + SNAPSHOTTER.replace(right, wrong))
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        assert text in found.rows
+
+
+async def test_a_sink_whose_filters_fail_leaves_the_others_their_events(
+    package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`filters` is right when it is checked, and raises when it is used."""
+    code = """
+import itertools
+count = itertools.count()
+
+@register(kinds.EVENT_SINK, "acme")
+class Acme:
+    @property
+    def filters(self):
+        if next(count): raise ValueError("no filters")
+        return ()
+    async def deliver(self, envelope): ...
+
+@register(kinds.EVENT_SINK, "beta")
+class Beta:
+    filters = ()
+    async def deliver(self, envelope): print("got", envelope.topic)
+"""
+    (package / "acme" / "plugin.py").write_text(HEAD + code)
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        assert "gets no events: ValueError: no filters (acme/plugin.py:11 in filters)" in found.rows
+        assert found.registry[f"{kinds.INTERNAL}.event-sinks"].state == State.LOADED
+
+
+@pytest.mark.parametrize("raised", ["1 / 0", "raise BaseException('odd')", "raise GeneratorExit"])
+async def test_a_task_that_fails_is_one_line_and_ends_nothing_else(
+    package: Path, caplog: pytest.LogCaptureFixture, raised: str
+) -> None:
+    code = sink("def __init__(self, context): context.tasks.start_soon(self.poll)", f"async def poll(self): {raised}")
+    (package / "acme" / "plugin.py").write_text(HEAD + code)
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        await logged(found, f"task {SINK}:poll of plugin {SINK} failed: ")
+        line = next(one for one in found.logs if one.startswith("task "))
+        assert re.fullmatch(r".*\(acme/plugin.py:9 in poll\)", line)
+        assert found.registry[SINK].state == State.LOADED
+
+
+async def logged(found: Told, beginning: str) -> None:
+    with anyio.fail_after(LIMIT_S):
+        while not any(line.startswith(beginning) for line in found.logs):  # noqa: ASYNC110 - a log sets no event
+            await anyio.sleep(0.01)
+
+
+async def test_a_stop_that_fails_is_one_line(package: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (package / "acme" / "plugin.py").write_text(HEAD + sink("async def aclose(self): raise BaseException('odd')"))
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        pass
+    assert f"plugin {SINK} failed to stop: BaseException: odd (acme/plugin.py:8 in aclose)" in found.logs
+
+
+@pytest.fixture
+def put_back() -> Iterator[None]:
+    """Put back what these tests let plugins change, whatever fails."""
+    directory, umask, handler = os.getcwd(), os.umask(0o022), signal.getsignal(signal.SIGHUP)
+    root, streams, shown = logging.getLogger(), (sys.stdout, sys.stderr), logging.root.manager.disable
+    handlers = list(root.handlers)
+    yield
+    os.chdir(directory)
+    os.umask(umask)
+    signal.signal(signal.SIGHUP, handler)
+    root.handlers, (sys.stdout, sys.stderr) = handlers, streams
+    logging.disable(shown)
+
+
+@pytest.mark.parametrize("at", ["", "async def start(self):\n        "], ids=["import", "start"])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("import os; os.chdir('/proc')", "the working directory (to /proc)"),
+        ("import os; os.umask(0o077)", "the umask (to 077)"),
+        ("import logging; logging.disable(logging.CRITICAL)", "the root logger"),
+        ("import logging; logging.getLogger('aiocontainerd.host').disabled = True", "the root logger"),
+        ("import sys; sys.stderr = None", "sys.stdout or sys.stderr"),
+    ],
+)
+@pytest.mark.usefixtures("put_back")
+async def test_what_plugins_share_is_put_back_and_told(
+    package: Path, caplog: pytest.LogCaptureFixture, at: str, change: str, named: str
+) -> None:
+    before = os.getcwd()
+    logging.getLogger("aiocontainerd.host")
+    code = sink(at + change) if at else f"{change}\n{ACME}"
+    (package / "acme" / "plugin.py").write_text(HEAD + code)
+    who = f"plugin {SINK}" if at else "plugin module acme.plugin of python_plugins.acme"
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        line = f"{who} changed {named} of the daemon's process, which it shares with all plugins: undone"
+        assert line in found.logs
+        assert (os.getcwd(), sys.stderr is None, logging.root.manager.disable) == (before, False, 0)
+
+
+@pytest.mark.usefixtures("put_back")
+def test_a_handler_of_signals_is_put_back(caplog: pytest.LogCaptureFixture) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with process_state.Kept() as kept:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        kept.undo("plugin acme")
+    assert signal.getsignal(signal.SIGHUP) == before
+    assert "plugin acme changed the handler of SIGHUP" in caplog.text
+
+
+CLOSES = """
+import os, sys
+from aiocontainerd.host.process_state import Kept
+with Kept() as kept:
+    os.close(2)
+    taken = os.open("/dev/null", os.O_RDONLY)
+    kept.undo("plugin acme")
+print("still here", file=sys.stderr)
+"""
+
+
+def test_a_closed_standard_stream_is_opened_again_before_a_file_takes_its_place() -> None:
+    ended = subprocess.run([sys.executable, "-c", CLOSES], capture_output=True, text=True, check=True)
+    assert "plugin acme changed standard error" in ended.stderr
+    assert ended.stderr.endswith("still here\n")
+
+
+def test_ctrl_c_is_no_failure_of_a_plugin() -> None:
+    with process_state.interruptible() as interrupted:
+        assert not interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+THREAD = "import threading\nthreading.Thread(target=threading.Event().wait, name='acme-poll').start()\n"
+
+
+@pytest.mark.parametrize("command", [["config", "check"], []], ids=["command", "daemon that cannot start"])
+def test_a_thread_of_a_module_keeps_no_program_from_ending(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "acme_threads.py").write_text(f"{HEAD}{THREAD}{ACME}")
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'version = 4\nroot = "{tmp_path}/root"\nstate = "{tmp_path}/state"\nrequired_plugins = ["a.b.c"]\n'
+        '[python_plugins.acme]\nmodule = "acme_threads"\n'
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", "from aiocontainerd.cli import programs; programs.daemon()", "-c", config, *command],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "ending without threads that a plugin's module started: acme-poll" in ended.stderr
+
+
+async def test_a_thread_that_an_import_started_is_its_plugins(
+    package: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import threading\nend = threading.Event()\nthreading.Thread(target=end.wait, name='acme-poll').start()\n"
+    (package / "acme" / "plugin.py").write_text(f"{HEAD}{code}{ACME}")
+    monkeypatch.setattr(leftovers, "LEFT_THREADS_S", 0.01)
+    _, registry = await to_thread.run_sync(discovered, package, DECLARED, NOBODY)
+    owned: Any = sys.modules["acme.plugin"]
+    try:
+        healths = {plugin.uri: plugin.health for plugin in registry.plugins}
+        left = await leftovers.left_threads(registry.owners(), healths, registry.threads)
+        assert left == ["thread acme-poll"]
+    finally:
+        owned.end.set()
+
+
+def test_warnings_stay_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        with process_state.Kept() as kept:
+            warnings.simplefilter("error")
+            kept.undo("plugin acme")
+        assert warnings.filters == []
+    assert "plugin acme changed the filters of warnings (to errors)" in caplog.text

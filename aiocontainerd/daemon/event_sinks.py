@@ -16,7 +16,6 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.values import Duration
-from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.guard import diagnosis
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
@@ -129,13 +128,10 @@ async def init(context: InitContext[EventSinksConfig]) -> SinkPumps:
     pumps = SinkPumps(context.log)
     for plugin_id, sink in sorted(sinks.items()):
         uri = f"{kinds.EVENT_SINK}.{plugin_id}"
-        if isinstance(sink.filters, str):
-            context.reject(uri, f"gets no events: filters is a text; write ({sink.filters!r},)")
-            continue
         try:
             pump = pumps.add(uri, sink, context.bus, context.config.queue_size)
-        except InvalidArgument as error:
-            context.reject(uri, f"gets no events: {error.message}")
+        except Exception as error:  # noqa: BLE001 - `filters` is the sink's own code
+            context.reject(uri, f"gets no events: {diagnosis.describe(error, type(sink).__module__)}")
             continue
         context.tasks.start_soon(pump.run, name=plugin_id)
 

@@ -2,7 +2,7 @@
 
 What is written while a plugin is at work becomes a log record of that plugin, line by line: in its hooks, its init, its
 tasks, calls of it, and the threads that anyio starts for it. Everything else is passed on. Programs that a plugin
-starts, and C code, write past this: they have the descriptors themselves.
+starts, and C code, write past this: they have the descriptors themselves. No plugin closes the streams.
 """
 
 from __future__ import annotations
@@ -51,6 +51,16 @@ class TaggedStream:
             self._log(clock.uri, line)
         return len(text)
 
+    @property
+    def buffer(self) -> Any:
+        """The stream of bytes: what a plugin writes there is logged as well, whatever bytes it is."""
+        clock = running.get()
+        return self._under.buffer if clock is None or not clock.uri else _Bytes(self)
+
+    def close(self) -> None:
+        """Flush. The stream is not a plugin's: the descriptor stays open."""
+        self.flush()
+
     def writelines(self, lines: Iterator[str]) -> None:
         """Write several texts."""
         for line in lines:
@@ -66,6 +76,20 @@ class TaggedStream:
     def _log(self, uri: str, line: str) -> None:
         logger = logging.getLogger(f"aiocontainerd.plugin.{uri.removeprefix(_PREFIX)}")
         logger.info("%s", line.rstrip(), extra={"fields": {"plugin": uri, "stream": self._name}})
+
+
+class _Bytes:
+    """The `buffer` of a tagged stream for a plugin."""
+
+    def __init__(self, stream: TaggedStream) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes) -> int:
+        self._stream.write(bytes(data).decode(errors="backslashreplace"))
+        return len(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiocontainerd import durations
-from aiocontainerd.config.fields import BadField, bad_field, undefined_field
+from aiocontainerd.config.fields import BadField, bad_default, bad_field, undefined_field
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import Timeout
 from aiocontainerd.host.init_context import InitContext
@@ -59,6 +59,10 @@ def register(
     for name, named in (("requires", requires), ("wants", wants)):
         if isinstance(named, str):
             raise PluginError(f"plugin {uri} has {name}={named!r}; write a list of kinds, [{named!r}]")
+        if not isinstance(named, Iterable):
+            raise PluginError(f"plugin {uri} has {name}={named!r}; write a list of kinds")
+    if not isinstance(timeouts, Iterable) or isinstance(timeouts, str):
+        raise PluginError(f"plugin {uri} has timeouts={timeouts!r}; write a list of Timeout")
 
     def carry(target: PluginT) -> PluginT:
         made = Registration(
@@ -75,7 +79,7 @@ def register(
         return target
 
     if not (isinstance(config, type) and issubclass(config, PluginConfig)):
-        raise PluginError(f"the config of plugin {uri} is {config!r}, not a subclass of PluginConfig")
+        raise PluginError(_no_config(uri, config))
     with suppress(NameError):  # of a type that is written further down; whoever loads the module checks again
         _refuse(uri, config, bad_field(config))
     return carry
@@ -86,7 +90,18 @@ def check_config(registration: Registration) -> None:
 
     The error names the plugin, the field and its type.
     """
+    if not (isinstance(registration.config, type) and issubclass(registration.config, PluginConfig)):
+        raise PluginError(_no_config(registration.uri, registration.config))
     for timeout in registration.timeouts:
+        if not isinstance(timeout, Timeout):
+            raise PluginError(
+                f"plugin {registration.uri} has {timeout!r} in timeouts; write Timeout(key, default, sentence)"
+            )
+        if not isinstance(timeout.default, str):
+            raise PluginError(
+                f"plugin {registration.uri} declares timeout {timeout.key} with the default {timeout.default!r}; "
+                "write it with its unit, such as '5s'"
+            )
         try:
             durations.parse(timeout.default)
         except ValueError as error:
@@ -97,6 +112,19 @@ def check_config(registration: Registration) -> None:
     except NameError as error:
         bad = undefined_field(config, error)
     _refuse(registration.uri, config, bad)
+    wrong = bad_default(config)
+    if wrong:
+        raise PluginError(f"the config of plugin {registration.uri} is {_name(config)}, whose {wrong}")
+
+
+def _no_config(uri: str, config: object) -> str:
+    """Return what is wrong with something else in the place of a config record, and what to write."""
+    if isinstance(config, PluginConfig):
+        return f"the config of plugin {uri} is a record; write its class, config={type(config).__name__}"
+    if isinstance(config, type) and config.__module__ != "builtins":
+        name = config.__name__
+        return f"the config of plugin {uri} is {_name(config)}; write class {name}(PluginConfig, frozen=True)"
+    return f"the config of plugin {uri} is {config!r}, not a subclass of PluginConfig"
 
 
 def _refuse(uri: str, config: type[PluginConfig], bad: BadField | None) -> None:
@@ -130,6 +158,10 @@ def _init_of(target: Any, plugin_id: str) -> Callable[[InitContext[Any]], Awaita
             raise PluginError(f"{_name(target)} takes {_taken(target)}; write `async def {target.__name__}(context)`")
         init_function: Callable[[InitContext[Any]], Awaitable[object]] = target
         return init_function
+    if not callable(target):
+        raise PluginError(
+            f"plugin {plugin_id} is an object of {type(target).__name__}; write @register above its class"
+        )
     if not isinstance(target, type):
         raise PluginError(f"{_name(target)} (plugin {plugin_id}) is not async; write `async def {target.__name__}`")
     wanted = _wanted(target)
@@ -162,7 +194,7 @@ def _wanted(target: type) -> list[str]:
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if parameter.name in GIVEN:
+        if parameter.name in GIVEN and parameter.kind is not parameter.POSITIONAL_ONLY:
             wanted.append(parameter.name)
         elif parameter.default is parameter.empty:
             raise PluginError(
@@ -174,6 +206,10 @@ def _wanted(target: type) -> list[str]:
 
 def _check_life_cycle(target: type) -> bool | None:
     """Return whether `start` takes the context, or None without a `start`. Raises PluginError if it is not async."""
+    if inspect.iscoroutinefunction(vars(target).get("__init__")):
+        raise PluginError(
+            f"{_name(target)}.__init__ is async; write `def __init__`, and what waits in `async def start`"
+        )
     for name in ("start", "aclose"):
         method = getattr(target, name, None)
         if method is not None and not inspect.iscoroutinefunction(method):
@@ -202,4 +238,4 @@ def _taken(function: Callable[..., object]) -> str:
 
 
 def _name(target: Any) -> str:
-    return f"{target.__module__}.{target.__qualname__}"
+    return f"{target.__module__}.{getattr(target, '__qualname__', type(target).__qualname__)}"

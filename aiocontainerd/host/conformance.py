@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cache
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
+from aiocontainerd.guard import diagnosis
 from aiocontainerd.host.registration import PluginError
 from aiocontainerd.interfaces import PROTOCOLS, protocol_of
 
+_SIMPLE: Mapping[str, type] = MappingProxyType({"str": str, "bool": bool, "Path": Path})
+"""Types of attributes, as a Protocol writes them."""
 _AWAITABLE = ("Awaitable", "Coroutine", "Future", "Task")
 
 
@@ -24,6 +29,8 @@ class Member(msgspec.Struct, frozen=True):
     is_awaited: bool = False
     is_stream: bool = False
     function: Any = None
+    holds: str = ""
+    """The type of an attribute, as written."""
 
 
 def check(kind: str, instance: object) -> None:
@@ -31,12 +38,16 @@ def check(kind: str, instance: object) -> None:
     protocol = protocol_of(kind)
     if protocol is None:
         return
-    if instance is None:
-        raise PluginError(f"init returned None, not a {protocol.__name__} ({_file(kind)})")
+    if instance is None or isinstance(instance, type):
+        given = "None" if instance is None else f"the class {instance.__name__}; write {instance.__name__}()"
+        raise PluginError(f"init returned {given}, not a {protocol.__name__} ({_file(kind)})")
     for member in members(protocol):
         problem = _problem(member, instance)
         if problem:
             raise PluginError(f"{type(instance).__name__}{problem} (contract: {_file(kind)})")
+    problem = _wrong_override(instance)
+    if problem:
+        raise PluginError(f"{type(instance).__name__}{problem}")
     unwritten = _unwritten(type(instance))
     if unwritten:
         base, names = unwritten
@@ -52,13 +63,17 @@ def members(protocol: type) -> tuple[Member, ...]:
             continue
         for name in (*inspect.get_annotations(base), *vars(base)):
             if not name.startswith("_"):
-                found[name] = _member(name, vars(base).get(name))
+                found[name] = _member(name, vars(base).get(name), str(inspect.get_annotations(base).get(name, "")))
     return tuple(found.values())
 
 
-def _member(name: str, value: object) -> Member:
+def _member(name: str, value: object, written: str = "") -> Member:
     if not inspect.isfunction(value):
-        return Member(name, is_method=False)
+        getter = getattr(value, "fget", None)
+        holds = str(inspect.get_annotations(getter).get("return", "")) if getter is not None else written
+        if holds.startswith("ClassVar["):
+            holds = holds.removeprefix("ClassVar[").removesuffix("]")
+        return Member(name, is_method=False, holds=holds)
     returned = str(inspect.get_annotations(value).get("return", ""))
     return Member(
         name,
@@ -71,17 +86,60 @@ def _member(name: str, value: object) -> Member:
 
 def _problem(member: Member, instance: object) -> str:
     missing = object()
-    value = getattr(instance, member.name, missing)
+    try:
+        value = getattr(instance, member.name)
+    except AttributeError as error:
+        if inspect.getattr_static(instance, member.name, missing) is not missing:
+            return f".{member.name} cannot be read: {diagnosis.describe(error, type(instance).__module__)}"
+        value = missing
+    except Exception as error:  # noqa: BLE001 - a property is the plugin's code
+        return f".{member.name} cannot be read: {diagnosis.describe(error, type(instance).__module__)}"
     if value is missing:
         return f" has no {'method' if member.is_method else 'attribute'} {member.name}{_like(member.name, instance)}"
     if not member.is_method:
-        return ""
+        return _wrong_value(member, value)
     if not callable(value):
         return f".{member.name} is {type(value).__name__}, not a method"
     if getattr(value, "__func__", None) is member.function:
         return f" has no method {member.name}: it inherits that of the contract, which does nothing"
     problem = _wrong_form(member, value) or wrong_arity(member.function, value)
     return f".{member.name} {problem}" if problem else ""
+
+
+def _wrong_value(member: Member, value: Any) -> str:
+    """Return what is wrong with the value of an attribute, "" if it is right or has a type of its own."""
+    if member.holds == "Sequence[str]":
+        if isinstance(value, str):
+            return f".{member.name} is a text; write ({value!r},)"
+        if not isinstance(value, Sequence | Set) or not all(isinstance(one, str) for one in value):
+            return f".{member.name} is {value!r}; write a tuple of texts"
+    wanted = _SIMPLE.get(member.holds)
+    if wanted is not None and not isinstance(value, wanted):
+        return f".{member.name} is {value!r}, not {wanted.__name__}"
+    return ""
+
+
+def _wrong_override(instance: object) -> str:
+    """Return what is wrong with a method that overrides one of a base class of ours, "" if nothing is."""
+    cls = type(instance)
+    for base in cls.__mro__:
+        if not _is_ours(base) or getattr(base, "_is_protocol", False):
+            continue
+        for name, function in vars(base).items():
+            own = getattr(instance, name, None)
+            overrides = inspect.isfunction(function) and getattr(own, "__func__", own) is not function
+            if name.startswith("_") or not overrides or not callable(own):
+                continue
+            awaited = inspect.iscoroutinefunction(function)
+            problem = _wrong_form(Member(name, is_method=True, is_awaited=awaited, function=function), own)
+            problem = problem or wrong_arity(function, own)
+            if problem:
+                return f".{name} {problem} (base class: {base.__name__})"
+    return ""
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "aiocontainerd"
 
 
 def _like(name: str, instance: object) -> str:
@@ -120,7 +178,7 @@ def _forms(parameters: Sequence[inspect.Parameter]) -> Iterator[tuple[list[str],
 def _unwritten(cls: type) -> tuple[str, list[str]] | None:
     """Return the base class of ours, and its methods that a plugin has to write and did not."""
     for base in cls.__mro__:
-        if base.__module__.partition(".")[0] != "aiocontainerd":
+        if not _is_ours(base):
             continue
         names = [name for name, value in vars(base).items() if _is_to_be_written(value) and getattr(cls, name) is value]
         if names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from aiocontainerd.config import Config, ConfigError, hints
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
 from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.clock import at_work
-from aiocontainerd.host import hookspecs, loading
+from aiocontainerd.host import hookspecs, loading, process_state
 from aiocontainerd.host.placement import Placement
 from aiocontainerd.host.policy import EVERYTHING, Admission, admit, header
 from aiocontainerd.host.registration import PluginError, Registration
@@ -79,14 +79,15 @@ def discover(
         _refuse(registry, candidate, candidate.name, candidate.admission.refusal)
     brought: list[tuple[Candidate, Registration]] = []
     named: dict[str, Candidate] = {}
-    with SlowLoads() as slow:
+    with SlowLoads() as slow, process_state.interruptible() as interrupted, process_state.Kept() as kept:
         for candidate in found:
             watched = slow.watch(candidate.module, candidate.bringer)
-            with _failures_are_rows(registry, candidate), watched, at_work(candidate.bringer):
+            with _failures_are_rows(registry, candidate, interrupted=interrupted), watched, at_work(candidate.bringer):
                 _check_unnamed(candidate, named.setdefault(candidate.module, candidate))
                 registrations = loading.registrations_of(candidate.module)
                 placement.learn(loading.load(candidate.module))
                 brought += [(candidate, registration) for registration in registrations]
+            kept.undo(f"plugin module {candidate.module} of {candidate.bringer}")
     for candidate, registration in brought:
         if not candidate.admission.allows(registration.kind):
             reason = f"plugin_policy.allow names {candidate.distribution}, but not for {registration.kind}"
@@ -140,11 +141,15 @@ def _refuse(registry: Registry, candidate: Candidate, row: str, reason: str) -> 
 
 
 @contextmanager
-def _failures_are_rows(registry: Registry, candidate: Candidate, uri: str = "") -> Iterator[None]:
-    """Turn whatever a plugin package raises into a failed row."""
+def _failures_are_rows(
+    registry: Registry, candidate: Candidate, uri: str = "", *, interrupted: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Turn whatever a plugin package raises into a failed row, except Ctrl-C when `interrupted` tells that it came."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and interrupted():
+            raise
         reason = diagnosis.describe(error, candidate.module)
         log.error("plugin module %s of %s cannot be loaded: %s", candidate.module, candidate.name, reason)
         log.debug("loading %s failed", candidate.module, exc_info=error)

@@ -16,6 +16,7 @@ from aiocontainerd import kinds
 from aiocontainerd.config.timeouts import Timeout, seconds_for
 from aiocontainerd.errors import NotFound
 from aiocontainerd.host import needs
+from aiocontainerd.host.life import require_async
 from aiocontainerd.host.registration import ConfigT, PluginError
 from aiocontainerd.host.state import Plugin, State
 
@@ -202,7 +203,11 @@ class InitContext(Generic[ConfigT]):
             plugin.failed(PluginError(reason))
 
     def on_stop(self, callback: Callable[[], Awaitable[object]]) -> None:
-        """Run `callback` when the plugin stops, also after a failed init. The last one registered runs first."""
+        """Run `callback` when the plugin stops, also after a failed init. The last one registered runs first.
+
+        Raises PluginError for what is not an async function.
+        """
+        require_async(callback, "context.on_stop")
         self._stack.push_async_callback(callback)
 
 

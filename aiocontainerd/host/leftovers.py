@@ -54,10 +54,10 @@ async def left_threads(
     Return the URIs of the plugins whose code they run, or the names of threads that run no plugin's code.
     """
     with anyio.move_on_after(LEFT_THREADS_S, shield=True):
-        while _holding(before):  # noqa: ASYNC110 - the end of a thread sets no event
+        while holding_threads(before):  # noqa: ASYNC110 - the end of a thread sets no event
             await anyio.sleep(_LEFT_POLL_S)
     frames, left = sys._current_frames(), []
-    for thread in _holding(before):
+    for thread in holding_threads(before):
         uri, where = owners.of_frame(frames.get(thread.ident or 0)) or ("", "")
         if uri in healths:
             healths[uri].leaked.append(f"thread {thread.name} at {where}")
@@ -66,7 +66,7 @@ async def left_threads(
     return left
 
 
-def _holding(before: Collection[threading.Thread]) -> list[threading.Thread]:
+def holding_threads(before: Collection[threading.Thread]) -> list[threading.Thread]:
     """Return threads that the interpreter waits for at exit, without idle ones of pools: the pool ends those."""
     frames = sys._current_frames()
     new = (thread for thread in threading.enumerate() if thread not in before and not thread.daemon)

@@ -6,6 +6,8 @@ can stop waiting. A plugin that ignores even its cancellation is left behind and
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -17,7 +19,10 @@ import msgspec
 
 from aiocontainerd import durations
 from aiocontainerd.config.timeouts import PLUGIN_INIT, PLUGIN_STOP
+from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.clock import Clock, running
+from aiocontainerd.host.conformance import awaited_problem
+from aiocontainerd.host.registration import PluginError
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -26,10 +31,39 @@ log = logging.getLogger(__name__)
 
 INIT_TIMEOUT = PLUGIN_INIT.key
 STOP_TIMEOUT = PLUGIN_STOP.key
-FAILURES = (Exception, SystemExit, KeyboardInterrupt)
-"""Exceptions of a plugin that the daemon survives, among them those that would end the program."""
 _UNWIND_S = 1.0
 """Seconds that a cancelled plugin has to unwind."""
+
+
+def is_ordered(error: BaseException) -> bool:
+    """Return whether an exception is a cancellation that somebody asked for.
+
+    Anything else that a plugin raises is its own failure, which the daemon survives: `SystemExit`, `KeyboardInterrupt`
+    (signals do not become exceptions in the daemon), and a `CancelledError` that the plugin itself raised.
+    """
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def require_async(function: object, used_by: str) -> None:
+    """Raise PluginError, which says what to write, for what cannot be called and awaited."""
+    if inspect.isawaitable(function):
+        name = getattr(function, "__name__", "function")
+        if inspect.iscoroutine(function):
+            function.close()
+        raise PluginError(f"{used_by} is given what {name}(...) returned; write {used_by}({name}), without calling it")
+    if not callable(function):
+        raise PluginError(f"{used_by} is given {type(function).__name__}, not an async function")
+    name = getattr(function, "__qualname__", type(function).__name__)
+    problem = awaited_problem(function, name.rpartition(".")[2])
+    if problem:
+        raise PluginError(f"{name}, which {used_by} is given, {problem}")
+
+
+def _module(function: object) -> str:
+    return getattr(function, "__module__", None) or ""
 
 
 class PluginTimeoutError(Exception):
@@ -60,7 +94,11 @@ class PluginTasks:
         return f"<PluginTasks of {self._uri}: {len(self.running)} running>"
 
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: object, name: str = "") -> None:
-        """Start `function(*args)` as a task. Logs and dumps call it `name`."""
+        """Start `function(*args)` as a task. Logs and dumps call it `name`.
+
+        Raises PluginError for what is not async.
+        """
+        require_async(function, "context.tasks.start_soon")
         label = f"{self._uri}:{name or getattr(function, '__name__', 'task')}"
         self._group.start_soon(self._guarded, function, args, label, name=label)
 
@@ -69,8 +107,11 @@ class PluginTasks:
         running.set(Clock(self._uri))
         try:
             await function(*args)
-        except FAILURES:  # the edge of a task: a plugin's failure is its own
-            log.exception("task %s of plugin %s failed", label, self._uri)
+        except BaseException as error:  # the edge of a task: a plugin's failure is its own
+            if is_ordered(error):
+                raise
+            log.error("task %s of plugin %s failed: %s", label, self._uri, diagnosis.describe(error, _module(function)))
+            log.debug("task %s failed here", label, exc_info=error)
         finally:
             self.running.discard(label)
 
@@ -78,14 +119,20 @@ class PluginTasks:
 class PluginLife:
     """One plugin from its init to its end. `run` is its task; other tasks call `begun` and `stop`.
 
-    `init` takes the plugin's tasks and the stack of its clean-up. `limits` may be changed at any time. After `begun`,
-    either `failure` says why the plugin did not load, or `instance` is what init returned.
+    `init` takes the plugin's tasks and the stack of its clean-up. `limits` may be changed at any time. `module` is that
+    of the plugin's code. After `begun`, either `failure` says why the plugin did not load, or `instance` is what init
+    returned.
     """
 
     def __init__(
-        self, uri: str, init: Callable[[PluginTasks, AsyncExitStack], Awaitable[object]], limits: Limits
+        self,
+        uri: str,
+        init: Callable[[PluginTasks, AsyncExitStack], Awaitable[object]],
+        limits: Limits,
+        module: str = "",
     ) -> None:
         self.uri = uri
+        self.module = module
         self.instance: object = None
         self.failure: BaseException | None = None
         self._init = init
@@ -112,8 +159,11 @@ class PluginLife:
                     try:
                         async with self._at_end:
                             await self._live(PluginTasks(self.uri, group))
-                    except FAILURES:  # the edge of a plugin: what its clean-up raises ends nothing else
-                        log.exception("plugin %s failed to stop", self.uri)
+                    except BaseException as error:  # the edge of a plugin: what its clean-up raises ends nothing else
+                        if is_ordered(error):
+                            raise
+                        log.error("plugin %s failed to stop: %s", self.uri, diagnosis.describe(error, self.module))
+                        log.debug("plugin %s failed here", self.uri, exc_info=error)
                     finally:
                         group.cancel_scope.cancel()
         finally:
@@ -126,7 +176,9 @@ class PluginLife:
                 self.instance = await self._init(tasks, self._at_end)
             if scope.cancel_called:
                 raise PluginTimeoutError(self._too_slow())
-        except FAILURES as error:  # the edge of a plugin: what it raises is its outcome
+        except BaseException as error:  # the edge of a plugin: what it raises is its outcome
+            if is_ordered(error):
+                raise
             self.failure = error
         else:
             self._begun.set()

@@ -11,8 +11,12 @@ from typing import Any
 
 import pluggy
 
+from aiocontainerd.guard import diagnosis
 from aiocontainerd.host import authoring, hookspecs, needs
 from aiocontainerd.host.registration import PluginError, Registration
+
+_MARK = f"{hookspecs.PROJECT}_impl"
+"""The attribute that pluggy's marker gives to a function."""
 
 
 def registrations_of(path: str) -> list[Registration]:
@@ -24,6 +28,7 @@ def registrations_of(path: str) -> list[Registration]:
     found = _found(path)
     for registration in found:
         needs.check_kind(registration)
+        _check_init(registration)
         authoring.check_config(registration)
     return found
 
@@ -38,6 +43,7 @@ def _found(path: str) -> list[Registration]:
     if inspect.ismodule(holder):
         found += [one for one in authoring.carried_by_module(holder) if one not in found]
         if not found and not hasattr(holder, "register_plugins"):
+            _check_hook_names(holder, path)
             raise PluginError(
                 f"{path} registers nothing; write @register(kinds.<KIND>, <id>) above a class, "
                 "or @hookimpl def register_plugins()"
@@ -80,10 +86,11 @@ def _manager() -> pluggy.PluginManager:
 def _by_hook(holder: Any, path: str) -> list[Registration]:
     """Return what the hook `register_plugins` of a module or object returns, nothing if it has no such hook."""
     manager = _manager()
+    _check_hook_parameters(holder, path)
     manager.register(holder, name=path)
     try:
         hooks = [hook for hook in manager.hook.register_plugins.get_hookimpls() if hook.plugin is holder]
-        found = [registration for hook in hooks for registration in _checked(hook.function(), path)]
+        found = [registration for hook in hooks for registration in _checked(hook.function, path)]
     finally:
         manager.unregister(holder)
     if not hooks and callable(getattr(holder, "register_plugins", None)):
@@ -91,14 +98,79 @@ def _by_hook(holder: Any, path: str) -> list[Registration]:
     return found
 
 
-def _checked(returned: Any, path: str) -> list[Registration]:
+def _check_hook_parameters(holder: Any, path: str) -> None:
+    """Raise PluginError for a hook that asks for something which no hook of its name is given."""
+    for name, spec in _specs().items():
+        function: Any = getattr(holder, name, None)
+        if not hasattr(function, _MARK):
+            continue
+        given = list(inspect.signature(spec).parameters)
+        asked = [one for one in inspect.signature(function).parameters if one != "self"]
+        if not set(asked) <= set(given):
+            raise PluginError(
+                f"{name} of {path} takes ({', '.join(asked)}); write `def {name}({', '.join(given)})`{_at(function)}"
+            )
+
+
+def _check_hook_names(holder: Any, path: str) -> None:
+    """Raise PluginError for a function under `@hookimpl` whose name is no hook's."""
+    for name, function in vars(holder).items():
+        if hasattr(function, _MARK) and name not in _specs():
+            near = difflib.get_close_matches(name, _specs(), n=1, cutoff=0.0)
+            raise PluginError(f"{name} of {path} is no hook; did you mean {near[0]}?{_at(function)}")
+
+
+def _specs() -> dict[str, Any]:
+    mark = f"{hookspecs.PROJECT}_spec"
+    return {name: function for name, function in vars(hookspecs).items() if hasattr(function, mark)}
+
+
+def _check_init(registration: Registration) -> None:
+    """Raise PluginError for an init that cannot be called with a context."""
+    init: Any = registration.init
+    if inspect.iscoroutine(init):
+        init.close()
+        raise PluginError(f"init of {registration.uri} is called already; write init={init.__name__}, without (...)")
+    if isinstance(init, type):
+        raise PluginError(
+            f"init of {registration.uri} is the class {init.__name__}; write @register above the class, "
+            "or give an `async def init(context)` that returns an instance"
+        )
+    if not callable(init):
+        raise PluginError(f"init of {registration.uri} is {type(init).__name__}; write `async def init(context)`")
+    if not authoring.takes(init, 1):
+        raise PluginError(
+            f"init of {registration.uri} takes ({', '.join(inspect.signature(init).parameters)}); "
+            f"write `async def {getattr(init, '__name__', 'init')}(context)`{_at(init)}"
+        )
+
+
+def _at(function: Any) -> str:
+    """Return where a function is written, for the end of a message."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "" if code is None else f" ({diagnosis.short(code.co_filename)}:{code.co_firstlineno})"
+
+
+def _checked(hook: Any, path: str) -> list[Registration]:
+    """Call a hook and return its registrations. Raises PluginError for anything else."""
+    returned, at = hook(), _at(hook)
     if inspect.iscoroutine(returned):
         returned.close()
-        raise PluginError(f"register_plugins of {path} is async; write `def register_plugins()`")
-    if not isinstance(returned, Iterable):
-        raise PluginError(f"register_plugins of {path} returned {type(returned).__name__}, not a list of Registration")
+    if inspect.iscoroutine(returned) or inspect.isasyncgen(returned):
+        raise PluginError(f"register_plugins of {path} is async; write `def register_plugins()`{at}")
+    if returned is None:
+        raise PluginError(f"register_plugins of {path} returned nothing; return a list of Registration{at}")
+    if not isinstance(returned, Iterable) or isinstance(returned, str | bytes):
+        raise PluginError(f"register_plugins of {path} returned {_kind_of(returned)}, not a list of Registration{at}")
     found = list(returned)
     for registration in found:
         if not isinstance(registration, Registration):
-            raise PluginError(f"register_plugins of {path} returned {type(registration).__name__}, not Registration")
+            raise PluginError(
+                f"register_plugins of {path} returned a list with {_kind_of(registration)}; "
+                f"write Registration(kind=..., id=..., init=...){at}"
+            )
     return found
+
+
+def _kind_of(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__

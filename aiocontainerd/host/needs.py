@@ -34,6 +34,8 @@ KNOWN = frozenset(
 )
 _NEAR = 0.75
 _OURS = "io.containerd."
+_SUCH_AS = {"kind": "kinds.SNAPSHOTTER", "id": "'acme'"}
+_ID = re.compile(r"[A-Za-z0-9._+-]+")
 _VERSION = re.compile(r"\.v\d+$")
 
 
@@ -52,14 +54,24 @@ def check_kind(registration: Registration) -> None:
 
     Also for an id that is empty or a kind, and for `requires` that is a text and no list.
     """
+    for name in ("kind", "id"):
+        value = getattr(registration, name)
+        if not isinstance(value, str):
+            raise PluginError(f"a plugin has the {name} {value!r}; write a text, such as {_SUCH_AS[name]}")
     if registration.id in KNOWN or not registration.id:
         raise PluginError(f"a plugin has the kind {registration.kind!r} and the id {registration.id!r}: kind, then id")
+    if not _ID.fullmatch(registration.id):
+        raise PluginError(
+            f"a plugin has the id {registration.id!r}, which is also a directory and a key of the config; "
+            "write letters, digits, and any of . _ - +"
+        )
     near = "" if registration.kind in KNOWN else nearest(registration.kind)
     if near:
         raise PluginError(f"plugin {registration.id} has the unknown kind {registration.kind}; did you mean {near}?")
     for name in ("requires", "wants"):
         named = getattr(registration, name)
-        if isinstance(named, str) or not all(isinstance(kind, str) and kind for kind in named):
+        listed = isinstance(named, Iterable) and not isinstance(named, str)
+        if not listed or not all(isinstance(kind, str) and kind for kind in named):
             raise PluginError(f"plugin {registration.uri} has {name}={named!r}; write a list of kinds")
 
 
@@ -71,6 +83,9 @@ def why_none(kind: str, here: Iterable[tuple[str, str, str]]) -> str:
         return "; ".join(f"{uri} is not loaded{f' ({reason})' if reason else ''}" for uri, reason in of_kind)
     if kind in BROUGHT_BY:
         return f"no installed package brings one: pip install {BROUGHT_BY[kind]}"
+    named = next((other for other, uri, _ in rows if kind in (uri, uri.removeprefix(f"{other}."))), "")
+    if named:
+        return f"requires names kinds, and {kind} is one plugin; write {named}"
     near = "" if kind in KNOWN else nearest(kind, {*KNOWN, *(other for other, _, _ in rows)})
     return f"no plugin here has this kind{f'; did you mean {near}?' if near else ''}"
 

@@ -23,7 +23,6 @@ from aiocontainerd.guard.owners import Owners
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.init_context import InitContext
 from aiocontainerd.host.leftovers import end_left_tasks, left_threads
-from aiocontainerd.host.life import FAILURES
 from aiocontainerd.host.order import CircularNeedError, dependency_order
 from aiocontainerd.host.registration import PluginError, Registration, StartRefused
 from aiocontainerd.host.running import Running
@@ -41,6 +40,8 @@ class Registry:
         self._plugins: dict[str, Plugin] = {}
         self._order: list[Plugin] = []
         self._running: Running | None = None
+        self.threads = threading.enumerate()
+        """Threads that are no plugin's: none of their modules is loaded yet."""
 
     def __repr__(self) -> str:
         return f"<Registry {self.statistics()}>"
@@ -130,7 +131,7 @@ class Registry:
                 check(root / plugin.uri, config_of(plugin.registration))
             except StartRefused:
                 raise
-            except FAILURES as error:  # the edge of a plugin: what it raises is its outcome
+            except BaseException as error:  # noqa: BLE001 - the edge of a plugin: what it raises is its outcome
                 plugin.failed(error)
 
     def order(self) -> list[Plugin]:
@@ -167,7 +168,6 @@ class Registry:
         """
         self._order = self.order()
         failure: Exception | None = None
-        threads = threading.enumerate()
         async with anyio.create_task_group() as group:
             running = Running(daemon, group, config_of=config_of, make_context=self._context, check=check)
             self._running = running
@@ -184,7 +184,7 @@ class Registry:
                 owners, healths = self.owners(), {plugin.uri: plugin.health for plugin in self._order}
                 stuck = running.stuck() + await end_left_tasks(owners, healths)
                 if last_resort is not None:
-                    stuck += await left_threads(owners, healths, threads)
+                    stuck += await left_threads(owners, healths, self.threads)
                     if stuck:
                         last_resort(list(dict.fromkeys(stuck)), failure)
         if failure is not None:

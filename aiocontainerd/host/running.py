@@ -19,6 +19,7 @@ from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.host import needs
 from aiocontainerd.host.init_context import TIMEOUTS, Watcher
 from aiocontainerd.host.life import Limits, PluginLife, PluginTasks
+from aiocontainerd.host.process_state import Kept
 from aiocontainerd.host.readiness import Readiness
 from aiocontainerd.host.registration import PluginError, StartRefused
 from aiocontainerd.host.state import Plugin, State
@@ -61,6 +62,7 @@ class Running:
         self._make_context = make_context
         self._check = check
         self._dispatcher = Dispatcher(daemon.timeout_s)
+        self._kept = Kept()
 
     def __repr__(self) -> str:
         return f"<Running {len(self.lives)} plugins, {self._dispatcher!r}>"
@@ -79,12 +81,16 @@ class Running:
             return
         started = time.perf_counter()
         life = self.lives[plugin.uri] = PluginLife(
-            plugin.uri, partial(self._init, plugin), Limits.of(self.daemon.timeout_s, plugin.uri)
+            plugin.uri,
+            partial(self._init, plugin),
+            Limits.of(self.daemon.timeout_s, plugin.uri),
+            plugin.registration.init.__module__,
         )
         before = clock.running.set(clock.Clock(""))  # its life is nobody's task, whoever asked for it
         self._group.start_soon(life.run, name=f"plugin {plugin.uri}")
         clock.running.reset(before)
         await life.begun()
+        self._kept.undo(f"plugin {plugin.uri}")
         if self._stopping:
             await life.stop()
         plugin.init_s = time.perf_counter() - started
@@ -108,6 +114,7 @@ class Running:
     async def stop_all(self) -> None:
         """Stop all plugins in reverse order, or all at the same time if the daemon itself is cancelled."""
         self._stopping = True
+        self._kept.close()
         self.readiness.stops()
         lives = [*self.lives.values()]
         try:

@@ -84,7 +84,8 @@ class Plugin:
     def failed(self, error: BaseException) -> None:
         """Note why the plugin is not loaded: skipped or failed (facts/core 12)."""
         if isinstance(error, SkipPlugin):
-            self.state, self.reason, self.code = State.SKIPPED, f"{error}: skip plugin", Unknown.code
+            why = diagnosis.said(error) or "no reason given"
+            self.state, self.reason, self.code = State.SKIPPED, f"{why}: skip plugin", Unknown.code
             return
         self.state, self.reason = State.FAILED, diagnosis.describe(error, self.registration.init.__module__)
         self.code = error.code if isinstance(error, ContainerdError) else Unknown.code

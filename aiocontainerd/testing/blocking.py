@@ -61,6 +61,10 @@ MAY_BLOCK = (
         "aiocontainerd/rpc/sockets.py", ("__init__", "remove", "bind_unix"),
         "the daemon's own sockets, before it serves and when it has stopped",
     ),
+    May(
+        "aiocontainerd/host/process_state.py", ("_umask", "_file", "_directory", "__init__", "close"),
+        "procfs and the daemon's own descriptors: the kernel answers from memory",
+    ),
     May("aiocontainerd/host/introspection.py", ("_pid_namespace",), "procfs: the kernel answers from memory"),
     May("aiocontainerd/sys/mountinfo.py", ("read",), "procfs: the kernel answers from memory"),
     May("aiocontainerd/sys/cgroup.py", ("exists", "read_text", "_memberships"), "cgroupfs and procfs, read only"),
