@@ -34,7 +34,8 @@ from aiocontainerd.plugin import Descriptor, State, typeurl
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "plugins" / "mistakes.md").read_text()
 SINK, VERIFIER = f"{kinds.EVENT_SINK}.acme", f"{kinds.IMAGE_VERIFIER}.acme"
 TOLD_IN_ROWS = (
-    "missing method", "wrong parameters", "wrong method of the base class", "wrong default", "misspelled name", "misspelled kind", "unknown kind in requires",
+    "missing method", "wrong parameters", "wrong method of the base class", "wrong default",
+    "misspelled name", "misspelled kind", "unknown kind in requires",
     "absent kind", "forgotten requires", "nameless method of a service",
 )  # fmt: skip
 FORGOTTEN_S, LIMIT_S = 0.05, 20.0
