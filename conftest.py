@@ -10,6 +10,7 @@ import pytest
 
 from aiocontainerd.testing import blocking
 from aiocontainerd.testing.blocking import May
+from aiocontainerd.testing.disks import MemoryDisk, memory_disk
 
 HERE = Path(__file__).parent
 OUR_PACKAGES = [
@@ -61,6 +62,13 @@ def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     of_shim = SHIM_TESTS in request.path.parents
     with blocking.refused(OUR_PACKAGES, (*blocking.MAY_BLOCK, *SHIM_MAY_BLOCK) if of_shim else blocking.MAY_BLOCK):
         yield
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[MemoryDisk]:
+    """A file system of its own that can be made read-only. Needs root."""
+    with memory_disk(tmp_path / "disk") as made:
+        yield made
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,7 @@ containerd's own services refuse a request, the text has no class text; such an 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import ClassVar
 
@@ -102,6 +103,12 @@ class NotModified(FailedPrecondition):
     text = "not modified"
 
 
+class ReadOnlyFileSystem(FailedPrecondition):
+    """The file system below the object takes no changes. The message names a path."""
+
+    text = "read-only file system"
+
+
 class Aborted(ContainerdError):
     """The daemon gave up the operation. The caller may try it again."""
 
@@ -158,7 +165,7 @@ def from_status(code: int, message: str) -> ContainerdError:
     """Return the error of a peer's status. The message loses its class text, as in containerd's clients."""
     kind = _BY_CODE.get(code, Unknown)
     if kind is FailedPrecondition:
-        for special in (Conflict, NotModified):
+        for special in (Conflict, NotModified, ReadOnlyFileSystem):
             if message == special.text or message.endswith(f": {special.text}"):
                 kind = special
     if kind.text and message.endswith(f": {kind.text}"):
@@ -196,7 +203,7 @@ def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, NotImplementedError):
         return Unimplemented.code, _with_class_text(str(error), Unimplemented.text)
     if isinstance(error, OSError):
-        return Unknown.code, os_text(error)
+        return (ReadOnlyFileSystem if error.errno == errno.EROFS else Unknown).code, os_text(error)
     return Unknown.code, str(error) or type(error).__name__
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ TABLE: list[tuple[type[ContainerdError], int, str]] = [
     (errors.FailedPrecondition, 9, "failed precondition"),
     (errors.Conflict, 9, "conflict"),
     (errors.NotModified, 9, "not modified"),
+    (errors.ReadOnlyFileSystem, 9, "read-only file system"),
     (errors.Aborted, 10, "aborted"),
     (errors.OutOfRange, 11, "out of range"),
     (errors.Unimplemented, 12, "not implemented"),
@@ -39,6 +41,12 @@ def test_every_class_is_in_the_table() -> None:
         value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, ContainerdError)
     }
     assert defined == {kind for kind, _, _ in TABLE} | {ContainerdError, errors.Unknown, errors.LocalDeadline}
+
+
+def test_an_error_of_a_read_only_file_system_is_a_failed_precondition() -> None:
+    error = OSError(errno.EROFS, os.strerror(errno.EROFS), "/x")
+    assert to_status(error) == (9, "/x: read-only file system")
+    assert isinstance(from_status(*to_status(error)), errors.ReadOnlyFileSystem)
 
 
 @table

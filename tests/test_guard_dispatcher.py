@@ -15,7 +15,7 @@ import pytest
 from anyio import from_thread, to_thread
 
 from aiocontainerd import context, kinds
-from aiocontainerd.errors import Cancelled, DeadlineExceeded, NotFound, Unavailable, Unknown
+from aiocontainerd.errors import Cancelled, DeadlineExceeded, NotFound, ReadOnlyFileSystem, Unavailable, Unknown
 from aiocontainerd.guard import call as guarded_call
 from aiocontainerd.guard.dispatcher import Dispatcher
 from aiocontainerd.guard.health import FIRST_PAUSE_S, OPENS_AFTER, PluginHealth
@@ -315,6 +315,21 @@ async def test_a_plugin_that_cancels_itself_cancels_no_caller() -> None:
 async def test_a_plugin_ends_nothing_but_its_call(error: BaseException) -> None:
     with pytest.raises(Unknown, match=type(error).__name__):
         await Host(Acme(raising(error))).guard.stat("k")
+
+
+async def test_a_read_only_file_system_is_an_answer_that_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def make(key: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", f"/layers/{key}")
+
+    host = Host(Acme(make))
+    for _ in range(OPENS_AFTER + 1):
+        with pytest.raises(ReadOnlyFileSystem, match=r"^/layers/a: read-only file system$"):
+            await host.guard.stat("a")
+    assert host.method().failures == 0
+    assert host.health.read_only
+    assert [record.getMessage() for record in caplog.records] == [
+        f"plugin {URI} refuses changes: /layers/a: read-only file system"
+    ]
 
 
 async def test_five_failures_in_a_row_open_the_breaker_and_a_trial_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,17 @@ way to the caller leave their plugins alone.
 
 from __future__ import annotations
 
+import errno
 from inspect import isawaitable
 
-from aiocontainerd.errors import ContainerdError, DeadlineExceeded, Unimplemented, Unknown
+from aiocontainerd.errors import (
+    ContainerdError,
+    DeadlineExceeded,
+    ReadOnlyFileSystem,
+    Unimplemented,
+    Unknown,
+    os_text,
+)
 from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.health import MethodRecord
 
@@ -18,7 +26,15 @@ _CAUSES = 10
 
 
 def explained(record: MethodRecord, error: BaseException, returned: object) -> BaseException:
-    """Return the error, or one that says that the method is not a coroutine function, or that nobody wrote it."""
+    """Return the error, or one of ours that tells what it means.
+
+    That the method is not a coroutine function, or that nobody wrote it. That a file system is read-only: no fault of
+    the plugin.
+    """
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        refused = ReadOnlyFileSystem(os_text(error))
+        refused.__cause__ = error
+        return refused
     if isinstance(error, TypeError) and returned is not None and not isawaitable(returned):
         return Unknown(
             f"plugin {record.plugin.uri}: {record.method} gave {type(returned).__name__}, which cannot be awaited; "

@@ -26,7 +26,7 @@ from typing import Any
 import anyio
 
 from aiocontainerd import durations
-from aiocontainerd.errors import Cancelled, DeadlineExceeded, Unknown
+from aiocontainerd.errors import Cancelled, DeadlineExceeded, ReadOnlyFileSystem, Unknown
 from aiocontainerd.guard import task_state
 from aiocontainerd.guard.blame import explained, is_anothers, is_answer, marked, named, text_of
 from aiocontainerd.guard.clock import Clock, running
@@ -130,6 +130,8 @@ class Call:
             record.failed(error.message, trial=self.trial)
         elif is_answer(error, late_counts=record.late_counts) or is_anothers(error, record.plugin.uri):
             record.note_error(text_of(record, error))
+            if isinstance(error, ReadOnlyFileSystem) and not is_anothers(error, record.plugin.uri):
+                record.plugin.note_read_only(error)
             if record.failures:
                 record.succeeded()
         else:

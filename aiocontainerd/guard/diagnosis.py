@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import errno
 import inspect
 import re
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from aiocontainerd.errors import ContainerdError
+from aiocontainerd.errors import ContainerdError, os_text
 
 _CORE = str(Path(__file__).parents[1])
 _LIBRARY = sysconfig.get_path("stdlib")
@@ -28,8 +29,9 @@ _TOLD_OF_GROUP = 3
 
 
 def describe(error: BaseException, module: str = "") -> str:
-    """Return the text of an error of ours; type, text, hint and place of any other error; of a group, those in it.
+    """Return the text of an error of ours, or of a read-only file system; of a group, those in it.
 
+    Of any other error: type, text, hint and place.
     The place is the innermost line of the package that `module` is in, else of any code except the daemon's.
     """
     if isinstance(error, BaseExceptionGroup):
@@ -37,6 +39,8 @@ def describe(error: BaseException, module: str = "") -> str:
     text = said(error)
     if isinstance(error, ContainerdError) or type(error).__module__.partition(".")[0] == "aiocontainerd":
         return text or type(error).__name__
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return os_text(error)
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     where = place(error, module) or (place(error.__cause__, module) if error.__cause__ is not None else "")
     return f"{what}{_hint(error)}{f' ({where})' if where else ''}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from aiocontainerd import durations
-from aiocontainerd.errors import Unavailable
+from aiocontainerd.errors import ReadOnlyFileSystem, Unavailable, to_status
 from aiocontainerd.guard.latencies import Latencies
 
 if TYPE_CHECKING:
@@ -253,6 +253,8 @@ class PluginHealth:
         """Memory of the plugin's own process; None for one that has none."""
         self.condition: Condition | None = None
         """Set by whoever keeps the connection of a plugin beside the daemon; None for a plugin inside."""
+        self.read_only = False
+        """Whether its file system takes no changes, as a refused call told, or the daemon found (`daemon/disks.py`)."""
         self.slack_s = 0.0
         """Seconds by which a guard cuts off later than the limit: a process that has the same limit names the line."""
         self.stuck: Callable[[str], object] | None = None
@@ -273,6 +275,12 @@ class PluginHealth:
     def note_condition(self, state: str, reason: str = "") -> None:
         """Note what a plugin beside the daemon is now: `ready`, or a word of its own and why it cannot be used."""
         self.condition = Condition(state, reason)
+
+    def note_read_only(self, error: ReadOnlyFileSystem) -> None:
+        """Note, and log once, that a call was refused because the file system of the plugin is read-only."""
+        if not self.read_only:
+            log.warning("plugin %s refuses changes: %s", self.uri, to_status(error)[1])
+        self.read_only = True
 
     def method_health(self) -> list[MethodHealth]:
         """Return every method that was called, the most called first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -317,7 +318,7 @@ class ServedCall:
     def _status(error: BaseException, bound: BoundMethod) -> tuple[int, str]:
         if isinstance(error, WireStatus):
             return error.code, error.message
-        if isinstance(error, ContainerdError | TimeoutError):
+        if isinstance(error, ContainerdError | TimeoutError) or getattr(error, "errno", 0) == errno.EROFS:
             return errors.to_status(error)
         implementation = type(getattr(bound.call, "__self__", None)).__name__
         if isinstance(error, OSError):  # the host's doing, such as a full disk: its text says all
