@@ -15,12 +15,13 @@ from pathlib import Path
 import anyio
 import pytest
 
-from aiocontainerd.errors import AlreadyExists, FailedPrecondition, Internal
+from aiocontainerd.errors import AlreadyExists, FailedPrecondition, Internal, ReadOnlyFileSystem, to_status
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots.base import SnapshotterBase
 from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
 from aiocontainerd.snapshots.layer import Layer
 from aiocontainerd.sys.mount import Mount, in_thread, mount_all, unmount_all
+from aiocontainerd.testing.disks import MemoryDisk
 from aiocontainerd.testing.snapshotter import OpenSnapshotter, SnapshotterRecordsContract, chain, names_of
 
 pytestmark = pytest.mark.anyio
@@ -418,3 +419,40 @@ async def test_files_that_are_mounted_are_not_deleted(
             await in_thread(unmount_all, mounts, str(target))
         await snapshotter.cleanup()
         assert os.listdir(snapshotter.layers) == []
+
+
+@pytest.mark.root
+async def test_snapshots_on_a_read_only_file_system_are_shown_and_mounted_and_nothing_is_changed(
+    disk: MemoryDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = disk.directory / "root"
+    async with Directories(root) as snapshotter:
+        await chain(snapshotter, "one")
+        mounts = await snapshotter.prepare("active", "one")
+    (root / "snapshots" / "77").mkdir()
+    before = disk.names()
+    disk.remount("ro")
+    async with Directories(root) as snapshotter:
+        assert await names_of(snapshotter) == ["active", "one"]
+        assert await snapshotter.mounts("active") == mounts
+        assert (await snapshotter.usage("active")).inodes == 1
+        tries: list[Callable[[], Awaitable[object]]] = [
+            lambda: snapshotter.remove("active"),
+            lambda: snapshotter.commit("two", "active"),
+            lambda: snapshotter.update(SnapshotInfo(kind=Kind.ACTIVE, name="active", labels={"a": "b"})),
+            snapshotter.cleanup,
+        ]
+        for attempt in tries:
+            with pytest.raises(
+                ReadOnlyFileSystem, match=f"snapshot metadata {root}/metadata.db: read-only file system"
+            ):
+                await attempt()
+        with pytest.raises(OSError, match="Read-only") as refused:
+            await snapshotter.prepare("new")
+        assert to_status(refused.value) == (9, f"{snapshotter.path('78')}: read-only file system")
+        assert snapshotter.kept == frozenset()
+    assert (disk.names(), caplog.messages) == (before, [])
+    disk.remount("rw")
+    async with Directories(root) as snapshotter:
+        await snapshotter.cleanup()
+        assert sorted(os.listdir(snapshotter.layers)) == ["1", "2"]

@@ -6,6 +6,7 @@ The modules import `errors`, `sys` and each other. The room `snapshots` and the 
 - `claim`: whether an index may delete data that it does not know
 - `backup`: the newest copies of a database
 - `reserve`: room on the disk with which a full one can be freed
+- `read_only`: a database on a read-only file system, for reading
 - `repair`: what an operator does to databases while no daemon runs
 - `database`: recognise files of other programs and damaged ones, and say what to do
 """

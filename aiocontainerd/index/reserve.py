@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from aiocontainerd.errors import FailedPrecondition
-
 T = TypeVar("T")
 _PART_OF_DISK = 32
 """The reserve is at most this part of the disk, so that a tiny one is not used up by it."""
@@ -96,21 +94,6 @@ def is_full(error: BaseException) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", 0) in _FULL_CODES
     return isinstance(error, OSError) and error.errno in _FULL_ERRNOS
-
-
-def read_only(database: Path, what: str) -> FailedPrecondition | None:
-    """Return the error to answer with if the file system of a database became read-only; None if a file can be made.
-
-    Asked after a write that failed: SQLite has one code for both. `what` names the database.
-    """
-    probe = database.with_name(f".{database.name}.probe")
-    try:
-        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        probe.unlink()
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            return FailedPrecondition(f"{what} {database}: read-only file system")
-    return None
 
 
 def with_room(reserve: Reserve, step: Callable[[], T]) -> T:

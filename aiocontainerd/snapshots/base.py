@@ -31,7 +31,7 @@ import anyio.to_thread
 import msgspec
 
 from aiocontainerd import labels as label_rules
-from aiocontainerd.errors import FailedPrecondition, Internal, InvalidArgument, Unimplemented, text_of
+from aiocontainerd.errors import FailedPrecondition, Internal, InvalidArgument, Unimplemented, os_text, text_of
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots import foreign
@@ -252,7 +252,12 @@ class SnapshotterBase:
                 yield info
 
     async def cleanup(self) -> None:
-        """Delete files that have no record, unless they are mounted. Raise the last failure at the end."""
+        """Delete files that have no record, unless they are mounted. Raise the last failure at the end.
+
+        Raises ReadOnlyFileSystem, and deletes nothing, while the records were opened on a read-only file system.
+        """
+        if self._store.is_copy:
+            raise self._store.refusal()
         failures: list[Exception] = []
         useless = [name for name in await self.stored() if self._is_useless(name)]
         used = await self._in_use(useless)
@@ -386,6 +391,8 @@ class SnapshotterBase:
                 log.warning(MOUNTED, name, self.layers)
                 return
             await self._discard(name)
+        except OSError as error:
+            log.warning("files of snapshot %s in %s are left for cleanup: %s", name, self.root, os_text(error))
         except Exception:  # the records are right already, and cleanup will try again
             log.warning("files of snapshot %s in %s are left for cleanup", name, self.root, exc_info=True)
 

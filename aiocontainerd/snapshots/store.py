@@ -19,11 +19,12 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd.errors import FailedPrecondition, Internal, ResourceExhausted
+from aiocontainerd.errors import FailedPrecondition, Internal, ReadOnlyFileSystem, ResourceExhausted, text_of
 from aiocontainerd.index import backup, database
 from aiocontainerd.index.claim import Standing, doubt
 from aiocontainerd.index.mark import Mark, MarkFile
-from aiocontainerd.index.reserve import Reserve, is_full, read_only, with_room
+from aiocontainerd.index.read_only import MemoryCopy, copied, read_only, refusal
+from aiocontainerd.index.reserve import Reserve, is_full, with_room
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots import foreign
 from aiocontainerd.snapshots.layer import Layer
@@ -96,6 +97,7 @@ class Store:
         self._copied = 0
         self._mark = MarkFile(path.with_name(MARK))
         self._connection: sqlite3.Connection | None = None
+        self._copy: MemoryCopy | None = None
         self._groups: dict[bool, _Group] = {}
         self._reserve = Reserve(path, RESERVE_BYTES)
         self._full = False
@@ -114,11 +116,8 @@ class Store:
 
     def _load(self) -> tuple[list[Layer], int]:
         try:
-            self._connection = with_room(self._reserve, partial(_opened, self.path))
-            self._reserve.hold_log()
-            self._full = not self._reserve.fill()
-            if self._full:
-                log.warning(FULL, foreign.WHAT, self.path)
+            self._copy = copied(self.path, foreign.WHAT)
+            self._connection = _opened_copy(self._copy) if self._copy is not None else self._opened_here()
             rows = self._connection.execute(_SELECT).fetchall()
             return [_layer(row) for row in rows], self._last_id(self._connection)
         except sqlite3.DatabaseError as error:
@@ -126,11 +125,29 @@ class Store:
                 raise database.damaged(self.path, foreign.WHAT, str(error)) from error
             raise FailedPrecondition(f"{foreign.WHAT} {self.path} cannot be used: {error}") from error
 
+    def _opened_here(self) -> sqlite3.Connection:
+        connection = with_room(self._reserve, partial(_opened, self.path))
+        self._reserve.hold_log()
+        self._full = not self._reserve.fill()
+        if self._full:
+            log.warning(FULL, foreign.WHAT, self.path)
+        return connection
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether a copy in memory is read, because the file system of the database was read-only at the start."""
+        return self._copy is not None
+
+    def refusal(self) -> ReadOnlyFileSystem:
+        """Return the error for a change on a read-only file system."""
+        return refusal(self.path, foreign.WHAT)
+
     async def claim(self, stored: Collection[str]) -> Claimed:
         """Compare the database with the names on storage, before the first change. Return what it must keep.
 
         If the database cannot prove that the files are its own, it keeps all that it does not know, for good, and
-        claims the rest. Raise sqlite3.Error or OSError if that cannot be written down; then nothing is claimed.
+        claims the rest. Raise sqlite3.Error or OSError if that cannot be written down; then nothing is claimed. On a
+        read-only file system nothing is claimed either, and nothing can be deleted.
         """
         return await anyio.to_thread.run_sync(self._claim, frozenset(stored), limiter=self._limiter)
 
@@ -141,6 +158,8 @@ class Store:
         last, mark = self._last_id(connection), self._mark.read()
         known = {str(row[0]) for row in connection.execute("SELECT id FROM snapshots")}
         before = frozenset(row[0] for row in connection.execute("SELECT name FROM kept")) & stored
+        if self.is_copy:
+            return Claimed(before)
         cause = doubt(
             Standing(identity=identity, generation=last, met=met, upgraded=upgraded, recognises=last > 0), mark
         )
@@ -175,11 +194,11 @@ class Store:
         return int(last[0]) if last else 0
 
     async def put(self, layer: Layer) -> None:
-        """Write the record of a new or changed layer. Raises ResourceExhausted on a full disk, Internal."""
+        """Write the record of a layer. Raises ResourceExhausted on a full disk, ReadOnlyFileSystem, Internal."""
         await self._write((_PUT, _row(layer)), frees=False)
 
     async def delete(self, layer_id: str) -> None:
-        """Delete the record of a layer. Raises Internal when the disk refuses it."""
+        """Delete the record of a layer. Raises ReadOnlyFileSystem, or Internal when the disk refuses it otherwise."""
         await self._write((_DELETE, (int(layer_id),)), frees=True)
 
     async def copy_if_due(self) -> None:
@@ -196,7 +215,7 @@ class Store:
                 backup.make(connection, self.path)
                 self._copied = commits
         except (sqlite3.Error, OSError) as error:
-            log.warning("there is no copy of %s: %s", self.path, error)
+            log.warning("there is no copy of %s: %s", self.path, text_of(error))
 
     async def aclose(self) -> None:
         """Wait for the open group and close the file."""
@@ -207,6 +226,11 @@ class Store:
 
     def _close(self, connection: sqlite3.Connection) -> None:
         self._mark.close()
+        if self._copy is not None:
+            connection.close()
+            self._copy.close()
+            self._copy = None
+            return
         if self.path.exists() and self.path.stat().st_size <= COPIED_AT_STOP_BYTES:
             self._copy_of(connection, 0.0)
         connection.close()
@@ -214,6 +238,8 @@ class Store:
 
     async def _write(self, change: Change, *, frees: bool) -> None:
         """Join the open group of changes that free room, or of those that do not: a full disk fails only these."""
+        if self.is_copy:
+            raise self.refusal()
         # A cancelled caller must stay: the group may depend on it as its leader, and it must learn the outcome.
         with anyio.CancelScope(shield=True):
             joined = self._groups.get(frees)
@@ -307,6 +333,17 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     path.chmod(0o600)
+    return connection
+
+
+def _opened_copy(copy: MemoryCopy) -> sqlite3.Connection:
+    connection = sqlite3.connect(copy.uri, uri=True, isolation_level=None, check_same_thread=False)
+    try:
+        _migrate(connection)
+    except BaseException:
+        connection.close()
+        copy.close()
+        raise
     return connection
 
 

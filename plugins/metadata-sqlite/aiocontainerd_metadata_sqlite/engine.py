@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -27,10 +26,12 @@ import msgspec
 
 from aiocontainerd.errors import Internal, ResourceExhausted, Unavailable
 from aiocontainerd.index import backup, database
-from aiocontainerd.index.reserve import Reserve, is_full, read_only, with_room
+from aiocontainerd.index.read_only import read_only, refusal
+from aiocontainerd.index.reserve import Reserve, is_full
 from aiocontainerd_metadata_sqlite.cache import CACHE_BYTES, Name, RecordCache, watch_changes
+from aiocontainerd_metadata_sqlite.connections import Opened
 from aiocontainerd_metadata_sqlite.resources import generation
-from aiocontainerd_metadata_sqlite.schema import NAME, migrate
+from aiocontainerd_metadata_sqlite.schema import NAME
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,6 @@ MAX_GROUP = 512
 MAX_READERS = 3
 RESERVE_BYTES = 4 << 20
 FULL = "the disk of %s %s is full: until there is room, only deletions are possible"
-BUSY_TIMEOUT_S = 5.0
-_CACHED_STATEMENTS = 256
 _RECORD_BYTES = 1024
 
 
@@ -96,14 +95,13 @@ class Engine:
         self._readers = ThreadPoolExecutor(MAX_READERS, thread_name_prefix="metadata-reader")
         self._thread = threading.Thread(target=self._write_groups, name="metadata-writer", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
+        self._opened: Opened | None = None
         self._reserve = Reserve(path, RESERVE_BYTES)
         self._full = self._read_only = False
         self._closed = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._connection else "new"
+        state = "closed" if self._closed else "open" if self._opened else "new"
         return f"<Engine {self.path} {state} {self.statistics()}>"
 
     def statistics(self) -> Statistics:
@@ -123,8 +121,13 @@ class Engine:
         Raise FailedPrecondition for one of a newer version or another program, or a damaged one; sqlite3.Error.
         """
         self._loop = asyncio.get_running_loop()
-        self._connection = await anyio.to_thread.run_sync(self._open_writer)
+        self._opened = await anyio.to_thread.run_sync(self._open)
         self._thread.start()
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether a copy in memory is read, because the file system of the database was read-only at the start."""
+        return self._opened is not None and self._opened.copy is not None
 
     async def write(
         self,
@@ -136,7 +139,8 @@ class Engine:
         """Run `function` on the writer and return its result once it is on disk. If it raises, undo it alone.
 
         Raise Internal, naming the database, for what SQLite cannot do. On a full disk, ResourceExhausted is raised by
-        all that does not free room (`frees`), which is done with the room of the reserve.
+        all that does not free room (`frees`), which is done with the room of the reserve. On a read-only file system,
+        ReadOnlyFileSystem is raised by all.
 
         `then(result)` is called on the event loop right after the commit, in the order of the commits, even if the
         caller was cancelled meanwhile. The caller's cancellation is raised after the mutation has settled, so that it
@@ -144,6 +148,8 @@ class Engine:
         """
         if self._closed or self._loop is None:
             raise Unavailable(f"metadata database {self.path} is not open")
+        if self.is_copy:
+            raise refusal(self.path, NAME)
         job = _Job(function, then, self._loop.create_future(), frees)
         if not self._gathering:
             self._loop.call_soon(self._hand_over)
@@ -194,7 +200,7 @@ class Engine:
 
         Nothing happens if the disk has too little room. Raise sqlite3.Error, OSError.
         """
-        if not self._closed:
+        if not self._closed and not self.is_copy:
             await anyio.to_thread.run_sync(self._copy)
 
     def _copy(self) -> None:
@@ -221,32 +227,21 @@ class Engine:
         jobs, self._gathering = self._gathering, []
         self._queue.put(jobs)
 
-    def _open_writer(self) -> sqlite3.Connection:
+    def _open(self) -> Opened:
         database.refuse_foreign(self.path, NAME)
         try:
-            connection = with_room(self._reserve, self._open_checked)
-            self._reserve.hold_log()
-            self._full = not self._reserve.fill()
-            if self._full:
-                log.warning(FULL, NAME, self.path)
-            return connection
+            opened = Opened(self.path, self._reserve, sync=self._sync)
         except sqlite3.DatabaseError as error:
             if database.is_damage(error):
                 raise database.damaged(self.path, NAME, str(error)) from error
             raise
-
-    def _open_checked(self) -> sqlite3.Connection:
-        connection = _connect(self.path, self._sync)
-        try:
-            database.check(connection, self.path, NAME)
-            migrate(connection, self.path)
-            self._inode = self.path.stat().st_ino
-            watch_changes(connection, lambda *name: self._changed.add(name))
-        except BaseException:
-            connection.close()
-            raise
-        _sync_directory(self.path.parent)
-        return connection
+        watch_changes(opened.writer, lambda *name: self._changed.add(name))
+        if opened.copy is None:
+            self._reserve.hold_log()
+            self._full = not self._reserve.fill()
+            if self._full:
+                log.warning(FULL, NAME, self.path)
+        return opened
 
     def _shut_down(self) -> None:
         if self._thread.is_alive():
@@ -255,9 +250,10 @@ class Engine:
         self._readers.shutdown(wait=True)
         for connection in self._reader_connections:
             connection.close()
-        if self._connection is not None:
-            self._connection.close()
-            self._reserve.fill()
+        if self._opened is not None:
+            self._opened.close()
+            if not self.is_copy:
+                self._reserve.fill()
 
     def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -273,9 +269,16 @@ class Engine:
 
     def _connected_reader(self) -> sqlite3.Connection:
         """Connect a reader. Raise Internal if the file is no longer the one that the writer has open."""
-        if not self.path.exists() or self.path.stat().st_ino != self._inode:
-            raise Internal(f"{NAME} {self.path} was replaced while the daemon runs; restart it")
-        return _connect(self.path, self._sync)
+        assert self._opened is not None
+        try:
+            return self._opened.reader()
+        except FileNotFoundError as error:
+            raise Internal(f"{NAME} {self.path} was replaced while the daemon runs; restart it") from error
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        assert self._opened is not None
+        return self._opened.writer
 
     def _write_groups(self) -> None:
         while (jobs := self._queue.get()) is not None:
@@ -312,7 +315,6 @@ class Engine:
 
     def _empty_log(self) -> None:
         """Copy the log into the database, so that it begins anew and needs no more room."""
-        assert self._connection is not None
         try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.OperationalError as error:
@@ -328,7 +330,6 @@ class Engine:
     def _run_group(self, jobs: list[_Job], group: list[_Job]) -> None:
         """Run `jobs` and those that arrive meanwhile. `group` collects every job of this transaction."""
         connection = self._connection
-        assert connection is not None
         group.extend(jobs)
         connection.execute("BEGIN IMMEDIATE")
         while jobs:
@@ -341,7 +342,7 @@ class Engine:
         self.committed(reached)
         if self._full:
             self._empty_log()
-        if self._read_only:
+        if self._read_only and read_only(self.path, NAME) is None:  # a group that changes nothing passes in any case
             log.warning("%s %s can be written again", NAME, self.path)
             self._read_only = False
         self._commits += 1
@@ -374,7 +375,6 @@ class Engine:
 
     def _fail_group(self, group: list[_Job], error: Exception) -> None:
         """Give every mutation of a group an error: nothing of the group was committed."""
-        assert self._connection is not None
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         for job in group:
@@ -422,30 +422,3 @@ def _call(then: Callable[[Any], None], result: Any) -> None:
         then(result)
     except Exception:  # the edge of a callback: the mutation itself is on disk
         log.exception("callback after a metadata commit failed")
-
-
-def _connect(path: Path, sync: bool) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path,
-        timeout=BUSY_TIMEOUT_S,
-        isolation_level=None,
-        check_same_thread=False,
-        cached_statements=_CACHED_STATEMENTS,
-    )
-    for pragma in (
-        "journal_mode = WAL",
-        f"synchronous = {'FULL' if sync else 'OFF'}",
-        "foreign_keys = ON",
-        "temp_store = MEMORY",
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-    return connection
-
-
-def _sync_directory(directory: Path) -> None:
-    """Sync a directory, which makes the names of a new database and its log durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

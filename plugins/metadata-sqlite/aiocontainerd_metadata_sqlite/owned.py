@@ -23,6 +23,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
+from aiocontainerd.errors import text_of
 from aiocontainerd.index.claim import Standing, doubt
 from aiocontainerd.index.mark import Mark, MarkFile
 from aiocontainerd_metadata_sqlite import resources
@@ -116,7 +117,9 @@ class Ownership:
             try:
                 mark.advance(generation)
             except OSError as error:
-                log.error("the mark %s cannot be written, so an older index could pass for this one: %s", mark, error)
+                log.error(
+                    "the mark %s cannot be written, so an older index could pass for this one: %s", mark, text_of(error)
+                )
 
     async def count(self, resource_type: str) -> None:
         """Forget kept names that have a record by now, and count the rest."""
@@ -124,7 +127,7 @@ class Ownership:
         before = dict(self.kept)
         for one in types:
             left = await self._engine.read(partial(_count, one))
-            if left:
+            if left and not self._engine.is_copy:
                 left = await self._engine.write(partial(_forget_known, one), frees=True)
             self.kept[one] = left
         self.kept = {one: left for one, left in self.kept.items() if left}

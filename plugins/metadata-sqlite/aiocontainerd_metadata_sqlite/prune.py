@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import anyio
 import anyio.lowlevel
 
-from aiocontainerd.errors import ContainerdError, FailedPrecondition, NotFound, Unimplemented
+from aiocontainerd.errors import ContainerdError, FailedPrecondition, NotFound, ReadOnlyFileSystem, Unimplemented
 from aiocontainerd_metadata_sqlite import snapshot_rows
 from aiocontainerd_metadata_sqlite.content import NamespacedContent
 from aiocontainerd_metadata_sqlite.engine import Engine
@@ -75,6 +75,8 @@ async def _removed(snapshotter: NamespacedSnapshotter, key: str, limit_s: float)
             await snapshotter.backend.remove(key)
     except NotFound:
         return True
+    except ReadOnlyFileSystem:
+        return False  # cleaning up tells
     except FailedPrecondition as held:
         log.info("snapshotter %s keeps snapshot %s for now: %s", snapshotter.name, key, held)
         return False

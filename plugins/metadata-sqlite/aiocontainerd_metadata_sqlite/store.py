@@ -14,7 +14,9 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from aiocontainerd.errors import ReadOnlyFileSystem, text_of, to_status
 from aiocontainerd.index import backup
+from aiocontainerd.index.read_only import refusal
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.metadata import Collected
 from aiocontainerd.interfaces.snapshotter import Snapshotter, named
@@ -29,6 +31,7 @@ from aiocontainerd_metadata_sqlite.leases import Leases
 from aiocontainerd_metadata_sqlite.namespaces import Namespaces
 from aiocontainerd_metadata_sqlite.owned import Backend, Names, Ownership
 from aiocontainerd_metadata_sqlite.references import CONTENT, IMAGES, INGESTS, SNAPSHOTS
+from aiocontainerd_metadata_sqlite.schema import NAME
 from aiocontainerd_metadata_sqlite.session import Publisher, Session
 from aiocontainerd_metadata_sqlite.snapshots import NamespacedSnapshotter
 
@@ -73,6 +76,7 @@ class SqliteMetadataStore:
         self._pruning: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
         self._session.dirty.update((CONTENT, *(SNAPSHOTS + name for name in snapshotters)))
         self._copied = 0
+        self._failures: dict[str, str] = {}
         self.ownership = Ownership(self.engine)
         self._session.claim = self._claim
         self.engine.committed = self.ownership.advance
@@ -84,13 +88,17 @@ class SqliteMetadataStore:
         """Open the database and claim the backends. The first collection looks at what earlier runs left in them.
 
         A backend that cannot be claimed now is claimed before the first call makes something there, or by a collection.
+        On a read-only file system none is claimed: nothing can be made or deleted.
         """
         await self.engine.open()
         for resource_type in sorted(self._session.dirty):
+            if self.engine.is_copy:
+                await self.ownership.count(resource_type)
+                continue
             try:
                 await self._claim(resource_type)
             except Exception as error:  # noqa: BLE001 - the edge of a backend: the store serves without it
-                log.warning("cannot claim the backend of %s yet: %s", resource_type, str(error) or type(error).__name__)
+                log.warning("cannot claim the backend of %s yet: %s", resource_type, _words(error))
 
     async def keep_copies(self, interval_s: float) -> None:
         """Copy the database once in an interval in which it changed. Run it as a task."""
@@ -108,7 +116,7 @@ class SqliteMetadataStore:
             await self.engine.copy()
             self._copied = changes
         except (sqlite3.Error, OSError) as error:
-            log.warning("there is no copy of %s: %s", self.engine.path, error)
+            log.warning("there is no copy of %s: %s", self.engine.path, text_of(error))
 
     async def aclose(self) -> None:
         """Copy the database if it changed, finish the mutations that wait, and close it."""
@@ -169,13 +177,20 @@ class SqliteMetadataStore:
         self._session.on_mutation(callback)
 
     async def sweep(self) -> Collected:
-        """Delete the records that nothing leads to. Raise what the database raises."""
+        """Delete the records that nothing leads to. Raise what the database raises.
+
+        Nothing is done, here and in `reclaim`, while the database was opened on a read-only file system.
+        """
+        if self.engine.is_copy:
+            return Collected(removed={}, duration_s=0.0)
         started, rested_s = time.monotonic(), self._sweeper.rested_s
         removed = await self._sweeper.run(self._swept)
         return Collected(removed=removed, duration_s=time.monotonic() - started - (self._sweeper.rested_s - rested_s))
 
     async def reclaim(self) -> None:
         """Delete from every dirty backend what no namespace has. A backend that fails is logged and stays dirty."""
+        if self.engine.is_copy:
+            return
         async with anyio.create_task_group() as group:
             for resource_type in sorted({CONTENT, *(SNAPSHOTS + name for name in self._snapshotters)}):
                 group.start_soon(self._prune, resource_type)
@@ -210,12 +225,19 @@ class SqliteMetadataStore:
         try:
             complete = await self._prune_backend(resource_type)
         except Exception as error:  # noqa: BLE001 - the edge of a task: one backend's failure is its own
-            log.warning(
-                "cannot prune the backend of %s, will try again: %s", resource_type, str(error) or type(error).__name__
-            )
+            self._tell_failure(resource_type, error)
+        else:
+            self._failures.pop(resource_type, None)
         finally:
             if not complete:
                 self._session.dirty.add(resource_type)
+
+    def _tell_failure(self, resource_type: str, error: Exception) -> None:
+        """Log why a backend cannot be pruned. A file system that stays read-only is told once."""
+        text = _words(error)
+        if not (text.endswith(ReadOnlyFileSystem.text) and self._failures.get(resource_type) == text):
+            log.warning("cannot prune the backend of %s, will try again: %s", resource_type, text)
+        self._failures[resource_type] = text
 
     async def _prune_backend(self, resource_type: str) -> bool:
         """Claim a backend and prune it. A snapshotter that is not loaded is complete."""
@@ -235,6 +257,8 @@ class SqliteMetadataStore:
         found = self._snapshotters.get(resource_type.removeprefix(SNAPSHOTS))
         if self.ownership.is_claimed(resource_type):
             return
+        if self.engine.is_copy:
+            raise refusal(self.engine.path, NAME)
         if resource_type == CONTENT:
             await self.ownership.claim(Backend(CONTENT, self._content.backend, self._present_content))
         elif found is not None:
@@ -251,3 +275,10 @@ class SqliteMetadataStore:
         with anyio.fail_after(self._backend_limit_s()):
             names = frozenset([info.name async for info in found.backend.walk()])
         return {SNAPSHOTS + found.name: names - found.in_progress}
+
+
+def _words(error: Exception) -> str:
+    """Return what the log says of an error."""
+    if isinstance(error, ReadOnlyFileSystem):
+        return to_status(error)[1]
+    return text_of(error) if getattr(error, "errno", None) else str(error) or type(error).__name__

@@ -19,8 +19,9 @@ import pytest
 from aiocontainerd_metadata_sqlite import schema
 from aiocontainerd_metadata_sqlite.engine import Engine
 
-from aiocontainerd.errors import FailedPrecondition, Internal, ResourceExhausted, Unavailable
+from aiocontainerd.errors import FailedPrecondition, Internal, ReadOnlyFileSystem, ResourceExhausted, Unavailable
 from aiocontainerd.sys.mount import Mount, in_thread, mount_all, unmount_all
+from aiocontainerd.testing.disks import MemoryDisk
 
 pytestmark = pytest.mark.anyio
 
@@ -326,3 +327,51 @@ def fill(path: Path) -> None:
     with suppress(OSError), open(path, "ab", buffering=0) as filler:
         while filler.write(bytes(4096)):
             pass
+
+
+@pytest.mark.root
+async def test_a_database_on_a_read_only_file_system_is_read_with_all_readers_and_migrated(
+    disk: MemoryDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = disk.directory / "meta.db"
+    writer = Engine(path)
+    await writer.open()
+    await writer.write(partial(insert, "a"))
+    await writer.aclose()
+    disk.remount("ro")
+    added = "CREATE TABLE added (name TEXT) STRICT;"
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, added))
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
+    engine = Engine(path)
+    await engine.open()
+    assert engine.is_copy
+    found: list[list[str]] = []
+
+    async def read() -> None:
+        found.append(await engine.read(names))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(9):
+            group.start_soon(read)
+    assert found == [["a"]] * 9
+    assert await engine.read(lambda db: db.execute("SELECT count(*) FROM added").fetchone()) == (0,)
+    for frees in (False, True):
+        with pytest.raises(ReadOnlyFileSystem, match=rf"{path}: read-only file system"):
+            await engine.write(partial(insert, "b"), frees=frees)
+    await engine.aclose()
+    assert disk.names() == ["meta.db", "meta.db.reserve"]
+
+
+async def test_a_group_that_changes_nothing_does_not_pass_for_a_writable_file_system(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose_transaction(db: sqlite3.Connection) -> None:
+        db.execute("ROLLBACK")
+        raise sqlite3.OperationalError("disk I/O error")
+
+    refused = ReadOnlyFileSystem("meta.db: read-only file system")
+    monkeypatch.setattr("aiocontainerd_metadata_sqlite.engine.read_only", lambda _path, _what: refused)
+    with pytest.raises(ReadOnlyFileSystem):
+        await engine.write(lose_transaction)
+    await engine.write(lambda _db: None)
+    assert "can be written again" not in caplog.text

@@ -16,9 +16,10 @@ from aiocontainerd_metadata_sqlite import store as store_module
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
-from aiocontainerd.errors import Internal, Unavailable
+from aiocontainerd.errors import Internal, ReadOnlyFileSystem, Unavailable
 from aiocontainerd.index import backup
 from aiocontainerd.interfaces.content import BlobInfo
+from aiocontainerd.testing.disks import MemoryDisk
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter, digest_of
 from aiocontainerd.testing.metadata import committed, ingest
 
@@ -353,3 +354,38 @@ async def test_a_copy_put_back_keeps_what_is_newer(root: Root) -> None:
         await store.collect()
         assert store.ownership.kept == {"content": 1}
     assert digest_of(b"newer") in root.blobs.blobs
+
+
+@pytest.mark.root
+async def test_a_read_only_root_is_listed_and_nothing_in_it_is_written_or_deleted(
+    disk: MemoryDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = Root(disk.directory)
+    async with root.open() as store:
+        await fill(store)
+        await store.collect()
+    root.lose()
+    async with root.open() as store:
+        await ingest(store, b"new", ROOT_LABELS)
+        kept = dict(store.ownership.kept)
+        await root.put(b"of nobody")
+    assert kept
+    names, files = root.names(), disk.names()
+    caplog.clear()
+    disk.remount("ro")
+    async with root.open() as store:
+        assert [info.digest async for info in store.content.walk()] == [digest_of(b"new")]
+        assert store.ownership.kept == kept
+        with pytest.raises(ReadOnlyFileSystem, match=f"metadata database {root.path}: read-only file system"):
+            await store.namespaces.create("other", {})
+        with pytest.raises(ReadOnlyFileSystem, match=str(root.path)):
+            await store.snapshotter("fake").prepare("s")
+        for _ in range(2):
+            assert (await store.collect()).removed == {}
+        await store.engine.copy()
+    assert (root.names(), disk.names(), caplog.messages) == (names, files, [])
+    disk.remount("rw")
+    async with root.open() as store:
+        await store.collect()
+        assert store.ownership.kept == kept
+    assert digest_of(b"of nobody") not in root.names()
