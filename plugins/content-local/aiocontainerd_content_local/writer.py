@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
@@ -147,7 +148,8 @@ class LocalWriter:
         try:
             _write_all(self._fd, data, self._offset)
         except OSError as error:
-            os.ftruncate(self._fd, self._offset)
+            with suppress(OSError):  # on a read-only file system nothing was written
+                os.ftruncate(self._fd, self._offset)
             raise self._named(error) from error
         self._hasher.update(data)
         self._offset += len(data)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import anyio
 import msgspec
 
-from aiocontainerd.errors import Unknown
+from aiocontainerd.errors import ContainerdError, ReadOnlyFileSystem, Unknown, to_status
 from aiocontainerd.interfaces.metadata import Collected
 from aiocontainerd_gc import plan
 from aiocontainerd_gc.plan import Changes, Thresholds
@@ -56,7 +56,7 @@ class Scheduler:
         self._interval_s = plan.FIRST_INTERVAL_S
         self._spent_s = 0.0
         self._collections = self._failures = 0
-        self._stopped = False
+        self._stopped = self._is_put_off = False
 
     def __repr__(self) -> str:
         return f"<Scheduler every {self._interval_s:g}s {self.statistics()}>"
@@ -121,6 +121,10 @@ class Scheduler:
         self._due, self._hurry = anyio.Event(), anyio.Event()
         try:
             collected = await self._sweep()
+        except ReadOnlyFileSystem as error:
+            self._put_off(error)
+            self._failed(changes)
+            _settle(waiters, error)
         except Exception:
             log.exception("garbage collection failed, will try again")
             self._failed(changes)
@@ -156,6 +160,13 @@ class Scheduler:
     def _all_waiters(self) -> list[Waiter]:
         return [*self._waiters, *(waiter for _, waiters in self._swept for waiter in waiters)]
 
+    def _put_off(self, error: ReadOnlyFileSystem) -> None:
+        """Try again more slowly. Log the reason once."""
+        if not self._is_put_off:
+            log.warning("garbage collection is put off: %s", to_status(error)[1])
+        self._is_put_off = True
+        self._interval_s = max(self._interval_s, plan.FIRST_INTERVAL_S)
+
     def _failed(self, changes: Changes) -> None:
         """Count a failure. The changes stay to be collected."""
         self._failures += 1
@@ -164,6 +175,7 @@ class Scheduler:
             self._due.set()
 
     def _succeeded(self, collected: Collected) -> None:
+        self._is_put_off = False
         self._collections += 1
         self._spent_s += collected.duration_s
         self._interval_s = plan.interval_s(self._spent_s / self._collections, self._thresholds.pause)
@@ -171,11 +183,11 @@ class Scheduler:
             log.info("garbage collected in %.3fs: %s", collected.duration_s, dict(collected.removed))
 
 
-def _settle(waiters: Iterable[Waiter], outcome: Collected | Unknown) -> None:
+def _settle(waiters: Iterable[Waiter], outcome: Collected | ContainerdError) -> None:
     for waiter in waiters:
         if waiter.done():
             continue
-        if isinstance(outcome, Unknown):
+        if isinstance(outcome, ContainerdError):
             waiter.set_exception(outcome)
         else:
             waiter.set_result(outcome)

@@ -13,7 +13,7 @@ from aiocontainerd_gc.plugin import Config, register_plugins
 from aiocontainerd_gc.scheduler import Scheduler
 
 from aiocontainerd.config.values import Duration
-from aiocontainerd.errors import Unknown
+from aiocontainerd.errors import ReadOnlyFileSystem, Unknown
 from aiocontainerd.interfaces.metadata import Collected
 
 pytestmark = pytest.mark.anyio
@@ -170,6 +170,24 @@ async def test_failure_is_told_as_gc_failed_and_tried_again(collector: Collector
             await scheduler.schedule_and_wait()
         assert scheduler.statistics().failures == 1
         await until(lambda: collector.count == 3)
+
+
+async def test_a_read_only_file_system_is_told_once_and_what_was_due_is_collected_afterwards(
+    collector: Collector, running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        if 2 <= collector.count < 5:
+            raise ReadOnlyFileSystem("meta.db: read-only file system")
+
+    collector.during = fail
+    async with running(DEFAULTS) as scheduler:
+        await until(lambda: collector.count == 1)
+        scheduler.note(True)
+        with pytest.raises(ReadOnlyFileSystem):
+            await scheduler.schedule_and_wait()
+        await until(lambda: collector.count == 5)
+        await until(lambda: scheduler.statistics().deletions == 0)
+    assert caplog.messages == ["garbage collection is put off: meta.db: read-only file system"]
 
 
 async def test_sweeps_go_on_while_files_are_deleted(collector: Collector, running: Running) -> None:

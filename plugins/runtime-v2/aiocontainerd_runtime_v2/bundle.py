@@ -11,7 +11,8 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import stat
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +41,7 @@ class Unmount(Protocol):
     def __call__(self, path: str, flags: int = 0) -> None: ...
 
 
-class Bundle(msgspec.Struct, frozen=True):
+class Bundle(msgspec.Struct, frozen=True, order=True):
     """One task's directories: `path` below the state directory, `work` below the root directory."""
 
     namespace: str
@@ -144,10 +145,11 @@ class Layout(msgspec.Struct, frozen=True):
         """
         return [self.bundle(space.name, entry.name) for space in _entries(self.state) for entry in _entries(space)]
 
-    def has_bundles(self, namespace: str) -> bool:
-        """Return whether anything is left of a task of this namespace, even half removed."""
+    def has_bundles(self, namespace: str, besides: Collection[Path] = ()) -> bool:
+        """Return whether anything is left of a task of this namespace, even half removed, `besides` these paths."""
         bases = (self.state / namespace, self.root / namespace)
-        return any(entry.is_dir() for base in bases if base.is_dir() for entry in base.iterdir())
+        entries = (entry for base in bases if base.is_dir() for entry in base.iterdir())
+        return any(entry.is_dir() and entry not in besides for entry in entries)
 
     def strays(self, known: set[Bundle]) -> list[Bundle]:
         """Return the bundles with nothing but a work directory. `known` are the bundles that are complete."""
@@ -239,7 +241,8 @@ def is_identifier(name: str) -> bool:
 
 def _make_base(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    directory.chmod(_SHARED)
+    if stat.S_IMODE(directory.stat().st_mode) != _SHARED:  # on a read-only file system nothing can be set, even again
+        directory.chmod(_SHARED)
 
 
 def _make(directory: Path, mode: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from aiocontainerd import api, context
-from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound
+from aiocontainerd.errors import ContainerdError, InvalidArgument, NotFound, os_text
 from aiocontainerd.interfaces.runtime import CreateOptions, Exit
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
@@ -66,6 +66,8 @@ class ShimTaskRuntime:
         self._sandboxes = sandboxes
         self._traces = Traces(layout)
         self._logs: dict[Bundle, ShimLog] = {}
+        self._left: set[Bundle] = set()
+        """Bundles that could not be removed, such as those with files on a read-only file system."""
         self._stopping = False
 
     def __repr__(self) -> str:
@@ -175,14 +177,31 @@ class ShimTaskRuntime:
         self.spawn(shim_log.run, name=f"log {bundle.namespace}/{bundle.id}")
 
     async def discard(self, bundle: Bundle) -> None:
-        """Remove a bundle. If it cannot be unmounted, it stays and the reason is logged."""
+        """Remove a bundle. What cannot be removed stays, such as files on a read-only file system; the log says why."""
         shim_log = self._logs.pop(bundle, None)
         if shim_log is not None:
             shim_log.stop()
         try:
             await to_thread(self.layout.remove, bundle)
         except OSError as error:
-            log.error("the bundle of task %s/%s could not be removed: %s", bundle.namespace, bundle.id, error)
+            self._left.add(bundle)
+            log.error("the bundle of task %s/%s could not be removed: %s", bundle.namespace, bundle.id, os_text(error))
+            return
+        self._left.discard(bundle)
+        await self._discard_left()
+
+    async def _discard_left(self) -> None:
+        """Remove what could not be removed before, unless the id is in use again."""
+        for bundle in sorted(self._left):
+            with self.table.removing((bundle.namespace, bundle.id)) as is_free:
+                if not is_free:
+                    continue
+                try:
+                    await to_thread(self.layout.remove, bundle)
+                except OSError as error:
+                    log.debug("the bundle of task %s/%s stays: %s", bundle.namespace, bundle.id, os_text(error))
+                else:
+                    self._left.discard(bundle)
 
     async def undo(self, task: ShimTask) -> None:
         """Take back a task whose creation failed or whose container is gone.
@@ -289,7 +308,7 @@ class ShimTaskRuntime:
         for task in self.table.tasks:
             task.close()
             await task.shim.aclose()
-        await to_thread(self._traces.remove)
+        await to_thread(self._traces.remove, {bundle.work for bundle in self._left})
 
 
 def _needs_action(shim: Shim) -> bool:

@@ -111,6 +111,19 @@ class Table:
         if event is not None:
             event.set()
 
+    @contextmanager
+    def removing(self, key: Key) -> Iterator[bool]:
+        """Keep a free id from being taken until the block ends. Yield False, and keep nothing, if it is not free."""
+        if key in self._tasks or key in self._creating or key in self._loading or key in self._removing:
+            yield False
+            return
+        event = self._removing[key] = anyio.Event()
+        try:
+            yield True
+        finally:
+            del self._removing[key]
+            event.set()
+
     async def removed(self) -> None:
         """Wait for the end of every removal that has begun."""
         for event in [*self._removing.values()]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -76,11 +77,14 @@ class Traces:
                 bundles.write_own(self._directory, namespace, msgspec.json.encode(new))
             self._known[namespace] = new
 
-    def remove(self) -> None:
-        """Remove the empty traces of namespaces without bundles. Call it when nobody can create containers any more."""
+    def remove(self, besides: Collection[Path] = ()) -> None:
+        """Remove the empty traces of namespaces without bundles. Call it when nobody can create containers any more.
+
+        `besides` are work directories of tasks that are gone, on a read-only file system.
+        """
         for path in self._directory.glob("*"):
             namespace = path.name
-            if not self._layout.has_bundles(namespace) and self._removed(namespace):
+            if not self._layout.has_bundles(namespace, besides) and self._removed(namespace):
                 path.unlink()
                 self._known.pop(namespace, None)
 

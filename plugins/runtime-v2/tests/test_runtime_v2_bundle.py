@@ -12,6 +12,7 @@ from aiocontainerd_runtime_v2.bootstrap import Endpoint
 from aiocontainerd_runtime_v2.bundle import Bundle, Layout, root_gid
 
 from aiocontainerd.errors import AlreadyExists, Unknown
+from aiocontainerd.testing.disks import MemoryDisk
 
 
 class Unmounts:
@@ -133,3 +134,23 @@ def test_an_empty_or_missing_bundle_is_empty(tmp_path: Path) -> None:
     assert bundles.is_empty(bundle)
     (bundle.path / "config.json").touch()
     assert not bundles.is_empty(bundle)
+
+
+@pytest.mark.root
+def test_a_read_only_root_takes_no_bundle_and_nothing_is_left(disk: MemoryDisk, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "state", disk.directory / "root", Unmounts())
+    layout.prepare()
+    layout.create("ns", "a", None)
+    before = disk.names()
+    disk.remount("ro")
+    layout.prepare()
+    layout.sweep()
+    with pytest.raises(OSError, match=r"Read-only file system: '.*/root/ns/b'"):
+        layout.create("ns", "b", None)
+    with pytest.raises(OSError, match="Read-only file system"):
+        layout.create("other", "b", None)
+    assert [bundle.id for bundle in layout.present()] == ["a"]
+    with pytest.raises(OSError, match="Read-only file system"):
+        layout.remove(layout.bundle("ns", "a"))
+    assert layout.present() == []
+    assert disk.names() == before

@@ -28,7 +28,7 @@ from aiocontainerd.errors import (
     Unimplemented,
     Unknown,
 )
-from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, ProcessStatus, Task
+from aiocontainerd.interfaces.runtime import CreateOptions, ExecOptions, ProcessStatus, Task, TaskRuntime
 from aiocontainerd.rpc.ttrpc.client import TtrpcClient
 from aiocontainerd.testing.processes import ended
 from aiocontainerd.wire import codec
@@ -416,3 +416,52 @@ async def test_a_shim_of_a_half_made_bundle_is_killed_at_the_next_start(world: W
             assert await stray.wait() == -9
     assert not bundle.path.exists()
     assert world.launcher.actions == ["delete a"]
+
+
+async def test_what_a_read_only_root_keeps_of_a_task_is_told_and_goes_with_the_next_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rename, refused = Path.rename, [world.layout.root]
+
+    def guarded(self: Path, target: Path) -> Path:
+        if any(self.is_relative_to(path) for path in refused):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self), None, str(target))
+        return rename(self, target)
+
+    async def ends(runtime: TaskRuntime, task_id: str) -> None:
+        task: Task = await runtime.create(task_id, OPTIONS)
+        await task.start()
+        await task.kill(9)
+        await task.wait()
+        await task.delete()
+        await runtime.table.removed()  # type: ignore[attr-defined]  # of this very runtime
+
+    monkeypatch.setattr(Path, "rename", guarded)
+    async with world.run() as runtime:
+        await ends(runtime, "a")
+        work = world.layout.bundle(NAMESPACE, "a").work
+        assert (world.bundle("a").exists(), work.exists()) == (False, True)
+        paths = f"{work} {work.with_name('.a')}"
+        told = f"the bundle of task {NAMESPACE}/a could not be removed: {paths}: read-only file system"
+        assert told in caplog.messages
+        refused.clear()
+        await ends(runtime, "b")
+        assert not work.exists()
+
+
+async def test_an_id_whose_rest_is_being_removed_is_waited_for(world: World) -> None:
+    async with world.run() as runtime:
+        key, made = (NAMESPACE, "a"), anyio.Event()
+
+        async def create() -> None:
+            await runtime.create("a", OPTIONS)
+            made.set()
+
+        async with anyio.create_task_group() as group:
+            with runtime.table.removing(key) as is_free:
+                assert is_free
+                group.start_soon(create)
+                await anyio.wait_all_tasks_blocked()
+                assert not made.is_set()
+        with runtime.table.removing(key) as is_free:
+            assert not is_free

@@ -107,3 +107,16 @@ def test_the_first_container_of_a_namespace_writes_and_the_others_do_not(layout:
     traces.note(NAMESPACE, b"no spec", None)
     assert file.stat().st_ino == written
     assert layout.present() == []
+
+
+def test_a_work_directory_that_a_read_only_root_keeps_holds_up_nothing(layout: Layout, groups: Path) -> None:
+    state = groups / "runc" / NAMESPACE
+    state.mkdir(parents=True)
+    Traces(layout).note(NAMESPACE, spec(f"/{NAMESPACE}/a"), options(groups / "runc"))
+    work = layout.bundle(NAMESPACE, "a").work
+    work.mkdir(parents=True)
+    Traces(layout).remove()
+    assert state.exists()
+    Traces(layout).remove({work})
+    assert not state.exists()
+    assert left(groups) == []

@@ -38,7 +38,7 @@ async def init(context: InitContext[Config]) -> object:
     from aiocontainerd_snapshotter_overlayfs.snapshotter import OverlaySnapshotter
 
     root = Path(context.config.root_path or context.root)
-    support = await anyio.to_thread.run_sync(_prepared, root)
+    support = await anyio.to_thread.run_sync(_prepared, root, context.daemon.state)
     if support.missing:
         raise SkipPlugin(support.missing)
     context.exports["root"] = str(root)
@@ -62,13 +62,16 @@ def check(root: Path, config: Config) -> None:
         raise StartRefused(str(error)) from error
 
 
-def _prepared(root: Path) -> Support:
+def _prepared(root: Path, state: Path) -> Support:
     from aiocontainerd.index.reserve import Reserve, with_room
     from aiocontainerd.snapshots import foreign
-    from aiocontainerd_snapshotter_overlayfs.probe import probe
+    from aiocontainerd.sys.read_only import is_read_only
+    from aiocontainerd_snapshotter_overlayfs.probe import assumed, probe
 
     foreign.refuse(root)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if is_read_only(root):
+        return assumed(str(state))
     return with_room(Reserve(root / foreign.RECORDS, 0), lambda: probe(str(root)))
 
 

@@ -53,6 +53,20 @@ def probe(root: str, *, mounter: Mounter = KERNEL) -> Support:
     )
 
 
+def assumed(state: str, *, mounter: Mounter = KERNEL) -> Support:
+    """Return what overlay can do below a root that takes no changes now, where it has worked before.
+
+    What depends on the kernel alone is tried below `state`. Nothing there rules overlay out.
+    """
+    nested = in_user_namespace()
+    return Support(
+        index=os.path.exists(INDEX_PARAMETER),
+        userxattr=nested and kernel_version() >= _USERXATTR_SINCE,
+        id_mapped=not nested and not _refusal(state, ("uidmap=0:1:1", "gidmap=0:1:1"), mounter),
+        user_namespace=nested,
+    )
+
+
 def in_user_namespace() -> bool:
     """Return whether this process lives in a user namespace below the first one."""
     try:

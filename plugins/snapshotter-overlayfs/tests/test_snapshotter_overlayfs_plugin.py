@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from aiocontainerd_snapshotter_overlayfs import plugin
 from aiocontainerd_snapshotter_overlayfs.plugin import Config
-from aiocontainerd_snapshotter_overlayfs.probe import Support, has_d_type, probe
+from aiocontainerd_snapshotter_overlayfs.probe import Support, assumed, has_d_type, probe
 
 from aiocontainerd import kinds
 from aiocontainerd.events import EventBus
@@ -48,6 +48,13 @@ def test_probe_unmounts_what_it_mounted(tmp_path: Path) -> None:
     fake = FakeMounter()
     assert probe(str(tmp_path), mounter=fake).missing == ""
     assert fake.mounted == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_root_that_takes_no_changes_is_not_tried_and_not_ruled_out(tmp_path: Path) -> None:
+    assert assumed(str(tmp_path), mounter=_Refusing("")).missing == ""
+    assert not assumed(str(tmp_path), mounter=_Refusing("idmap")).id_mapped
+    assert assumed(str(tmp_path), mounter=FakeMounter()) == probe(str(tmp_path), mounter=FakeMounter())
     assert os.listdir(tmp_path) == []
 
 
