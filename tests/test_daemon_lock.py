@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aiocontainerd.daemon.lock import LOCK_NAME, RootLockedError, hold
+from aiocontainerd.testing.disks import MemoryDisk
 
 HOLD = (
     "import sys; from pathlib import Path\nfrom aiocontainerd.daemon.lock import hold\nwith hold(Path(sys.argv[1])):\n"
@@ -62,6 +63,22 @@ def test_a_child_process_does_not_keep_the_lock(tmp_path: Path) -> None:
             pass
     finally:
         child.communicate(b"\n")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("has_file", [True, False])
+def test_the_lock_holds_on_a_read_only_file_system_and_names_its_true_holder(disk: MemoryDisk, has_file: bool) -> None:
+    if has_file:
+        (disk.directory / LOCK_NAME).write_text("1\n")
+    disk.remount("ro")
+    with (
+        hold(disk.directory),
+        pytest.raises(RootLockedError, match=rf"in use by another daemon \(pid {os.getpid()}\)"),
+        hold(disk.directory),
+    ):
+        raise AssertionError("two holders")
+    with hold(disk.directory):
+        pass
 
 
 def test_a_lock_file_of_rubbish_is_somebody_unknown_or_named(tmp_path: Path) -> None:

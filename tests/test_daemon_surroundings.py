@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from aiocontainerd.config import Config
 from aiocontainerd.daemon import surroundings
 from aiocontainerd.daemon.errors import StartError
+from aiocontainerd.testing.disks import MemoryDisk
 
 
 def test_old_temporary_mounts_are_removed_and_what_stays_is_no_obstacle(
@@ -69,3 +72,69 @@ def test_a_version_1_cpuset_inherits_from_its_parent(monkeypatch: pytest.MonkeyP
     found = {str(directory.relative_to(tmp_path)) for directory in surroundings.cgroup_directories("/a")}
     assert found == {"cpuset/a", "memory/a"}
     assert (tmp_path / "cpuset" / "a" / "cpuset.cpus").read_text() == "0-1\n"
+
+
+def records(root: Path) -> Path:
+    path = root / "io.containerd.metadata.v1.bolt" / "meta.db"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"SQLite format 3\0")
+    return path
+
+
+def config_of(root: Path, state: Path) -> Config:
+    return Config({"root": str(root), "state": str(state)}, {})
+
+
+@pytest.mark.root
+def test_a_read_only_root_with_records_is_used_and_the_warning_has_the_remedy(
+    disk: MemoryDisk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = disk.directory / "root"
+    records(root)
+    disk.remount("ro")
+    with surroundings.directories(config_of(root, tmp_path / "state")) as (used, _state, _temp):
+        assert used == root
+    assert caplog.messages == [
+        f"root directory {root} is on a read-only file system (tmpfs, tmpfs): until it can be written, only reading, "
+        f"and stopping of tasks, work. The daemon goes on by itself after: mount -o remount,rw {disk.directory}"
+    ]
+    surroundings.drop_old_mounts(root)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_read_only_root_without_records_and_a_read_only_state_are_refused(
+    disk: MemoryDisk, tmp_path: Path, content: bytes | None
+) -> None:
+    root = disk.directory / "root"
+    path = records(root)
+    disk.remount("ro")
+    words = r"state directory \S+/s cannot be used: Read-only file system \(tmpfs, tmpfs\)\. Containers run on"
+    with (
+        pytest.raises(StartError, match=words),
+        surroundings.directories(config_of(tmp_path / "root", disk.directory / "s")),
+    ):
+        pass
+    disk.remount("rw")
+    path.unlink() if content is None else path.write_bytes(content)
+    disk.remount("ro")
+    with (
+        pytest.raises(StartError, match=rf"{root} cannot be used: Read-only file system \(tmpfs, tmpfs\)\. Containers"),
+        surroundings.directories(config_of(root, tmp_path / "state")),
+    ):
+        pass
+
+
+def test_without_any_directory_for_temporary_files_they_are_in_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setenv("TMPDIR", "before")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with surroundings.directories(config_of(tmp_path / "root", tmp_path / "state")) as (_root, state, temp):
+        assert temp == state / "tmp"
+        assert (os.environ["TMPDIR"], tempfile.tempdir) == (str(temp), str(temp))

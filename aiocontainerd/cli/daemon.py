@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def _run_daemon(flags: DaemonFlags) -> int:
         logs.setup(flags.log_level)
         config = flags.load()
         logs.setup(config.settings.debug.level, config.settings.debug.format)
-        run.run(
+        again = run.run(
             config,
             load=flags.load,
             when_serving=_collect_garbage,
@@ -87,7 +88,17 @@ def _run_daemon(flags: DaemonFlags) -> int:
         return 1
     finally:
         gc.enable()
+    if again:
+        _start_anew()
     return 0
+
+
+def _start_anew() -> None:
+    """Execute this program again, in this process, with the command line that it got."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
 
 
 def _collect_garbage() -> None:

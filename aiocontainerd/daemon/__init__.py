@@ -10,6 +10,7 @@ service_manager.py  `READY=1` and `STOPPING=1`
 reload.py           read the config again and follow it
 wanted.py           which plugins a config asks for, and the steps from one config to another
 outcomes.py         what the log says of the plugins after the start
+disks.py            watch for the end of read-only file systems
 lock.py             one daemon for each root directory
 dump.py             stacks of tasks and threads
 logs.py             formats of log records

@@ -2,7 +2,7 @@
 
 Start: find plugins, check the config, directories, lock, cgroup, start plugins in the order of need, start servers,
 `READY=1`. Stop, on SIGTERM or SIGINT (`signals.py`): `STOPPING=1`, stop servers, stop plugins in reverse order, exit.
-Containers run on.
+Containers run on. A daemon that started on a read-only root stops when the root can be written, and is started anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aiocontainerd import api
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.records import DEFAULT_ADDRESS
 from aiocontainerd.config.timeouts import NOTIFY, SERVER_STOP
-from aiocontainerd.daemon import lock, plugin_output, service_manager, serving, signals, surroundings
+from aiocontainerd.daemon import disks, lock, plugin_output, service_manager, serving, signals, surroundings
 from aiocontainerd.daemon.errors import StartError
 from aiocontainerd.daemon.outcomes import log_outcomes
 from aiocontainerd.daemon.reload import Reloader
@@ -52,8 +52,8 @@ def run(
     *,
     load: Callable[[], Config] | None = None,
     when_serving: Callable[[], object] = lambda: None,
-) -> None:
-    """Run until a signal stops the daemon.
+) -> bool:
+    """Run until a signal stops the daemon. Return True if it ended to be started anew, False after a signal.
 
     `load` reads the config again, for a reload. `when_serving` is called once the daemon serves.
     Raises StartError, ConfigError, PluginError or RootLockedError before it serves.
@@ -66,7 +66,7 @@ def run(
         daemon = _prepared(stack, config, registry, reloader)
         serve = partial(_serve, registry, daemon, reloader, config, started=started, when_serving=when_serving)
         try:
-            anyio.run(serve, backend_options={"use_uvloop": True})
+            return anyio.run(serve, backend_options={"use_uvloop": True})
         except BaseExceptionGroup as group:
             raise _root_cause(group) from group
 
@@ -79,9 +79,9 @@ async def _serve(
     *,
     started: float,
     when_serving: Callable[[], object],
-) -> None:
-    """Start plugins and servers, wait for a signal, stop servers and plugins."""
-    stop = anyio.Event()
+) -> bool:
+    """Start plugins and servers, wait for a signal, stop servers and plugins. Return whether to start anew."""
+    stop, again = anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as everything:
         everything.start_soon(signals.handle, stop, registry, reloader, everything, name="signals")
         required = config.settings.required_plugins
@@ -97,11 +97,26 @@ async def _serve(
             log.info("containerd successfully booted in %.6fs", time.perf_counter() - started)
             await anyio.to_thread.run_sync(_load_messages)
             when_serving()
-            await stop.wait()
+            everything.start_soon(disks.watch, registry, again, name="disks")
+            await _first_of(stop, again)
             await watch.loosely()
-            await service_manager.tell(systemd.STOPPING, daemon.timeout_s(NOTIFY.key))
+            if stop.is_set():  # a service manager that is told of a stop ends the process soon
+                await service_manager.tell(systemd.STOPPING, daemon.timeout_s(NOTIFY.key))
             await serving.stop_servers(registry, daemon.timeout_s(SERVER_STOP.key) or math.inf)
         everything.cancel_scope.cancel()
+    return again.is_set() and not stop.is_set()
+
+
+async def _first_of(*events: anyio.Event) -> None:
+    """Wait for any of `events`."""
+    async with anyio.create_task_group() as group:
+        for event in events:
+            group.start_soon(_wait_and_cancel, event, group.cancel_scope)
+
+
+async def _wait_and_cancel(event: anyio.Event, scope: anyio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _found(config: Config, load: Callable[[], Config] | None) -> tuple[Registry, Reloader]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aiocontainerd import kinds
 from aiocontainerd.config import Config
 from aiocontainerd.daemon.errors import StartError
 from aiocontainerd.errors import os_text
@@ -24,32 +25,54 @@ _SERVICE_MANAGERS_OWN = ("systemd", "unified")
 
 @contextmanager
 def directories(config: Config) -> Iterator[tuple[Path, Path, Path]]:
-    """Make root, state and temp. Temporary files of this process and its children then go to temp."""
+    """Make root, state and temp. Temporary files of this process and its children then go to temp.
+
+    A root of ours on a read-only file system is used for reading, and a warning says so. Raises StartError.
+    """
     settings = config.settings
-    root = _made(settings.root, _ROOT_MODE, "root")
+    root = _made(settings.root, _ROOT_MODE, "root", may_be_read_only=True)
     state = _made(settings.state, _STATE_MODE, "state")
-    if not settings.temp:
-        yield root, state, Path(tempfile.gettempdir())
-        return
-    temp = _made(settings.temp, _TEMP_MODE, "temp")
+    if settings.temp:
+        temp = _made(settings.temp, _TEMP_MODE, "temp")
+    else:
+        try:
+            yield root, state, Path(tempfile.gettempdir())
+            return
+        except FileNotFoundError:  # nothing can be written in any directory for temporary files
+            temp = _made(str(state / "tmp"), _TEMP_MODE, "temp")
     os.environ["TMPDIR"] = tempfile.tempdir = str(temp)
     yield root, state, temp
 
 
-def _made(path: str, mode: int, name: str) -> Path:
+def _made(path: str, mode: int, name: str, *, may_be_read_only: bool = False) -> Path:
     directory = Path(path).absolute()
     try:
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         directory.chmod(mode)
         _try_writing(directory)
     except OSError as error:
-        remedy = _writable_again(directory) if error.errno == errno.EROFS else f"; choose another with --{name}"
-        raise StartError(f"{name} directory {directory} cannot be used: {error.strerror}{remedy}") from error
+        if error.errno != errno.EROFS:
+            text = f"{name} directory {directory} cannot be used: {error.strerror}; choose another with --{name}"
+            raise StartError(text) from error
+        mounted, remedy = _mounted_at(directory)
+        if not (may_be_read_only and _has_records(directory)):
+            text = f"{name} directory {directory} cannot be used: {error.strerror}{mounted}. Containers run on."
+            raise StartError(f"{text} Start again after: {remedy}") from error
+        log.warning(
+            "%s directory %s is on a read-only file system%s: until it can be written, only reading, and stopping of "
+            "tasks, work. The daemon goes on by itself after: %s",
+            name, directory, mounted, remedy,
+        )  # fmt: skip
     return directory
 
 
-def _writable_again(directory: Path) -> str:
-    """Return what is mounted read-only at a directory, and the command that ends it.
+def _has_records(root: Path) -> bool:
+    """Return whether a daemon of ours has kept its records here: a plugin's check has refused those of others."""
+    return any(path.stat().st_size for path in root.glob(f"{kinds.METADATA}.*/meta.db"))
+
+
+def _mounted_at(directory: Path) -> tuple[str, str]:
+    """Return what is mounted read-only at a directory, and the command that makes it writable.
 
     Another directory is no remedy: what lies in this one would be out of sight, and its containers run.
     """
@@ -58,10 +81,9 @@ def _writable_again(directory: Path) -> str:
     real = os.path.realpath(directory)
     mounts = [each for each in reversed(mountinfo.read()) if mountinfo.is_below(real, each.mount_point)]
     if not mounts:  # in a chroot: what is mounted outside of it is not listed
-        return "; make its file system writable"
+        return "", "its file system is made writable"
     found = max(mounts, key=lambda each: len(each.mount_point))
-    command = f"mount -o remount,rw {shlex.quote(found.mount_point)}"
-    return f" ({found.fs_type}, {found.source}). Containers run on. Start again after: {command}"
+    return f" ({found.fs_type}, {found.source})", f"mount -o remount,rw {shlex.quote(found.mount_point)}"
 
 
 def _try_writing(directory: Path) -> None:
@@ -77,7 +99,10 @@ def _try_writing(directory: Path) -> None:
 
 
 def drop_old_mounts(root: Path) -> None:
-    """Unmount and remove what a killed daemon left below `<root>/tmpmounts`. Log what cannot be removed."""
+    """Unmount and remove what a killed daemon left below `<root>/tmpmounts`. Log what cannot be removed.
+
+    Empty directories on a read-only file system stay silently.
+    """
     directory = root / "tmpmounts"
     if not directory.is_dir():
         return
@@ -86,7 +111,8 @@ def drop_old_mounts(root: Path) -> None:
         for left in directory.iterdir():
             left.rmdir()
     except OSError as error:
-        log.warning("an old temporary mount stays: %s", error)
+        if error.errno != errno.EROFS:
+            log.warning("an old temporary mount stays: %s", os_text(error))
 
 
 def join_cgroup(path: str) -> None:

@@ -85,7 +85,9 @@ class InitContext(Generic[ConfigT]):
     @property
     def root(self) -> Path:
         """Persistent directory of this plugin, `<root>/<kind>.<id>`. It is made at the first use."""
-        return _made(self.daemon.root / self._plugin.uri)
+        directory = _made(self.daemon.root / self._plugin.uri)
+        self._plugin.root = str(directory)
+        return directory
 
     @property
     def state(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import anyio
 from aiocontainerd import kinds
 from aiocontainerd.errors import FailedPrecondition, NotFound, Unimplemented
 from aiocontainerd.filters import compile_filters
-from aiocontainerd.host.state import Plugin, State
+from aiocontainerd.host.state import READ_ONLY, Plugin, State
 from aiocontainerd.interfaces.services import DeprecationLog, PluginInfoProvider, PluginStatus, ServerStatus
 from aiocontainerd.oci import platform
 from aiocontainerd.typeurl import Any
@@ -95,8 +96,8 @@ def status(plugin: Plugin) -> PluginStatus:
 def _condition(plugin: Plugin) -> dict[str, str]:
     """Return the exports that tell what the status code of a plugin cannot: it is beside the daemon, or not started."""
     condition = plugin.health.condition if plugin.is_loaded else None
-    if plugin.state == State.REGISTERED:
-        condition = plugin.condition
+    if plugin.state == State.REGISTERED or (now := plugin.condition).state == READ_ONLY:
+        condition = now
     if condition is None:
         return {}
     return {"state": condition.state, **({"reason": condition.reason} if condition.reason else {})}
@@ -111,22 +112,33 @@ def _pid_namespace() -> int:
 
 
 def load_uuid(path: Path) -> str:
-    """Return the uuid in a file. Write a random one, atomically, if the file is missing or empty."""
+    """Return the uuid in a file. Write a random one, atomically, if the file is missing or empty.
+
+    On a read-only file system, the random one is for this process alone.
+    """
     try:
         found = path.read_text().strip()
     except FileNotFoundError:
         found = ""
     if found:
         return found
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = str(uuid.uuid4())
+    try:
+        _write_uuid(path, made)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    return made
+
+
+def _write_uuid(path: Path, made: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     with fresh.open("w") as file:
         file.write(made)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
-    return made
 
 
 def _field(plugin: Plugin, path: tuple[str, ...]) -> str | None:

@@ -6,13 +6,16 @@ import logging
 from enum import StrEnum
 from typing import Any
 
-from aiocontainerd.errors import ContainerdError, Unknown
+from aiocontainerd.errors import ContainerdError, ReadOnlyFileSystem, Unknown
 from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.health import READY, Condition, PluginHealth
 from aiocontainerd.guard.owners import package_of
 from aiocontainerd.host.registration import Registration, SkipPlugin
 
 log = logging.getLogger(__name__)
+
+READ_ONLY = "read-only"
+"""Condition of a plugin that works, but for changes."""
 
 
 class State(StrEnum):
@@ -39,6 +42,8 @@ class Plugin:
         """What init returned, guarded (`guard/dispatcher.py`)."""
         self.health = PluginHealth(registration.uri)
         self.exports: dict[str, str] = {}
+        self.root = ""
+        """The plugin's directory below the daemon's root, "" if it asked for none."""
         self.capabilities: list[str] = []
         self.platforms: list[str] = []
         self.init_s = 0.0
@@ -69,7 +74,14 @@ class Plugin:
         beside = self.health.condition
         if self.is_loaded and beside is not None and beside.state != READY:
             return beside
+        if self.is_loaded and self.home and self.health.read_only:
+            return Condition(READ_ONLY, f"{self.home}: {ReadOnlyFileSystem.text}")
         return Condition(str(self.state), self.reason)
+
+    @property
+    def home(self) -> str:
+        """Where the plugin keeps its data; "" if it keeps none here. A plugin beside the daemon exports its peer's."""
+        return self.exports.get("root", self.root) if self.health.condition is None else self.root
 
     def packages(self) -> set[str]:
         """Return the packages of its code, as far as registration and instance tell."""

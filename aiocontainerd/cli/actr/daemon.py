@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from aiocontainerd.interfaces.services import PluginStatus
 
 _SKIPPED = "skip plugin"
-_NOT_READY = ("absent", "connecting", "failed", "hangs", "registered")
-"""States of a plugin that has no error and cannot be used: it is beside the daemon, or has not started yet."""
+_NOT_READY = ("absent", "connecting", "failed", "hangs", "read-only", "registered")
+"""States of a plugin that has no error: it is beside the daemon, has not started yet, or takes no changes now."""
 
 
 @click.command()
@@ -68,7 +68,7 @@ def list_plugins(ctx: click.Context, filters: tuple[str, ...], detailed: bool, q
 
 
 def state(plugin: PluginStatus) -> str:
-    """Return `ok`, `skip` or `error` as ctr does, or the state of a plugin beside the daemon that is not ready."""
+    """Return `ok`, `skip` or `error` as ctr does, or the state of a plugin that is not ready."""
     if not plugin.message and not plugin.code:
         beside = plugin.exports.get("state", "")
         return beside if beside in _NOT_READY else "ok"
