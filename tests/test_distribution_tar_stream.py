@@ -37,6 +37,12 @@ def test_an_archive_is_read_whatever_its_compression(pack: Callable[[bytes], byt
     assert {name: body for name, (_, body) in found.items()} == {"a": b"x" * 700, "d/" + "n" * 150: b"y"}
 
 
+def test_an_archive_may_have_a_large_zstd_window() -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=29, chain_log=10, hash_log=10)
+    maker = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    assert set(read_all(maker.compress(SAMPLE) + maker.flush())) == {"a", "d/" + "n" * 150}
+
+
 def test_long_names_of_gnu_tar_are_read() -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:

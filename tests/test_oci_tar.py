@@ -250,6 +250,19 @@ def test_the_oldest_type_is_told_by_the_whole_name(name: bytes, kind: bytes) -> 
 
 def test_time_out_of_range_becomes_the_epoch() -> None:
     assert one(block(mtime=b"\xff" * 12)).mtime_ns == 0
+    assert one(pax(record(b"mtime", b"9223372036.854775807")) + block()).mtime_ns == 2**63 - 1
+    assert one(pax(record(b"mtime", b"9223372036.854775808")) + block()).mtime_ns == 0
+
+
+def test_an_attribute_may_be_empty() -> None:
+    assert one(pax(record(b"SCHILY.xattr.user.mark", b"")) + block()).xattrs == {b"user.mark": b""}
+
+
+@pytest.mark.parametrize("between", [pax(record(b"comment", b"c"), kind=b"g"), pax(b"", kind=b"g")], ids=["some", "none"])
+def test_names_and_records_before_a_global_header_are_not_for_the_entry_after_it(between: bytes) -> None:
+    long = block(type=b"L", size=b"5", magic=GNU) + b"long\0".ljust(512, b"\0")
+    header = one(long + pax(record(b"uid", b"5") + record(b"path", b"p")) + between + block())
+    assert (header.name, header.uid) == (b"name", 0)
 
 
 @pytest.mark.parametrize(

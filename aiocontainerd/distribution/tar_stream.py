@@ -17,7 +17,7 @@ import msgspec
 from aiocontainerd.errors import InvalidArgument, Unimplemented
 from aiocontainerd.oci.tar_header import LINK, REGULAR, SYMLINK, Header, InvalidArchive
 from aiocontainerd.oci.tar_reader import TarReader
-from aiocontainerd.oci.zstd_frames import FrameTracker, is_zstd
+from aiocontainerd.oci.zstd_frames import MAX_WINDOW_BYTES, FrameTracker, is_zstd
 
 MAX_PATH_BYTES = 4096
 READ_BYTES = 1 << 20
@@ -109,7 +109,7 @@ class _Zstd:
                 frames.feed(data)
                 return data
 
-        decoder = zstandard.ZstdDecompressor()
+        decoder = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
         self._frames = frames
         self._failure = zstandard.ZstdError
         self._reader = decoder.stream_reader(cast("IO[bytes]", Followed()), read_across_frames=True)

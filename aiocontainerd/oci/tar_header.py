@@ -21,7 +21,6 @@ UNCHANGED_ID = -1
 _SPARSE_OFFSET, _SPARSE_BYTES = SPARSE_PREFIX + b"offset", SPARSE_PREFIX + b"numbytes"
 _ID_MASK = _MAX_DEVICE = 0xFFFFFFFF
 _ZERO = bytes(BLOCK)
-_MAX_SECONDS = (1 << 63) // 1_000_000_000 - 1
 _INT64 = 1 << 63
 
 REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -79,13 +78,16 @@ class Header:
             self.type = REGULAR
 
     def override(self, records: Mapping[bytes, bytes]) -> None:
-        """Let PAX records replace fields of the block. Raise InvalidArchive for a malformed value."""
+        """Let PAX records replace fields of the block. An empty value replaces none, but an attribute may be empty.
+
+        Raise InvalidArchive for a malformed value.
+        """
         xattrs, sparse = {}, {}
         for key, value in records.items():
-            if not value:
-                continue
             if key.startswith(XATTR_PREFIX):
                 xattrs[key[len(XATTR_PREFIX) :]] = value
+            elif not value:
+                continue
             elif key.startswith(SPARSE_PREFIX):
                 sparse[key] = value
             else:
@@ -133,7 +135,7 @@ class Header:
         if not (0 <= self.major <= _MAX_DEVICE and 0 <= self.minor <= _MAX_DEVICE):
             raise InvalidArchive(f"device number {self.major}:{self.minor} of {show(self.name)}")
         self.uid, self.gid = kernel_id(self.uid), kernel_id(self.gid)
-        if not 0 <= self.mtime_ns <= _MAX_SECONDS * 1_000_000_000:
+        if not 0 <= self.mtime_ns < _INT64:
             self.mtime_ns = 0
 
 

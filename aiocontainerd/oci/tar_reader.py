@@ -54,8 +54,10 @@ class TarReader:
                     link = self._special(header).partition(b"\0")[0]
                 case b"x":
                     records = pax_records(self._special(header))
-                case b"g":
+                case b"g":  # an entry of its own in Go: what came before it is not for the next one
                     self._special(header)
+                    name = link = b""
+                    records = {}
                 case _:
                     if records:
                         header.override(records)

@@ -6,6 +6,8 @@ A decoder that reads from a file takes the end of the file for the end of the st
 from __future__ import annotations
 
 MAGIC = b"\x28\xb5\x2f\xfd"
+MAX_WINDOW_BYTES = 1 << 29
+"""The largest window that is decoded, which is that of containerd's decoder. `zstd --long=31` makes larger ones."""
 _SKIPPABLE = b"\x2a\x4d\x18"
 _CHECKSUM_BYTES = 4
 _RLE = 1

@@ -159,6 +159,7 @@ class Extractor:
             if not target:
                 raise OSError(errno.EPERM, f"hard link to the root {show(header.link)}")
             if source.path == place.path and target == base:
+                os.stat(target, dir_fd=source.fd, follow_symlinks=False)
                 return
             os.link(target, base, src_dir_fd=source.fd, dst_dir_fd=held, follow_symlinks=False)
         finally:

@@ -9,12 +9,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 
-from aiocontainerd.oci.zstd_frames import FrameTracker, is_zstd
+from aiocontainerd.oci.zstd_frames import MAX_WINDOW_BYTES, FrameTracker, is_zstd
 
 INPUT_BYTES = 128 << 10
 CHUNK_BYTES = 512 << 10
 _GZIP_MAGIC = b"\x1f\x8b\x08"
-_MAX_ZSTD_WINDOW = 1 << 27
 
 
 class BrokenStream(Exception):
@@ -130,7 +129,7 @@ def _unzstd(fd: int, head: bytes) -> Iterator[bytes]:
     """Yield the data of all frames. The decoder takes any end of the file for the end of the stream: check it."""
     import zstandard
 
-    decoder = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
+    decoder = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
     source = _Followed(fd, head)  # has `read`, which is all that is called
     reader = decoder.stream_reader(source, read_size=INPUT_BYTES, read_across_frames=True)  # type: ignore[arg-type]
     read: Callable[[int], bytes] = reader.read

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from aiocontainerd.oci.tar_header import InvalidArchive
 from aiocontainerd.oci.zstd_frames import FrameTracker
-from aiocontainerd.testing.differ import MTIME, directory, entry, symlink, tar_of, tree_of
+from aiocontainerd.testing.differ import MTIME, directory, entry, hard_link, symlink, tar_of, tree_of
 
 
 def apply_bytes(blob: bytes, root: Path, max_entries: int = 100_000, *, ahead: bool = True) -> Result:
@@ -73,6 +73,13 @@ def test_unknown_type_is_named(tmp_path: Path) -> None:
         apply_bytes(tar_of([entry("name", type=b"Z")]), tmp_path)
 
 
+def test_a_link_to_itself_must_be_there(tmp_path: Path) -> None:
+    apply_bytes(tar_of([entry("a", b"x"), hard_link("a", "./a")]), tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"x"
+    with pytest.raises(FileNotFoundError):
+        apply_bytes(tar_of([hard_link("b", "b")]), tmp_path)
+
+
 def test_written_header_is_read_back_by_tarfile() -> None:
     name = "dir/" * 40 + "é"
     block = tar_writer.header(name.encode(), uid=1 << 30, gid=5, mode=0o4755, size=0, mtime_s=-3, link=b"l" * 150)
@@ -100,6 +107,19 @@ def test_chunks_of_a_bomb_stay_small(tmp_path: Path) -> None:
     (tmp_path / "bomb").write_bytes(gzip.compress(bytes(50_000_000)))
     with (tmp_path / "bomb").open("rb") as file:
         assert max(map(len, inflate.inflated(file.fileno()))) <= inflate.CHUNK_BYTES
+
+
+def zstd_with_window(log: int) -> bytes:
+    """Return a stream whose frame asks for a window of so many bits, as `zstd --long` makes it."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=log, chain_log=10, hash_log=10)
+    maker = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    return maker.compress(b"x" * 1000) + maker.flush()
+
+
+def test_a_zstd_window_is_as_large_as_gos_decoder_takes_it(tmp_path: Path) -> None:
+    assert inflate_all(zstd_with_window(29), tmp_path) == b"x" * 1000
+    with pytest.raises(inflate.BrokenStream, match="too much memory"):
+        inflate_all(zstd_with_window(30), tmp_path)
 
 
 @pytest.mark.parametrize("tail", [b"garbage", b"\x1f\x8b"])
