@@ -30,6 +30,11 @@ def test_the_image_name_comes_first_and_alone() -> None:
     assert names(Naming(prefix="r.io/a"), name="docker.io/library/a:1", ref="1") == []
 
 
+def test_an_empty_image_name_is_none() -> None:
+    assert names(Naming(prefix="import", allow_overwrite=True), name="", ref="1") == ["import:1"]
+    assert names(Naming(prefix="import", allow_overwrite=True), name="") == []
+
+
 def test_digests_name_as_well() -> None:
     assert names(Naming(prefix="p", add_digest=True), ref="1") == ["p:1", f"p@{DIGEST}"]
     assert names(Naming(prefix="p", add_digest=True, skip_named_digest=True), ref="1") == ["p:1"]

@@ -153,6 +153,18 @@ async def test_an_archive_of_an_old_docker_is_imported(
         assert len([info async for info in stores.content.walk()]) == 3, "manifest, config, layer"
 
 
+async def test_a_layer_may_be_an_empty_file(stores_of: StoresOf) -> None:
+    empty = images.BuiltLayer(b"", "tar")
+    config = json.loads(IMAGE.config().data)
+    config["rootfs"]["diff_ids"].append(empty.diff_id)
+    item = {"Config": "c.json", "Layers": ["l", "e"], "RepoTags": ["t:1"]}
+    entries = [images.entry("l", LAYER.tar), images.entry("e"), images.entry("c.json", json.dumps(config).encode())]
+    archive = images.tar_of([*entries, images.entry("manifest.json", json.dumps([item]).encode())])
+    with stores_of() as stores:
+        await imported(stores, archive)
+        assert len([info async for info in stores.snapshotter("native").walk()]) == 2
+
+
 async def test_an_image_of_another_platform_is_filtered_out_unless_it_is_asked_for(stores_of: StoresOf) -> None:
     archive = saved_long_ago(architecture="other")
     with stores_of() as stores:

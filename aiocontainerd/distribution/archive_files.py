@@ -67,7 +67,7 @@ class ArchiveReader:
                 links[entry.name] = entry.link
             elif entry.kind == "file" and entry.name in _DOCUMENTS:
                 documents[entry.name] = await self._document(entry)
-            elif entry.kind == "file" and entry.size:
+            elif entry.kind == "file":
                 files[entry.name] = await self._store(entry)
         return Contents(documents=documents, files=files, links=links)
 

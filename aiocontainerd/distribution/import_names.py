@@ -22,7 +22,7 @@ def names_of(annotations: Mapping[str, str], digest: str, naming: Naming) -> lis
     """Return the names of one manifest of an archive."""
     names: list[str] = []
     given = annotations.get(NAME_ANNOTATION)
-    if given is not None:
+    if given:
         if prefixed(given, naming) == given:
             names.append(given)
     elif named := prefixed(annotations.get(REF_ANNOTATION, ""), naming):

@@ -74,10 +74,11 @@ async def unpack(stores: Stores, chosen: Chosen, snapshotter: str, *, layered: L
 
 
 def _layers(chosen: Chosen) -> tuple[list[Descriptor], Sequence[str]]:
-    """Return the layers and their diff ids. Raises InvalidArgument where there is not one for each."""
+    """Return the layers and their diff ids. Raises InvalidArgument where there is not one for each.
+
+    The type of the root file system does not count, as in containerd's client library.
+    """
     rootfs = chosen.config.rootfs
-    if rootfs.type not in ("", "layers"):
-        raise InvalidArgument(f'image {chosen.target.digest}: rootfs type "{rootfs.type}" is not unpacked')
     layers = [layer.plain() for layer in chosen.manifest.layers if oci.is_layer(layer.media_type)]
     if len(layers) != len(rootfs.diff_ids):
         raise InvalidArgument(

@@ -6,15 +6,16 @@ more than an honest one (facts/security 2.4).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 
 from aiocontainerd.distribution import blobs
 from aiocontainerd.errors import ContainerdError, FailedPrecondition, InvalidArgument, NotFound
-from aiocontainerd.groups import Job, run_all
+from aiocontainerd.groups import run_all
 from aiocontainerd.oci import image as oci
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.oci.image import ChildDescriptor, ImageConfig, Index, Manifest
@@ -28,6 +29,11 @@ MAX_REFERENCES = 10_000
 MAX_REPEATS = 10_000
 CONCURRENCY = 3
 """Blobs in transfer at the same time, containerd's `max_concurrent_downloads`."""
+
+
+class NoneSuits(NotFound):
+    """Raised for an index that has no manifest for the platforms that are wanted."""
+
 
 Handler = Callable[[ChildDescriptor], Awaitable[None]]
 
@@ -83,7 +89,21 @@ class Walker:
             await self._fetch(item)
         children = await self._children(item, depth)
         if children:
-            await run_all([_bound(self._visit, child, depth + 1) for child in children])
+            await self._visit_all(children, depth + 1)
+
+    async def _visit_all(self, children: Sequence[ChildDescriptor], depth: int) -> None:
+        """Visit the children of one parent. Of indexes that are listed without a platform, one needs to suit."""
+        failures: list[NoneSuits] = []
+
+        async def visit(child: ChildDescriptor) -> None:
+            try:
+                await self._visit(child, depth)
+            except NoneSuits as failure:
+                failures.append(failure)
+
+        await run_all([partial(visit, child) for child in children])
+        if len(failures) == len(children):
+            raise failures[0]
 
     def _first(self, item: ChildDescriptor) -> bool:
         if item.digest in self._seen:
@@ -125,7 +145,7 @@ async def read_document(content: ContentStore, target: Descriptor) -> Index | Ma
 
 
 def select(index: Index, digest: str, rank: Ranking) -> Sequence[ChildDescriptor]:
-    """Return the child that suits best, or all where none has a platform. Raises NotFound naming the platforms."""
+    """Return the child that suits best, or all where none has a platform. Raises NoneSuits naming the platforms."""
     told = [child for child in index.manifests if child.platform is not None]
     ranked = [(place, child) for child in told if child.platform and (place := rank(child.platform)) is not None]
     if ranked:
@@ -134,7 +154,7 @@ def select(index: Index, digest: str, rank: Ranking) -> Sequence[ChildDescriptor
     if untold:
         return untold
     there = ", ".join(sorted({str(child.platform) for child in told})) or "nothing"
-    raise NotFound(f"no match for platform in manifest {digest} (it has {there}; choose one with --platform)")
+    raise NoneSuits(f"no match for platform in manifest {digest} (it has {there}; choose one with --platform)")
 
 
 async def choose(content: ContentStore, target: Descriptor, rank: Ranking) -> Chosen:
@@ -196,9 +216,3 @@ def _check_platform(chosen: Chosen, rank: Ranking) -> None:
             f"image {chosen.target.digest} is for {config.platform}, which this host does not run "
             f"(choose it with --platform {config.platform} all the same)"
         )
-
-
-def _bound(
-    visit: Callable[[ChildDescriptor, int], Coroutine[Any, Any, None]], child: ChildDescriptor, depth: int
-) -> Job:
-    return lambda: visit(child, depth)
