@@ -99,7 +99,7 @@ REFUSED = {
         '2: invalid disabled plugin URI "cri" expect io.containerd.x.vx; write "io.containerd.grpc.v1.cri"'
     ),
     'imports = "conf.d/*.toml"': "2: imports: expected `array`, got `str`; write it in brackets: imports = [...]",
-    'imports = ["none.toml"]': "2: failed to load TOML from none.toml: there is no such file",
+    'imports = ["none.toml"]': "2: failed to load TOML from none.toml: No such file or directory",
     "root = 3": "2: root: expected `str`, got `int`; write it in quotes",
     'root = "/a"\nstate = "/a"': "3: root and state must be different directories, both are /a",
     'oom_score = "-999"': "2: oom_score: expected `int`, got `str`; write it without quotes",
@@ -223,5 +223,6 @@ def test_a_version_that_is_none_says_what_to_write(tmp_path: Path, version: str,
 
 def test_a_line_that_is_no_toml_is_shown_without_its_value(tmp_path: Path) -> None:
     error, _ = told(tmp_path / "c.toml", 'version = 3\n[debug]\nlevel = "hunter2\n')
-    assert error.startswith("failed to load TOML from c.toml: ")
-    assert error.endswith("(at line 3, column 17); the line begins with: level =")
+    assert error.startswith("failed to load TOML from c.toml:3: ")
+    assert "; the line begins with: level =; " in error
+    assert "hunter2" not in error

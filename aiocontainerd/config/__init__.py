@@ -5,6 +5,8 @@ Imported by `host`, `daemon` and `cli`.
 
 load.py        `load(path)` -> `Config`: all of it together
 source.py      a TOML file as a tree, with the line of every key
+toml_text.py   the text of a TOML file: characters, statements, lines of keys
+toml_errors.py what is wrong with a text that is no TOML
 migrate.py     older versions into the current one
 merge.py       a file and its imports into one tree
 decode.py      trees into records, with every problem found

@@ -102,7 +102,7 @@ class Config:
     def _tell_absent(self, known: Mapping[str, Configured]) -> None:
         """Keep a warning for each plugin that is named and not installed, one for all of containerd's that are not."""
         told = [*self._absent_tables(known), *self._absent_names(known), *self._odd_proxies()]
-        self.warnings += [text for text in told if text not in self.warnings]
+        self.warnings = list(dict.fromkeys([*self.warnings, *told]))
 
     def _absent_tables(self, known: Mapping[str, Configured]) -> Iterator[str]:
         idle = []
@@ -180,7 +180,7 @@ class Config:
         fatal = [p.text for p in problems if not (p.unknown_key and (self._warn_only or stock.is_idle(p.key)))]
         if fatal:
             raise ConfigError("\n".join(fatal))
-        self.warnings += [p.text for p in problems if p.text not in self.warnings]
+        self.warnings = list(dict.fromkeys([*self.warnings, *(problem.text for problem in problems)]))
 
     def _check_settings(self) -> None:
         settings = self.settings
@@ -224,7 +224,7 @@ def load(
     tree: Tree = {}
     origins: Origins = {}
     warnings: list[str] = []
-    if explicit or path.exists():
+    if explicit or _is_there(path):
         _load_file(path, tree, origins, warnings, seen=set())
     for key, (flag, value) in (flags or {}).items():
         if key == migration.GRPC_ADDRESS:
@@ -234,12 +234,25 @@ def load(
     return Config(tree, origins, warn_only=warn_only, warnings=warnings)
 
 
-def _load_file(path: Path, into: Tree, origins: Origins, warnings: list[str], *, seen: set[Path]) -> None:
+def _is_there(path: Path) -> bool:
+    """Return whether there is a file, or something else in its place that cannot be read."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _load_file(
+    path: Path, into: Tree, origins: Origins, warnings: list[str], *, seen: set[str], importer: Origin | None = None
+) -> None:
     """Merge a file into the tree, then everything it imports. Each file is read once."""
-    if path.resolve() in seen:
+    if os.path.realpath(path) in seen:
         return
-    seen.add(path.resolve())
-    file = source.read(path)
+    seen.add(os.path.realpath(path))
+    file = source.read(path, importer)
     tree, own = file.tree, {key: Origin(str(path), line) for key, line in file.lines.items()}
     respell(tree, File, (), own)
     try:
@@ -251,12 +264,10 @@ def _load_file(path: Path, into: Tree, origins: Origins, warnings: list[str], *,
     for key, why in migration.migrate(tree, own, version):
         warnings.append(f"{origin_of(key, places)}: {why}")
     merging.merge(into, origins, tree, own)
+    importer = origin_of(("imports",), places)
     for pattern in tree.get("imports", []):
         for imported in _matches(pattern, path.parent):
-            if not imported.exists():
-                place = origin_of(("imports",), own)
-                raise ConfigError(f"{place}: failed to load TOML from {imported}: there is no such file")
-            _load_file(imported, into, origins, warnings, seen=seen)
+            _load_file(imported, into, origins, warnings, seen=seen, importer=importer)
 
 
 def _check_types(tree: Tree, origins: Origins) -> None:
@@ -272,9 +283,11 @@ def _check_types(tree: Tree, origins: Origins) -> None:
 
 
 def _matches(pattern: str, base: Path) -> list[Path]:
-    """Return the files of an import pattern, relative to the importing file. A plain name must exist."""
+    """Return the files of an import pattern, relative to the importing file. A name without `*` must exist."""
     absolute = str(base / pattern)
-    return [Path(p) for p in sorted(glob.glob(absolute))] if glob.has_magic(pattern) else [Path(absolute)]
+    if "*" not in pattern:
+        return [Path(absolute)]
+    return [Path(name) for name in sorted(glob.glob(absolute, include_hidden=True))]
 
 
 def _set(tree: Tree, key: KeyPath, value: Any) -> None:

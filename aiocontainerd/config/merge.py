@@ -7,6 +7,7 @@ lists append what is new. Entries of `[timeouts]`, `[stream_processors]` and `[p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from aiocontainerd.config.source import KeyPath, Origins, Tree
@@ -16,39 +17,48 @@ _ENTRY_TABLES = ("timeouts", "stream_processors", "proxy_plugins", "python_plugi
 
 def merge(base: Tree, base_origins: Origins, later: Tree, later_origins: Origins) -> None:
     """Merge `later` into `base` in place, with the origins of the values that are taken."""
+    taken = set(_merge(base, later, ()))
+    for key, origin in later_origins.items():
+        if key in base_origins and not any(key[:size] in taken for size in range(1, len(key) + 1)):
+            continue
+        base_origins[key] = origin
+
+
+def _merge(base: Tree, later: Tree, path: KeyPath) -> Iterator[KeyPath]:
+    """Merge tables other than those of plugins, and yield the keys that are taken whole."""
     for key, value in later.items():
-        if key == "plugins":
-            _merge_deep(base.setdefault(key, {}), value, (key,), base_origins, later_origins)
-        elif key in _ENTRY_TABLES:
+        here = (*path, key)
+        if here == ("plugins",):
+            yield from _merge_deep(base.setdefault(key, {}), value, here)
+        elif key in _ENTRY_TABLES and not path:
             base.setdefault(key, {}).update(value)
-            _take_origins((key,), base_origins, later_origins)
+            yield from ((*here, name) for name in value)
         elif isinstance(value, dict):
-            table = base.setdefault(key, {})
-            merge(table, _sub(base_origins, key), value, _sub(later_origins, key))
-            _take_origins((key,), base_origins, later_origins)
+            yield from _merge(base.setdefault(key, {}), value, here)
         elif isinstance(value, list):
-            present = base.setdefault(key, [])
-            present += [item for item in value if item not in present]
-            _take_origins((key,), base_origins, later_origins)
+            _append_new(base.setdefault(key, []), value)
+            yield here
         elif value:
             base[key] = value
-            _take_origins((key,), base_origins, later_origins)
+            yield here
 
 
-def _merge_deep(base: Tree, later: Tree, path: KeyPath, base_origins: Origins, later_origins: Origins) -> None:
+def _append_new(present: list[Any], added: list[Any]) -> None:
+    """Append to a list what it does not have."""
+    texts = {item for item in present if isinstance(item, str)}
+    for item in added:
+        if item not in (texts if isinstance(item, str) else present):
+            present.append(item)
+            if isinstance(item, str):
+                texts.add(item)
+
+
+def _merge_deep(base: Tree, later: Tree, path: KeyPath) -> Iterator[KeyPath]:
     for key, value in later.items():
         here = (*path, key)
         present: Any = base.get(key)
         if isinstance(value, dict) and isinstance(present, dict):
-            _merge_deep(present, value, here, base_origins, later_origins)
+            yield from _merge_deep(present, value, here)
         elif value != [] or key not in base:
             base[key] = value
-            _take_origins(here, base_origins, later_origins)
-
-
-def _take_origins(path: KeyPath, base: Origins, later: Origins) -> None:
-    base.update({key: origin for key, origin in later.items() if key[: len(path)] == path})
-
-
-def _sub(origins: Origins, key: str) -> Origins:
-    return {path[1:]: origin for path, origin in origins.items() if path[:1] == (key,)}
+            yield here
