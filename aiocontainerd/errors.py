@@ -204,12 +204,36 @@ def _status(error: BaseException) -> tuple[int, str]:
         return Unimplemented.code, _with_class_text(str(error), Unimplemented.text)
     if isinstance(error, OSError):
         return (ReadOnlyFileSystem if error.errno == errno.EROFS else Unknown).code, os_text(error)
-    return Unknown.code, str(error) or type(error).__name__
+    if isinstance(error, Exception) and not isinstance(error, BaseExceptionGroup):
+        return Unknown.code, safe_text(error) or type(error).__name__
+    return Unknown.code, f"{type(error).__name__}: {safe_text(error)}".removesuffix(": ")
 
 
 def text_of(error: BaseException) -> str:
     """Return the text of any exception for people; that of the operating system is in Go's words."""
-    return os_text(error) if isinstance(error, OSError) else str(error)
+    return os_text(error) if isinstance(error, OSError) else safe_text(error)
+
+
+def safe_text(error: BaseException) -> str:
+    """Return the text of an exception whose `__str__` may fail, too; of a group, with those in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(f"{type(one).__name__}: {safe_text(one)}" for one in error.exceptions)
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - `__str__` is a plugin's code, too
+        return f"(its text cannot be told: __str__ raised {type(failure).__name__})"
+
+
+def is_ordered(error: BaseException) -> bool:
+    """Return whether an exception is a cancellation that somebody asked for.
+
+    Anything else that a plugin raises is its own failure, which the daemon survives: `SystemExit`, `KeyboardInterrupt`
+    (signals do not become exceptions in the daemon), and a `CancelledError` that the plugin itself raised.
+    """
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def os_text(error: OSError, verb: str = "") -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from typing import ClassVar
 
 import pytest
@@ -12,8 +14,11 @@ from aiocontainerd import api
 from aiocontainerd.api.names import python_name
 from aiocontainerd.api.services import SERVICES
 from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.plugin import Method
 from aiocontainerd.rpc import binding
 from aiocontainerd.wire import codec
+
+E = api.protobuf.Empty
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,7 @@ from aiocontainerd.wire import codec
         ("DeleteProcess", "delete_process"),
         ("ListStream", "list_stream"),
         ("ImageFsInfo", "image_fs_info"),
+        ("Import", "import_"),
     ],
 )
 def test_a_method_is_named_in_snake_case(method: str, name: str) -> None:
@@ -97,3 +103,48 @@ def test_binding_imports_no_message_module() -> None:
 def test_bytes_that_are_no_message_are_refused_by_its_name() -> None:
     with pytest.raises(InvalidArgument, match=r"containerd\.services\.images\.v1\.Image\b"):
         codec.decode(api.images.Image, b"\x0a\x02\xff\xff")
+
+
+class Wrong:
+    """A service with methods of another form than `methods` says."""
+
+    service_name: ClassVar[str] = "acme.v1.Wrong"
+
+    async def awaited(self, request: object) -> object: ...
+
+    async def yields(self, request: object) -> AsyncIterator[object]:
+        yield request
+
+    def plain(self, request: object) -> object: ...
+
+    async def two(self, request: object, context: object) -> object: ...
+
+    number = 5
+
+
+@pytest.mark.parametrize(
+    ("method", "definition", "reason"),
+    [
+        ("Awaited", Method(E, E, server_streams=True), "Wrong.awaited is awaited, not iterated: yield its messages"),
+        ("Yields", Method(E, E), "Wrong.yields yields; return one message, or define it with server_streams=True"),
+        ("Plain", Method(E, E), "Wrong.plain is not async; write `async def plain`"),
+        (
+            "Two", Method(E, E),
+            "Wrong.two takes (request, context), and is called with (request): missing a required argument: 'context'",
+        ),
+        ("Number", Method(E, E), "Wrong.number is int, not a method"),
+        ("Plain", Method(str, E), "`methods` has Method(request=<class 'str'>"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_a_method_of_another_form_is_told_when_it_is_bound(
+    monkeypatch: pytest.MonkeyPatch, method: str, definition: Method, reason: str
+) -> None:
+    monkeypatch.setattr(Wrong, "methods", {method: definition}, raising=False)
+    with pytest.raises(ValueError, match=f"^{re.escape(reason)}"):
+        binding.bind(Wrong())
+
+
+def test_methods_that_are_no_table_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wrong, "methods", ["Plain"], raising=False)
+    with pytest.raises(ValueError, match=r"^Wrong.methods is list; write \{name: Method\(\.\.\.\)\}$"):
+        binding.bind(Wrong())

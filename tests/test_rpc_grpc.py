@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 import socket
 import ssl
 import struct
@@ -19,6 +20,7 @@ import h2.events
 import pytest
 
 from aiocontainerd import api, context, errors
+from aiocontainerd.plugin import Method
 from aiocontainerd.rpc import grpc, http2
 from aiocontainerd.rpc.grpc import GrpcConnection, GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
@@ -26,6 +28,7 @@ from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
 TASKS = "containerd.services.tasks.v1.Tasks"
 EVENTS = "containerd.services.events.v1.Events"
 STREAMING = "containerd.services.streaming.v1.Streaming"
+LIMIT_S = 20.0
 pytestmark = pytest.mark.anyio
 
 
@@ -204,9 +207,10 @@ async def test_an_error_text_that_is_no_utf_8_travels_all_the_same(tmp_path: Pat
             await client.unary(TASKS, "CloseIO", api.tasks.CloseIoRequest())
 
 
-async def test_an_unexpected_error_is_logged_with_its_traceback(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def test_an_unexpected_error_of_ours_is_logged_with_its_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Tasks, "__module__", "aiocontainerd_services.tasks")
     async with serving(tmp_path, Tasks()) as (_, client):
         with pytest.raises(errors.Unknown):
             await client.unary(TASKS, "Pause", api.tasks.PauseTaskRequest())
@@ -215,6 +219,95 @@ async def test_an_unexpected_error_is_logged_with_its_traceback(
     [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert record.getMessage() == f"/{TASKS}/Pause (Tasks) failed unexpectedly"
     assert record.exc_info is not None
+
+
+class OddError(BaseException):
+    """No Exception at all."""
+
+
+class WordlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+E = api.protobuf.Empty
+
+
+class Acme:
+    """A service of somebody else's, whose methods do what they must not."""
+
+    service_name: ClassVar[str] = "acme.v1.Acme"
+    methods: ClassVar = {
+        "Raise": Method(E, E), "Return": Method(E, E), "Number": Method(E, api.protobuf.Timestamp),
+        "Stream": Method(E, E, server_streams=True),
+    }  # fmt: skip
+
+    def __init__(self, given: Any = None) -> None:
+        self.given = given
+
+    async def raise_(self, _request: Any) -> Any:
+        raise self.given
+
+    async def return_(self, _request: Any) -> Any:
+        return self.given
+
+    async def number(self, _request: Any) -> Any:
+        return api.protobuf.Timestamp(seconds=self.given)
+
+    async def stream(self, _request: Any) -> AsyncIterator[Any]:
+        yield E()
+        raise self.given
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OddError("odd"), "OddError: odd"),
+        (GeneratorExit(), "GeneratorExit"),
+        (SystemExit(3), "SystemExit: 3"),
+        (ExceptionGroup("both", [ValueError("a"), KeyError("b")]), "ExceptionGroup: ValueError: a; KeyError: 'b'"),
+        (WordlessError(), "(its text cannot be told: __str__ raised RuntimeError)"),
+    ],
+)
+@pytest.mark.parametrize("method", ["Raise", "Stream"])
+async def test_whatever_a_method_raises_is_its_answer_and_one_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, error: BaseException, text: str
+) -> None:
+    async with serving(tmp_path, Acme(error)) as (front, client):
+        with pytest.raises(errors.Unknown) as caught:
+            async for _ in client.server_stream(Acme, method, E(), timeout_s=LIMIT_S):
+                pass
+        assert str(caught.value) == text
+        assert front.metrics.last_errors[f"/acme.v1.Acme/{method}"][0] == text
+    [line] = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+    assert line.startswith(f"/acme.v1.Acme/{method} (Acme) failed: {type(error).__name__}")
+    assert re.search(r"\(tests/test_rpc_grpc.py:\d+ in (raise_|stream)\)$", line)
+
+
+async def test_a_cancellation_that_nobody_asked_for_ends_the_call(tmp_path: Path) -> None:
+    async with serving(tmp_path, Acme(asyncio.CancelledError())) as (_, client):
+        with pytest.raises(errors.Cancelled):
+            await client.unary(Acme, "Raise", E(), timeout_s=LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "text"),
+    [
+        ("Return", None, "Acme.return_ returned None, not Empty"),
+        ("Return", {}, "Acme.return_ returned dict, not Empty"),
+        (
+            "Number", 1 << 70,
+            "Acme.number returned Timestamp with a wrong value in seconds, 1180591620717411303424: "
+            "1180591620717411303424 has more than 64 bits",
+        ),
+    ],
+)  # fmt: skip
+async def test_a_wrong_answer_is_told_with_the_method_that_gave_it(
+    tmp_path: Path, method: str, given: Any, text: str
+) -> None:
+    async with serving(tmp_path, Acme(given)) as (_, client):
+        with pytest.raises(errors.Unknown, match=rf"^{re.escape(text)} \(tests/test_rpc_grpc.py:\d+\)$"):
+            await client.unary(Acme, method, E(), timeout_s=LIMIT_S)
 
 
 async def test_an_error_of_the_system_is_logged_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

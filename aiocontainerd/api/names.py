@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -44,5 +45,6 @@ def message_class(full_name: str) -> type[betterproto2.Message]:
 
 
 def python_name(name: str) -> str:
-    """Return how generated and hand-written Python spells a method or field of the API: `CloseIO` is `close_io`."""
-    return _WORD_START.sub("_", name).lower()
+    """Return how Python spells a method or field of the API: `CloseIO` is `close_io`, `Import` is `import_`."""
+    spelled = _WORD_START.sub("_", name).lower()
+    return f"{spelled}_" if keyword.iskeyword(spelled) else spelled

@@ -7,6 +7,7 @@ Containers run on. A daemon that started on a read-only root stops when the root
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -24,7 +25,16 @@ from aiocontainerd import api
 from aiocontainerd.config import Config, ConfigError
 from aiocontainerd.config.records import DEFAULT_ADDRESS
 from aiocontainerd.config.timeouts import NOTIFY, SERVER_STOP
-from aiocontainerd.daemon import disks, lock, plugin_output, service_manager, serving, signals, surroundings
+from aiocontainerd.daemon import (
+    disks,
+    lock,
+    loop_errors,
+    plugin_output,
+    service_manager,
+    serving,
+    signals,
+    surroundings,
+)
 from aiocontainerd.daemon.errors import StartError
 from aiocontainerd.daemon.outcomes import log_outcomes
 from aiocontainerd.daemon.reload import Reloader
@@ -82,6 +92,7 @@ async def _serve(
 ) -> bool:
     """Start plugins and servers, wait for a signal, stop servers and plugins. Return whether to start anew."""
     stop, again = anyio.Event(), anyio.Event()
+    asyncio.get_running_loop().set_exception_handler(loop_errors.handler(registry.owners))
     async with anyio.create_task_group() as everything:
         everything.start_soon(signals.handle, stop, registry, reloader, everything, name="signals")
         required = config.settings.required_plugins

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from aiocontainerd.errors import ContainerdError, os_text
+from aiocontainerd.errors import ContainerdError, os_text, safe_text
 
 _CORE = str(Path(__file__).parents[1])
 _LIBRARY = sysconfig.get_path("stdlib")
 _SITE = "-packages"
 _UNIMPORTABLE = re.compile(r"cannot import name '(\w+)' from '([\w.]+)'")
 _UNKNOWN_KEYWORD = re.compile(r"(\w+)\(\) got an unexpected keyword argument '(\w+)'")
+_UNKNOWN_FIELD = re.compile(r"Unexpected keyword argument '(\w+)'")
 _CIRCULAR = re.compile(r"partially initialized module '([\w.]+)'")
 LONGEST = 1000
 """Characters of an error's text that are told."""
@@ -51,11 +52,7 @@ def said(error: BaseException) -> str:
 
     The file and line of a SyntaxError are its place, and no part of its text.
     """
-    try:
-        text = error.msg if isinstance(error, SyntaxError) and type(error.msg) is str else str(error)
-    except Exception as failure:  # noqa: BLE001 - `__str__` is the plugin's, too
-        return f"(its text cannot be told: __str__ raised {type(failure).__name__})"
-    return printable(text)
+    return printable(error.msg if isinstance(error, SyntaxError) and type(error.msg) is str else safe_text(error))
 
 
 def printable(text: str) -> str:
@@ -134,6 +131,8 @@ def _nearest(error: BaseException) -> str:
     elif isinstance(error, TypeError):
         found = _UNKNOWN_KEYWORD.search(said(error))
         name, known = (found[2], _parameters_of(found[1])) if found else (None, [])
+        if found is None and (found := _UNKNOWN_FIELD.fullmatch(said(error))):
+            name, known = found[1], _fields_of_records()
     elif isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
         found = _UNIMPORTABLE.match(said(error))
         name, known = (found[1], _names_in(found[2])) if found else (None, [])
@@ -148,6 +147,13 @@ def _parameters_of(function: str) -> list[str]:
     """Return the parameters of a function that authors import."""
     found = getattr(sys.modules.get("aiocontainerd.plugin"), function, None)
     return list(inspect.signature(found).parameters) if found else []
+
+
+def _fields_of_records() -> list[str]:
+    """Return the fields of all records that authors import: msgspec does not say which one got an unknown field."""
+    author = sys.modules.get("aiocontainerd.plugin")
+    records = [getattr(author, name) for name in getattr(author, "__all__", ())]
+    return sorted({field for record in records for field in getattr(record, "__struct_fields__", ())})
 
 
 def _names_in(module: str) -> list[str]:

@@ -6,7 +6,6 @@ can stop waiting. A plugin that ignores even its cancellation is left behind and
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import math
@@ -19,6 +18,7 @@ import msgspec
 
 from aiocontainerd import durations
 from aiocontainerd.config.timeouts import PLUGIN_INIT, PLUGIN_STOP
+from aiocontainerd.errors import is_ordered
 from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.clock import Clock, running
 from aiocontainerd.host.conformance import awaited_problem
@@ -33,18 +33,6 @@ INIT_TIMEOUT = PLUGIN_INIT.key
 STOP_TIMEOUT = PLUGIN_STOP.key
 _UNWIND_S = 1.0
 """Seconds that a cancelled plugin has to unwind."""
-
-
-def is_ordered(error: BaseException) -> bool:
-    """Return whether an exception is a cancellation that somebody asked for.
-
-    Anything else that a plugin raises is its own failure, which the daemon survives: `SystemExit`, `KeyboardInterrupt`
-    (signals do not become exceptions in the daemon), and a `CancelledError` that the plugin itself raised.
-    """
-    if not isinstance(error, asyncio.CancelledError):
-        return False
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
 
 
 def require_async(function: object, used_by: str) -> None:

@@ -6,6 +6,7 @@ The API's own services are known by their names. Any other service brings its `m
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ def bind(service: Service) -> dict[str, BoundMethod]:
         raise ValueError(f"{type(service).__name__} has no service_name; write it as package.v1.Service")
     if name not in SERVICES:
         _check_own(service)
+    _check_forms(service)
     open_ended = getattr(service, "open_ended", ())
     methods = (
         msgspec.structs.replace(one, call=_method(service, one.method), open_ended=one.method in open_ended)
@@ -87,6 +89,35 @@ def _check_own(service: Service) -> None:
             raise ValueError(f"{_class_name(service)} has no method {python}, which `methods` names as {method}{hint}")
 
 
+def _check_forms(service: Service) -> None:
+    """Raise ValueError for a method that cannot be called as its definition says."""
+    for method, definition in signatures(service).items():
+        call = _method(service, method)
+        problem = "" if call is None else _wrong_form(definition, call)
+        if problem:
+            raise ValueError(f"{_class_name(service)}.{python_name(method)} {problem}")
+
+
+def _wrong_form(definition: BoundMethod, call: Any) -> str:
+    if not callable(call):
+        return f"is {type(call).__name__}, not a method"
+    if not (inspect.isfunction(call) or inspect.ismethod(call)):
+        return ""
+    try:
+        inspect.signature(call).bind(None)
+    except TypeError as error:
+        name = "requests" if definition.client_streaming else "request"
+        return f"takes ({', '.join(inspect.signature(call).parameters)}), and is called with ({name}): {error}"
+    if definition.server_streaming and inspect.iscoroutinefunction(call):
+        return "is awaited, not iterated: yield its messages"
+    if not definition.server_streaming and inspect.isasyncgenfunction(call):
+        return "yields; return one message, or define it with server_streams=True"
+    returned = str(inspect.get_annotations(inspect.unwrap(getattr(call, "__func__", call))).get("return", ""))
+    if not definition.streaming and not inspect.iscoroutinefunction(call) and "Awaitable" not in returned:
+        return f"is not async; write `async def {python_name(definition.method)}`"
+    return ""
+
+
 def signatures(service: Service | type[Service]) -> dict[str, BoundMethod]:
     """Return the methods of a service by name, without `call`. Raises ValueError as `bind`."""
     name = service.service_name
@@ -98,10 +129,18 @@ def signatures(service: Service | type[Service]) -> dict[str, BoundMethod]:
             f"{_class_name(service)}.service_name is {name!r}, which is no service of the API; "
             "a service of another API has its methods in `methods`"
         )
+    if not isinstance(own, Mapping):
+        raise ValueError(f"{_class_name(service)}.methods is {type(own).__name__}; write {{name: Method(...)}}")
     return {method: _own(name, method, definition) for method, definition in own.items()}
 
 
 def _own(service: str, method: str, definition: Method) -> BoundMethod:
+    for side in ("request", "response"):
+        found = getattr(definition, side, None)
+        if not hasattr(found, "_betterproto"):
+            raise ValueError(
+                f"`methods` has {definition!r} for {method}; write Method(Request, Response) with messages"
+            )
     return BoundMethod(
         service,
         method,

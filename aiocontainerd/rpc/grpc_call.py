@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiocontainerd import context, errors
 from aiocontainerd.errors import ContainerdError, InvalidArgument
-from aiocontainerd.rpc import http2
+from aiocontainerd.rpc import failures, http2
 from aiocontainerd.rpc.big_messages import BIG_BYTES, BIG_PARTS
 from aiocontainerd.rpc.feed import Feed
 from aiocontainerd.rpc.grpc_stream import CONTENT_TYPE, WireStatus, frame, receive, status_headers, timeout_s
@@ -187,8 +187,11 @@ class ServedCall:
                     await self._answer(bound)
             else:
                 await self._answer(bound)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of a request
+        except BaseException as error:  # the edge of a request: whatever a method raises is its answer
+            if errors.is_ordered(error):
+                raise
             code, message = self._status(error, bound)
+            self._front.metrics.failed(bound.path, message)
         else:
             code, message = 0, ""
         await self._finish(code, message)
@@ -217,7 +220,7 @@ class ServedCall:
         share, expected = self._connection.share, outgoing.expected(bound.path)
         held = await share.room(expected) if expected or share.is_crowded else None
         try:
-            data = await self._encoded(await bound.call(given))
+            data = await self._encoded(bound, await bound.call(given))
             outgoing.learn(bound.path, len(data))
             if held is None and self._send_now(bound, data):
                 return
@@ -233,7 +236,7 @@ class ServedCall:
         if not bound.client_streaming:
             await self._connection.taking(self._stream)
         response = await anext(responses, None)
-        return None if response is None else await self._encoded(response)
+        return None if response is None else await self._encoded(bound, response)
 
     async def _only(self, bound: BoundMethod) -> Any:
         request = await self._request(bound)
@@ -274,10 +277,13 @@ class ServedCall:
         self._front.metrics.sent[bound.path] += 1
         return True
 
-    async def _encoded(self, message: Any) -> bytes:
+    async def _encoded(self, bound: BoundMethod, message: Any) -> bytes:
         self._check_cancelled()
-        small = codec.parts(message, BIG_PARTS) < BIG_PARTS
-        payload = codec.encode(message) if small else await self._front.codec.encode_big(message)
+        try:
+            small = codec.parts(message, BIG_PARTS) < BIG_PARTS
+            payload = codec.encode(message) if small else await self._front.codec.encode_big(message)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise failures.wrong_answer(bound, message, error) from error
         return frame(payload, self._front.max_send_message_size)
 
     async def _send(self, bound: BoundMethod, data: bytes) -> None:
@@ -320,12 +326,7 @@ class ServedCall:
             return error.code, error.message
         if isinstance(error, ContainerdError | TimeoutError) or getattr(error, "errno", 0) == errno.EROFS:
             return errors.to_status(error)
-        implementation = type(getattr(bound.call, "__self__", None)).__name__
-        if isinstance(error, OSError):  # the host's doing, such as a full disk: its text says all
-            log.error("%s (%s) failed: %s", bound.path, implementation, errors.os_text(error))
-            log.debug("%s failed here", bound.path, exc_info=error)
-        else:
-            log.error("%s (%s) failed unexpectedly", bound.path, implementation, exc_info=error)
+        failures.tell(log, error, bound)
         return errors.to_status(error)
 
 

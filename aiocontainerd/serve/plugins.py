@@ -12,7 +12,7 @@ from aiocontainerd.guard.health import MethodHealth, MethodRecord, PluginHealth
 from aiocontainerd.guard.latencies import Latencies
 from aiocontainerd.guard.owners import Owners
 from aiocontainerd.interfaces.plugins import Change, ConfigValue
-from aiocontainerd.serve.served_health import Row, served_methods
+from aiocontainerd.serve.served_health import Row, last_error, quantiles_s, served_methods
 from aiocontainerd.wire.times import time_to_wire
 
 Reload = Callable[[], Awaitable[Sequence[Change]]]
@@ -46,7 +46,7 @@ class PluginsGrpc:
         health, served = plugin.health, served_methods(plugins, plugin)
         block = health.last_block
         return api.plugins.ExplainResponse(
-            health=_health(plugin, served),
+            health=_health(plugins, plugin, served),
             distribution=plugin.distribution,
             requires=list(plugin.requires),
             required_by=[other.uri for other in plugins if _needs(other, plugin)],
@@ -66,7 +66,7 @@ class PluginsGrpc:
     async def list_health(self, _request: api.plugins.ListHealthRequest) -> api.plugins.ListHealthResponse:
         """Return one row for each plugin, in the order they started."""
         plugins = self._plugins()
-        rows = [_health(plugin, served_methods(plugins, plugin)) for plugin in plugins]
+        rows = [_health(plugins, plugin, served_methods(plugins, plugin)) for plugin in plugins]
         return api.plugins.ListHealthResponse(plugins=rows)
 
     async def reload(self, _request: api.plugins.ReloadRequest) -> api.plugins.ReloadResponse:
@@ -125,10 +125,12 @@ def _needs(other: Row, plugin: Row) -> bool:
     return plugin.kind in other.requires and kinds.ALL not in other.requires
 
 
-def _health(plugin: Row, served: Sequence[MethodHealth]) -> api.plugins.Health:
+def _health(plugins: Sequence[Row], plugin: Row, served: Sequence[MethodHealth]) -> api.plugins.Health:
     health = plugin.health
     records = list(health.methods.values())
     counted: list[MethodRecord | MethodHealth] = [*records, *served]
+    median_s, late_s = quantiles_s(plugins, plugin)
+    error, error_at = max((health.last_error_at, health.last_error), last_error(plugins, plugin)[::-1])[::-1]
     together = Latencies.sum_of(record.latencies for record in records)
     return api.plugins.Health(
         kind=plugin.kind,
@@ -141,13 +143,13 @@ def _health(plugin: Row, served: Sequence[MethodHealth]) -> api.plugins.Health:
         expired=sum(one.expired for one in counted),
         in_flight=sum(one.in_flight for one in counted),
         abandoned=len(health.abandoned),
-        p50_ns=_ns(max([together.quantile_s(0.5), *(method.p50_s for method in served)])),
-        p99_ns=_ns(max([together.quantile_s(0.99), *(method.p99_s for method in served)])),
+        p50_ns=_ns(max(together.quantile_s(0.5), median_s)),
+        p99_ns=_ns(max(together.quantile_s(0.99), late_s)),
         refused=sorted(record.method for record in records if record.retry_s),
         blocks=health.blocked,
         blocked_ns=_ns(health.blocked_s),
-        last_error=health.last_error,
-        last_error_at=time_to_wire(_ns(health.last_error_at)) if health.last_error_at else None,
+        last_error=error,
+        last_error_at=time_to_wire(_ns(error_at)) if error_at else None,
     )
 
 

@@ -15,13 +15,39 @@ Row = PluginRow[PluginHealth]
 
 def served_methods(plugins: Sequence[Row], plugin: Row) -> list[MethodHealth]:
     """Return each method of a plugin's service that was called, the most called first; [] for one without service."""
+    found = _paths(plugins, plugin)
+    methods = [
+        _method(name, [front for front, path in found if path == name]) for name in sorted({p for _, p in found})
+    ]
+    return sorted(methods, key=lambda method: -method.calls)
+
+
+def last_error(plugins: Sequence[Row], plugin: Row) -> tuple[str, float]:
+    """Return method and text of the last error that a plugin's service answered with, and its time; ("", 0.0)."""
+    found = [
+        (when, f"{path.rpartition('/')[2]}: {text}")
+        for metrics, path in _paths(plugins, plugin)
+        for text, when in [metrics.last_errors.get(path, ("", 0.0))]
+        if when
+    ]
+    when, text = max(found, default=(0.0, ""))
+    return text, when
+
+
+def quantiles_s(plugins: Sequence[Row], plugin: Row) -> tuple[float, float]:
+    """Return the median and the 99th percentile of all calls of a plugin's service, (0.0, 0.0) without any."""
+    counts = [metrics.latency[path].counts for metrics, path in _paths(plugins, plugin) if path in metrics.latency]
+    together = [sum(column) for column in zip(*counts, strict=True)]
+    return quantile_s(together, 0.5), quantile_s(together, 0.99)
+
+
+def _paths(plugins: Sequence[Row], plugin: Row) -> list[tuple[Metrics, str]]:
+    """Return the paths of a plugin's service that were called, with the front end that counted them."""
     service = getattr(plugin.instance, "service_name", "") if plugin.kind == kinds.GRPC else ""
     if not service:
         return []
     fronts = [found for found in (_metrics(other) for other in plugins) if found is not None]
-    paths = sorted({path for metrics in fronts for path in metrics.started if path.startswith(f"/{service}/")})
-    methods = [_method(path, fronts) for path in paths]
-    return sorted(methods, key=lambda method: -method.calls)
+    return [(front, path) for front in fronts for path in front.started if path.startswith(f"/{service}/")]
 
 
 def _metrics(plugin: Row) -> Metrics | None:
@@ -53,7 +79,7 @@ def _method(path: str, fronts: Sequence[Metrics]) -> MethodHealth:
         p99_s=quantile_s(counts, 0.99),
         failures_in_a_row=0,
         retry_s=0.0,
-        last_error="",
+        last_error=max((metrics.last_errors.get(path, ("", 0.0)) for metrics in fronts), key=lambda one: one[1])[0],
     )
 
 

@@ -23,6 +23,7 @@ from aiocontainerd.wire.unknown_fields import skipper
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _WIDTHS = {FIXED64: 8, FIXED32: 4}
 _MASK64 = (1 << 64) - 1
+_LARGEST = (1 << 63) - 1
 MAX_VALUES = 1 << 17
 """Most values of one repeated field, and most entries of one map. No client of containerd comes near."""
 _FIXED = {
@@ -363,6 +364,8 @@ def _varint_kind(proto_type: str, cls: Any) -> Kind:
 
     def write(value: Any, out: bytearray) -> None:
         number = int(value)
+        if not -_LARGEST - 1 <= number <= _MASK64:
+            raise ValueError(f"{number} has more than 64 bits")
         _put_varint((number << 1 ^ number >> 63) & _MASK64 if zigzag else number & _MASK64, out)
 
     return VARINT, read, write

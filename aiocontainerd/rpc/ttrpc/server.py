@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import msgspec
 
 from aiocontainerd import context, errors
-from aiocontainerd.rpc import binding
+from aiocontainerd.rpc import binding, failures
 from aiocontainerd.rpc.sockets import BACKLOG
 from aiocontainerd.rpc.ttrpc.inbox import Inbox
 from aiocontainerd.rpc.ttrpc.transport import ConnectionProtocol, same_user
@@ -298,12 +298,12 @@ class _ServerProtocol(ConnectionProtocol):
         try:
             async with asyncio.timeout(request.timeout_s):
                 message = await self._server.codec.decode(bound.request_class, request.payload or b"")
-                response = await self._server.codec.encode(await bound.call(message))
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of a request
+                response = await self._encoded(bound, await bound.call(message))
+        except BaseException as error:  # the edge of a request: whatever a method raises is its answer
+            if errors.is_ordered(error):
+                self._wire.fail(request.stream_id, *errors.to_status(error))
+                raise
             self._wire.fail(request.stream_id, *_status(error, bound))
-        except asyncio.CancelledError as error:
-            self._wire.fail(request.stream_id, *errors.to_status(error))
-            raise
         else:
             self._wire.respond(request.stream_id, response)
         finally:
@@ -314,11 +314,11 @@ class _ServerProtocol(ConnectionProtocol):
         try:
             async with asyncio.timeout(request.timeout_s):
                 await self._run_stream(bound, request.stream_id, inbox)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge of a request
+        except BaseException as error:  # the edge of a request: whatever a method raises is its answer
+            if errors.is_ordered(error):
+                self._wire.fail(request.stream_id, *errors.to_status(error))
+                raise
             self._wire.fail(request.stream_id, *_status(error, bound))
-        except asyncio.CancelledError as error:
-            self._wire.fail(request.stream_id, *errors.to_status(error))
-            raise
         finally:
             self._inboxes.pop(request.stream_id, None)
             inbox.end()
@@ -329,14 +329,20 @@ class _ServerProtocol(ConnectionProtocol):
         requests = self._messages(bound, inbox)
         given = requests if bound.client_streaming else await anext(requests)
         if not bound.server_streaming:
-            self._wire.respond(stream_id, await self._server.codec.encode(await bound.call(given)))
+            self._wire.respond(stream_id, await self._encoded(bound, await bound.call(given)))
             return
         async with aclosing(bound.call(given)) as responses:
             async for response in responses:
-                self._wire.send_message(stream_id, await self._server.codec.encode(response))
+                self._wire.send_message(stream_id, await self._encoded(bound, response))
                 self._flush()
                 await self.drained()
         self._wire.finish(stream_id)
+
+    async def _encoded(self, bound: BoundMethod, message: Any) -> bytes:
+        try:
+            return await self._server.codec.encode(message)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise failures.wrong_answer(bound, message, error) from error
 
     async def _messages(self, bound: BoundMethod, inbox: Inbox) -> AsyncIterator[Any]:
         while (payload := await inbox.get()) is not None:
@@ -368,11 +374,8 @@ _FOREIGN: tuple[tuple[type[Exception], int], ...] = (
 
 
 def _status(error: BaseException, bound: BoundMethod) -> tuple[int, str]:
-    if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-        log.error("ttrpc method %s failed: %s", bound.path, errors.os_text(error))
-        log.debug("ttrpc method %s failed here", bound.path, exc_info=error)
-    elif not isinstance(error, errors.ContainerdError | TimeoutError):
-        log.error("ttrpc method %s failed unexpectedly", bound.path, exc_info=error)
+    if not isinstance(error, errors.ContainerdError | TimeoutError):
+        failures.tell(log, error, bound)
     for kind, code in _FOREIGN:
         if isinstance(error, kind):
             return code, errors.sendable(errors.text_of(error))

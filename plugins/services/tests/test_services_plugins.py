@@ -159,15 +159,20 @@ class Server:
         for code, seconds in ((0, 0.001), (0, 0.001), (5, 0.04), (4, 2.0)):
             metrics.started["/acme.Hello/Say"] += 1
             metrics.finished("/acme.Hello/Say", code, seconds)
+        metrics.failed("/acme.Hello/Say", "nobody is there")
         metrics.started["/acme.Hello/Say"] += 1
+        metrics.started["/acme.Hello/Sing"] += 1
+        metrics.finished("/acme.Hello/Sing", 0, 8.0)
         metrics.started["/acme.HelloAgain/Say"] += 1
 
 
 async def test_a_service_is_told_by_what_the_front_ends_count() -> None:
     plugins = [plugin(kinds.GRPC, "hello", instance=Hello()), plugin(kinds.SERVER, "grpc", instance=Server())]
     found = await explained(plugins, "hello")
-    (method,) = found.methods
+    method = found.methods[0]
     assert (method.name, method.calls, method.errors, method.expired, method.in_flight) == ("Say", 4, 2, 1, 1)
-    assert (method.p50_ns, method.p99_ns) == (5_000_000, 2_500_000_000)
+    assert (method.p50_ns, method.p99_ns, method.last_error) == (5_000_000, 2_500_000_000, "nobody is there")
     assert found.health is not None
-    assert (found.health.calls, found.health.in_flight, found.health.p99_ns) == (4, 1, 2_500_000_000)
+    assert (found.health.calls, found.health.in_flight) == (5, 1)
+    assert (found.health.p50_ns, found.health.p99_ns) == (50_000_000, 10_000_000_000)
+    assert found.health.last_error == "Say: nobody is there"
