@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -125,7 +127,7 @@ def test_an_older_index_deletes_nothing_and_new_garbage_is_collected(daemon: Pee
 
 def test_what_a_crash_left_is_still_deleted(daemon: Peer) -> None:
     before = stored(daemon)
-    daemon.stop()
+    daemon.stop(signal.SIGKILL)
     (daemon.root / SNAPSHOTTER / "snapshots" / "77").mkdir()
     (daemon.root / CONTENT / "blobs" / "sha256" / ("a" * 64)).write_text("x")
     daemon.start()
@@ -133,9 +135,117 @@ def test_what_a_crash_left_is_still_deleted(daemon: Peer) -> None:
     assert stored(daemon) == before
 
 
-def test_a_root_that_was_moved_or_copied_works_as_before(daemon: Peer) -> None:
+def test_what_is_brought_while_no_daemon_runs_is_kept(daemon: Peer) -> None:
+    before = stored(daemon)
+    daemon.ctr("run", "-d", IMAGE, "b", "sleep", "1000")
+    daemon.stop()
+    with peer(Ours, start=False) as other:
+        shutil.copytree(daemon.root, other.root, symlinks=True)
+        other.start()
+        other.ctr("content", "ingest", "brought", stdin=b"brought")
+        for number in range(9):
+            other.ctr("snapshots", "prepare", f"s{number}")
+        other.stop()
+        done = subprocess.run(["cp", "-an", f"{other.root}/.", daemon.root], capture_output=True, text=True)
+        assert not done.stderr, done.stderr
+        both = stored(daemon)
+        assert len(both) > len(before) + 9
+        daemon.start()
+        collect(daemon)
+        assert stored(daemon) == both
+        assert "it came from elsewhere since the daemon was stopped" in daemon.log()
+        assert daemon.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "here").stdout == b"here\n"
+
+
+def test_a_copy_of_a_root_that_went_on_has_an_index_of_its_own(daemon: Peer) -> None:
+    daemon.stop()
+    original, copied = daemon.root, daemon.directory / "copied"
+    shutil.copytree(original, copied, symlinks=True)
+    daemon.root = copied
+    daemon.start()
+    for number in range(9):
+        daemon.ctr("snapshots", "prepare", f"s{number}")
+    daemon.stop()
+    of_the_copy = meta(daemon)
+    daemon.root = original
+    daemon.start()
+    daemon.ctr("content", "ingest", "here", stdin=b"here")
     before = stored(daemon)
     daemon.stop()
+    shutil.copy(of_the_copy, meta(daemon))
+    daemon.start()
+    collect(daemon)
+    assert stored(daemon) == before
+    assert "another copy of it has been in use here since" in daemon.log()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "fifo"])
+@pytest.mark.parametrize("of", [meta, records], ids=["meta.db", "metadata.db"])
+def test_what_is_no_file_is_one_line_and_the_command_in_it_works(
+    daemon: Peer, of: Callable[[Peer], Path], make: Callable[[Path], None]
+) -> None:
+    before = stored(daemon)
+    daemon.stop()
+    daemon.log_path.unlink()
+    lose(of(daemon))
+    make(of(daemon))
+    daemon.start(wait=of is records)
+    if of is meta:
+        assert daemon.process is not None
+        assert daemon.process.wait(20) == 1
+        daemon.process = None
+    (named,) = [line for line in daemon.log().splitlines() if str(of(daemon)) in line]
+    assert "is damaged: it is a" in named
+    assert "[Errno" not in daemon.log()
+    command = f"aiocontainerd index restore {of(daemon)}"
+    assert command in named
+    daemon.stop()
+    subprocess.run([SCRIPTS / "aiocontainerd", *command.split()[1:]], check=True)
+    daemon.start()
+    collect(daemon)
+    assert stored(daemon) == before
+    daemon.ctr("run", "--rm", IMAGE, "c", "true")
+
+
+def test_after_restarts_on_a_lost_index_the_right_one_can_still_be_put_back(daemon: Peer) -> None:
+    daemon.ctr("run", "-d", IMAGE, "b", "sleep", "1000")
+    before = stored(daemon)
+    daemon.stop()
+    lose(meta(daemon))
+    for number in range(4):
+        daemon.start()
+        daemon.ctr("snapshots", "prepare", f"s{number}")
+        daemon.stop()
+    command = f"aiocontainerd index restore --former {meta(daemon)}"
+    assert f"stop the daemon and run: {command}" in daemon.log()
+    subprocess.run([SCRIPTS / "aiocontainerd", *command.split()[1:]], check=True)
+    daemon.start()
+    collect(daemon)
+    assert stored(daemon) >= before
+    assert daemon.ctr("tasks", "exec", "--exec-id", "e", "b", "echo", "here").stdout == b"here\n"
+
+
+def test_a_database_of_a_newer_release_is_one_line(daemon: Peer) -> None:
+    daemon.stop()
+    daemon.log_path.unlink()
+    with sqlite3.connect(meta(daemon)) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    daemon.start(wait=False)
+    assert daemon.process is not None
+    assert daemon.process.wait(20) == 1
+    daemon.process = None
+    (line,) = daemon.log().splitlines()
+    assert f"{meta(daemon)} has version 99" in line
+    with sqlite3.connect(meta(daemon)) as db:
+        db.execute("PRAGMA user_version = 3")
+    db.close()
+    daemon.start()
+
+
+def test_a_root_that_was_moved_or_copied_works_as_before(daemon: Peer) -> None:
+    before = stored(daemon)
+    daemon.stop(signal.SIGKILL)
     moved = daemon.directory / "moved"
     shutil.copytree(daemon.root, moved, symlinks=True)
     daemon.root = moved
@@ -188,7 +298,10 @@ def test_an_upgrade_keeps_everything_and_goes_on_deleting(daemon: Peer) -> None:
 
 def _downgrade(daemon: Peer, leftover: str) -> None:
     """Make the root one of the release before, with what a crash left there."""
-    for path, tables in ((meta(daemon), ("identity", "owned", "kept")), (records(daemon), ("identity", "kept"))):
+    for path, tables in (
+        (meta(daemon), ("identity", "owned", "kept", "past", "leftovers")),
+        (records(daemon), ("identity", "kept", "past", "leftovers")),
+    ):
         with sqlite3.connect(path) as db:
             for table in tables:
                 db.execute(f"DROP TABLE {table}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from aiocontainerd.errors import NotFound
 from aiocontainerd.index import backup, database, repair
 from aiocontainerd.index.claim import Standing, doubt
 from aiocontainerd.index.database import DamagedDatabaseError, ForeignDatabaseError
-from aiocontainerd.index.mark import Mark, MarkFile
+from aiocontainerd.index.mark import Mark, MarkFile, is_related, renewal
 from aiocontainerd.index.reserve import Reserve, is_full, with_room
 from aiocontainerd.sys.mount import Mount, mount_all, unmount_all
 
 ONE, OTHER = "1" * 32, "2" * 32
+SIBLING, PAST = "1" * 16 + "3" * 16, "1" * 16 + "4" * 16
 INDEX = Standing(identity=ONE, generation=7, met=True, upgraded=False, recognises=True)
 WHAT = "test database"
 
@@ -71,6 +73,13 @@ def test_a_mark_of_rubbish_says_nothing(tmp_path: Path, text: bytes) -> None:
 def test_the_mark_of_the_index_itself_proves_it() -> None:
     assert doubt(INDEX, Mark(ONE, 7)) == ""
     assert doubt(INDEX, Mark(ONE, 6)) == "", "after a power failure the mark may be behind"
+    assert doubt(replaced(INDEX, past=frozenset([PAST])), Mark(PAST, 7)) == "", "it takes a new identity at each start"
+
+
+def test_the_next_identity_is_another_one_of_the_same_index() -> None:
+    assert renewal(ONE) != ONE
+    assert is_related(renewal(ONE), ONE)
+    assert not is_related(OTHER, ONE)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +88,8 @@ def test_the_mark_of_the_index_itself_proves_it() -> None:
         (INDEX, Mark(ONE, 8), "it is older than the data (generation 7, the data has 8)"),
         (INDEX, Mark(OTHER, 1), "the data belongs to another index"),
         (replaced(INDEX, generation=0), Mark(OTHER, 1), "it is new and the data is not"),
+        (INDEX, Mark(SIBLING, 7), "another copy of it has been in use here since"),
+        (INDEX, Mark(SIBLING, 8), "it is older than the data (generation 7, the data has 8)"),
         (INDEX, None, "the mark beside the data is gone"),
         (replaced(INDEX, met=False), None, "it is new and the data is not"),
         (replaced(INDEX, met=False, upgraded=True, recognises=False), None, "it recognises nothing of the data"),
@@ -151,6 +162,130 @@ def test_a_sound_table_without_rowid_is_not_damaged(tmp_path: Path) -> None:
     db.execute("CREATE TABLE t (a TEXT NOT NULL, b TEXT NOT NULL, c INTEGER, PRIMARY KEY (b, c)) STRICT, WITHOUT ROWID")
     db.execute("INSERT INTO t VALUES ('a', 'b', 1)")
     database.check(db, path, WHAT)
+
+
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+def lost_link(path: Path) -> None:
+    path.symlink_to("/nowhere")
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "cause"),
+    [
+        ("meta.db", directory, "it is a directory"),
+        ("meta.db", fifo, "it is a fifo"),
+        ("meta.db", device, "it is a device"),
+        ("meta.db", lost_link, "it is a link to /nowhere, which is missing"),
+        ("meta.db", loop, "it is not accessible: .*/meta.db: too many levels of symbolic links"),
+        ("meta.db-wal", directory, "its log meta.db-wal is a directory"),
+    ],
+)
+def test_what_is_no_file_is_damaged_and_a_copy_takes_its_place(
+    tmp_path: Path, name: str, make: Callable[[Path], None], cause: str
+) -> None:
+    root = tmp_path / "a %41? b"
+    path = root / "plugin" / "meta.db"
+    path.parent.mkdir(parents=True)
+    db = made(path)
+    backup.make(db, path)
+    db.close()
+    if name == path.name:
+        path.unlink()
+    make(path.with_name(name))
+    with pytest.raises(DamagedDatabaseError, match=f"is damaged: {cause}. .* run: aiocontainerd index restore '"):
+        database.refuse_foreign(path, WHAT)
+    (found,) = repair.find(root)
+    assert "is damaged" in found.problem
+    assert repair.restore(path) is not None
+    database.refuse_foreign(path, WHAT)
+    assert [found.problem for found in repair.find(root)] == [""]
+
+
+def test_a_copy_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    db = made(path)
+    backup.make(db, path)
+    db.execute("DELETE FROM t")
+    newest = backup.make(db, path)
+    db.close()
+    newest.write_bytes(newest.read_bytes()[:3000])
+    path.write_bytes(b"damaged")
+    (older,) = [copy for copy in backup.copies(path) if copy != newest]
+    os.utime(older, (0, 0))
+    assert "(to the copy of 1970-01-01T00:00:00Z)" in str(database.damaged(path, WHAT, "x"))
+    repair.restore(path)
+    assert sqlite3.connect(path).execute("SELECT count(*) FROM t").fetchone() == (100,)
+    older.write_bytes(b"")
+    assert "index restore --empty" in str(database.damaged(path, WHAT, "x"))
+    assert "(no copy can be read; it begins empty)" in str(database.damaged(path, WHAT, "x"))
+    with pytest.raises(NotFound, match="that can be read; --empty"):
+        repair.restore(path)
+
+
+def indexed(path: Path, identity: str, rows: int) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("CREATE TABLE identity (id TEXT)")
+    db.execute("INSERT INTO identity VALUES (?)", (identity,))
+    db.execute("CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT)")
+    db.executemany("INSERT INTO t VALUES (?)", [(None,)] * rows)
+    return db
+
+
+def rows_of(path: Path) -> int:
+    return int(sqlite3.connect(path).execute("SELECT count(*) FROM t").fetchone()[0])
+
+
+def test_the_copy_of_a_lost_database_outlives_the_copies_of_the_next_ones(tmp_path: Path) -> None:
+    path = tmp_path / "root" / "plugin" / "meta.db"
+    path.parent.mkdir(parents=True)
+    right = indexed(path, ONE, 50)
+    backup.make(right, path)
+    right.close()
+    for identity in (OTHER, SIBLING):
+        path.unlink()
+        db = indexed(path, identity, 5)
+        for _ in range(backup.KEPT + 1):
+            backup.set_apart(path, {identity})
+            backup.make(db, path)
+        db.close()
+    assert [rows_of(copy) for copy in backup.copies(path)] == [5, 5, 5]
+    assert "stop the daemon and run: aiocontainerd index restore --former " in database.way_back(path)
+    assert repair.find(tmp_path / "root")[0].former == backup.time_of(backup.former(path))
+    repair.restore(path, former=True)
+    assert rows_of(path) == 50
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE kept (name TEXT)")
+    repair.release(path)
+    assert database.way_back(path) == ""
+    with pytest.raises(NotFound, match="that was there before"):
+        repair.restore(path, former=True)
+
+
+def test_the_log_of_a_database_is_moved_aside_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "meta.db"
+    db = made(path)
+    backup.make(db, path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("INSERT INTO t VALUES ('last')")
+    aside = repair.restore(path)
+    db.close()
+    assert aside is not None
+    assert sqlite3.connect(aside).execute("SELECT count(*) FROM t").fetchone() == (101,)
 
 
 def test_the_newest_copies_are_kept(tmp_path: Path) -> None:

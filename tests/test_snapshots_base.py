@@ -344,6 +344,87 @@ async def test_records_of_another_root_delete_nothing(tmp_path: Path) -> None:
     assert await _keys_and_files(tmp_path / "one") == (["base"], ["1", "2"])
 
 
+def _forget_the_stop(root: Path) -> None:
+    """Make the records those of a snapshotter that was killed."""
+    with sqlite3.connect(root / "metadata.db") as db:
+        db.execute("UPDATE identity SET closed = 0")
+    db.close()
+
+
+async def test_files_that_are_brought_while_nobody_runs_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Directories(tmp_path) as snapshotter:
+        await chain(snapshotter, "one")
+    for _ in range(2):
+        (tmp_path / "snapshots" / "7").mkdir(exist_ok=True)
+        async with Directories(tmp_path) as snapshotter:
+            await snapshotter.cleanup()
+            assert snapshotter.kept == {"7"}
+            assert sorted(os.listdir(snapshotter.layers)) == ["1", "7"]
+            await snapshotter.prepare("new")
+            assert sorted(os.listdir(snapshotter.layers))[-1] > "7", "no number of theirs is given out"
+            await snapshotter.remove("new")
+    assert "it came from elsewhere since the daemon was stopped" in caplog.text
+
+
+async def test_what_a_stop_left_is_deleted_by_the_next_start(tmp_path: Path) -> None:
+    async with Directories(tmp_path) as snapshotter:
+        await chain(snapshotter, "one")
+        (tmp_path / "snapshots" / "7").mkdir()
+    assert await _keys_and_files(tmp_path) == (["one"], ["1"])
+
+
+async def test_of_two_roots_that_were_one_neither_has_the_records_of_the_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    async with Directories(one) as snapshotter:
+        await chain(snapshotter, "base")
+    shutil.copytree(one, other)
+    async with Directories(one) as snapshotter:
+        await snapshotter.prepare("a")
+        await snapshotter.prepare("b")
+    async with Directories(other) as snapshotter:
+        for _ in range(4):
+            await snapshotter.prepare("x")
+            await snapshotter.remove("x")
+    shutil.copy(other / "metadata.db", one / "metadata.db")
+    assert (await _keys_and_files(one))[1] == ["1", "2", "3"]
+    assert "another copy of it has been in use here since" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ("UPDATE snapshots SET kind = 77", "a record cannot be read: 77 is not a valid Kind"),
+        ("UPDATE snapshots SET labels = X'5A'", "a record cannot be read: "),
+        ("UPDATE snapshots SET parent_id = 9", "a record cannot be read: snapshot one has a parent that is missing"),
+        ("DELETE FROM identity", "it has no identity"),
+        ("DROP TABLE kept", "it has no table kept"),
+    ],
+)
+async def test_records_that_are_no_records_are_damaged(tmp_path: Path, change: str, cause: str) -> None:
+    async with Directories(tmp_path) as snapshotter:
+        await chain(snapshotter, "one")
+    with sqlite3.connect(tmp_path / "metadata.db") as db:
+        db.execute(change)
+    db.close()
+    with pytest.raises(FailedPrecondition, match=f"is damaged: {cause}.*aiocontainerd index restore "):
+        await Directories(tmp_path).start()
+
+
+async def test_a_database_of_another_program_is_refused_and_not_touched(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "metadata.db") as db:
+        db.execute("CREATE TABLE bookmarks (id)")
+    db.close()
+    with pytest.raises(FailedPrecondition, match="was written by another program"):
+        await Directories(tmp_path).start()
+    with sqlite3.connect(tmp_path / "metadata.db") as db:
+        assert db.execute("SELECT name FROM sqlite_schema").fetchall() == [("bookmarks",)]
+    db.close()
+
+
 async def test_records_of_the_release_before_go_on_deleting(tmp_path: Path) -> None:
     async with Directories(tmp_path) as snapshotter:
         await chain(snapshotter, "one", "two", "three")
@@ -356,6 +437,7 @@ async def test_records_of_the_release_before_go_on_deleting(tmp_path: Path) -> N
     (tmp_path / "snapshots.mark").unlink()
     (tmp_path / "snapshots" / "9").mkdir()
     assert await _keys_and_files(tmp_path) == (["one", "two"], ["1", "2", "9"]), "9 is newer than the records"
+    _forget_the_stop(tmp_path)
     (tmp_path / "snapshots" / "10").mkdir()
     assert (await _keys_and_files(tmp_path))[1] == ["1", "2", "9"], "from now on, the records prove what is theirs"
 

@@ -35,20 +35,24 @@ def list_databases(flags: ConfigFlags) -> None:
     with _stopped(_root_of(flags)) as root:
         for found in repair.find(root):
             kept = f", keeps {found.kept} objects that no record knows" if found.kept else ""
-            click.echo(f"{found.path}: {found.problem or 'ok'}{kept}; copies: {', '.join(found.copies) or 'none'}")
+            former = f"; of the database before: {found.former}" if found.former else ""
+            copies = ", ".join(found.copies) or "none"
+            click.echo(f"{found.path}: {found.problem or 'ok'}{kept}; copies: {copies}{former}")
 
 
 @index_group.command("restore")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--empty", is_flag=True, help="Begin an empty database instead of going back to a copy.")
-def restore(path: Path, empty: bool) -> None:
+@click.option("--former", is_flag=True, help="Go back to the copy of the database that was there before this one.")
+def restore(path: Path, empty: bool, former: bool) -> None:
     """Put the newest copy of the database PATH in its place. The database is moved aside."""
     from aiocontainerd.index import repair
 
     path = path.absolute()
     with _stopped(path.parent.parent):
-        aside = repair.restore(path, empty=empty)
-    click.echo(f"{path}: {'begins empty' if empty else 'is its newest copy'}; before: {aside or 'missing'}")
+        aside = repair.restore(path, empty=empty, former=former)
+    now = "begins empty" if empty else "is the copy of the one before" if former else "is its newest copy"
+    click.echo(f"{path}: {now}; before: {aside or 'missing'}")
 
 
 @index_group.command("release")
@@ -59,7 +63,7 @@ def release(flags: ConfigFlags) -> None:
 
     with _stopped(_root_of(flags)) as root:
         for found in repair.find(root):
-            if found.kept:
+            if found.kept or found.former:
                 click.echo(f"{found.path}: {repair.release(found.path)} objects are deleted at the next start")
 
 
@@ -76,10 +80,12 @@ def _root_of(flags: ConfigFlags) -> Path:
 def _stopped(root: Path) -> Iterator[Path]:
     """Hold the lock of a root, and print what goes wrong in the block in one line."""
     from aiocontainerd.daemon import lock
-    from aiocontainerd.errors import ContainerdError
+    from aiocontainerd.errors import ContainerdError, os_text
 
     try:
         with lock.hold(root):
             yield root
-    except (lock.RootLockedError, ContainerdError, OSError) as error:
+    except (lock.RootLockedError, ContainerdError) as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(os_text(error)) from error

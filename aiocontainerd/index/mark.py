@@ -23,11 +23,27 @@ _LINE = "aiocontainerd index {} generation {:020d}\n"
 _FORM = re.compile(r"aiocontainerd index ([0-9a-f]{32}) generation ([0-9]{20})\n")
 
 
+_LINE_DIGITS = 16
+
+
 class Mark(msgspec.Struct, frozen=True):
-    """Identity of an index, 32 hex digits, and its generation."""
+    """Identity of an index, 32 hex digits, and its generation.
+
+    An index takes a new identity each time it is opened. The first half stays: it tells an older index from another.
+    """
 
     identity: str
     generation: int
+
+
+def renewal(identity: str) -> str:
+    """Return the next identity of an index."""
+    return identity[:_LINE_DIGITS] + os.urandom(16).hex()[_LINE_DIGITS:]
+
+
+def is_related(one: str, other: str) -> bool:
+    """Return whether two identities are those of one index, or of two that were one."""
+    return one[:_LINE_DIGITS] == other[:_LINE_DIGITS]
 
 
 class MarkFile:

@@ -12,20 +12,27 @@ from pathlib import Path
 import msgspec
 
 from aiocontainerd.errors import FailedPrecondition, NotFound
-from aiocontainerd.index import backup, database
+from aiocontainerd.index import backup, database, pages
 
 NAMES = ("meta.db", "metadata.db")
 """File names of the databases that index data, in the directories of the plugins."""
 _LOGS = ("-wal", "-shm")
+_WITH_IDENTITY = 2
+"""Versions of both kinds of databases that have an identity."""
+_OURS = ("CREATE TABLE identity", "CREATE TABLE kept")
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A database below a root: what is wrong with it ("" if nothing), what it keeps, the times of its copies."""
+    """A database below a root: what is wrong with it ("" if nothing), what it keeps, the times of its copies.
+
+    `former` is the time of the copy of the database that was there before, "" without one.
+    """
 
     path: Path
     problem: str
     kept: int
     copies: tuple[str, ...]
+    former: str = ""
 
 
 def find(root: Path) -> list[Found]:
@@ -35,54 +42,95 @@ def find(root: Path) -> list[Found]:
     return [_look_at(path) for path in sorted(paths)]
 
 
-def restore(path: Path, *, empty: bool = False) -> Path | None:
-    """Put the newest copy of a database in its place, or nothing. Return where the database was moved to, if it exists.
+def restore(path: Path, *, empty: bool = False, former: bool = False) -> Path | None:
+    """Put the newest copy of a database that can be read in its place, or nothing.
 
-    Raise NotFound without a copy, OSError.
+    `former` chooses the copy of the database that was there before this one. Return where the database was moved to,
+    if there was one; its log is moved with it. Raise NotFound without a copy, OSError.
     """
-    copies = backup.copies(path)
-    if not copies and not empty:
-        raise NotFound(f"no copy of {path}; --empty begins an empty database, and keeps all data beside it")
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}") if path.exists() else None
-    for log in _LOGS:
-        path.with_name(path.name + log).unlink(missing_ok=True)
-    if aside is not None:
-        path.replace(aside)
-    if not empty:
-        _copy(copies[0], path)
-    return aside
+    copy = None if empty else _chosen(path, former)
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}")
+    moved = [log for log in _LOGS if _move(path.with_name(path.name + log), aside.with_name(aside.name + log))]
+    if not _move(path, aside):
+        aside = aside.with_name(aside.name + moved[0]) if moved else aside
+    if copy is not None:
+        _copy(copy, path)
+    return aside if os.path.lexists(aside) else None
+
+
+def _chosen(path: Path, former: bool) -> Path:
+    copy = backup.newest(path)
+    if former:
+        copy = backup.former(path) if pages.is_sound(backup.former(path)) else None
+    if copy is None:
+        which = "of the database that was there before" if former else "that can be read"
+        raise NotFound(f"no copy of {path} {which}; --empty begins an empty database, and keeps all data beside it")
+    return copy
+
+
+def _move(path: Path, target: Path) -> bool:
+    """Rename whatever is at a path. Return whether there was something."""
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def release(path: Path) -> int:
-    """Forget what a database keeps although no record knows it: the next start deletes it. Return how much that was.
+    """Forget what a database keeps although no record knows it, and the copy of the database before it.
 
-    Raise FailedPrecondition for a database that cannot be used.
+    The next start deletes what is forgotten. Return how much that was. Raise FailedPrecondition for a database that
+    cannot be used.
     """
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as db, db:
-            return db.execute("DELETE FROM kept").rowcount
+        with closing(_opened(path)) as db, db:
+            if _has(db, "leftovers"):
+                db.execute("INSERT OR IGNORE INTO leftovers SELECT * FROM kept")
+            forgotten = db.execute("DELETE FROM kept").rowcount
     except sqlite3.Error as error:
         raise FailedPrecondition(f"{path} cannot be used: {error}") from error
+    backup.former(path).unlink(missing_ok=True)
+    return forgotten
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)
 
 
 def _look_at(path: Path) -> Found:
-    times = tuple(backup.time_of(copy) for copy in backup.copies(path))
-    if not path.exists() or not path.stat().st_size:
-        return Found(path, "empty" if path.exists() else "missing", 0, times)
+    problem, kept = "", 0
     try:
         database.refuse_foreign(path, "database")
-        with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as db:
-            database.check(db, path, "database")
-            return Found(path, "", _kept(db), times)
+        if not path.exists() or not path.stat().st_size:
+            problem = "empty" if path.exists() else "missing"
+        else:
+            with closing(_opened(path)) as db:
+                database.check(db, path, "database")
+                if db.execute("PRAGMA user_version").fetchone()[0] >= _WITH_IDENTITY:
+                    database.require_tables(db, path, "database", _OURS)
+                kept = _kept(db)
     except (FailedPrecondition, sqlite3.Error) as error:
-        return Found(path, str(error), 0, times)
+        problem = str(error)
+    former = backup.former(path)
+    return Found(
+        path, problem, kept, tuple(map(_shown, backup.copies(path))), _shown(former) if former.is_file() else ""
+    )
+
+
+def _shown(copy: Path) -> str:
+    return backup.time_of(copy) + ("" if pages.is_sound(copy) else " (damaged)")
 
 
 def _kept(db: sqlite3.Connection) -> int:
     """Return the number of kept names; none in a database of an earlier release."""
-    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'kept'").fetchone() is None:
+    if not _has(db, "kept"):
         return 0
     return int(db.execute("SELECT count(*) FROM kept").fetchone()[0])
+
+
+def _has(db: sqlite3.Connection, table: str) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone() is not None
 
 
 def _copy(source: Path, target: Path) -> None:

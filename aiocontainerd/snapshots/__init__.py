@@ -6,5 +6,6 @@ plugins import this room, and `plugin` hands its names on to authors.
 - `base`: the class an author derives from
 - `tree`, `claims`, `layer`: every key with its state in memory, calls about one key in turn, the record of a snapshot
 - `store`: the records in SQLite
+- `owned`: which layers the records may delete
 - `disk`: make, list, measure and remove trees of files
 """

@@ -37,7 +37,8 @@ from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots import foreign
 from aiocontainerd.snapshots.claims import Claims
 from aiocontainerd.snapshots.layer import Layer, fields_of
-from aiocontainerd.snapshots.store import Claimed, Store
+from aiocontainerd.snapshots.owned import Claimed
+from aiocontainerd.snapshots.store import Store
 from aiocontainerd.snapshots.tree import KeyTree, with_info
 from aiocontainerd.snapshots.used import names_in_use
 from aiocontainerd.sys.mount import Mount
@@ -48,6 +49,8 @@ DISCARDS_AT_ONCE = 4
 """Layers whose files `cleanup` deletes at the same time."""
 MOUNTED = "files of snapshot %s in %s stay: they are mounted"
 HELP = 'docs/plugins/operations.md, "An index that is lost"'
+CLOSE_LIMIT_S = 5.0
+"""For listing the files when a snapshotter is closed; one that takes longer counts as after a crash."""
 DISCARD_TIMEOUT_S = 600.0
 """The longest time for which removing the files of a useless layer may hold up a cancelled call."""
 
@@ -71,6 +74,7 @@ class SnapshotterBase:
         self._in_flight: set[str] = set()
         self._removed: set[str] = set()
         self._kept: frozenset[str] = frozenset()
+        self._claimed = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.root}: {self._tree!r} {self._claims!r}>"
@@ -146,21 +150,34 @@ class SnapshotterBase:
         cause = ""
         try:
             claimed = await self._store.claim(stored)
+            self._claimed = True
         except (sqlite3.Error, OSError) as error:
             claimed = Claimed(frozenset(name for name in stored if name not in self._tree))
             cause = f"it cannot be written ({text_of(error)})"
         self._kept = claimed.kept
         if self._kept:
             log.warning(
-                "%s does not know %d of the %d layers in %s, and keeps them: %s; see %s",
+                "%s does not know %d of the %d layers in %s, and keeps them: %s; %s",
                 self._store.path, len(self._kept), len(stored), self.layers,
-                claimed.cause or cause or "it was lost or put back earlier", HELP,
+                claimed.cause or cause or "it was lost or put back earlier", claimed.remedy or f"see {HELP}",
             )  # fmt: skip
 
     async def aclose(self) -> None:
         """Close the records. A snapshotter mounts nothing, so it has nothing else to release."""
         with anyio.CancelScope(shield=True):
+            if self._claimed:
+                await self._note_leftovers()
             await self._store.aclose()
+
+    async def _note_leftovers(self) -> None:
+        """Write down which files no record knows. If that fails, they count as what a crash left."""
+        self._claimed = False
+        try:
+            with anyio.fail_after(CLOSE_LIMIT_S):
+                stored = list(await self.stored())
+            await self._store.note_leftovers(stored)
+        except Exception as error:  # noqa: BLE001 - the edge of a stop, which goes on
+            log.debug("what is left in %s is not written down: %s", self.layers, error)
 
     async def __aenter__(self) -> Self:
         await self.start()

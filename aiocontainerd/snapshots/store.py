@@ -3,8 +3,7 @@
 Concurrent changes join the open group. The group is committed with one fsync, then all of its callers return. A change
 is on disk when `put` or `delete` returns.
 
-The database has an identity, and leaves its mark beside the layers (`aiocontainerd/index`). `claim` finds out whether
-it may delete what it does not know.
+`owned` finds out which layers the database may delete.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ import msgspec
 
 from aiocontainerd.errors import FailedPrecondition, Internal, ReadOnlyFileSystem, ResourceExhausted, text_of
 from aiocontainerd.index import backup, database
-from aiocontainerd.index.claim import Standing, doubt
-from aiocontainerd.index.mark import Mark, MarkFile
+from aiocontainerd.index.mark import MarkFile
 from aiocontainerd.index.read_only import MemoryCopy, copied, read_only, refusal
 from aiocontainerd.index.reserve import Reserve, is_full, with_room
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
-from aiocontainerd.snapshots import foreign
+from aiocontainerd.snapshots import foreign, owned
 from aiocontainerd.snapshots.layer import Layer
 
 log = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ COPIED_AT_STOP_BYTES = 32 << 20
 """The largest database that is copied when it is closed."""
 MARK = "snapshots.mark"
 """File name of the mark in the snapshotter's root."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE snapshots (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -58,6 +56,12 @@ CREATE TABLE identity (id TEXT NOT NULL, upgraded INTEGER NOT NULL, claimed INTE
 CREATE TABLE kept (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 """`kept` names files that this database does not know and must not delete."""
+_PASTS = """
+ALTER TABLE identity ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE IF NOT EXISTS past (number INTEGER PRIMARY KEY, id TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS leftovers (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+"""
+"""`past` has the identities that it had before. `closed`: it was closed in order, and then did not know `leftovers`."""
 _SELECT = """
 SELECT s.id, s.key, s.kind, s.parent_id, p.key, s.labels, s.created_at_ns, s.updated_at_ns, s.size_bytes, s.inodes
 FROM snapshots s LEFT JOIN snapshots p ON p.id = s.parent_id ORDER BY s.id
@@ -70,13 +74,6 @@ updated_at_ns = excluded.updated_at_ns, size_bytes = excluded.size_bytes, inodes
 _DELETE = "DELETE FROM snapshots WHERE id = ?"
 
 Change = tuple[str, tuple[object, ...]]
-
-
-class Claimed(msgspec.Struct, frozen=True):
-    """What a database found beside it: names that it keeps although it does not know them, and why ("": none new)."""
-
-    kept: frozenset[str] = frozenset()
-    cause: str = ""
 
 
 class _Group:
@@ -119,7 +116,9 @@ class Store:
             self._copy = copied(self.path, foreign.WHAT)
             self._connection = _opened_copy(self._copy) if self._copy is not None else self._opened_here()
             rows = self._connection.execute(_SELECT).fetchall()
-            return [_layer(row) for row in rows], self._last_id(self._connection)
+            return _layers(rows), owned.last_id(self._connection)
+        except ValueError as error:
+            raise database.damaged(self.path, foreign.WHAT, f"a record cannot be read: {error}") from error
         except sqlite3.DatabaseError as error:
             if database.is_damage(error):
                 raise database.damaged(self.path, foreign.WHAT, str(error)) from error
@@ -142,56 +141,20 @@ class Store:
         """Return the error for a change on a read-only file system."""
         return refusal(self.path, foreign.WHAT)
 
-    async def claim(self, stored: Collection[str]) -> Claimed:
+    async def claim(self, stored: Collection[str]) -> owned.Claimed:
         """Compare the database with the names on storage, before the first change. Return what it must keep.
 
         If the database cannot prove that the files are its own, it keeps all that it does not know, for good, and
         claims the rest. Raise sqlite3.Error or OSError if that cannot be written down; then nothing is claimed. On a
         read-only file system nothing is claimed either, and nothing can be deleted.
         """
-        return await anyio.to_thread.run_sync(self._claim, frozenset(stored), limiter=self._limiter)
-
-    def _claim(self, stored: frozenset[str]) -> Claimed:
         connection = self._connection
         assert connection is not None
-        identity, upgraded, met = connection.execute("SELECT id, upgraded, claimed FROM identity").fetchone()
-        last, mark = self._last_id(connection), self._mark.read()
-        known = {str(row[0]) for row in connection.execute("SELECT id FROM snapshots")}
-        before = frozenset(row[0] for row in connection.execute("SELECT name FROM kept")) & stored
         if self.is_copy:
-            return Claimed(before)
-        cause = doubt(
-            Standing(identity=identity, generation=last, met=met, upgraded=upgraded, recognises=last > 0), mark
+            return owned.Claimed(owned.kept_of(connection) & frozenset(stored))
+        return await anyio.to_thread.run_sync(
+            owned.claim, connection, self.path, self._mark, frozenset(stored), limiter=self._limiter
         )
-        doubtful = stored - known - before
-        if not cause and mark is None:
-            doubtful = frozenset(name for name in doubtful if _number(name) > last)
-            cause = "an earlier release wrote it, and it has not given out their numbers" if doubtful else ""
-        elif not cause:
-            self._mark.open()
-            return Claimed(before)
-        generation = max(last, mark.generation if mark else 0, *map(_number, stored)) + 1 if doubtful or mark else last
-        self._write_claim(connection, doubtful, generation)
-        self._mark.replace(Mark(identity, generation))
-        return Claimed(before | doubtful, cause if doubtful else "")
-
-    def _write_claim(self, connection: sqlite3.Connection, kept: Collection[str], generation: int) -> None:
-        """Keep names, and give out no number up to `generation` any more."""
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", [(name,) for name in kept])
-            connection.execute("UPDATE identity SET claimed = 1")
-            connection.execute("DELETE FROM sqlite_sequence WHERE name = 'snapshots'")
-            connection.execute("INSERT INTO sqlite_sequence VALUES ('snapshots', ?)", (generation,))
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-
-    def _last_id(self, connection: sqlite3.Connection) -> int:
-        last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'snapshots'").fetchone()
-        return int(last[0]) if last else 0
 
     async def put(self, layer: Layer) -> None:
         """Write the record of a layer. Raises ResourceExhausted on a full disk, ReadOnlyFileSystem, Internal."""
@@ -216,6 +179,17 @@ class Store:
                 self._copied = commits
         except (sqlite3.Error, OSError) as error:
             log.warning("there is no copy of %s: %s", self.path, text_of(error))
+
+    async def note_leftovers(self, stored: Collection[str]) -> None:
+        """Write down which of the names on storage no record knows. Call it last, if the database was claimed.
+
+        Raise sqlite3.Error or OSError; then what is there counts as after a crash.
+        """
+        async with self._turn:
+            if self._connection is not None and not self.is_copy:
+                await anyio.to_thread.run_sync(
+                    owned.note_leftovers, self._connection, frozenset(stored), limiter=self._limiter
+                )
 
     async def aclose(self) -> None:
         """Wait for the open group and close the file."""
@@ -314,7 +288,7 @@ class Store:
         if self._full:
             self._empty_log()
         self._mark.advance(
-            max((_number(str(values[0])) for statement, values in changes if statement is _PUT), default=0)
+            max((owned.number_of(str(values[0])) for statement, values in changes if statement is _PUT), default=0)
         )
 
 
@@ -328,7 +302,8 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         database.check(connection, path, foreign.WHAT)
-        _migrate(connection)
+        _migrate(connection, path)
+        backup.keep_former(connection, path, foreign.WHAT)
     except BaseException:
         connection.close()
         raise
@@ -339,7 +314,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 def _opened_copy(copy: MemoryCopy) -> sqlite3.Connection:
     connection = sqlite3.connect(copy.uri, uri=True, isolation_level=None, check_same_thread=False)
     try:
-        _migrate(connection)
+        _migrate(connection, copy.path)
     except BaseException:
         connection.close()
         copy.close()
@@ -347,24 +322,27 @@ def _opened_copy(copy: MemoryCopy) -> sqlite3.Connection:
     return connection
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN EXCLUSIVE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    database.refuse_tables_of_others(connection, path, foreign.WHAT, version)
     if version > SCHEMA_VERSION:
-        raise sqlite3.DatabaseError(f"schema version {version} is newer than {SCHEMA_VERSION}, the newest known")
+        raise sqlite3.DatabaseError(
+            f"schema version {version} is newer than {SCHEMA_VERSION}, the newest known: "
+            "run the release that wrote it, or a newer one"
+        )
     if version < 1:
         connection.execute(_SCHEMA)
     if version < 2:
         for statement in filter(str.strip, _IDENTITY.split(";")):
             connection.execute(statement)
         connection.execute("INSERT INTO identity VALUES (lower(hex(randomblob(16))), ?, 0)", (version == 1,))
+    if version < SCHEMA_VERSION:
+        for statement in filter(str.strip, _PASTS.split(";")):
+            connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
-
-
-def _number(name: str) -> int:
-    """Return the number that a layer's files have as their name, 0 for a name that no layer has."""
-    return int(name) if name.isascii() and name.isdecimal() else 0
+    database.require_tables(connection, path, foreign.WHAT, (_SCHEMA, _IDENTITY, _PASTS))
 
 
 def _row(layer: Layer) -> tuple[object, ...]:
@@ -380,6 +358,16 @@ def _row(layer: Layer) -> tuple[object, ...]:
         layer.usage.size,
         layer.usage.inodes,
     )
+
+
+def _layers(rows: Collection[tuple[int, str, int, int | None, str | None, bytes, int, int, int, int]]) -> list[Layer]:
+    """Return the layers of rows. Raise ValueError for values that no layer has."""
+    layers = [_layer(row) for row in rows]
+    ids = {layer.id for layer in layers}
+    for layer in layers:
+        if layer.parent_id and layer.parent_id not in ids:
+            raise ValueError(f"snapshot {layer.key} has a parent that is missing")
+    return layers
 
 
 def _layer(row: tuple[int, str, int, int | None, str | None, bytes, int, int, int, int]) -> Layer:

@@ -21,6 +21,7 @@ import msgspec
 from aiocontainerd import timestamps
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.engine import Engine
+from aiocontainerd_metadata_sqlite.references import CONTENT, INGESTS
 from aiocontainerd_metadata_sqlite.resources import Connection
 
 T = TypeVar("T")
@@ -55,6 +56,24 @@ SELECT json_group_array(r.id) FILTER (WHERE l.id IS NULL), json_group_array(r.id
     WHERE (l.id IS NULL OR l.flat)
     AND (r.type IN ('content', 'ingests', 'images', 'leases') OR r.type GLOB 'snapshots/*')
 """
+
+_HELD = """
+WITH RECURSIVE held (id) AS (
+    SELECT id FROM resources WHERE rooted AND expires_ns IS NULL AND type <> 'leases'
+    UNION
+    SELECT t.id FROM held
+        CROSS JOIN refs f ON f.source = held.id
+        CROSS JOIN resources t ON t.namespace = f.namespace AND t.type = f.type AND t.key = f.key
+        WHERE f.kind < 3
+    UNION
+    SELECT f.source FROM held
+        CROSS JOIN resources l ON l.id = held.id
+        CROSS JOIN refs f ON f.namespace = l.namespace AND f.type = l.type AND f.key = l.key
+        WHERE f.kind = 3
+)
+SELECT id FROM held
+"""
+"""What a root leads to that neither ends by itself nor is a lease: a collection does not delete it unless asked to."""
 
 _SPARE = """
 WITH RECURSIVE reached (id) AS (
@@ -117,6 +136,21 @@ def mark(db: Connection, now_ns: int) -> Marked:
     """Find the resources that no root leads to, in the read snapshot of `db`."""
     dead, flat = db.execute(_MARK, {"now": now_ns}).fetchone()
     return Marked(sorted(json.loads(dead), reverse=True), json.loads(flat))
+
+
+def recorded(db: Connection, resource_type: str, *, held: bool = False) -> frozenset[str]:
+    """Return the names that records of a type have in their backend; with `held` only those that stay."""
+    if resource_type == CONTENT:
+        rows = db.execute("SELECT id, key FROM resources WHERE type = 'content'")
+    elif resource_type == INGESTS:
+        rows = db.execute("SELECT id, backend_ref FROM ingests")
+    else:
+        name = resource_type.partition("/")[2]
+        rows = db.execute("SELECT id, backend_key FROM snapshots WHERE snapshotter = ?", (name,))
+    if not held:
+        return frozenset(row[1] for row in rows)
+    staying = {row[0] for row in db.execute(_HELD)}
+    return frozenset(row[1] for row in rows if row[0] in staying)
 
 
 class Sweeper:

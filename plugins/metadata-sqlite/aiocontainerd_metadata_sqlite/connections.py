@@ -6,7 +6,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from aiocontainerd.index import database
+from aiocontainerd.index import backup, database
 from aiocontainerd.index.read_only import MemoryCopy, copied
 from aiocontainerd.index.reserve import Reserve, with_room
 from aiocontainerd_metadata_sqlite.schema import NAME, migrate
@@ -36,6 +36,7 @@ class Opened:
                 raise
             return
         self.writer = with_room(reserve, lambda: self._checked(path))
+        backup.keep_former(self.writer, path, NAME)
         self._inode = path.stat().st_ino
         _sync_directory(path.parent)
 

@@ -24,7 +24,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from aiocontainerd.errors import Internal, ResourceExhausted, Unavailable
+from aiocontainerd.errors import FailedPrecondition, Internal, ResourceExhausted, Unavailable
 from aiocontainerd.index import backup, database
 from aiocontainerd.index.read_only import read_only, refusal
 from aiocontainerd.index.reserve import Reserve, is_full
@@ -118,7 +118,8 @@ class Engine:
     async def open(self) -> None:
         """Open, check and migrate the database.
 
-        Raise FailedPrecondition for one of a newer version or another program, or a damaged one; sqlite3.Error.
+        Raise FailedPrecondition, with the remedy, for one of a newer version or another program, a damaged one, and one
+        that SQLite cannot open; OSError.
         """
         self._loop = asyncio.get_running_loop()
         self._opened = await anyio.to_thread.run_sync(self._open)
@@ -234,7 +235,7 @@ class Engine:
         except sqlite3.DatabaseError as error:
             if database.is_damage(error):
                 raise database.damaged(self.path, NAME, str(error)) from error
-            raise
+            raise FailedPrecondition(f"{NAME} {self.path} cannot be opened: {error}") from error
         watch_changes(opened.writer, lambda *name: self._changed.add(name))
         if opened.copy is None:
             self._reserve.hold_log()

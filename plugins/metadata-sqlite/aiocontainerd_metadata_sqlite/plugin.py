@@ -62,9 +62,9 @@ def check(root: Path, _config: Config) -> None:
 async def init(context: InitContext[Config]) -> object:
     """Open `<root>/meta.db` over the one content store and every loaded snapshotter.
 
-    Nothing works without it, so the daemon does not start on a database that is damaged.
+    Nothing works without it, so the daemon does not start on a database that cannot be opened.
     """
-    from aiocontainerd.index.database import DamagedDatabaseError, ForeignDatabaseError
+    from aiocontainerd.errors import ContainerdError, os_text
     from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
     path = context.root / "meta.db"
@@ -83,8 +83,10 @@ async def init(context: InitContext[Config]) -> object:
     store.ownership.changed = lambda: _show_kept(context, store)
     try:
         await store.open()
-    except (ForeignDatabaseError, DamagedDatabaseError) as error:
+    except ContainerdError as error:
         raise StartRefused(str(error)) from error
+    except OSError as error:
+        raise StartRefused(f"metadata database {path} cannot be opened: {os_text(error)}") from error
     if context.config.backup_interval.seconds:
         context.tasks.start_soon(store.keep_copies, context.config.backup_interval.seconds, name="copies")
     context.watch(kinds.SNAPSHOTTER, store.follow)

@@ -12,6 +12,7 @@ import sqlite3
 from pathlib import Path
 
 from aiocontainerd.errors import FailedPrecondition
+from aiocontainerd.index import database
 
 NAME = "metadata database"
 _FIRST = """
@@ -120,7 +121,19 @@ CREATE TABLE kept (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _SECOND)
+_THIRD = """
+-- past: the identities that the database had, the newest last; it takes a new one each time it is opened. closed: the
+-- backend was listed when the database was closed last, and then had `leftovers` that no record knew.
+CREATE TABLE IF NOT EXISTS past (number INTEGER PRIMARY KEY, id TEXT NOT NULL) STRICT;
+ALTER TABLE owned ADD COLUMN closed INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE IF NOT EXISTS leftovers (
+    type TEXT NOT NULL,
+    key TEXT NOT NULL,
+    PRIMARY KEY (type, key)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _SECOND, _THIRD)
 """Script n migrates version n to n + 1. Only append to this: databases of every version exist."""
 
 VERSION = len(MIGRATIONS)
@@ -129,9 +142,11 @@ VERSION = len(MIGRATIONS)
 def migrate(connection: sqlite3.Connection, path: Path) -> int:
     """Bring the database to `VERSION` in one transaction and return the version it had.
 
-    Raise FailedPrecondition for a database that a newer release wrote; nothing is changed then.
+    Raise FailedPrecondition for a database of a newer release or another program, and nothing is changed then; also for
+    one that lacks tables.
     """
     found = version(connection)
+    database.refuse_tables_of_others(connection, path, NAME, found)
     if found > VERSION:
         raise FailedPrecondition(
             f"metadata database {path} has version {found}, this release knows versions up to {VERSION}: "
@@ -145,6 +160,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> int:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+    database.require_tables(connection, path, NAME, MIGRATIONS)
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from aiocontainerd.errors import ReadOnlyFileSystem, text_of, to_status
+from aiocontainerd.errors import ContainerdError, ReadOnlyFileSystem, text_of, to_status
 from aiocontainerd.index import backup
 from aiocontainerd.index.read_only import refusal
 from aiocontainerd.interfaces.content import ContentStore
@@ -121,6 +121,10 @@ class SqliteMetadataStore:
     async def aclose(self) -> None:
         """Copy the database if it changed, finish the mutations that wait, and close it."""
         with anyio.CancelScope(shield=True):
+            try:
+                await self.ownership.note_leftovers()
+            except ContainerdError as error:
+                log.warning("what is left in the backends is not written down: %s", error)
             if await anyio.to_thread.run_sync(self._is_small):
                 await self._copy()
         await self.engine.aclose()

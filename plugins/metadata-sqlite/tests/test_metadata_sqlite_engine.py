@@ -223,7 +223,7 @@ async def test_failed_migration_leaves_the_old_version(tmp_path: Path, monkeypat
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE broken (;"))
     monkeypatch.setattr(schema, "VERSION", schema.VERSION + 1)
     engine = Engine(tmp_path / "meta.db")
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(FailedPrecondition, match=r"meta\.db cannot be opened: .*syntax error"):
         await engine.open()
     await engine.aclose()
     connection = sqlite3.connect(tmp_path / "meta.db")

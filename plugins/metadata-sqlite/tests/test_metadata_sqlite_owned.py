@@ -16,8 +16,8 @@ from aiocontainerd_metadata_sqlite import store as store_module
 from aiocontainerd_metadata_sqlite.store import SqliteMetadataStore
 
 from aiocontainerd import context
-from aiocontainerd.errors import Internal, ReadOnlyFileSystem, Unavailable
-from aiocontainerd.index import backup
+from aiocontainerd.errors import FailedPrecondition, Internal, ReadOnlyFileSystem, Unavailable
+from aiocontainerd.index import backup, repair
 from aiocontainerd.interfaces.content import BlobInfo
 from aiocontainerd.testing.disks import MemoryDisk
 from aiocontainerd.testing.fakes import FakeBus, FakeContentStore, FakeSnapshotter, digest_of
@@ -215,6 +215,132 @@ async def test_a_snapshotter_that_is_new_to_the_database_keeps_what_it_has(root:
         await store.collect()
         assert store.ownership.kept == {"snapshots/old": 1}
     assert list(root.others["old"].infos) == ["x/1/somebodys"]
+
+
+async def fork(root: Root) -> Root:
+    """Return a copy of a root."""
+    other = Root(root.path.parent / "copy")
+    await anyio.to_thread.run_sync(shutil.copytree, root.path.parent, other.path.parent)
+    for digest, blob in root.blobs.blobs.items():
+        other.blobs.blobs[digest] = blob
+    other.layers.infos.update(root.layers.infos)
+    return other
+
+
+async def test_of_two_roots_that_were_one_neither_has_the_index_of_the_other(
+    root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = await fork(root)
+    async with root.open() as store:
+        await ingest(store, b"here", ROOT_LABELS)
+        await committed(store, "here", labels=ROOT_LABELS)
+    async with other.open() as store:
+        for number in range(9):
+            await ingest(store, f"there {number}".encode(), ROOT_LABELS)
+    before = root.names()
+    shutil.copy(other.path, root.path)
+    async with root.open() as store:
+        await store.collect()
+        assert store.ownership.kept == {"content": 1, "snapshots/fake": 1}
+    assert root.names() == before
+    assert "another copy of it has been in use here since" in caplog.text
+
+
+async def test_what_only_a_lease_holds_is_kept_in_doubt(root: Root) -> None:
+    async with root.open() as store:
+        await store.leases.create("pull", {})
+        with context.use(lease="pull"):
+            await ingest(store, b"pulled")
+            await committed(store, "unpacked")
+    older = root.path.with_name("older")
+    shutil.copy(root.path, older)
+    async with root.open() as store:
+        await ingest(store, b"later", ROOT_LABELS)
+    before = root.names()
+    shutil.copy(older, root.path)
+    async with root.open() as store:
+        await store.leases.delete("pull")
+        await store.collect()
+        assert store.ownership.kept == {"content": 2, "snapshots/fake": 1}
+    assert root.names() == before
+
+
+async def test_what_is_brought_while_the_database_is_closed_is_kept(
+    root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root.blobs.index_mark = tmp_path / "blobs.mark"  # type: ignore[attr-defined]  # it is a backend on this disk now
+    async with root.open() as store:
+        await store.collect()
+        await root.put(b"left by the stop")
+    await root.put(b"brought")
+    for _ in range(2):
+        async with root.open() as store:
+            await store.collect()
+            assert store.ownership.kept == {"content": 1}
+    assert digest_of(b"brought") in root.blobs.blobs
+    assert digest_of(b"left by the stop") not in root.blobs.blobs
+    assert "does not know 1 of 4 objects in content, and keeps them: it came from elsewhere" in caplog.text
+
+
+async def test_after_a_kill_what_is_unknown_is_what_the_crash_left(root: Root, tmp_path: Path) -> None:
+    root.blobs.index_mark = tmp_path / "blobs.mark"  # type: ignore[attr-defined]  # as above
+    async with root.open():
+        killed = root.path.with_name("killed")
+        shutil.copy(root.path, killed)
+        shutil.copy(f"{root.path}-wal", f"{killed}-wal")
+        await root.put(b"crash")
+    for ending in ("", "-wal"):
+        shutil.copy(f"{killed}{ending}", f"{root.path}{ending}")
+    async with root.open() as store:
+        await store.collect()
+    assert digest_of(b"crash") not in root.blobs.blobs
+
+
+async def test_a_backend_that_cannot_be_listed_at_the_stop_does_not_hold_it_up(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root.blobs.index_mark = tmp_path / "blobs.mark"  # type: ignore[attr-defined]  # as above
+
+    async def hangs(*_args: object) -> AsyncIterator[BlobInfo]:
+        await anyio.sleep_forever()
+        yield BlobInfo(digest="", size=0, created_at_ns=0, updated_at_ns=0)
+
+    monkeypatch.setattr(owned, "CLOSE_LIMIT_S", 0.01)
+    with monkeypatch.context() as patched:
+        async with root.open():
+            patched.setattr(FakeContentStore, "walk", hangs)
+            await root.put(b"crash")
+    async with root.open() as store:
+        await store.collect()
+    assert digest_of(b"crash") not in root.blobs.blobs
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [("DROP TABLE kept", "it has no table kept"), ("DELETE FROM identity", "it has no identity")],
+)
+async def test_a_database_without_its_tables_is_damaged(root: Root, change: str, cause: str) -> None:
+    with sqlite3.connect(root.path) as db:
+        db.execute(change)
+    db.close()
+    with pytest.raises(FailedPrecondition, match=f"is damaged: {cause}. .* aiocontainerd index restore "):
+        async with root.open():
+            pass
+    databases = await anyio.to_thread.run_sync(repair.find, root.path.parent.parent)
+    assert [cause in found.problem for found in databases if found.path == root.path] == [True]
+
+
+async def test_a_database_of_another_program_is_refused_and_not_touched(root: Root) -> None:
+    lose(root)
+    with sqlite3.connect(root.path) as db:
+        db.execute("CREATE TABLE bookmarks (id)")
+    db.close()
+    with pytest.raises(FailedPrecondition, match="was written by another program"):
+        async with root.open():
+            pass
+    with sqlite3.connect(root.path) as db:
+        assert db.execute("SELECT name FROM sqlite_schema").fetchall() == [("bookmarks",)]
+    db.close()
 
 
 def downgrade(root: Root) -> None:
