@@ -151,7 +151,8 @@ class Store:
         connection = self._connection
         assert connection is not None
         if self.is_copy:
-            return owned.Claimed(owned.kept_of(connection) & frozenset(stored))
+            kept = await anyio.to_thread.run_sync(owned.kept_of, connection, limiter=self._limiter)
+            return owned.Claimed(kept & frozenset(stored))
         return await anyio.to_thread.run_sync(
             owned.claim, connection, self.path, self._mark, frozenset(stored), limiter=self._limiter
         )
