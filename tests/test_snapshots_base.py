@@ -511,7 +511,7 @@ async def test_snapshots_on_a_read_only_file_system_are_shown_and_mounted_and_no
     async with Directories(root) as snapshotter:
         await chain(snapshotter, "one")
         mounts = await snapshotter.prepare("active", "one")
-    (root / "snapshots" / "77").mkdir()
+        (root / "snapshots" / "77").mkdir()
     before = disk.names()
     disk.remount("ro")
     async with Directories(root) as snapshotter:
