@@ -158,6 +158,18 @@ def test_ttrpc_follows_the_address_flag_where_it_is_not_configured(
     assert flags.load().plugin_tables.get(TTRPC, {}).get("address", "") == ttrpc
 
 
+@pytest.mark.parametrize("flags", [["-root", "/r", "-log-level=debug"], ["--root=/r", "-l", "debug"]])
+def test_long_flags_may_have_one_dash_as_in_go(tmp_path: Path, flags: list[str]) -> None:
+    done = run("-config", file(tmp_path / "c.toml", "version = 4\n"), *flags, "config", "dump")
+    assert done.exit_code == 0, done.stderr
+    assert {'root = "/r"', 'level = "debug"'} <= set(done.stdout.splitlines())
+
+
+def test_an_empty_config_flag_does_not_mean_the_default_file() -> None:
+    done = run("--config", "", "config", "dump")
+    assert (done.exit_code, "--config is empty; it needs the path of a file" in done.stderr) == (2, True)
+
+
 def starting(tmp_path: Path, *args: str | Path, config: str = "version = 4\n") -> Result:
     """Return a daemon that must not start, in directories of its own."""
     path = file(tmp_path / "c.toml", config)
@@ -171,6 +183,7 @@ def starting(tmp_path: Path, *args: str | Path, config: str = "version = 4\n") -
         (["--log-level", "loud"], "", 'unknown log level "loud"; use one of trace, '),
         (["--state", "{dir}/r"], "", "root and state must be different directories"),
         (["--root", "/proc/version/r"], "", "root directory /proc/version/r cannot be used: Not a directory; choose"),
+        ([], 'version = 4\ntemp = "/proc/version/t"', "Not a directory; choose another: temp = in the config"),
         ([], "version = 9", "expected containerd config version equal to or less than `4`, got `9`"),
         ([], "version = 4\n[plugin_policy]\nalow = []", '{dir}/c.toml:3: unknown key plugin_policy.alow; did you mean'),
         ([], 'version = 4\ndisabled_plugins = ["cri"]', 'invalid disabled plugin URI "cri" expect io.containerd.x.vx'),
@@ -178,8 +191,8 @@ def starting(tmp_path: Path, *args: str | Path, config: str = "version = 4\n") -
         ([], f'version = 4\n[plugins."{GC}"]\npause_threshold = "1"', "pause_threshold: expected `float`, got `str`"),
     ],
     ids=[
-        "no config file", "log level", "root is state", "root is unusable", "newer version", "unknown key",
-        "disabled plugin", "log format", "plugin key",
+        "no config file", "log level", "root is state", "root is unusable", "temp is unusable", "newer version",
+        "unknown key", "disabled plugin", "log format", "plugin key",
     ],
 )  # fmt: skip
 def test_what_an_operator_can_mend_is_one_line_and_status_1(

@@ -107,7 +107,7 @@ def test_a_wrong_type_is_an_error_even_where_unknown_keys_warn(tmp_path: Path) -
     path = write(tmp_path / "c.toml", 'version = 3\noom_score = "low"\n')
     with pytest.raises(ConfigError) as failed:
         load(path, warn_only=True)
-    assert str(failed.value) == f"{path}:2: oom_score: expected `int`, got `str`; write it without quotes"
+    assert str(failed.value) == f"{path}:2: oom_score: expected `int`, got `str`; write a whole number, without quotes"
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4])

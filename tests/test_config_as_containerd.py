@@ -13,6 +13,7 @@ from aiocontainerd.host import discovery
 
 GRPC = "io.containerd.server.v1.grpc"
 TCP = "io.containerd.server.v1.grpc-tcp"
+BOLT = "io.containerd.metadata.v1.bolt"
 GC = "io.containerd.gc.v1.scheduler"
 
 
@@ -122,3 +123,33 @@ def test_an_address_is_a_plain_string_that_any_encoder_takes(tmp_path: Path) -> 
     (grpc,) = [one for one in discovery.all_registrations() if one.uri == GRPC]
     for record in (config.plugin_config(grpc), grpc.config()):
         assert type(record.address) is str  # type: ignore[attr-defined] # a key of another module's record
+
+
+def test_an_empty_choice_is_the_default_one(tmp_path: Path) -> None:
+    config = loaded(tmp_path, f'version = 3\n[plugins."{BOLT}"]\ncontent_sharing_policy = ""\n')
+    (bolt,) = [one for one in discovery.all_registrations() if one.uri == BOLT]
+    assert getattr(config.plugin_config(bolt), "content_sharing_policy") == "shared"  # noqa: B009 - as above
+
+
+@pytest.mark.parametrize("owner", [-1, 0, 4294967294])
+def test_a_socket_may_have_any_owner_that_a_file_may_have(tmp_path: Path, owner: int) -> None:
+    config = loaded(tmp_path, f"version = 2\n[grpc]\nuid = {owner}\n")
+    assert config.plugin_tables == ({GRPC: {"uid": owner}} if owner else {})
+
+
+def test_a_key_that_moved_has_the_line_where_it_was_written(tmp_path: Path) -> None:
+    text = 'version = 2\n[debug]\naddress = "/d.sock"\n[metrics]\naddress = "127.0.0.1:1338"\ngrpc_histogram = true\n'
+    (warning,) = loaded(tmp_path, text).warnings
+    assert warning == (
+        "tables of plugins that only containerd has are without effect: "
+        f"io.containerd.metrics.v1.grpc-prometheus ({tmp_path}/c.toml:6), "
+        f"io.containerd.server.v1.debug ({tmp_path}/c.toml:3), io.containerd.server.v1.metrics ({tmp_path}/c.toml:5)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "env"), [("true", ["SCHED_CORE=1"]), ("false", None), ('"false"', None), ("1", None)]
+)
+def test_sched_core_counts_only_as_a_boolean(tmp_path: Path, written: str, env: list[str] | None) -> None:
+    config = loaded(tmp_path, f'version = 2\n[plugins."io.containerd.runtime.v2.task"]\nsched_core = {written}\n')
+    assert config.plugin_tables.get("io.containerd.shim.v1.manager", {}).get("env") == env

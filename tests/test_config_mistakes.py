@@ -62,7 +62,30 @@ WARNED = {
         'did you mean "io.containerd.snapshotter.v1.native"?'
     ),
     '[proxy_plugins.a]\ntype = "snapshotter"\naddress = "/x"': (
-        '3: proxy_plugins.a.type: "snapshotter" is none; use "snapshot", "content", "sandbox" or "diff"'
+        '3: proxy_plugins.a.type: "snapshotter" is none; use "snapshot", "content" or "diff"'
+    ),
+    '[plugins."io.containerd.runtime.v2.task"]\nsched_core = "false"': (
+        '3: plugins."io.containerd.runtime.v2.task".sched_core has no effect; containerd dropped it, too'
+    ),
+    'disabled_plugins = ["containerd.grpc.v1.cri"]': (
+        '2: disabled_plugins: no plugin "containerd.grpc.v1.cri" is installed; '
+        'did you mean "io.containerd.grpc.v1.cri"?'
+    ),
+    'disabled_plugins = ["io.containerd.snapshotter.v1.*"]': (
+        '2: disabled_plugins: no plugin "io.containerd.snapshotter.v1.*" is installed; '
+        "name each plugin, a pattern has no effect"
+    ),
+    '[plugins."IO.containerd.gc.v1.scheduler"]\nx = 1': (
+        '2: no plugin "IO.containerd.gc.v1.scheduler" is installed, its table has no effect; '
+        'did you mean "io.containerd.gc.v1.scheduler"?'
+    ),
+    '[plugins."io.containerd.grpc.v1.nri"]\nx = 1': (
+        '2: no plugin "io.containerd.grpc.v1.nri" is installed, its table has no effect; '
+        'did you mean "io.containerd.nri.v1.nri"?'
+    ),
+    '[plugins."io.containerd.gc.v2.scheduler"]\nx = 1': (
+        '2: no plugin "io.containerd.gc.v2.scheduler" is installed, its table has no effect; '
+        'did you mean "io.containerd.gc.v1.scheduler"?'
     ),
 }
 """Keys and tables without effect that are no mistakes, after `version = 3` -> the warning."""
@@ -102,7 +125,7 @@ REFUSED = {
     'imports = ["none.toml"]': "2: failed to load TOML from none.toml: No such file or directory",
     "root = 3": "2: root: expected `str`, got `int`; write it in quotes",
     'root = "/a"\nstate = "/a"': "3: root and state must be different directories, both are /a",
-    'oom_score = "-999"': "2: oom_score: expected `int`, got `str`; write it without quotes",
+    'oom_score = "-999"': "2: oom_score: expected `int`, got `str`; write a whole number, without quotes",
     "oom_score = -2000": "2: oom_score: expected `int` >= -1000",
     '[debug]\nlevel = "verbose"': (
         '3: debug.level: unknown log level "verbose"; use one of trace, debug, info, warn, warning, error, fatal, panic'
@@ -130,7 +153,7 @@ REFUSED = {
     f"[{BOLT}]\ncache_bytes = -1": f"3: {BOLT}.cache_bytes: expected `int` >= 0",
     '[plugins."io.containerd.snapshotter.v1.overlayfs"]\nsync_remove = "true"': (
         '3: plugins."io.containerd.snapshotter.v1.overlayfs".sync_remove: expected `bool`, got `str`; '
-        "write it without quotes"
+        "write true or false, without quotes"
     ),
     '[plugins."io.containerd.snapshotter.v1.overlayfs"]\nmount_options = "noatime"': (
         '3: plugins."io.containerd.snapshotter.v1.overlayfs".mount_options: expected `array`, got `str`; '
@@ -167,6 +190,33 @@ REFUSED = {
     '[plugins."io.containerd.shim-launcher.v1.aio"]\nfork_sever = true': (
         '3: unknown key plugins."io.containerd.shim-launcher.v1.aio".fork_sever; did you mean "fork_server"?'
     ),
+    'root = ["/a"]': "2: root: expected `str`, got `array`; write one text in quotes",
+    "oom_score = 1.5": "2: oom_score: expected `int`, got `float`; write a whole number",
+    "oom_score = true": "2: oom_score: expected `int`, got `bool`; write a whole number",
+    f'[{GC}]\npause_threshold = "0.02"': (
+        f"3: {GC}.pause_threshold: expected `float`, got `str`; write a number, without quotes"
+    ),
+    f"[{BOLT}]\nno_sync = 1": f"3: {BOLT}.no_sync: expected `bool`, got `int`; write true or false",
+    f'[{BOLT}]\nno_sync = ""': f"3: {BOLT}.no_sync: expected `bool`, got `str`; write true or false, without quotes",
+    '[proxy_plugins.a]\nexports = "/x"': (
+        "3: proxy_plugins.a.exports: expected `table`, got `str`; write a table: [proxy_plugins.a.exports]"
+    ),
+    "[proxy_plugins.a]\nexports = []": (
+        "3: proxy_plugins.a.exports: expected `table`, got `array`; write a table: [proxy_plugins.a.exports]"
+    ),
+    '[proxy_plugins]\na = "/x"': "3: proxy_plugins.a: expected `table`, got `str`; write a table: [proxy_plugins.a]",
+    '[plugins]\n"io.containerd.gc.v1.scheduler" = 3': (f"3: {GC}: expected `table`, got `int`; write a table: [{GC}]"),
+    '[stream_processors.io.containerd.x]\naccepts = ["a"]': (
+        "2: unknown key stream_processors.io.containerd; write the whole name in quotes: "
+        '[stream_processors."io.containerd.x"]'
+    ),
+    '[proxy_plugins.acme.v1]\ntype = "snapshot"': (
+        '2: unknown key proxy_plugins.acme.v1; write the whole name in quotes: [proxy_plugins."acme.v1"]'
+    ),
+    "[grpc]\ngid = 4294967295": "3: grpc.gid: expected `int` <= 4294967294",
+    "[ttrpc]\nuid = -2": "3: ttrpc.uid: expected `int` >= -1",
+    f"[{GRPC}]\ngid = 4294967296": f"3: {GRPC}.gid: expected `int` <= 4294967294",
+    'root = "/run/containerd"': "2: root and state must be different directories, both are /run/containerd",
 }
 """What no daemon starts with, after `version = 3` -> the error."""
 
@@ -214,6 +264,7 @@ def test_a_section_of_version_3_in_version_4_says_where_its_keys_are(tmp_path: P
             "expected containerd config version equal to or less than `4`, got `5`; "
             "write version = 4, and leave out what only version 5 has",
         ),
+        ("-1", "there is no config version -1; write version = 4"),
         ('"3"', "version must be a number, got '3'; write version = 4"),
     ],
 )

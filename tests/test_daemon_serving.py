@@ -88,3 +88,19 @@ async def test_servers_start_where_there_is_something_to_serve() -> None:
     server = Server(serves=True)
     await start_servers(registry_with(server, "version"))
     assert server.starts == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("name", "endpoint"),
+    [("grpc", "main endpoint"), ("ttrpc", "main ttrpc endpoint"), ("grpc-tcp", "TCP grpc endpoint")],
+)
+async def test_no_server_starts_without_a_socket_that_containerd_needs(name: str, endpoint: str) -> None:
+    server = Server(serves=True)
+    registry = registry_with(server, "health")
+    if name == "grpc":
+        registry[f"{kinds.SERVER}.grpc"].failed(StartError("in use"))
+    else:
+        registry.add(Registration(kind=kinds.SERVER, id=name, init=init)).failed(StartError("in use"))
+    assert await refusal(registry) == f"failed to get listener for {endpoint}: in use"
+    assert server.starts == 0

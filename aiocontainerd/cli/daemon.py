@@ -46,8 +46,16 @@ class DaemonFlags:
         return load(Path(self.config or DEFAULT_PATH), explicit=explicit, warn_only=self.warn_only, flags=values)
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-c", "--config", "config", default="", metavar="FILE", help=f"Config file [default: {DEFAULT_PATH}].")
+class GoFlags(click.Group):
+    """A group whose long options may have one dash, as Go programs take them: `-log-level debug`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names = {name for param in self.params for name in param.opts if name.startswith("--")}
+        return super().parse_args(ctx, [f"-{arg}" if f"-{arg}".partition("=")[0] in names else arg for arg in args])
+
+
+@click.group(cls=GoFlags, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-c", "--config", metavar="FILE", help=f"Config file [default: {DEFAULT_PATH}].")
 @click.option("-a", "--address", default="", metavar="PATH", help=f"gRPC socket [default: {DEFAULT_ADDRESS}].")
 @click.option("--root", default="", metavar="DIR", help="Directory of persistent data.")
 @click.option("--state", default="", metavar="DIR", help="Directory of what a reboot may empty.")
@@ -56,14 +64,16 @@ class DaemonFlags:
 @click.option("-v", "--version", is_flag=True, help="Print the version.")
 @click.pass_context
 def main(
-    context: click.Context, config: str, address: str, root: str, state: str, log_level: str, config_warn_only: bool,
-    version: bool,
+    context: click.Context, config: str | None, address: str, root: str, state: str, log_level: str,
+    config_warn_only: bool, version: bool,
 ) -> None:  # fmt: skip
     """Run the container runtime daemon."""
     if version:
         click.echo(f"aiocontainerd {aiocontainerd.__version__}")
         context.exit()
-    context.obj = DaemonFlags(config, address, root, state, log_level, config_warn_only)
+    if config == "":
+        raise click.UsageError("--config is empty; it needs the path of a file")
+    context.obj = DaemonFlags(config or "", address, root, state, log_level, config_warn_only)
     if context.invoked_subcommand is None:
         sys.exit(_run_daemon(context.obj))
 

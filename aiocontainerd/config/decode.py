@@ -19,6 +19,7 @@ RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<path>.*?)`)?\Z")
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*?)`)?\Z", re.DOTALL)
 _MISSING = re.compile(r".* missing required field `(?P<field>.*?)`\Z")
+_NAMED_TABLES = ("stream_processors", "proxy_plugins", "python_plugins")
 _SOME_KEY = "..."
 _STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\.\.\.|\d+)\]")
 
@@ -39,6 +40,7 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
     problems: list[Problem] = []
     rest = copy.deepcopy(tree)
     respell(rest, kind, at, origins)
+    _drop_empty_choices(rest, kind)
     while True:
         error = _failure(rest, kind)
         if error is None:
@@ -54,6 +56,17 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
         value = _at(rest, steps).pop(unknown["field"])
         text = f"{origin_of(key, origins)}: {_unknown_key(kind, steps, key, value)}"
         problems.append(Problem(text, True, key))
+
+
+def _drop_empty_choices(table: Tree, kind: type[msgspec.Struct]) -> None:
+    """Leave out keys that are "" where a value is chosen from a few: they have their defaults, as in containerd."""
+    for field in msgspec.structs.fields(kind):
+        if table.get(field.encode_name) == "" and not field.required and _is_choice(field.type):
+            del table[field.encode_name]
+
+
+def _is_choice(kind: Any) -> bool:
+    return typing.get_origin(kind) is typing.Literal and "" not in typing.get_args(kind)
 
 
 def _told(found: Misfit, at: KeyPath, origins: Origins) -> Problem:
@@ -90,7 +103,7 @@ def _wrong_type(
         unknown = [name for name in table if name not in _fields_at(kind, steps)] if isinstance(table, dict) else []
         near = hints.nearest(missing["field"], unknown, "did you write it as")
         return f"{origin_of(key, origins)}: {dotted((*key, missing['field']))} is missing{near}"
-    remedy = _choices(kind, steps) or hints.wrong_type(key[-1] if key else "", what)
+    remedy = _choices(kind, steps) or hints.wrong_type(key, what, _at(tree, steps))
     return f"{origin_of(key, origins)}: {dotted(key)}: {_lowered(what)}{remedy}"
 
 
@@ -100,7 +113,11 @@ def _unknown_key(kind: type, steps: KeyPath, key: KeyPath, value: Any) -> str:
         return hints.top_level(key[0], value)
     if key[0] == "plugins" and (key[1], key[-1]) in stock.DROPPED_OF_PLUGINS:
         return f"{dotted(key)} has no effect; containerd dropped it, too"
-    return f"unknown key {dotted(key)}{hints.nearest(key[-1], _fields_at(kind, steps))}"
+    fields = _fields_at(kind, steps)
+    remedy = hints.nearest(key[-1], fields)
+    if key[0] in _NAMED_TABLES and len(steps) == 2:
+        remedy = hints.without_quotes(key, value, fields) or remedy
+    return f"unknown key {dotted(key)}{remedy}"
 
 
 def _lowered(what: str) -> str:

@@ -15,12 +15,16 @@ import msgspec
 
 from aiocontainerd.config import stock
 from aiocontainerd.config.records import CURRENT_VERSION, File
-from aiocontainerd.config.source import dotted
+from aiocontainerd.config.source import KeyPath, dotted
 
 _NEAR = 0.7
 _NEAR_URI = 0.8
 _PREFIX = "io.containerd."
 _TYPES = re.compile(r"Expected `(?P<wanted>\w+)[^`]*`.*, got `(?P<got>\w+)`\Z")
+_FORMS: Mapping[str, str] = MappingProxyType(
+    {"str": "one text in quotes", "int": "a whole number", "float": "a number", "bool": "true or false"}
+)
+"""Type -> how its values are written."""
 _TOP = frozenset(field.name for field in msgspec.structs.fields(File))
 _HOMES: Mapping[str, str] = MappingProxyType(
     {
@@ -53,10 +57,22 @@ def nearest(name: str, known: Iterable[str], question: str = "did you mean") -> 
 
 
 def nearest_uri(uri: str, known: Iterable[str]) -> str:
-    """Return the same for the URI of a plugin. What all URIs have in common does not make two of them alike."""
-    whole = {one.removeprefix(_PREFIX): one for one in known}
-    near = difflib.get_close_matches(uri.removeprefix(_PREFIX), list(whole), n=1, cutoff=_NEAR_URI)
-    return f'; did you mean "{whole[near[0]]}"?' if near else ""
+    """Return the same for the URI of a plugin. What all URIs have in common does not make two of them alike.
+
+    The id alone is enough where one plugin has it: the kind was another one in other versions.
+    """
+    if "*" in uri:
+        return "; name each plugin, a pattern has no effect"
+    whole = {_own_part(one): one for one in known}
+    near = difflib.get_close_matches(_own_part(uri), list(whole), n=1, cutoff=_NEAR_URI)
+    same = [one for one in whole.values() if one.rpartition(".")[2] == uri.rpartition(".")[2].lower()]
+    found = [whole[one] for one in near if len(same) != 1 or whole[one] in same] or same[: len(same) == 1]
+    return f'; did you mean "{found[0]}"?' if found else ""
+
+
+def _own_part(uri: str) -> str:
+    """Return what a plugin's URI does not share with all others."""
+    return uri.lower().removeprefix("io.").removeprefix("containerd.")
 
 
 def top_level(key: str, value: Any) -> str:
@@ -120,24 +136,37 @@ def dotted_inside(name: str, value: Any) -> str:
 
 def proxy_type(name: str, written: str) -> str:
     """Return what is wrong with the type of a proxy plugin."""
-    return f'proxy_plugins.{name}.type: "{written}" is none; use "snapshot", "content", "sandbox" or "diff"'
+    return f'proxy_plugins.{name}.type: "{written}" is none; use "snapshot", "content" or "diff"'
 
 
-def wrong_type(key: str, what: str) -> str:
+def wrong_type(key: KeyPath, what: str, value: Any) -> str:
     """Return how to write a value that has the wrong type. `what` is the message of msgspec."""
     found = _TYPES.match(what)
-    if found is None:
+    if found is None or not key:
         return ""
     wanted, got = found["wanted"], found["got"]
-    if got == "str" and wanted in ("int", "float", "bool"):
-        return "; write it without quotes"
+    if wanted == "table":
+        several = isinstance(value, list) and any(isinstance(one, dict) for one in value)
+        return f"; write [{dotted(key)}] in single brackets" if several else f"; write a table: [{dotted(key)}]"
+    if wanted == "array":
+        return f"; write it in brackets: {dotted(key[-1:])} = [...]"
     if wanted == "str" and got in ("int", "float", "bool"):
         return "; write it in quotes"
-    if wanted == "array":
-        return f"; write it in brackets: {key} = [...]"
-    if wanted == "table":
-        return f"; write a table: [{key}]" if got != "array" else f"; write [{key}] in single brackets"
-    return ""
+    return f"; write {_FORMS[wanted]}{', without quotes' if got == 'str' else ''}" if wanted in _FORMS else ""
+
+
+def without_quotes(key: KeyPath, value: Any, fields: Collection[str]) -> str:
+    """Return how to write a table whose name has dots, "" for a key that is no such name. `fields` are a table's keys.
+
+    Without quotes, each part of the name is a table in the one before: `[proxy_plugins.acme.v1]`.
+    """
+    name = list(key[1:])
+    while isinstance(value, dict) and value and not set(value) & set(fields):
+        inner, value = next(iter(value.items()))
+        name.append(inner)
+    if not isinstance(value, dict) or len(name) < 2:
+        return ""
+    return f"; write the whole name in quotes: [{dotted((key[0], '.'.join(name)))}]"
 
 
 def whole_name(name: str) -> str:

@@ -193,8 +193,9 @@ class Config:
                         + (f'; write "{whole}"' if whole else "")
                     )
         if os.path.realpath(settings.root) == os.path.realpath(settings.state):
+            written = next((name for name in ("state", "root") if self.is_written(name)), "state")
             raise ConfigError(
-                f"{self.origin('state')}: root and state must be different directories, both are {settings.root}"
+                f"{self.origin(written)}: root and state must be different directories, both are {settings.root}"
             )
         debug = settings.debug
         checks: list[tuple[KeyPath, Callable[[str], object], str]] = [
@@ -277,7 +278,8 @@ def _check_types(tree: Tree, origins: Origins) -> None:
     for uri, table in plugins.items() if isinstance(plugins, dict) else ():
         if "." in uri and not isinstance(table, dict):
             key = ("plugins", uri)
-            wrong.append(f"{origin_of(key, origins)}: {dotted(key)}: expected `table`, got `{kind_of(table)}`")
+            what = f"expected `table`, got `{kind_of(table)}`"
+            wrong.append(f"{origin_of(key, origins)}: {dotted(key)}: {what}; write a table: [{dotted(key)}]")
     if wrong:
         raise ConfigError("\n".join(wrong))
 

@@ -93,6 +93,8 @@ def version_of(tree: Tree) -> int:
     version = tree.get("version", 1)
     if not isinstance(version, int) or isinstance(version, bool):
         raise ConfigError(f"version must be a number, got {version!r}; write version = {CURRENT_VERSION}")
+    if version < 0:
+        raise ConfigError(f"there is no config version {version}; write version = {CURRENT_VERSION}")
     if version > CURRENT_VERSION:
         raise ConfigError(
             f"expected containerd config version equal to or less than `{CURRENT_VERSION}`, got `{version}`; "
@@ -153,6 +155,7 @@ def _move_sections(tree: Tree, origins: Origins) -> list[tuple[KeyPath, str]]:
         elif value:
             plugins.setdefault(uri, {})[new_key] = value
             move_origins(origins, (section, key), ("plugins", uri, new_key))
+            _note_table(origins, uri, new_key)
     if plugins.get(GRPC_TCP, {}).get("address") and GRPC_TCP not in taken:
         _copy_sizes(plugins, origins)
     for uri in _NEEDS_ADDRESS:
@@ -160,6 +163,12 @@ def _move_sections(tree: Tree, origins: Origins) -> list[tuple[KeyPath, str]]:
             plugins.pop(uri, None)
     _derive_ttrpc(tree, origins)
     return idle + _left(tree)
+
+
+def _note_table(origins: Origins, uri: str, key: str) -> None:
+    """Let the table of a plugin come from where its first key was written."""
+    if ("plugins", uri, key) in origins:
+        origins.setdefault(("plugins", uri), origins["plugins", uri, key])
 
 
 def _copy_sizes(plugins: Tree, origins: Origins) -> None:
@@ -212,11 +221,13 @@ def move_ttrpc(tree: Tree, origins: Origins, address: str, origin: Origin) -> No
 
 
 def _move_sched_core(tree: Tree, origins: Origins) -> None:
+    """Move `sched_core` to the shim's environment. What is no boolean stays, and is a key without effect."""
     runtime = tree.get("plugins", {}).get(TASK_RUNTIME, {})
-    if "sched_core" not in runtime:
+    if not isinstance(runtime.get("sched_core"), bool):
         return
     if runtime.pop("sched_core"):
         env = tree["plugins"].setdefault(SHIM_MANAGER, {}).setdefault("env", [])
         if isinstance(env, list):
             env.append("SCHED_CORE=1")
         move_origins(origins, ("plugins", TASK_RUNTIME, "sched_core"), ("plugins", SHIM_MANAGER, "env"))
+        _note_table(origins, SHIM_MANAGER, "env")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from aiocontainerd.config.values import Checked, Duration, DurationText, EnvEntry, SocketAddress, TcpAddress
+from aiocontainerd.config.values import Checked, Duration, DurationText, EnvEntry, OwnerId, SocketAddress, TcpAddress
 
 CURRENT_VERSION = 4
 DEFAULT_PATH = "/etc/containerd/config.toml"
@@ -142,8 +142,8 @@ class PythonPlugin(Record, frozen=True):
 
     module: ModulePath
     isolation: IsolationMode = "none"
-    uid: int | None = None
-    gid: int | None = None
+    uid: OwnerId | None = None
+    gid: OwnerId | None = None
 
 
 class AllowedPackage(Record, frozen=True):
@@ -179,8 +179,8 @@ class GrpcSection(Record, frozen=True):
     tcp_tls_cert: str = ""
     tcp_tls_key: str = ""
     tcp_tls_common_name: str = ""
-    uid: int = 0
-    gid: int = 0
+    uid: OwnerId = 0
+    gid: OwnerId = 0
     max_recv_message_size: int = 0
     max_send_message_size: int = 0
 
@@ -189,16 +189,16 @@ class TtrpcSection(Record, frozen=True):
     """`[ttrpc]` up to version 3."""
 
     address: SocketAddress = ""
-    uid: int = 0
-    gid: int = 0
+    uid: OwnerId = 0
+    gid: OwnerId = 0
 
 
 class DebugSection(Debug, frozen=True):
     """`[debug]` up to version 3."""
 
     address: str = ""
-    uid: int = 0
-    gid: int = 0
+    uid: OwnerId = 0
+    gid: OwnerId = 0
 
 
 class MetricsSection(Record, frozen=True):

@@ -127,6 +127,9 @@ SocketAddress = Annotated[str, Checked(_socket_path)]
 TcpAddress = Annotated[str, Checked(_tcp_address)]
 """`host:port`, `[IPv6 address]:port` or `:port`. "" is for the plugin to interpret."""
 
+OwnerId = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 32) - 2)]
+"""The number of a user or group. -1 leaves a file's as it is."""
+
 EnvEntry = Annotated[str, Checked(_variable)]
 """A variable of an environment: `NAME=value`."""
 

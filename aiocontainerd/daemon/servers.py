@@ -15,7 +15,7 @@ import msgspec
 from aiocontainerd import kinds
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.records import DEFAULT_ADDRESS, MESSAGE_SIZE
-from aiocontainerd.config.values import SocketAddress, TcpAddress
+from aiocontainerd.config.values import OwnerId, SocketAddress, TcpAddress
 from aiocontainerd.daemon import tls
 from aiocontainerd.host.hookspecs import hookimpl
 from aiocontainerd.host.init_context import InitContext
@@ -39,8 +39,8 @@ class GrpcConfig(PluginConfig, frozen=True, kw_only=True):
     """`[plugins."io.containerd.server.v1.grpc"]`. An address of "" and sizes of 0 or less mean the default."""
 
     address: SocketAddress = DEFAULT_ADDRESS
-    uid: int = msgspec.field(default_factory=os.geteuid)
-    gid: int = msgspec.field(default_factory=os.getegid)
+    uid: OwnerId = msgspec.field(default_factory=os.geteuid)
+    gid: OwnerId = msgspec.field(default_factory=os.getegid)
     max_recv_message_size: int = MESSAGE_SIZE
     max_send_message_size: int = MESSAGE_SIZE
 
@@ -49,8 +49,8 @@ class TtrpcConfig(PluginConfig, frozen=True, kw_only=True):
     """`[plugins."io.containerd.server.v1.ttrpc"]`."""
 
     address: SocketAddress = DEFAULT_TTRPC_ADDRESS
-    uid: int = msgspec.field(default_factory=os.geteuid)
-    gid: int = msgspec.field(default_factory=os.getegid)
+    uid: OwnerId = msgspec.field(default_factory=os.geteuid)
+    gid: OwnerId = msgspec.field(default_factory=os.getegid)
 
 
 class GrpcTcpConfig(PluginConfig, frozen=True, kw_only=True):

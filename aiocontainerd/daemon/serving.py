@@ -15,18 +15,26 @@ log = logging.getLogger(__name__)
 
 GRPC_SERVER = f"{kinds.SERVER}.grpc"
 TTRPC_SERVER = f"{kinds.SERVER}.ttrpc"
+_ENDPOINTS = {
+    GRPC_SERVER: "main endpoint",
+    TTRPC_SERVER: "main ttrpc endpoint",
+    f"{kinds.SERVER}.grpc-tcp": "TCP grpc endpoint",
+}
+"""Servers without which containerd does not start either -> their names in its errors."""
 
 
 async def start_servers(registry: Registry) -> None:
-    """Begin to accept on every server that loaded. Raises StartError without the gRPC socket, or without services."""
+    """Begin to accept on every server that loaded. Raises StartError without a socket, or without services."""
     main = registry.get(GRPC_SERVER)
     if main is None:
         failed = "; ".join(f"{one.id}: {one.reason}" for one in registry.plugins if one.state == State.FAILED)
         raise StartError(f"there is no gRPC server, its module could not be loaded: {failed}")
-    if main.state == State.FAILED:
-        raise StartError(f"failed to get listener for main endpoint: {main.reason}")
     if main.state == State.LOADED and not getattr(main.instance, "serves", True):
         raise StartError(f"there is no gRPC service to serve: {_why_no_service(registry)}")
+    for uri, endpoint in _ENDPOINTS.items():
+        server = registry.get(uri)
+        if server is not None and server.state == State.FAILED:
+            raise StartError(f"failed to get listener for {endpoint}: {server.reason}")
     for plugin in _servers(registry):
         await plugin.instance.start()
         log.info("serving %s on %s", plugin.id, plugin.instance.address)

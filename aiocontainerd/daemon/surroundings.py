@@ -44,6 +44,10 @@ def directories(config: Config) -> Iterator[tuple[Path, Path, Path]]:
     yield root, state, temp
 
 
+_CHOICE = {"root": " with --root", "state": " with --state", "temp": ": temp = in the config"}
+"""Directory -> how an operator chooses another."""
+
+
 def _made(path: str, mode: int, name: str, *, may_be_read_only: bool = False) -> Path:
     directory = Path(path).absolute()
     try:
@@ -52,7 +56,7 @@ def _made(path: str, mode: int, name: str, *, may_be_read_only: bool = False) ->
         _try_writing(directory)
     except OSError as error:
         if error.errno != errno.EROFS:
-            text = f"{name} directory {directory} cannot be used: {error.strerror}; choose another with --{name}"
+            text = f"{name} directory {directory} cannot be used: {error.strerror}; choose another{_CHOICE[name]}"
             raise StartError(text) from error
         mounted, remedy = _mounted_at(directory)
         if not (may_be_read_only and _has_records(directory)):
