@@ -193,6 +193,10 @@ def sendable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+TOLD_AS = "__told_as__"
+"""Attribute of an error that a plugin did not mean as an answer: what clients are told of it."""
+
+
 def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ContainerdError):
         return error.code, error.message if error.complete else _with_class_text(error.message, error.text)
@@ -204,6 +208,9 @@ def _status(error: BaseException) -> tuple[int, str]:
         return Unimplemented.code, _with_class_text(str(error), Unimplemented.text)
     if isinstance(error, OSError):
         return (ReadOnlyFileSystem if error.errno == errno.EROFS else Unknown).code, os_text(error)
+    told = getattr(error, TOLD_AS, "")
+    if told:
+        return Unknown.code, told
     if isinstance(error, Exception) and not isinstance(error, BaseExceptionGroup):
         return Unknown.code, safe_text(error) or type(error).__name__
     return Unknown.code, f"{type(error).__name__}: {safe_text(error)}".removesuffix(": ")

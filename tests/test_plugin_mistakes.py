@@ -23,7 +23,7 @@ from anyio import to_thread
 from aiocontainerd import kinds
 from aiocontainerd.config import Config, ConfigError, load
 from aiocontainerd.config.records import PluginPolicy
-from aiocontainerd.errors import ContainerdError
+from aiocontainerd.errors import ContainerdError, Unknown, to_status
 from aiocontainerd.events import EventBus
 from aiocontainerd.guard.watchdog import Watchdog
 from aiocontainerd.host import conformance, discovery, leftovers, process_state, slow_loads
@@ -798,3 +798,67 @@ def test_warnings_stay_warnings(caplog: pytest.LogCaptureFixture) -> None:
             kept.undo("plugin acme")
         assert warnings.filters == []
     assert "plugin acme changed the filters of warnings (to errors)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "returned", "text"),
+    [
+        ("mounts_of", 'Mount("bind", 5)', "Mount with a wrong value: Expected `str`, got `int` - at `$.source`"),
+        (
+            "mounts_of", 'Mount("bind", "/a", options="rw")',
+            "Mount with a wrong value: Expected `array`, got `str` - at `$.options`",
+        ),
+        ("usage_of", 'Usage("12", 1)', "Usage with a wrong value: Expected `int`, got `str` - at `$.size`"),
+        (
+            "usage_of", "Usage(1 << 70, 1)",
+            "Usage(size=1180591620717411303424, inodes=1), which has more than 63 bits",
+        ),
+    ],
+)  # fmt: skip
+async def test_a_record_with_a_value_of_another_type_is_told_by_its_method(
+    package: Path, caplog: pytest.LogCaptureFixture, method: str, returned: str, text: str
+) -> None:
+    code = SNAPSHOTTER.replace("make(self, layer, parents): ...", "make(self, layer, parents): self.layers.mkdir()")
+    code = code.replace("self.layers.mkdir()", "__import__('os').makedirs(self.path(layer.id))")
+    code = code.replace("parents): return []", "parents): return [Mount('bind', '/')]")
+    for line in code.splitlines():
+        if method in line:
+            answer = f"[{returned}]" if method == "mounts_of" else returned
+            code = code.replace(line, f"{line.partition('):')[0]}): return {answer}")
+    (package / "acme" / "plugin.py").write_text(HEAD + code)
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        snapshotter = found.registry[f"{kinds.SNAPSHOTTER}.acme"].instance
+        if method == "usage_of":
+            await snapshotter.prepare("a")
+        await found.call(lambda: snapshotter.usage("a") if method == "usage_of" else snapshotter.prepare("a"))
+        assert found.error == f"Acme.{method} returned {text}"
+
+
+async def test_a_client_is_told_the_plugin_and_the_line_of_an_error_that_is_no_answer(
+    package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = (
+        '@register(kinds.IMAGE_VERIFIER, "acme")\nclass Acme:\n'
+        "    async def verify(self, name, target, content): {}[name]\n"
+    )
+    (package / "acme" / "plugin.py").write_text(HEAD + code)
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        with pytest.raises(KeyError) as error:
+            await found.registry[VERIFIER].instance.verify("a", Descriptor("", "", 0), None)
+        text = f"plugin {VERIFIER}: verify: KeyError: 'a' (acme/plugin.py:5 in verify)"
+        assert to_status(error.value) == (Unknown.code, text)
+
+
+async def test_a_call_that_a_plugin_cancels_itself_names_the_line(
+    package: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = (
+        '@register(kinds.IMAGE_VERIFIER, "acme")\nclass Acme:\n    async def verify(self, name, target, content):\n'
+        "        import asyncio\n        raise asyncio.CancelledError\n"
+    )
+    (package / "acme" / "plugin.py").write_text(HEAD + code)
+    async with told(package, DECLARED, caplog, NOBODY) as found:
+        await found.call(lambda: found.registry[VERIFIER].instance.verify("a", Descriptor("", "", 0), None))
+        assert found.error == (
+            f"plugin {VERIFIER}: verify was cancelled by the plugin itself (acme/plugin.py:7 in verify)"
+        )

@@ -21,7 +21,7 @@ import pytest
 
 from aiocontainerd import api, context, errors
 from aiocontainerd.plugin import Method
-from aiocontainerd.rpc import grpc, http2
+from aiocontainerd.rpc import failures, grpc, http2
 from aiocontainerd.rpc.grpc import GrpcConnection, GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient, Unreachable
 
@@ -210,7 +210,7 @@ async def test_an_error_text_that_is_no_utf_8_travels_all_the_same(tmp_path: Pat
 async def test_an_unexpected_error_of_ours_is_logged_with_its_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tasks, "__module__", "aiocontainerd_services.tasks")
+    monkeypatch.setattr(failures, "_OURS", __name__.partition(".")[0])
     async with serving(tmp_path, Tasks()) as (_, client):
         with pytest.raises(errors.Unknown):
             await client.unary(TASKS, "Pause", api.tasks.PauseTaskRequest())
@@ -282,6 +282,20 @@ async def test_whatever_a_method_raises_is_its_answer_and_one_line_of_the_log(
     [line] = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
     assert line.startswith(f"/acme.v1.Acme/{method} (Acme) failed: {type(error).__name__}")
     assert re.search(r"\(tests/test_rpc_grpc.py:\d+ in (raise_|stream)\)$", line)
+
+
+async def test_an_error_of_a_plugin_behind_a_service_of_ours_is_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Acme, "__module__", "aiocontainerd.serve.acme")
+    error = KeyError("x")
+    setattr(error, errors.TOLD_AS, "plugin acme: prepare: KeyError: 'x' (acme/plugin.py:5 in make)")
+    async with serving(tmp_path, Acme(error)) as (_, client):
+        with pytest.raises(errors.Unknown, match=r"^plugin acme: prepare: KeyError: 'x' \(acme/plugin.py:5 in make\)$"):
+            await client.unary(Acme, "Raise", E(), timeout_s=LIMIT_S)
+    [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert record.getMessage() == f"/acme.v1.Acme/Raise failed: {getattr(error, errors.TOLD_AS)}"
+    assert record.exc_info is None
 
 
 async def test_a_cancellation_that_nobody_asked_for_ends_the_call(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import errno
 from inspect import isawaitable
 
 from aiocontainerd.errors import (
+    TOLD_AS,
     ContainerdError,
     DeadlineExceeded,
     ReadOnlyFileSystem,
@@ -76,6 +77,8 @@ def marked(record: MethodRecord, error: Exception) -> Exception:
     if not hasattr(error, _TOLD):
         try:
             setattr(error, _TOLD, record.plugin.uri)
+            if not isinstance(error, ContainerdError | OSError | NotImplementedError):
+                setattr(error, TOLD_AS, f"plugin {record.plugin.uri}: {record.method}: {text_of(record, error)}")
         except AttributeError:  # a class with slots: it counts against the others, too
             pass
     return error

@@ -27,7 +27,7 @@ import anyio
 
 from aiocontainerd import durations
 from aiocontainerd.errors import Cancelled, DeadlineExceeded, ReadOnlyFileSystem, Unknown
-from aiocontainerd.guard import task_state
+from aiocontainerd.guard import diagnosis, task_state
 from aiocontainerd.guard.blame import explained, is_anothers, is_answer, marked, named, text_of
 from aiocontainerd.guard.clock import Clock, running
 from aiocontainerd.guard.deadlines import Deadlines
@@ -126,7 +126,11 @@ class Call:
         elif self.cancelled:
             record.trying = record.trying and not self.trial
         elif isinstance(error, asyncio.CancelledError):
-            error = Cancelled(f"plugin {record.plugin.uri}: {record.method} was cancelled by the plugin itself")
+            where = diagnosis.place(error, record.module)
+            error = Cancelled(
+                f"plugin {record.plugin.uri}: {record.method} was cancelled by the plugin itself"
+                + (f" ({where})" if where else "")
+            )
             record.failed(error.message, trial=self.trial)
         elif is_answer(error, late_counts=record.late_counts) or is_anothers(error, record.plugin.uri):
             record.note_error(text_of(record, error))
@@ -235,6 +239,8 @@ class Call:
         left = "; it ignores its cancellation and was left running" if self.abandoned else ""
         limit_s = record.limit_s if self.deadlines is None else self.deadlines.limit_s - record.plugin.slack_s
         where = f", waiting at {self.waited_at}" if self.waited_at != task_state.UNKNOWN else ""
+        if record.plugin.restart is not None:  # its process has the same deadline, and would have told the line
+            where = ", its process answers nothing"
         error = DeadlineExceeded(
             f"plugin {record.plugin.uri}: {record.method} took longer than {durations.render(limit_s)} "
             f"({record.timeout}){where}, given up after "

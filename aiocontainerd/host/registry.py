@@ -26,7 +26,7 @@ from aiocontainerd.host.leftovers import end_left_tasks, left_threads
 from aiocontainerd.host.order import CircularNeedError, dependency_order
 from aiocontainerd.host.registration import PluginError, Registration, StartRefused
 from aiocontainerd.host.running import Running
-from aiocontainerd.host.state import Plugin, State
+from aiocontainerd.host.state import Plugin, State, is_first_party
 
 if TYPE_CHECKING:
     from aiocontainerd.host.life import PluginTasks
@@ -263,11 +263,6 @@ class Registry:
                 raise PluginError(f"required plugin {uri} is not installed{nearest_uri(uri, self._plugins)}")
             if plugin.state != State.LOADED:
                 raise PluginError(f"required plugin {uri} is not loaded ({plugin.state}): {plugin.reason}")
-
-
-def is_first_party(distribution: str) -> bool:
-    """Return whether a distribution is one of ours: the core (which may have no name here) or a first-party plugin."""
-    return distribution in ("", "aiocontainerd") or distribution.startswith("aiocontainerd-")
 
 
 def _twice(uri: str, one: str, other: str, may_replace: bool) -> str:

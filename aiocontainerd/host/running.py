@@ -22,7 +22,7 @@ from aiocontainerd.host.life import Limits, PluginLife, PluginTasks
 from aiocontainerd.host.process_state import Kept
 from aiocontainerd.host.readiness import Readiness
 from aiocontainerd.host.registration import PluginError, StartRefused
-from aiocontainerd.host.state import Plugin, State
+from aiocontainerd.host.state import Plugin, State, is_first_party
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -62,7 +62,6 @@ class Running:
         self._make_context = make_context
         self._check = check
         self._dispatcher = Dispatcher(daemon.timeout_s)
-        self._kept = Kept()
 
     def __repr__(self) -> str:
         return f"<Running {len(self.lives)} plugins, {self._dispatcher!r}>"
@@ -80,6 +79,7 @@ class Running:
             plugin.failed(NotFound(unknown))
             return
         started = time.perf_counter()
+        kept = None if is_first_party(plugin.distribution) else Kept()
         life = self.lives[plugin.uri] = PluginLife(
             plugin.uri,
             partial(self._init, plugin),
@@ -90,7 +90,9 @@ class Running:
         self._group.start_soon(life.run, name=f"plugin {plugin.uri}")
         clock.running.reset(before)
         await life.begun()
-        self._kept.undo(f"plugin {plugin.uri}")
+        if kept is not None:
+            kept.undo(f"plugin {plugin.uri}")
+            kept.close()
         if self._stopping:
             await life.stop()
         plugin.init_s = time.perf_counter() - started
@@ -114,7 +116,6 @@ class Running:
     async def stop_all(self) -> None:
         """Stop all plugins in reverse order, or all at the same time if the daemon itself is cancelled."""
         self._stopping = True
-        self._kept.close()
         self.readiness.stops()
         lives = [*self.lives.values()]
         try:

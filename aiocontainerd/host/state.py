@@ -106,3 +106,8 @@ class Plugin:
     def __repr__(self) -> str:
         reason = f": {self.reason}" if self.reason else ""
         return f"<Plugin {self.uri} {self.state}{reason}>"
+
+
+def is_first_party(distribution: str) -> bool:
+    """Return whether a distribution is one of ours: the core (which may have no name here) or a first-party plugin."""
+    return distribution in ("", "aiocontainerd") or distribution.startswith("aiocontainerd-")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sysconfig
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import aiocontainerd
 from aiocontainerd import errors
 from aiocontainerd.wire import codec
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from aiocontainerd.rpc.binding import BoundMethod
 
 _OURS = "aiocontainerd"
-_CORE = str(Path(aiocontainerd.__file__).parent)
+_CARRIERS = frozenset({"anyio", "asyncio", "betterproto2", "grpclib", "msgspec", "pluggy", "uvloop"})
+"""Packages whose frames are not where an error is made."""
+_LIBRARY = sysconfig.get_path("stdlib")
 _LONGEST = 1000
 
 
@@ -25,7 +28,9 @@ def tell(log: logging.Logger, error: BaseException, bound: BoundMethod) -> None:
     implementation = type(getattr(bound.call, "__self__", None))
     if isinstance(error, OSError):  # the host's doing, such as a full disk: its text says all
         log.error("%s (%s) failed: %s", bound.path, implementation.__name__, errors.os_text(error))
-    elif implementation.__module__.startswith(_OURS):
+    elif isinstance(getattr(error, errors.TOLD_AS, None), str) and _place(error):
+        log.error("%s failed: %s", bound.path, getattr(error, errors.TOLD_AS))
+    elif implementation.__module__.startswith(_OURS) and not _place(error):
         log.error("%s (%s) failed unexpectedly", bound.path, implementation.__name__, exc_info=error)
         return
     else:
@@ -62,9 +67,18 @@ def _wrong_field(message: Any) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Return the innermost line that is not the daemon's, "" if there is none."""
-    found = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_CORE)]
-    return f" ({_short(found[-1].filename)}:{found[-1].lineno} in {found[-1].name})" if found else ""
+    """Return the innermost line of somebody else's code, "" if there is none."""
+    found = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_foreign(frame)]
+    if not found:
+        return ""
+    frame, line = found[-1]
+    return f" ({_short(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name})"
+
+
+def _is_foreign(frame: FrameType) -> bool:
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    library = frame.f_code.co_filename.startswith(("<", _LIBRARY)) and "-packages" not in frame.f_code.co_filename
+    return not package.startswith(_OURS) and package not in _CARRIERS and not library
 
 
 def _short(name: str) -> str:

@@ -46,6 +46,7 @@ from aiocontainerd.sys.mount import Mount
 log = logging.getLogger(__name__)
 
 DISCARDS_AT_ONCE = 4
+_LARGEST_INT64 = (1 << 63) - 1
 """Layers whose files `cleanup` deletes at the same time."""
 MOUNTED = "files of snapshot %s in %s stay: they are mounted"
 HELP = 'docs/plugins/operations.md, "An index that is lost"'
@@ -343,12 +344,17 @@ class SnapshotterBase:
         found: object = await self.mounts_of(layer, parents)
         if not isinstance(found, list) or not all(isinstance(mount, Mount) for mount in found):
             raise Internal(f"{type(self).__name__}.mounts_of returned {_form(found)}, not a list of Mount")
+        for mount in found:
+            _check_fields(mount, f"{type(self).__name__}.mounts_of")
         return found
 
     async def _usage_of(self, layer: Layer) -> Usage:
         found: object = await self.usage_of(layer)
         if not isinstance(found, Usage):
             raise Internal(f"{type(self).__name__}.usage_of returned {_form(found)}, not Usage")
+        _check_fields(found, f"{type(self).__name__}.usage_of")
+        if max(found.size, found.inodes) > _LARGEST_INT64:
+            raise Internal(f"{type(self).__name__}.usage_of returned {found}, which has more than 63 bits")
         return found
 
     def _new(self, kind: Kind, key: str, parent: Layer | None, labels: Mapping[str, str]) -> Layer:
@@ -416,6 +422,14 @@ class SnapshotterBase:
     def _shown(self, layer: Layer) -> SnapshotInfo:
         extra = self.labels_of(layer)
         return with_info(layer, labels={**layer.labels, **extra}).info if extra else layer.info
+
+
+def _check_fields(record: msgspec.Struct, method: str) -> None:
+    """Raise Internal for a field whose value is not of its type: records do not check what they are made of."""
+    try:
+        msgspec.convert(msgspec.to_builtins(record), type(record))
+    except (msgspec.ValidationError, TypeError) as error:
+        raise Internal(f"{method} returned {type(record).__name__} with a wrong value: {error}") from error
 
 
 def _form(value: object) -> str:

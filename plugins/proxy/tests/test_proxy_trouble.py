@@ -172,6 +172,15 @@ async def test_the_first_caller_of_a_crash_learns_of_it_and_the_log_has_one_line
         assert told(caplog) == [f"the process of plugin {URI} {ending}"]
 
 
+async def test_a_call_that_a_blocked_process_does_not_answer_says_so(tmp: Path) -> None:
+    async with isolated(tmp, work_s=0.5) as running:
+        await running.plugin.instance.prepare("works")
+        with pytest.raises(DeadlineExceeded) as error:
+            await running.plugin.instance.prepare("sleeps")
+        assert ", its process answers nothing, given up after " in error.value.message
+        assert "aiocontainerd_proxy" not in error.value.message
+
+
 async def test_calls_that_miss_their_deadlines_name_the_line_and_five_in_a_row_end_the_process(
     tmp: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
