@@ -234,5 +234,34 @@ def test_a_snapshotter_starts_on_a_read_only_disk_of_its_own(daemon: Peer, disk:
     look_at(daemon)
 
 
+@pytest.mark.parametrize("disk", ["ext4"], indirect=True)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_plugin_in_a_process_of_its_own_starts_on_a_read_only_disk(
+    daemon: Peer, disk: Disk, archive: Path, whole: bool
+) -> None:
+    native = "io.containerd.snapshotter.v1.native"
+    isolation = f'[plugin_isolation]\n"{native}" = "process"\n'
+    if not whole:
+        daemon.root = daemon.directory / "root"
+        isolation += f'[plugins."{native}"]\nroot_path = "{disk.directory}/layers"\n'
+    daemon.config_path.write_text(daemon.default_config() + isolation)
+    populate(daemon, archive, "b")
+    daemon.ctr("snapshots", "--snapshotter", "native", "prepare", "n1")
+    daemon.stop(signal.SIGKILL)
+    disk.remount("ro")
+    before = listing(disk.directory)
+    daemon.start()
+    until(lambda: b"n1" in daemon.ctr("snapshots", "--snapshotter", "native", "ls", check=False).stdout)
+    assert b"bind" in daemon.ctr("snapshots", "--snapshotter", "native", "mounts", "/mnt", "n1").stdout
+    prepare = ("snapshots", "--snapshotter", "native", "prepare", "n2")
+    refused = daemon.ctr(*prepare, check=False)
+    assert READ_ONLY in refused.stderr
+    assert os.fsencode(disk.directory) in refused.stderr
+    assert listing(disk.directory) == before
+    disk.remount("rw", daemon.pid)
+    until(lambda: daemon.ctr(*prepare, check=False).returncode == 0)
+    look_at(daemon)
+
+
 def mount(daemon: Peer, *command: str) -> None:
     subprocess.run(["nsenter", "-t", str(daemon.pid), "-m", *command], check=True)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aiocontainerd.plugin")
 
+TRY_AGAIN = 75
+"""Exit status EX_TEMPFAIL of sysexits(3)."""
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(aiocontainerd.__version__, "-v", "--version", prog_name="aiocontainerd-plugin")
@@ -84,7 +87,10 @@ def serve(
 
 
 def _run(options: ServeOptions) -> int:
-    """Serve until the end and return the exit status. An error before it serves is one line in the log."""
+    """Serve until the end and return the exit status. An error before it serves is one line in the log.
+
+    With the status `TRY_AGAIN` whoever keeps this process starts it again: the daemon, or a unit with `Restart=`.
+    """
     import anyio
 
     from aiocontainerd.cli.plugin import serve
@@ -95,7 +101,8 @@ def _run(options: ServeOptions) -> int:
 
     status = 0
     try:
-        anyio.run(serve.run, options, backend_options={"use_uvloop": True})
+        if anyio.run(serve.run, options, backend_options={"use_uvloop": True}):
+            status = TRY_AGAIN
     except* (ConfigError, ContainerdError, ImportError, AttributeError, OSError, PluginError, RootLockedError) as group:
         for error in _leaves(group):
             log.error("cannot serve %s: %s", options.target, error)

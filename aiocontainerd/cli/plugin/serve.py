@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
+from anyio.abc import TaskStatus
 
 from aiocontainerd import kinds
 from aiocontainerd.cli.plugin import target
 from aiocontainerd.config import Config, load
 from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.config.timeouts import NOTIFY, PLUGIN_CONTENT, SERVER_STOP
-from aiocontainerd.daemon import service_manager
+from aiocontainerd.daemon import disks, service_manager
 from aiocontainerd.errors import InvalidArgument
 from aiocontainerd.host import conformance, loading
 from aiocontainerd.host.daemon_info import DaemonInfo
@@ -66,8 +67,11 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Descriptor that gets a line and is closed once the socket serves; -1 for none."""
 
 
-async def run(options: ServeOptions) -> None:
-    """Serve until SIGTERM or SIGINT. Raises PluginError, ConfigError, ContainerdError, OSError before it serves."""
+async def run(options: ServeOptions) -> bool:
+    """Serve until SIGTERM or SIGINT. Raises PluginError, ConfigError, ContainerdError, OSError before it serves.
+
+    Return True if it ended to be started again: its root was read-only and can be written now.
+    """
     from aiocontainerd.daemon import lock
 
     config = Config({}, {}) if options.config is None else load(options.config)
@@ -80,17 +84,25 @@ async def run(options: ServeOptions) -> None:
         registry.add(stand_in)
     for program in _programs(loading.load(options.target), config, chosen):
         registry.add(program)
-    stop = anyio.Event()
+    stop, again = anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as signals:
-        signals.start_soon(_handle_signals, stop, name="signals")
+        await signals.start(_handle_signals, stop, name="signals")
         try:
             with lock.hold(_made(options.root / chosen[0].uri)):
                 check = _check_of(chosen)
                 daemon = _daemon(options, registry, config)
                 async with registry.run(daemon, config.plugin_config, check=check), _watchdog(config, registry):
+                    signals.start_soon(_stop_when_writable, registry, stop, again, name="disks")
                     await _serve(options, config, registry, chosen, stop)
         finally:
             signals.cancel_scope.cancel()
+    return again.is_set()
+
+
+async def _stop_when_writable(registry: Registry, stop: anyio.Event, again: anyio.Event) -> None:
+    """Stop when what was opened on a read-only file system can be opened in its place."""
+    await disks.watch(registry, again)
+    stop.set()
 
 
 def _check_of(chosen: Sequence[Plugin]) -> Callable[[str, object], object]:
@@ -246,8 +258,10 @@ def _daemon(options: ServeOptions, registry: Registry, config: Config) -> Daemon
     )
 
 
-async def _handle_signals(stop: anyio.Event) -> None:
+async def _handle_signals(stop: anyio.Event, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    """Handle signals until cancelled. It has started when it does: plugins must not be blamed for the handlers."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        task_status.started()
         async for number in received:
             log.info("stopping on %s", signal.Signals(number).name)
             stop.set()

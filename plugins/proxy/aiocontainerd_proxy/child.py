@@ -115,14 +115,19 @@ def prepare(child: Child, config: msgspec.Struct, timeouts: Mapping[str, float])
 def _give_away(child: Child, directories: tuple[Path, ...]) -> None:
     """Make another user the owner of the plugin's directories, and let it pass through the daemon's own to them.
 
-    Files in them keep their owners, which are part of the snapshots.
+    Files in them keep their owners, which are part of the snapshots. What is right stays untouched: a root may be on a
+    read-only file system.
     """
-    uid, gid = -1 if child.uid is None else child.uid, -1 if child.gid is None else child.gid
-    for directory in directories:
-        os.chown(directory, uid, gid)
-    os.chown(child.config, uid, gid)
+    for path in (*directories, child.config):
+        have = path.stat()
+        uid = have.st_uid if child.uid is None else child.uid
+        gid = have.st_gid if child.gid is None else child.gid
+        if (uid, gid) != (have.st_uid, have.st_gid):
+            os.chown(path, uid, gid)
     for passed in (child.root, child.state):
-        passed.chmod(passed.stat().st_mode | 0o011)
+        mode = passed.stat().st_mode
+        if mode | 0o011 != mode:
+            passed.chmod(mode | 0o011)
 
 
 class LastWords:

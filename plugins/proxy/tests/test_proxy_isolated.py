@@ -27,6 +27,7 @@ from aiocontainerd_proxy.supervisor import Supervisor
 from aiocontainerd import kinds
 from aiocontainerd.config.records import Isolation, ProxyPlugin
 from aiocontainerd.plugin import InitContext, PluginConfig, PluginError, Registration, Secret
+from aiocontainerd.testing.disks import MemoryDisk
 from aiocontainerd.testing.processes import ended
 
 URI = f"{kinds.SNAPSHOTTER}.acme"
@@ -125,6 +126,16 @@ def test_the_process_gets_config_and_deadlines_in_a_file_for_its_eyes_only(tmp: 
         "plugins": {URI: {"root_path": "/x", "token": "s3cret"}},
     }
     assert described.config.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.root
+def test_a_plugin_of_another_user_is_prepared_on_a_read_only_root(disk: MemoryDisk, tmp: Path) -> None:
+    described = Child(uri=URI, module="acme.plugin", root=disk.directory / "root", state=tmp / "state", uid=65534)
+    prepare(described, Config(), {})
+    disk.remount("ro")
+    prepare(described, Config(), {})
+    owners = [path.stat().st_uid for path in (described.root / URI, described.state / URI, described.config)]
+    assert owners == [65534] * 3
 
 
 def test_the_command_serves_the_plugin_at_its_socket(tmp: Path) -> None:
