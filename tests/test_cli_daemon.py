@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from aiocontainerd import api, context, errors
 from aiocontainerd.cli.daemon import DaemonFlags, main
 from aiocontainerd.config import load
 from aiocontainerd.daemon import lock
+from aiocontainerd.daemon import run as daemon_run
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.sockets import bind_unix
 from aiocontainerd.wire import codec
@@ -266,3 +268,16 @@ def test_publish_without_a_daemon_names_topic_and_status_1(tmp_path: Path) -> No
     done = run("--address", tmp_path / "none.sock", "publish", "--topic", "/t", "--namespace", "ns")
     assert done.exit_code == 1
     assert done.stderr.startswith("Error: cannot publish /t: ")
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_daemon_that_ends_to_be_started_anew_is_executed_with_its_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    executed: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(daemon_run, "run", lambda _config, **_given: again)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "/bin/aiocontainerd", "--root", "/r"])
+    monkeypatch.setattr(os, "execv", lambda path, words: executed.append((path, words)))
+    status = run("--config", file(tmp_path / "c.toml", "")).exit_code
+    words = [sys.executable, "-X", "dev", "/bin/aiocontainerd", "--root", "/r"]
+    assert (status, executed) == (0, [(sys.executable, words)] if again else [])

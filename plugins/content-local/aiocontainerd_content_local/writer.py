@@ -156,7 +156,10 @@ class LocalWriter:
         self._touch()
 
     def _truncate(self) -> None:
-        os.ftruncate(self._fd, 0)
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError as error:
+            raise self._named(error) from error
         self._hasher = hashlib.sha256()
         self._offset = 0
         self._touch()

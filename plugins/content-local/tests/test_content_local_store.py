@@ -19,8 +19,9 @@ from aiocontainerd_content_local import writer as writer_module
 from aiocontainerd_content_local.store import LocalStore
 
 from aiocontainerd import timestamps
-from aiocontainerd.errors import AlreadyExists, DataLoss, NotFound, ResourceExhausted, Unavailable
+from aiocontainerd.errors import AlreadyExists, DataLoss, NotFound, ResourceExhausted, Unavailable, to_status
 from aiocontainerd.testing.content import DATA, ContentStoreContract, digest_of, ingest, read_all
+from aiocontainerd.testing.disks import MemoryDisk
 
 
 @pytest.fixture
@@ -115,6 +116,50 @@ async def test_full_disk_names_the_ref_and_keeps_what_was_written(
     assert (_ingest_dir(tmp_path, "one") / "data").read_bytes() == DATA
     async with await store.writer("one") as writer:
         assert (await writer.commit(len(DATA), digest_of(DATA))).size == len(DATA)
+
+
+@pytest.mark.anyio
+async def test_a_disk_that_becomes_read_only_under_a_writer_is_told_with_the_path(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_args: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    async with await store.writer("one") as writer:
+        await writer.write(DATA)
+        with monkeypatch.context() as patch:
+            for name in ("ftruncate", "pwrite", "fchmod"):
+                patch.setattr(os, name, refused)
+            for call in (writer.write(b"more"), writer.truncate(), writer.commit()):
+                with pytest.raises(OSError, match="Read-only") as failed:
+                    await call
+                assert to_status(failed.value) == (9, f"{_ingest_dir(tmp_path, 'one') / 'data'}: read-only file system")
+    async with await store.writer("one") as writer:
+        assert (await writer.commit(len(DATA), digest_of(DATA))).size == len(DATA)
+
+
+@pytest.mark.anyio
+@pytest.mark.root
+async def test_a_read_only_store_is_read_and_changes_name_the_path(disk: MemoryDisk) -> None:
+    store = LocalStore(disk.directory)
+    await ingest(store, "one", DATA)
+    store.index_mark.touch()
+    (disk.directory / "ingest" / "unreadable").mkdir(parents=True)
+    before = disk.names()
+    disk.remount("ro")
+    await store.remove_unreadable()
+    assert [info.digest async for info in store.walk()] == [digest_of(DATA)]
+    async with await store.reader(digest_of(DATA)) as reader:
+        assert await reader.read(len(DATA), 0) == DATA
+    for call in (store.writer("two"), store.delete(digest_of(DATA)), store.abort("one")):
+        with pytest.raises(OSError, match="Read-only") as failed:
+            await call
+        code, text = to_status(failed.value)
+        assert code == 9
+        assert text.startswith(f"{disk.directory}/")
+        assert text.endswith(": read-only file system")
+    assert store.statistics() == {"open_ingests": 0}
+    assert disk.names() == before
 
 
 @pytest.mark.anyio

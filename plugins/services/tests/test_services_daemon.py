@@ -30,6 +30,7 @@ from aiocontainerd.serve.health import HealthGrpc
 from aiocontainerd.serve.introspection import IntrospectionGrpc
 from aiocontainerd.serve.version import VersionGrpc
 from aiocontainerd.sys.mount import Mount
+from aiocontainerd.testing.disks import MemoryDisk
 from aiocontainerd.wire import codec
 from aiocontainerd.wire.times import time_to_wire
 
@@ -124,6 +125,12 @@ def test_an_empty_uuid_file_is_made_anew(tmp_path: Path) -> None:
     file.write_text("")
     assert load_uuid(file) == file.read_text()
     assert [f.name for f in tmp_path.iterdir()] == ["uuid"]
+
+
+@pytest.mark.root
+def test_without_a_uuid_on_a_read_only_file_system_one_is_told_all_the_same(disk: MemoryDisk) -> None:
+    disk.remount("ro")
+    assert len(load_uuid(disk.directory / "intro" / "uuid")) == 36
 
 
 class Telling:
