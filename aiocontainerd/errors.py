@@ -107,6 +107,8 @@ class ReadOnlyFileSystem(FailedPrecondition):
     """The file system below the object takes no changes. The message names a path."""
 
     text = "read-only file system"
+    path = ""
+    """What could not be changed, as far as the operating system said."""
 
 
 class Aborted(ContainerdError):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 SIZE_MIB = 48
+BUSY_S = 60.0
 
 
 class Disk:
@@ -46,9 +48,15 @@ class Disk:
         trigger.write_text("1")
 
     def remount(self, mode: str, pid: int = 0) -> None:
-        """Make the disk read-only, `ro`, or writable, `rw`, here and in the mount namespace of a process."""
+        """Make the disk read-only, `ro`, or writable, `rw`, here and in the mount namespace of a process.
+
+        Wait for the ends of processes that were killed and had files open.
+        """
         command = ["mount", "-o", f"remount,{mode}", str(self.directory)]
-        subprocess.run(command, check=True)
+        until = time.monotonic() + BUSY_S
+        while (done := subprocess.run(command, capture_output=True)).returncode:
+            assert time.monotonic() < until, done.stderr
+            time.sleep(0.05)
         if pid:
             subprocess.run(["nsenter", "-t", str(pid), "-m", *command], check=True)
 

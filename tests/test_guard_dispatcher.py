@@ -326,7 +326,7 @@ async def test_a_read_only_file_system_is_an_answer_that_is_told_once(caplog: py
         with pytest.raises(ReadOnlyFileSystem, match=r"^/layers/a: read-only file system$"):
             await host.guard.stat("a")
     assert host.method().failures == 0
-    assert host.health.read_only
+    assert (host.health.read_only, host.health.refused_in) == (True, {"/layers"})
     assert [record.getMessage() for record in caplog.records] == [
         f"plugin {URI} refuses changes: /layers/a: read-only file system"
     ]

@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from aiocontainerd.errors import ReadOnlyFileSystem
 from aiocontainerd.host.registry import Registry
+from aiocontainerd.host.state import Plugin
 from aiocontainerd.sys import read_only
 
 log = logging.getLogger(__name__)
@@ -37,30 +38,33 @@ async def watch(registry: Registry, again: anyio.Event) -> None:
 
 async def _note(registry: Registry, *, quiet: bool = False) -> None:
     """Note of each plugin whether its file system is read-only, and log what has changed unless `quiet`."""
-    noted = {plugin.home: plugin.health.read_only for plugin in registry.plugins if plugin.is_loaded and plugin.home}
-    thoroughly = quiet or any(noted.values())
-    found = await anyio.to_thread.run_sync(look_at, list(noted), thoroughly, abandon_on_cancel=True)
-    for plugin in registry.plugins:
-        if plugin.home in found:
-            plugin.health.read_only = found[plugin.home]
-        elif not any(found.values()):  # it keeps nothing, but works with what others keep
-            plugin.health.read_only = False
-    if quiet:
+    loaded = [plugin for plugin in registry.plugins if plugin.is_loaded]
+    places = {plugin.uri: {plugin.home, *plugin.health.refused_in} - {""} for plugin in loaded}
+    thoroughly = quiet or any(plugin.health.read_only for plugin in loaded)
+    everywhere = sorted(set().union(*places.values()))
+    found = await anyio.to_thread.run_sync(look_at, everywhere, thoroughly, abandon_on_cancel=True)
+    for plugin in loaded:
+        _note_one(plugin, any(found[place] for place in places[plugin.uri]), quiet=quiet)
+
+
+def _note_one(plugin: Plugin, now: bool, *, quiet: bool) -> None:
+    before, plugin.health.read_only = plugin.health.read_only, now
+    where = min(plugin.health.refused_in, default=plugin.home)
+    if not now:
+        plugin.health.refused_in.clear()
+    if now == before or quiet:
         return
-    for home, now in found.items():
-        if now and not noted[home]:
-            log.warning("%s: %s; changes are refused", home, ReadOnlyFileSystem.text)
-        elif noted[home] and not now:
-            log.warning("%s can be written again", home)
+    text = f"refuses changes: {where}: {ReadOnlyFileSystem.text}" if now else f"takes changes again: {where}"
+    log.warning("plugin %s %s", plugin.uri, text)
 
 
-def look_at(homes: Sequence[str], thoroughly: bool) -> dict[str, bool]:
+def look_at(directories: Sequence[str], thoroughly: bool) -> dict[str, bool]:
     """Return which directories are on read-only file systems. Blocking.
 
     The flag of a file system tells, unless it is damaged. `thoroughly` makes a file in each directory besides.
     """
     look = read_only.is_read_only if thoroughly else read_only.has_flag
-    return {home: look(Path(home)) for home in homes}
+    return {directory: look(Path(directory)) for directory in directories}
 
 
 async def _can_be_opened() -> bool:

@@ -7,6 +7,7 @@ way to the caller leave their plugins alone.
 from __future__ import annotations
 
 import errno
+import os
 from inspect import isawaitable
 
 from aiocontainerd.errors import (
@@ -34,6 +35,7 @@ def explained(record: MethodRecord, error: BaseException, returned: object) -> B
     """
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         refused = ReadOnlyFileSystem(os_text(error))
+        refused.path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
         refused.__cause__ = error
         return refused
     if isinstance(error, TypeError) and returned is not None and not isawaitable(returned):

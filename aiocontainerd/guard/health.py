@@ -6,6 +6,7 @@ The guards, the watchdog and the host write it. `actr plugins explain` and the m
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
@@ -255,6 +256,8 @@ class PluginHealth:
         """Set by whoever keeps the connection of a plugin beside the daemon; None for a plugin inside."""
         self.read_only = False
         """Whether its file system takes no changes, as a refused call told, or the daemon found (`daemon/disks.py`)."""
+        self.refused_in: set[str] = set()
+        """Directories in which a call could not change something, for as long as `read_only`."""
         self.slack_s = 0.0
         """Seconds by which a guard cuts off later than the limit: a process that has the same limit names the line."""
         self.stuck: Callable[[str], object] | None = None
@@ -281,6 +284,8 @@ class PluginHealth:
         if not self.read_only:
             log.warning("plugin %s refuses changes: %s", self.uri, to_status(error)[1])
         self.read_only = True
+        if error.path:
+            self.refused_in.add(os.path.dirname(error.path))
 
     def method_health(self) -> list[MethodHealth]:
         """Return every method that was called, the most called first."""

@@ -74,8 +74,9 @@ class Plugin:
         beside = self.health.condition
         if self.is_loaded and beside is not None and beside.state != READY:
             return beside
-        if self.is_loaded and self.home and self.health.read_only:
-            return Condition(READ_ONLY, f"{self.home}: {ReadOnlyFileSystem.text}")
+        if self.is_loaded and self.health.read_only:
+            where = min(self.health.refused_in, default=self.home)
+            return Condition(READ_ONLY, f"{where}: {ReadOnlyFileSystem.text}" if where else ReadOnlyFileSystem.text)
         return Condition(str(self.state), self.reason)
 
     @property
