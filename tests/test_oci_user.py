@@ -82,6 +82,19 @@ def test_unknown_names_are_not_found(text: str, message: str) -> None:
         user.of_image(text, FILES.__getitem__)
 
 
+@pytest.mark.parametrize("line", ["me:x:7", "me:x:7:", "me:x:7::", "  me:x:7:0:more:of:it"])
+def test_a_line_of_passwd_may_end_before_the_group(tmp_path: Path, line: str) -> None:
+    root_with(tmp_path).write_text(f" # me:x:1:1\n{line}\n")
+    assert user.of_image("me", user.reader(str(tmp_path))) == User(7, 0, (0,))
+
+
+@pytest.mark.parametrize("line", ["me", "me:x", "me:x:", "me:x:abc:0", "me:x:-1:0", "me:x:7:abc"])
+def test_a_line_of_passwd_without_numbers_is_nobody(tmp_path: Path, line: str) -> None:
+    root_with(tmp_path).write_text(f"{line}\n")
+    with pytest.raises(NotFound):
+        user.of_image("me", user.reader(str(tmp_path)))
+
+
 def test_three_parts_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="invalid USER value a:b:c"):
         user.given("a:b:c", FILES.__getitem__)

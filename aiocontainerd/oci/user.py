@@ -95,10 +95,15 @@ def _number(part: str, text: str, kind: str) -> int | None:
 
 
 def _passwd_entry(wanted: Callable[[str, int], bool], read: ReadLines) -> tuple[int, int, str] | None:
+    """Return uid, gid and name of the first line that is wanted. A line without a group means 0, as containerd has it.
+
+    A line whose numbers are none is nobody's. containerd takes it for root's.
+    """
     for fields in read("/etc/passwd"):
-        if len(fields) < 4 or not (_is_id(fields[2]) and _is_id(fields[3])):
+        group = (fields[3] if len(fields) > 3 else "") or "0"
+        if len(fields) < 3 or not (_is_id(fields[2]) and _is_id(group)):
             continue
-        uid, gid = int(fields[2]), int(fields[3])
+        uid, gid = int(fields[2]), int(group)
         if wanted(fields[0], uid):
             return uid, gid, fields[0]
     return None
@@ -151,8 +156,8 @@ def reader(root: str) -> ReadLines:
 
 
 def _fields(data: bytes) -> Sequence[Sequence[str]]:
-    lines = data.decode(errors="surrogateescape").split("\n")
-    return [line.strip().split(":") for line in lines if line.strip() and not line.startswith("#")]
+    lines = (line.strip() for line in data.decode(errors="surrogateescape").split("\n"))
+    return [line.split(":") for line in lines if line and not line.startswith("#")]
 
 
 def _read_regular(root: str, path: str) -> bytes:
