@@ -91,6 +91,25 @@ def test_malformed_challenges_are_left_out(header: str) -> None:
     assert all(not challenge.parameters for challenge in auth.parse_challenges([header]))
 
 
+@pytest.mark.parametrize(
+    ("header", "challenges"),
+    [
+        ('Negotiate, Basic realm="x"', [("basic", {"realm": "x"})]),
+        ('Negotiate abc==, Basic realm="x"', [("basic", {"realm": "x"})]),
+        ('Basic, Bearer realm="x"', [("bearer", {"realm": "x"}), ("basic", {})]),
+        (', ,Bearer realm="x",,service=s', [("bearer", {"realm": "x", "service": "s"})]),
+        ('Bearer realm="x" junk', [("bearer", {"realm": "x"})]),
+        ('Bearer realm="x"junk, service=s', [("bearer", {"realm": "x"})]),
+        ("bearer\tREALM = x , =y", [("bearer", {"realm": "x"})]),
+    ],
+)
+def test_what_stands_before_and_after_a_challenge_does_not_hide_it(
+    header: str, challenges: list[tuple[str, dict[str, str]]]
+) -> None:
+    found = auth.parse_challenges([header])
+    assert [(challenge.scheme, challenge.parameters) for challenge in found] == challenges
+
+
 def test_scopes_are_sorted_and_unique() -> None:
     challenge = auth.Challenge("bearer", {"scope": "repository:z:pull repository:a/b:pull"})
     assert auth.scopes_of(challenge, "a/b") == ("repository:a/b:pull", "repository:z:pull")

@@ -129,6 +129,72 @@ async def test_a_redirect_target_that_asks_for_credentials_gets_none() -> None:
         assert set(other.header("Authorization")) == {None}
 
 
+@pytest.mark.parametrize(
+    ("place", "asked"),
+    [
+        ("/b%3A1%2Fc?sig=a%2Fb%3D%2B~%7E&x=a+b&y=%20", "/b%3A1%2Fc?sig=a%2Fb%3D%2B~%7E&x=a+b&y=%20"),
+        ('/b?u=a%2fb;c="d"#part', '/b?u=a%2fb;c="d"'),
+        ("/b c?u=é", "/b%20c?u=%C3%A9"),
+    ],
+)
+async def test_a_signed_url_is_asked_for_as_it_was_given(place: str, asked: str) -> None:
+    async def elsewhere(request: web.Request) -> web.Response:
+        return web.Response(body=DATA)
+
+    async with scripted_registry(elsewhere) as other:
+
+        async def handler(request: web.Request) -> web.Response:
+            return web.Response(status=307, headers={"Location": f"http://{other.url}{place}"})
+
+        async with scripted_registry(handler) as script, remote(script) as opened:
+            assert await body_of(opened) == DATA
+        assert [request.raw_path for request in other.requests] == [asked]
+
+
+@pytest.mark.parametrize("credentials", [None, RegistryCredentials("u", "p")])
+async def test_a_redirect_target_may_ask_for_an_anonymous_token(credentials: RegistryCredentials | None) -> None:
+    server = TokenServer()
+
+    async def elsewhere(request: web.Request) -> web.StreamResponse:
+        answer = await server.answer(request)
+        return web.Response(body=DATA) if answer.status == 200 and request.path == "/blob" else answer
+
+    async with scripted_registry(elsewhere) as other:
+
+        async def handler(request: web.Request) -> web.Response:
+            if credentials and "Authorization" not in request.headers:
+                return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
+            raise web.HTTPTemporaryRedirect(f"http://{other.url}/blob")
+
+        async with scripted_registry(handler) as script, remote(script, credentials=credentials) as opened:
+            assert await body_of(opened) == DATA
+            assert await body_of(opened) == DATA
+            server.good = "revoked"
+            assert await body_of(opened) == DATA
+    assert server.issued == 2
+    assert {request.method for request in other.requests} == {"GET"}
+    assert set(other.header("X-Own")) == {None}
+    assert set(other.header("Authorization")) == {None, "Bearer t1", "Bearer t2"}
+
+
+async def test_a_redirect_target_that_takes_no_token_is_given_up() -> None:
+    server = TokenServer()
+
+    async def elsewhere(request: web.Request) -> web.StreamResponse:
+        answer = await server.answer(request)
+        server.good = "another"
+        return answer
+
+    async with scripted_registry(elsewhere) as other:
+
+        async def handler(request: web.Request) -> web.Response:
+            raise web.HTTPTemporaryRedirect(f"http://{other.url}/blob")
+
+        async with scripted_registry(handler) as script, remote(script) as opened:
+            with pytest.raises(PermissionDenied, match=r"authorization failed \(invalid_token\)"):
+                await body_of(opened)
+
+
 async def test_redirects_without_end_are_given_up() -> None:
     async def handler(request: web.Request) -> web.Response:
         raise web.HTTPFound(request.path)

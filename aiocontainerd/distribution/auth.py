@@ -28,8 +28,10 @@ DEFAULT_LIFE_S = 60.0
 MARGIN_S = 5.0
 MARGIN_PART = 0.1
 """A token is renewed MARGIN_S seconds before its end, or this part of its life if that is less."""
-_SCHEME = re.compile(r"\s*([A-Za-z]+)(?:\s+|\Z)")
-_PARAMETER = re.compile(r'\s*([A-Za-z0-9_-]{1,64})\s*=\s*(?:"((?:[^"\\]|\\.){0,4096})"|([^\s,"]{0,4096}))\s*(?:,|\Z)')
+_SCHEME = re.compile(r"[\s,]*([A-Za-z]+)(?=[\s,]|\Z)")
+_PARAMETER = re.compile(
+    r'[\s,]*([A-Za-z0-9_-]{1,64})\s*=\s*(?:"((?:[^"\\]|\\.){0,4096})"|([^\s,"]{1,4096}|(?=[\s,]|\Z)))\s*(,|\Z)?'
+)
 _TRY_GET = frozenset({400, 401, 404})
 _METHOD_NOT_ALLOWED = 405
 _SUCCESS = 2
@@ -46,7 +48,7 @@ class Challenge(msgspec.Struct, frozen=True):
 
 
 def parse_challenges(headers: Sequence[str]) -> list[Challenge]:
-    """Return the challenges of all headers, Bearer before Basic, without malformed ones."""
+    """Return the challenges of all headers, Bearer before Basic. What is malformed ends its header."""
     found = [challenge for header in headers for challenge in _challenges(header)]
     order = {"bearer": 0, "basic": 1}
     return sorted((c for c in found if c.scheme in order), key=lambda challenge: order[challenge.scheme])
@@ -54,13 +56,13 @@ def parse_challenges(headers: Sequence[str]) -> list[Challenge]:
 
 def _challenges(header: str) -> list[Challenge]:
     challenges: list[Challenge] = []
-    at = 0
-    while at < len(header) and (scheme := _SCHEME.match(header, at)):
+    at, goes_on = 0, True
+    while goes_on and (scheme := _SCHEME.match(header, at)):
         at, parameters = scheme.end(), {}
-        while parameter := _PARAMETER.match(header, at):
+        while goes_on and (parameter := _PARAMETER.match(header, at)):
             quoted = parameter[2]
             parameters[parameter[1].lower()] = re.sub(r"\\(.)", r"\1", quoted) if quoted is not None else parameter[3]
-            at = parameter.end()
+            at, goes_on = parameter.end(), parameter[4] is not None
         challenges.append(Challenge(scheme[1].lower(), parameters))
     return challenges
 
@@ -76,6 +78,11 @@ class Refusal(msgspec.Struct, frozen=True):
 
     challenges: Sequence[Challenge]
     sent: str
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether a token server is named, which may give a token to anybody."""
+        return any(challenge.scheme == "bearer" and challenge.parameters.get("realm") for challenge in self.challenges)
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -177,7 +184,7 @@ class Authorizer:
         headers = {**self._options.headers, "Authorization": _basic(credentials)}
         return await _read(await self._transport.send("GET", url, Sent(headers, self._verifies(url))))
 
-    def _anonymous(self, realm: str, url: str) -> Sent:
+    async def _anonymous(self, realm: str, url: str) -> Sent:
         """Return what goes to a token server without credentials, or to where it redirects."""
         self._check(url)
         return Sent(self._options.headers if same_origin(url, realm) else {}, self._verifies(url))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -106,15 +106,15 @@ def remaining(bases: Sequence[Base], error: Exception) -> Sequence[Base]:
 
 def same_origin(one: str, other: str) -> bool:
     """Return whether two URLs have the same scheme, host and port."""
-    return _origin(urlsplit(one)) == _origin(urlsplit(other))
+    return origin(one) == origin(other)
 
 
-def _origin(parts: SplitResult) -> tuple[str, str, int]:
-    return (
-        parts.scheme,
-        (parts.hostname or "").lower(),
-        parts.port or (_HTTPS_PORT if parts.scheme == "https" else _HTTP_PORT),
-    )
+def origin(url: str) -> str:
+    """Return scheme, host and port of a URL, as a URL."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    port = parts.port or (_HTTPS_PORT if parts.scheme == "https" else _HTTP_PORT)
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def may_redirect(before: str, after: str) -> bool:

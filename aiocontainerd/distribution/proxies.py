@@ -16,6 +16,8 @@ import msgspec
 from aiocontainerd.errors import InvalidArgument
 
 _PORTS = {"http": 80, "https": 443}
+_MAPPED_BITS = 96
+"""Bits before an IPv4 address in the form of IPv6."""
 SCHEMES = ("http", "https", "socks5", "socks5h")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -72,7 +74,7 @@ class Proxies(msgspec.Struct, frozen=True):
         return proxy_url(proxy)
 
     def _is_proxied(self, parts: SplitResult) -> bool:
-        host = (parts.hostname or "").strip().lower()
+        host = _ascii((parts.hostname or "").strip().lower())
         address = parsed_address(host)
         if host == "localhost" or (address is not None and address.is_loopback):
             return False
@@ -123,12 +125,12 @@ def _exemption(entry: str) -> Exemption | None:
     if network is not None:
         return Exemption(network=network)
     host, port = _host_and_port(entry)
-    if not host:
+    if not host.strip(".") or port is None:
         return None
     address = parsed_address(host)
     if address is not None:
         return Exemption(address=address, port=port)
-    host = host[1:] if host.startswith("*.") else host
+    host = _ascii(host[1:] if host.startswith("*.") else host)
     return Exemption(domain=f".{host.lstrip('.')}", itself=not host.startswith("."), port=port)
 
 
@@ -137,13 +139,26 @@ def _network(entry: str) -> Network | None:
     if not slash or not bits.isdecimal():
         return None
     try:
-        return ipaddress.ip_network(entry, strict=False)
+        network = ipaddress.ip_network(entry, strict=False)
     except ValueError:
         return None
+    mapped = parsed_address(str(network.network_address))
+    if isinstance(network, ipaddress.IPv6Network) and isinstance(mapped, ipaddress.IPv4Address):
+        return ipaddress.ip_network((mapped, max(0, network.prefixlen - _MAPPED_BITS)), strict=False)
+    return network
 
 
-def _host_and_port(entry: str) -> tuple[str, int]:
+def _host_and_port(entry: str) -> tuple[str, int | None]:
+    """Return the host and the port of an entry, 0 for any port. None is port 0, which no URL has."""
     host, colon, port = entry.rpartition(":")
-    if not colon or not port.isdecimal() or (":" in host and not host.endswith("]")):
+    if not colon or not (port.isdecimal() or not port) or (":" in host and not host.endswith("]")):
         return entry.strip("[]"), 0
-    return host.strip("[]"), int(port)
+    return host.strip("[]"), (int(port) or None) if port else 0
+
+
+def _ascii(host: str) -> str:
+    """Return a name as DNS has it. One that cannot be a name of DNS stays as it is."""
+    try:
+        return host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        return host

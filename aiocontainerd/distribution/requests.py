@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Self
 
 import aiohttp
 import anyio
+import msgspec
 
 from aiocontainerd.distribution.auth import Authorizer, Refusal, denied, parse_challenges
-from aiocontainerd.distribution.hosts import Base, RegistryOptions, bases, redacted, remaining, same_origin
+from aiocontainerd.distribution.hosts import Base, RegistryOptions, bases, origin, redacted, remaining, same_origin
 from aiocontainerd.distribution.transport import Sent, Transport, cause_of
 from aiocontainerd.errors import ContainerdError, NotFound, PermissionDenied, ResourceExhausted, Unavailable, Unknown
 from aiocontainerd.oci.reference import Reference
@@ -55,6 +57,8 @@ class RegistryClient:
         self._bases = bases(reference.host, options)
         self.transport = Transport(options, proxies)
         self._authorizer = Authorizer(self.transport, self._bases[0].url, options)
+        self._elsewhere: dict[str, Authorizer] = {}
+        """Tokens of the places that the registry redirects to. They are fetched without credentials."""
 
     def __repr__(self) -> str:
         return f"<RegistryClient {self._bases[0].url} {self.options!r}>"
@@ -86,7 +90,7 @@ class RegistryClient:
 
     async def _respond(self, method: str, path: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         options, failed = self.options, 0
-        answered: set[str] = set()
+        answered: defaultdict[str, set[str]] = defaultdict(set)
         for attempt in range(options.attempts):
             last = attempt == options.attempts - 1
             base = self._bases[0]
@@ -99,28 +103,44 @@ class RegistryClient:
                     raise Unavailable(f"{method} {redacted(base.url)}: {cause_of(error)}") from error
                 await anyio.sleep(options.retry_pause_s)
                 continue
-            if last or not self._worth_retrying(response, base, failed):
+            refusal = _refusal(response)
+            if last or not self._worth_retrying(response, refusal, base, failed):
                 return response
             failed += response.status in _FAILING
             response.close()
             if response.status == _UNAUTHORIZED:
-                await self._authorizer.answer(_refusal(response), self.reference.path, answered)
+                place = origin(str(response.url))
+                await self._authorizer_of(place, base).answer(refusal, self.reference.path, answered[place])
             else:
                 await anyio.sleep(options.busy_pause_s if response.status in _BUSY else options.retry_pause_s)
         raise Unavailable(f"{method} {redacted(self._bases[0].url)}: given up after {options.attempts} attempts")
 
-    def _worth_retrying(self, response: aiohttp.ClientResponse, base: Base, failed: int) -> bool:
+    def _authorizer_of(self, place: str, base: Base) -> Authorizer:
+        """Return who answers for an origin: with the credentials for the registry, without for any other."""
+        if place == origin(base.url):
+            return self._authorizer
+        if place not in self._elsewhere:
+            anonymous = msgspec.structs.replace(self.options, credentials=None, headers={}, skip_verify=False)
+            self._elsewhere[place] = Authorizer(self.transport, place, anonymous)
+        return self._elsewhere[place]
+
+    def _worth_retrying(self, response: aiohttp.ClientResponse, refusal: Refusal, base: Base, failed: int) -> bool:
         if response.status == _UNAUTHORIZED:
-            return same_origin(str(response.url), base.url)
+            return same_origin(str(response.url), base.url) or refusal.wants_token
         return response.status in _BUSY or (response.status in _FAILING and not failed)
 
     async def _follow(self, method: str, url: str, headers: Mapping[str, str], base: Base) -> aiohttp.ClientResponse:
         """Return the response behind redirects. Another origin sees neither credentials nor custom headers."""
-        authorization = await self._authorizer.header()
-        own = {**headers, **self.options.headers, **({"Authorization": authorization} if authorization else {})}
 
-        def sent_to(target: str) -> Sent:
-            return Sent(own, base.verify) if same_origin(target, base.url) else Sent(headers)
+        async def sent_to(target: str) -> Sent:
+            place = origin(target)
+            is_own = place == origin(base.url)
+            known = self._authorizer if is_own else self._elsewhere.get(place)
+            authorization = await known.header() if known else ""
+            own = {**headers, **(self.options.headers if is_own else {})}
+            return Sent(
+                {**own, **({"Authorization": authorization} if authorization else {})}, base.verify or not is_own
+            )
 
         return await self.transport.follow(method, url, sent_to)
 
@@ -142,8 +162,12 @@ class RegistryClient:
     @asynccontextmanager
     async def elsewhere(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """Yield the response of a URL that a descriptor names; it gets no credentials and no custom headers."""
+
+        async def sent_to(_target: str) -> Sent:
+            return Sent(headers)
+
         try:
-            response = await self.transport.follow("GET", url, lambda _target: Sent(headers))
+            response = await self.transport.follow("GET", url, sent_to)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Unavailable(f"GET {redacted(url)}: {cause_of(error)}") from error
         try:
@@ -173,8 +197,6 @@ async def _check(response: aiohttp.ClientResponse, method: str, repository: str)
 
 async def _detail(response: aiohttp.ClientResponse) -> str:
     """Return what the registry's answer says in words, "" where nothing of it can be shown."""
-    import msgspec
-
     try:
         body = await response.content.read(MAX_ERROR_BYTES)
         errors = msgspec.json.decode(body)["errors"]

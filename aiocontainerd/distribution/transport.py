@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
@@ -11,6 +11,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from aiocontainerd import __version__
 from aiocontainerd.distribution.hosts import RegistryOptions, may_redirect, redacted
@@ -88,16 +89,16 @@ class Transport:
         proxy: str | None,
     ) -> aiohttp.ClientResponse:
         return await session.request(
-            method, url, headers=sent.headers, data=data, allow_redirects=False, ssl=sent.verify, proxy=proxy
+            method, as_given(url), headers=sent.headers, data=data, allow_redirects=False, ssl=sent.verify, proxy=proxy
         )
 
-    async def follow(self, method: str, url: str, sent_to: Callable[[str], Sent]) -> aiohttp.ClientResponse:
+    async def follow(self, method: str, url: str, sent_to: Callable[[str], Awaitable[Sent]]) -> aiohttp.ClientResponse:
         """Return the response behind redirects. `sent_to` says what the request to each URL carries.
 
         Raises as `send`, and Unavailable for a redirect that is not followed or for too many of them.
         """
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self.send(method, url, sent_to(url))
+            response = await self.send(method, url, await sent_to(url))
             if response.status not in _REDIRECTS or "Location" not in response.headers:
                 return response
             following = urljoin(url, response.headers["Location"])
@@ -119,6 +120,14 @@ class Transport:
             )
             self._sessions[socks] = await self._stack.enter_async_context(opened)
         return self._sessions[socks]
+
+
+def as_given(url: str) -> URL:
+    """Return a URL that is sent as it is: whoever signed it may have signed its very escapes.
+
+    Only one with spaces or letters beyond ASCII is escaped.
+    """
+    return URL(url, encoded=url.isascii() and url.isprintable() and " " not in url)
 
 
 def _socks_connector(proxy: str) -> aiohttp.BaseConnector:
