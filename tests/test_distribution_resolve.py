@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -85,13 +86,16 @@ async def test_another_digest_than_the_one_asked_for_is_refused() -> None:
             await resolve(opened)
 
 
-@pytest.mark.parametrize("media_type", ["text/plain; charset=utf-8", oci.DOCKER_SCHEMA1])
+@pytest.mark.parametrize(
+    "media_type",
+    ["text/plain; charset=utf-8", oci.DOCKER_SCHEMA1, "application/vnd.docker.distribution.manifest.v1+json"],
+)
 async def test_schema_1_is_refused(media_type: str) -> None:
     async def handler(request: web.Request) -> web.Response:
         return manifest(request, **{"Content-Type": media_type})
 
     async with scripted_registry(handler) as script, remote(script) as opened:
-        with pytest.raises(Unimplemented):
+        with pytest.raises(Unimplemented, match=re.escape(f'rebuild the image as "{oci.DOCKER_MANIFEST}" or')):
             await resolve(opened)
 
 

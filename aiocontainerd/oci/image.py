@@ -24,6 +24,8 @@ OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+_SCHEMA1_TYPES = frozenset({DOCKER_SCHEMA1, "application/vnd.docker.distribution.manifest.v1+json"})
+"""Signed and not signed."""
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = "application/vnd.docker.image.rootfs.diff.tar.gzip"
@@ -241,11 +243,11 @@ def _check(child: ChildDescriptor) -> None:
 
 
 def refuse_schema1(media_type: str) -> None:
-    """Raise Unimplemented for Docker's oldest manifests, which nobody converts any more."""
-    if media_type == DOCKER_SCHEMA1:
+    """Raise Unimplemented for Docker's oldest manifests, which nobody converts any more, in containerd's words."""
+    if media_type in _SCHEMA1_TYPES:
         raise Unimplemented(
             f'media type "{media_type}" is no longer supported since containerd v2.1, please rebuild the image '
-            "as a Docker schema 2 or OCI image"
+            f'as "{DOCKER_MANIFEST}" or "{OCI_MANIFEST}"'
         )
 
 
