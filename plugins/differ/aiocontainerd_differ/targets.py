@@ -23,15 +23,17 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def direct_target(mounts: Sequence[Mount]) -> Target | None:
-    """Return the directory to write to without mounting anything; None if the mounts must be mounted."""
-    if len(mounts) != 1:
+    """Return the directory to write to without mounting anything; None if the mounts must be mounted.
+
+    Only the lower directories of an overlay are mapped to other owners. Its upper directory holds those of the layer.
+    """
+    if len(mounts) != 1 or mounts[0].target:
         return None
     (mount,) = mounts
-    if mount.target or any(option.startswith(_ID_MAPPED) for option in mount.options):
-        return None
     if mount.type == "overlay":
         return _overlay_target(mount)
-    writable = "ro" not in mount.options and os.path.isdir(mount.source)
+    mapped = any(option.startswith(_ID_MAPPED) for option in mount.options)
+    writable = not mapped and "ro" not in mount.options and os.path.isdir(mount.source)
     return Target(mount.source) if mount.type in ("bind", "rbind") and writable else None
 
 

@@ -59,6 +59,21 @@ async def put(content: LocalStore, blob: bytes) -> Descriptor:
 
 
 @pytest.mark.anyio
+async def test_a_layer_over_mapped_ones_keeps_the_owners_of_the_image(
+    layers: Path, content: LocalStore, walking: WalkingDiffer
+) -> None:
+    """Check it for a parent: the kernel's copy has the mapped owner, which would be mapped a second time."""
+    (layers / "lower" / "d").mkdir()
+    os.chown(layers / "lower" / "d", 5, 6)
+    mapping = ("uidmap=0:100000:65536", "gidmap=0:200000:65536")
+    mounts = [Mount("overlay", "overlay", "", (*overlay(layers)[0].options, *mapping))]
+    await walking.apply(await put(content, tar_of([entry("d/f", uid=7, gid=8)])), mounts, ApplyOptions())
+    for name, owner in {"d": (5, 6), "d/f": (7, 8)}.items():
+        status = (layers / "upper" / name).stat()
+        assert (status.st_uid, status.st_gid) == owner
+
+
+@pytest.mark.anyio
 async def test_whiteouts_become_overlay_marks_and_missing_parents_are_copied_up(
     layers: Path, content: LocalStore, walking: WalkingDiffer
 ) -> None:
@@ -154,7 +169,10 @@ def test_only_a_writable_plain_mount_is_written_to_directly(tmp_path: Path) -> N
     assert direct_target(bind(tmp_path)) == Target(str(tmp_path))
     upper = Mount("overlay", "overlay", "", ("lowerdir=/b:/a", "upperdir=/u", "workdir=/w"))
     assert direct_target([upper]) == Target("/u", overlay=True, lowers=("/b", "/a"))
-    for option in ("userxattr", "uidmap=0:1:1", "ro"):
+    mapped = Mount("overlay", "overlay", "", (*upper.options, "uidmap=0:1:1", "gidmap=0:1:1"))
+    assert direct_target([mapped]) == direct_target([upper])
+    assert direct_target([Mount("bind", str(tmp_path), "", ("rw", "uidmap=0:1:1"))]) is None
+    for option in ("userxattr", "ro"):
         assert direct_target([Mount("overlay", "overlay", "", (*upper.options, option))]) is None
     assert direct_target([Mount("overlay", "overlay", "", ("lowerdir=/b:/a",))]) is None
     assert direct_target([Mount("bind", str(tmp_path), "", ("ro",))]) is None
