@@ -5,6 +5,7 @@ The exit status is that of a shell for the signal: 143 for SIGTERM, 130 for SIGI
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -49,7 +50,10 @@ def text_of(error: OSError) -> str:
 
 
 def open_streams() -> None:
-    """Open the standard streams that are closed on /dev/null: else the next file or socket takes the place of one."""
+    """Open the standard streams that are closed on /dev/null: else the next file or socket takes the place of one.
+
+    Write UTF-8 whatever the environment says, as Go does.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -57,6 +61,18 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     sys.stdout = sys.stdout or os.fdopen(STDOUT, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(STDERR, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def use_utf8() -> None:
+    """Start this program anew where the locale has another encoding than UTF-8.
+
+    The interpreter has read the arguments by then, and opens files by it. Daemons and registries know UTF-8 only.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - the same program
 
 
 class Program(click.Group):

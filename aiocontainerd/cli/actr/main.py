@@ -11,7 +11,7 @@ import importlib
 import click
 
 from aiocontainerd import __version__
-from aiocontainerd.cli.ending import Program, exits_at_sigterm, open_streams
+from aiocontainerd.cli.ending import Program, exits_at_sigterm, open_streams, use_utf8
 
 DEFAULT_ADDRESS = "/run/containerd/containerd.sock"
 COMMANDS = {
@@ -76,6 +76,7 @@ def actr(ctx: click.Context, address: str, namespace: str, timeout: float, debug
 
 def main() -> None:
     """Run the program."""
+    use_utf8()
     open_streams()
     exits_at_sigterm()
     actr(prog_name="actr")

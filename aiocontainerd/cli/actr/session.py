@@ -72,6 +72,8 @@ class Session:
             return _explained(error, self, hint, diagnoses=diagnoses)
         if isinstance(error, OSError) and error.strerror:
             return ending.text_of(error)
+        if isinstance(error, UnicodeEncodeError):
+            return f"{error.object!a} is not UTF-8"
         return str(error) or f"no answer within {self.timeout_s:g} s (--timeout allows more)"
 
     def _fail(self, text: str) -> NoReturn:
@@ -113,7 +115,8 @@ def _explained(error: ContainerdError, session: Session, hint: str, *, diagnoses
     if text.startswith("connection to "):
         return f"cannot reach a daemon at {session.address}: {_reason(error)}; is it running? name its socket with -a"
     if isinstance(error, NotFound) and hint and "USER value" not in text:
-        where = "" if "in namespace" in text else f" in namespace {session.namespace}"
+        told = "in namespace" in text or text.startswith("namespace ")
+        where = "" if told else f" in namespace {session.namespace}"
         return f"{text}{where}; {hint}"
     blocked = _blocked_by(session.address) if isinstance(error, DeadlineExceeded) else ""
     if blocked or (diagnoses and isinstance(error, DeadlineExceeded)):
