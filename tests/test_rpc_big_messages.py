@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any, ClassVar
 import pytest
 
 from aiocontainerd import api
-from aiocontainerd.errors import NotFound
+from aiocontainerd.errors import NotFound, ResourceExhausted
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient
-from aiocontainerd.wire import codec
+from aiocontainerd.wire import codec, limits, protobuf
 
 IMAGES = "containerd.services.images.v1.Images"
 pytestmark = pytest.mark.anyio
@@ -87,6 +88,52 @@ async def test_a_message_of_long_strings_is_small(tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             await client.unary(IMAGES, "Get", api.images.GetImageRequest(name="x" * (1 << 20)))
         assert not front.codec.used
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(api.images.Image(name="x" * (limits.MAX_STRING_CHARACTERS + 1)), id="a long string"),
+        pytest.param(api.images.Image(labels={"a": "x" * (limits.MAX_STRING_CHARACTERS + 1)}), id="a long label"),
+        pytest.param(
+            api.images.Image(
+                labels={f"{number:09}": "" for number in range(limits.MAX_VALUES // 2)},
+                target=api.types.Descriptor(
+                    annotations={f"{number:09}": "" for number in range(limits.MAX_VALUES // 2 + 1)}
+                ),
+            ),
+            id="many values",
+        ),
+    ],
+)
+async def test_a_large_request_of_many_values_or_a_long_string_is_refused(
+    tmp_path: Path, image: api.images.Image
+) -> None:
+    async with serving(tmp_path) as (front, client):
+        with pytest.raises(ResourceExhausted, match=r"^containerd\.services\S+CreateImageRequest: .*more than"):
+            await client.unary(IMAGES, "Create", api.images.CreateImageRequest(image=image))
+        assert front.codec.used == 1
+
+
+async def test_what_was_decoded_of_a_bad_message_is_freed_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[str] = []
+    original = protobuf.parse
+
+    def parse(cls: Any, data: bytes) -> Any:
+        message = original(cls, data)
+        if cls is api.images.CreateImageRequest:
+            weakref.finalize(message, lambda: freed.append(threading.current_thread().name))
+            raise protobuf.TooManyValues(1, "labels")
+        return message
+
+    monkeypatch.setattr(protobuf, "parse", parse)
+    labels = {str(number): "x" * 20 for number in range(10_000)}
+    async with serving(tmp_path) as (_, client):
+        with pytest.raises(ResourceExhausted):
+            await client.unary(IMAGES, "Create", api.images.CreateImageRequest(image=api.images.Image(labels=labels)))
+        assert freed == ["codec_0"]
 
 
 async def test_an_error_that_names_something_huge_is_cut(tmp_path: Path) -> None:

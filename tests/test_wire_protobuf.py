@@ -154,8 +154,11 @@ CREATE = api.containers.CreateContainerRequest
         (api.containers.GetContainerRequest, "0a00 7801"),
     ],
 )
-def test_a_message_of_a_million_tiny_fields_is_read_within_the_limit_of_a_test(cls: Any, piece: str) -> None:
+def test_a_message_of_a_million_tiny_fields_is_read_within_the_limit_of_a_test(
+    monkeypatch: pytest.MonkeyPatch, cls: Any, piece: str
+) -> None:
     # A reader that copies what it kept for each further field would take many minutes.
+    monkeypatch.setattr(protobuf, "_FIELDS", range(2 * MANY + 1))
     data = bytes.fromhex(piece) * MANY
     message = protobuf.parse(cls, data)
     if bytes.fromhex(piece)[0] >= 0x78:
@@ -213,14 +216,31 @@ def test_a_field_has_at_most_so_many_values(monkeypatch: pytest.MonkeyPatch, cls
         codec.decode(cls, bytes.fromhex(piece) * 4)
 
 
-def test_packed_numbers_and_maps_have_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_numbers_and_maps_have_such_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protobuf, "MAX_VALUES", 3)
+    monkeypatch.setattr(protobuf, "MAX_ENTRIES", 3)
     labels = {str(number): "" for number in range(4)}
     with pytest.raises(ResourceExhausted, match="more than 3 values in labels"):
         codec.decode(api.images.Image, codec.encode(api.images.Image(labels=labels)))
     numbers = api.cri.LinuxSandboxSecurityContext(supplemental_groups=[1, 2, 3, 4])
     with pytest.raises(ResourceExhausted, match="more than 3 values in supplemental_groups"):
         codec.decode(api.cri.LinuxSandboxSecurityContext, codec.encode(numbers))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        pytest.param("1200", id="the same entry of a map"),
+        pytest.param("0a00", id="the same single field"),
+        pytest.param("0a007801", id="unknown fields in between"),
+    ],
+)
+def test_a_message_has_at_most_so_many_fields_whatever_they_make(monkeypatch: pytest.MonkeyPatch, piece: str) -> None:
+    count = len(bytes.fromhex(piece)) // 2
+    monkeypatch.setattr(protobuf, "_FIELDS", range(6 * count + 1))
+    codec.decode(api.images.Image, bytes.fromhex(piece) * 6)
+    with pytest.raises(ResourceExhausted, match="values in one message"):
+        codec.decode(api.images.Image, bytes.fromhex(piece) * 7)
 
 
 @pytest.mark.parametrize(

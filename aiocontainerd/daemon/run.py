@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -51,6 +52,8 @@ from aiocontainerd.sys import systemd
 
 log = logging.getLogger(__name__)
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long the loop waits for a thread that runs Python, such as that of big messages. A call waits several times."""
 STARTING_BLOCK_S = 2.0
 """How long a plugin blocks the event loop, while it starts or stops, before the watchdog names it."""
 EXPECTED_ERRORS = (StartError, ConfigError, PluginError, lock.RootLockedError)
@@ -75,6 +78,7 @@ def run(
         registry.check_first(Path(config.settings.root).absolute(), reloader.config_of)
         daemon = _prepared(stack, config, registry, reloader)
         serve = partial(_serve, registry, daemon, reloader, config, started=started, when_serving=when_serving)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
             return anyio.run(serve, backend_options={"use_uvloop": True})
         except BaseExceptionGroup as group:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from aiocontainerd.errors import ContainerdError
 from aiocontainerd.sys import heap
-from aiocontainerd.wire import codec
+from aiocontainerd.wire import codec, limits
 
 if TYPE_CHECKING:
     import betterproto2
@@ -43,10 +44,16 @@ class CodecThread:
         return f"<CodecThread used {self.used} times>"
 
     async def decode(self, cls: type[MessageT], data: bytes) -> MessageT:
-        """Return the message of `data`. Raises as `codec.decode`."""
-        if len(data) < BIG_BYTES or codec.work_to_decode(cls, data) < BIG_BYTES:
+        """Return the message of `data`. Raises as `codec.decode`, and as `limits.check` for a large one."""
+        if len(data) < BIG_BYTES:
             return codec.decode(cls, data)
-        return await self._run(codec.decode, cls, data)
+        if codec.work_to_decode(cls, data) < BIG_BYTES:
+            found = _checked(cls, data)
+        else:
+            found = await self._run(_checked, cls, data)
+        if isinstance(found, ContainerdError):
+            raise found
+        return found
 
     async def encode(self, message: betterproto2.Message | codec.Encoded) -> bytes:
         """Return the bytes of a message."""
@@ -87,3 +94,16 @@ class CodecThread:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="codec")
         return self._executor
+
+
+def _checked(cls: type[MessageT], data: bytes) -> MessageT | ContainerdError:
+    """Return the message of a large request, or the error of a bad one.
+
+    An error that was raised would keep what was decoded until then. So many objects are freed here, beside the loop.
+    """
+    try:
+        message = codec.decode(cls, data)
+        limits.check(message)
+    except ContainerdError as error:
+        return type(error)(error.message)
+    return message

@@ -148,10 +148,13 @@ class ServedCall:
             self._connection.flush()
             self._woken = asyncio.get_running_loop().create_future()
             await self._woken
-        data = bytes(stream.buffer[:size])
+        if len(stream.buffer) <= size:  # a whole message, which may be big: it is copied once
+            data, stream.buffer = bytes(stream.buffer), bytearray()
+        else:
+            data = bytes(stream.buffer[:size])
+            del stream.buffer[:size]
         if data and len(data) < size:
             raise EOFError
-        del stream.buffer[:size]
         self._connection.http2.acknowledge(stream)
         return data
 

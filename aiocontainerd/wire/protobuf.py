@@ -4,7 +4,7 @@ Bytes that end inside a field are refused. A field of an unexpected wire type co
 and written again. Go's library does the same; the parser of betterproto2 does not.
 
 The time to read a message grows with its size and with nothing else, whatever its bytes are. A field that repeats has
-a limit, since two bytes of a message can become an object of several hundred.
+a limit, since two bytes of a message can become an object of several hundred. So has the number of fields.
 """
 
 from __future__ import annotations
@@ -24,8 +24,13 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _WIDTHS = {FIXED64: 8, FIXED32: 4}
 _MASK64 = (1 << 64) - 1
 _LARGEST = (1 << 63) - 1
-MAX_VALUES = 1 << 17
-"""Most values of one repeated field, and most entries of one map. No client of containerd comes near."""
+MAX_VALUES = 1 << 16
+"""Most values of one repeated field. A list of so many records would be larger than a message may be."""
+MAX_ENTRIES = 1 << 14
+"""Most entries of one map. Maps hold labels, annotations and extensions: no client of containerd comes near."""
+MAX_FIELDS = 1 << 17
+"""Most fields of one message, repeated ones counted each time."""
+_FIELDS = range(MAX_FIELDS + 1)
 _FIXED = {
     "double": (FIXED64, struct.Struct("<d")),
     "fixed64": (FIXED64, struct.Struct("<Q")),
@@ -50,10 +55,10 @@ Writer = Callable[[Any, bytearray], None]
 
 
 class TooManyValues(ValueError):
-    """Error for a repeated field or a map of more than `MAX_VALUES` values."""
+    """Error for a repeated field, a map or a message that holds more than its limit."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"more than {MAX_VALUES} values in {name}")
+    def __init__(self, most: int, where: str) -> None:
+        super().__init__(f"more than {most} values in {where}")
 
 
 class Schema:
@@ -135,7 +140,9 @@ class Schema:
         key_type, value_type = (one.proto_type for one in meta.map_meta)
         key, value = _kind(key_type, None), _kind(value_type, value_class)
         any_entry = _any_entry(entry, value_class if value_type == "message" else None)
-        self.readers[tag] = _map_reader(name, _plain_entry(key, value, any_entry))
+        make = entry._betterproto.default_gen
+        no_value = (lambda: schema(value_class).new()) if value_type == "message" else make["value"]
+        self.readers[tag] = _map_reader(name, _usual_entry(key, value, (make["key"](), no_value), any_entry))
         self.writers.append(_map_writer(name, tag, key, value))
 
 
@@ -199,7 +206,9 @@ def parts(message: Any, limit: int) -> int:
 
 def _read_fields(table: Schema, message: Any, data: bytes, position: int, end: int) -> None:
     readers = table.readers
-    while position < end:
+    for _ in _FIELDS:
+        if position >= end:
+            return
         start = position
         tag = data[position]
         position += 1
@@ -211,6 +220,7 @@ def _read_fields(table: Schema, message: Any, data: bytes, position: int, end: i
         else:
             position = _skip_unknown(table, data, start, end)
             _keep_unknown(message.__dict__, data[start:position])
+    raise TooManyValues(MAX_FIELDS, "one message")
 
 
 def _skip_unknown(table: Schema, data: bytes, position: int, end: int) -> int:
@@ -314,6 +324,8 @@ def _kind(proto_type: str, cls: Any) -> Kind:
 
 
 def _read_string(data: bytes, position: int, end: int) -> tuple[str, int]:
+    if position < end and (size := data[position]) < 0x80 and (stop := position + 1 + size) <= end:
+        return data[position + 1 : stop].decode(), stop
     start, stop = _length(data, position, end)
     return data[start:stop].decode(), stop
 
@@ -422,7 +434,7 @@ def _append_reader(name: str, read: Value) -> Reader:
         value, position = read(data, position, end)
         values = message.__dict__[name]
         if len(values) >= MAX_VALUES:
-            raise TooManyValues(name)
+            raise TooManyValues(MAX_VALUES, name)
         values.append(value)
         return position
 
@@ -436,7 +448,7 @@ def _packed_reader(name: str, read: Value) -> Reader:
         while position < stop:
             value, position = read(data, position, stop)
             if len(values) >= MAX_VALUES:
-                raise TooManyValues(name)
+                raise TooManyValues(MAX_VALUES, name)
             values.append(value)
         return stop
 
@@ -449,32 +461,36 @@ def _map_reader(name: str, read: Entry) -> Reader:
         key, value = read(data, start, stop)
         values = message.__dict__[name]
         values[key] = value
-        if len(values) > MAX_VALUES:
-            raise TooManyValues(name)
+        if len(values) > MAX_ENTRIES:
+            raise TooManyValues(MAX_ENTRIES, name)
         return stop
 
     return reader
 
 
-def _plain_entry(key: Kind, value: Kind, other: Entry) -> Entry:
-    """Return a reader of an entry of a key and a value in this order, as programs write it. It makes no message."""
+def _usual_entry(key: Kind, value: Kind, default: tuple[Any, Callable[[], Any]], other: Entry) -> Entry:
+    """Return a reader of an entry of a key and a value, each at most once. It makes no message of the entry."""
     key_tag, read_key = 1 << 3 | key[0], key[1]
     value_tag, read_value = 2 << 3 | value[0], value[1]
+    no_key, no_value = default
 
     def read(data: bytes, start: int, stop: int) -> tuple[Any, Any]:
-        if start < stop and data[start] == key_tag:
-            found_key, position = read_key(data, start + 1, stop)
-            if position < stop and data[position] == value_tag:
+        found_key, found, position = no_key, None, start
+        while position < stop:
+            tag = data[position]
+            if tag == key_tag:
+                found_key, position = read_key(data, position + 1, stop)
+            elif tag == value_tag and found is None:
                 found, position = read_value(data, position + 1, stop)
-                if position == stop:
-                    return found_key, found
-        return other(data, start, stop)
+            else:
+                return other(data, start, stop)
+        return found_key, no_value() if found is None else found
 
     return read
 
 
 def _any_entry(entry_class: Any, value_class: Any) -> Entry:
-    """Return a reader of any entry: one without a key or value, with several, or with unknown fields."""
+    """Return a reader of any entry: one with several keys or values, or with unknown fields."""
 
     def read(data: bytes, start: int, stop: int) -> tuple[Any, Any]:
         table = schema(entry_class)
