@@ -210,7 +210,8 @@ async def test_an_error_text_that_is_no_utf_8_travels_all_the_same(tmp_path: Pat
 async def test_an_unexpected_error_of_ours_is_logged_with_its_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "_OURS", __name__.partition(".")[0])
+    monkeypatch.setattr(Tasks, "__module__", "aiocontainerd_services.tasks")
+    monkeypatch.setattr(failures, "_CARRIERS", {*failures._CARRIERS, __name__.partition(".")[0]})
     async with serving(tmp_path, Tasks()) as (_, client):
         with pytest.raises(errors.Unknown):
             await client.unary(TASKS, "Pause", api.tasks.PauseTaskRequest())
