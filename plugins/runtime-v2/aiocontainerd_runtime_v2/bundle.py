@@ -116,7 +116,8 @@ class Layout(msgspec.Struct, frozen=True):
         self._remove_tree(bundle.work)
 
     def _remove_tree(self, path: Path, mounted: Path | None = None) -> None:
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)  # whatever it is, it is in the place of a directory of ours
             return
         if mounted is not None and mounted.is_dir():
             self.unmount(str(mounted), mount.MNT_DETACH)

@@ -20,7 +20,7 @@ from aiocontainerd.interfaces.runtime import Exit
 from aiocontainerd.interfaces.shim import ShimCommand, ShimLauncher
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire import codec
-from aiocontainerd_runtime_v2 import bootstrap
+from aiocontainerd_runtime_v2 import bootstrap, strays
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2.binary import BinaryLauncher
 from aiocontainerd_runtime_v2.bootstrap import Endpoint
@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 _NO_CONNECTION = "failed to create TTRPC connection"
 _SOCKET_DIR = "/run/containerd/s"
+_OWN_VERSION = 3
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +132,15 @@ class ShimManager:
         client = await open_client(bundle.id, endpoint, timeout_s=self.deadlines.load_s)
         return Shim(bundle, endpoint, client, launcher, joined=joined)
 
+    def own_endpoint(self, bundle: Bundle) -> Endpoint | None:
+        """Return where a shim of ours listens that works in a bundle, None if there is no such shim. Blocking."""
+        path = _own_socket(bundle, self._surroundings)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            if probe.connect_ex(path) or not strays.processes_in(bundle):
+                return None
+        return Endpoint(version=_OWN_VERSION, address=f"unix://{path}", protocol=bootstrap.TTRPC)
+
     async def clean_up(self, bundle: Bundle, launcher: ShimLauncher) -> Exit:
         """Run the `delete` action for a lost shim. Never fails: an unknown exit has status 255."""
         if not await to_thread(bundle.path.is_dir):
@@ -180,9 +190,13 @@ def _socket_of(bundle: Bundle, around: Surroundings) -> str:
     """Return where the bundle's shim listens, or would listen; "" if it is no unix socket (facts/runtime 3.4)."""
     endpoint = bundles.read_endpoint(bundle)
     if endpoint is None:
-        named = os.path.join(around.grpc_address, bundle.namespace, bundle.id)
-        return f"{around.socket_dir or _SOCKET_DIR}/{hashlib.sha256(named.encode()).hexdigest()}"
+        return _own_socket(bundle, around)
     return endpoint.address.removeprefix("unix://") if endpoint.address.startswith("unix://") else ""
+
+
+def _own_socket(bundle: Bundle, around: Surroundings) -> str:
+    named = os.path.join(around.grpc_address, bundle.namespace, bundle.id)
+    return f"{around.socket_dir or _SOCKET_DIR}/{hashlib.sha256(named.encode()).hexdigest()}"
 
 
 def _unlink_dead_socket(bundle: Bundle, around: Surroundings) -> None:

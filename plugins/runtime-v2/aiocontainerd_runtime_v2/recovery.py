@@ -113,6 +113,8 @@ class Recovery:
             await self._discard(bundle)
             return
         self._runtime.open_log(bundle)
+        if launcher.rests and endpoint is not None:
+            endpoint = await self._put_right(bundle, endpoint)
         if binary is not None and endpoint is not None and state is not None and launcher.rests:
             self._leave_alone(Shim(bundle, endpoint, None, launcher), state)
             return
@@ -122,6 +124,7 @@ class Recovery:
             log.error("the shim of task %s/%s cannot be called: %s", bundle.namespace, bundle.id, error.message)
         except (NobodyListensError, NotFound) as error:
             log.warning("the shim of task %s/%s is gone: %s", bundle.namespace, bundle.id, error.message)
+            await to_thread(strays.kill, bundle)
             await self._manager.clean_up(bundle, launcher)
             await self._discard(bundle)
         except ContainerdError as error:
@@ -197,6 +200,18 @@ class Recovery:
         await to_thread(bundles.write_endpoint, bundle, endpoint)
         return await self._manager.connect(bundle, endpoint, launcher, joined=joined)
 
+    async def _put_right(self, bundle: Bundle, endpoint: Endpoint) -> Endpoint:
+        """Return where the shim listens that works in a bundle, if the bundle names another address."""
+        own = await to_thread(self._manager.own_endpoint, bundle)
+        if own is None or own.address == endpoint.address:
+            return endpoint
+        log.warning(
+            "the bundle of task %s/%s names %s, but its shim listens at %s: that is written there",
+            bundle.namespace, bundle.id, endpoint.address, own.address,
+        )  # fmt: skip
+        await to_thread(bundles.write_endpoint, bundle, own)
+        return own
+
     def _leave_alone(self, shim: Shim, state: ProcessState | None) -> None:
         task = self._runtime.adopt(shim)
         if state is not None:
@@ -240,4 +255,6 @@ def _has_runtime_state(bundle: Bundle) -> bool:
 
 
 def _make_directory(bundle: Bundle) -> None:
+    if not bundle.path.is_dir():
+        bundle.path.unlink(missing_ok=True)
     bundle.path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -266,6 +266,8 @@ class ShimTaskRuntime:
         if self._stopping or not self.table.holds(task):
             return
         log.warning("the shim of task %s/%s has died", task.namespace, task.id)
+        if not task.shim.joined:
+            await to_thread(strays.kill, task.shim.bundle)  # it may live, and listen elsewhere
         ended = await self.manager.clean_up(task.shim.bundle, task.shim.launcher)
         if not self.table.begin_removal(task):
             return

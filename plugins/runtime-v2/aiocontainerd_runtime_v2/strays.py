@@ -8,16 +8,22 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from pathlib import Path
 
 from aiocontainerd_runtime_v2.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
+_TERMINAL = 4
+"""Index of `tty_nr` among the fields of /proc/PID/stat that follow the name of the program (proc_pid_stat(5))."""
+
 
 def processes_in(bundle: Bundle) -> list[int]:
-    """Return the pids of processes whose working directory is the bundle. Blocking."""
-    wanted = os.path.realpath(bundle.path)
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _directory_of(name) == wanted]
+    """Return the pids of shims whose working directory is the bundle, or was until its removal began. Blocking."""
+    whole = os.path.realpath(bundle.path)
+    wanted = (whole, os.path.join(os.path.dirname(whole), f".{bundle.id}"))
+    pids = [name for name in os.listdir("/proc") if name.isdigit() and _directory_of(name) in wanted]
+    return [int(name) for name in pids if not _has_terminal(name)]
 
 
 def bundle_elsewhere(bundle: Bundle) -> str:
@@ -35,6 +41,14 @@ def kill(bundle: Bundle) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+def _has_terminal(pid: str) -> bool:
+    """Return whether a process has a controlling terminal: no shim has one, but an operator's shell may be here too."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_TERMINAL] != "0"
+    except OSError:
+        return True
 
 
 def _directory_of(pid: str) -> str:

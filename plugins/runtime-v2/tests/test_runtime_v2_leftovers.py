@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -158,13 +159,47 @@ async def test_a_container_of_another_directory_of_state_is_left_alone(
 def test_a_shim_whose_bundle_is_gone_is_found_by_its_directory(tmp_path: Path) -> None:
     bundle = Bundle("n", "a", tmp_path / "a", tmp_path / "work")
     bundle.path.mkdir()
-    shim = subprocess.Popen([sys.executable, "-c", "input()"], cwd=bundle.path, stdin=subprocess.PIPE)
+    shim = subprocess.Popen(
+        [sys.executable, "-c", "input()"], cwd=bundle.path, stdin=subprocess.PIPE, start_new_session=True
+    )
     with shim:
-        bundle.path.rmdir()
+        bundle.path.rename(tmp_path / ".a")
+        assert strays.processes_in(bundle) == [shim.pid]
+        (tmp_path / ".a").rmdir()
         assert strays.processes_in(bundle) == [shim.pid]
         strays.kill(bundle)
         assert shim.wait() == -9
     assert ended(shim.pid)
+
+
+def test_a_shell_in_a_bundle_is_no_shim(tmp_path: Path) -> None:
+    bundle = Bundle("n", "a", tmp_path, tmp_path / "work")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execlp("sh", "sh", "-c", "echo here; read line")
+    try:
+        assert os.read(terminal, 4) == b"here"
+        assert strays.processes_in(bundle) == []
+    finally:
+        os.close(terminal)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("/nowhere"), os.mkfifo])
+async def test_what_is_in_the_place_of_a_bundle_is_removed_and_the_container_starts_again(
+    world: World, killed: list[str], caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
+) -> None:
+    async with world.run() as runtime:
+        await (await runtime.create("a", OPTIONS)).start()
+    await anyio.to_thread.run_sync(shutil.rmtree, world.bundle("a"))
+    make(world.bundle("a"))
+    world.records["a"], world.specs["a"] = OPTIONS.runtime, _spec("/k8s/a")
+    async with world.run() as runtime:
+        assert await runtime.list() == []
+        assert killed == ["/k8s/a"]
+        assert not [record for record in caplog.records if record.exc_info]
+        await runtime.create("a", OPTIONS)
 
 
 def test_what_is_left_of_a_removal_is_swept_but_never_below_a_mount(
