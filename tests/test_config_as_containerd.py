@@ -92,6 +92,7 @@ Address = "/x.sock"
 GID = 7
 [Proxy_Plugins.Stargz]
 Type = "snapshot"
+ADDRESS = "/s.sock"
 [plugins."{GC}"]
 Pause_Threshold = 0.5
 """

@@ -87,6 +87,10 @@ WARNED = {
         '2: no plugin "io.containerd.gc.v2.scheduler" is installed, its table has no effect; '
         'did you mean "io.containerd.gc.v1.scheduler"?'
     ),
+    '[proxy_plugins.a]\ntype = "snapshot"': "2: proxy_plugins.a.address is missing; it will not load",
+    '[stream_processors."x.y"]\naccepts = ["a"]\nreturns = "b"\npath = ""': (
+        '5: stream_processors."x.y".path is missing; it will not load'
+    ),
 }
 """Keys and tables without effect that are no mistakes, after `version = 3` -> the warning."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import re
 import typing
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
 from aiocontainerd.config import hints, stock
 from aiocontainerd.config.source import KeyPath, Origin, Origins, Tree, dotted
-from aiocontainerd.config.spelling import respell
+from aiocontainerd.config.spelling import fields_of, respell
 from aiocontainerd.config.values import Misfit, decode_hook, misfits
 
 RecordT = TypeVar("RecordT", bound=msgspec.Struct)
@@ -19,6 +20,8 @@ RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<field>.*?)`(?: - at `\$(?P<path>.*?)`)?\Z")
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>.*?)`)?\Z", re.DOTALL)
 _MISSING = re.compile(r".* missing required field `(?P<field>.*?)`\Z")
+HINTS = 100
+"""Unknown names of one kind that are compared with the known ones. In a file of more, something else is wrong."""
 _NAMED_TABLES = ("stream_processors", "proxy_plugins", "python_plugins")
 _SOME_KEY = "..."
 _STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\.\.\.|\d+)\]")
@@ -41,6 +44,9 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
     rest = copy.deepcopy(tree)
     respell(rest, kind, at, origins)
     _drop_empty_choices(rest, kind)
+    for steps, name in list(_unknown_keys(rest, kind, ())):
+        key, value = (*at, *steps, name), _at(rest, steps).pop(name)
+        problems.append(_unknown_problem(kind, steps, key, value, origins, hint=len(problems) < HINTS))
     while True:
         error = _failure(rest, kind)
         if error is None:
@@ -54,8 +60,28 @@ def decode(tree: Tree, kind: type[RecordT], at: KeyPath, origins: Origins) -> tu
         steps = _named(rest, kind, _steps(unknown["path"]))
         key = (*at, *steps, unknown["field"])
         value = _at(rest, steps).pop(unknown["field"])
-        text = f"{origin_of(key, origins)}: {_unknown_key(kind, steps, key, value)}"
-        problems.append(Problem(text, True, key))
+        problems.append(_unknown_problem(kind, steps, key, value, origins))
+
+
+def _unknown_keys(table: Any, kind: Any, steps: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Yield where a record has a key that is no field of it, and the key. Records in unions are left to msgspec."""
+    if not isinstance(table, dict):
+        return
+    fields = fields_of(kind)
+    if fields is None:
+        arguments = typing.get_args(kind) if typing.get_origin(kind) is dict else ()
+        fields = dict.fromkeys(table, arguments[-1]) if arguments else {}
+    elif kind.__struct_config__.forbid_unknown_fields:
+        yield from ((steps, name) for name in table if name not in fields)
+    for name in (name for name in table if name in fields):
+        yield from _unknown_keys(table[name], fields[name], (*steps, name))
+
+
+def _unknown_problem(
+    kind: type, steps: KeyPath, key: KeyPath, value: Any, origins: Origins, *, hint: bool = True
+) -> Problem:
+    text = _unknown_key(kind, steps, key, value) if hint else f"unknown key {dotted(key)}"
+    return Problem(f"{origin_of(key, origins)}: {text}", True, key)
 
 
 def _drop_empty_choices(table: Tree, kind: type[msgspec.Struct]) -> None:

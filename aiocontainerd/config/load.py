@@ -12,7 +12,7 @@ from aiocontainerd import durations
 from aiocontainerd.config import hints, log_levels, source, stock, timeouts
 from aiocontainerd.config import merge as merging
 from aiocontainerd.config import migrate as migration
-from aiocontainerd.config.decode import Problem, decode, origin_of
+from aiocontainerd.config.decode import HINTS, Problem, decode, origin_of
 from aiocontainerd.config.plugin import Configured, PluginConfig
 from aiocontainerd.config.records import (
     STREAM_PROCESSORS,
@@ -101,17 +101,23 @@ class Config:
 
     def _tell_absent(self, known: Mapping[str, Configured]) -> None:
         """Keep a warning for each plugin that is named and not installed, one for all of containerd's that are not."""
-        told = [*self._absent_tables(known), *self._absent_names(known), *self._odd_proxies()]
+        told = [*self._absent_tables(known), *self._absent_names(known), *self._odd_proxies(), *self._incomplete()]
         self.warnings = list(dict.fromkeys([*self.warnings, *told]))
 
     def _absent_tables(self, known: Mapping[str, Configured]) -> Iterator[str]:
-        idle = []
+        idle, told = [], 0
         for name, value in sorted(self._plugins.items()):
             origin = self.origin("plugins", name)
             if name not in known and name in stock.PLUGINS:
                 idle.append(f"{name} ({origin})")
             elif name not in known:
-                yield f"{origin}: {hints.plugin_table(name, value, known)}"
+                told += 1
+                hint = (
+                    hints.plugin_table(name, value, known)
+                    if told <= HINTS
+                    else f"[plugins.{dotted((name,))}] is of no plugin"
+                )
+                yield f"{origin}: {hint}"
         if idle:
             yield f"tables of plugins that only containerd has are without effect: {', '.join(idle)}"
 
@@ -119,15 +125,26 @@ class Config:
         settings = self.settings
         named: list[KeyPath] = [("disabled_plugins", u) for u in settings.disabled_plugins if u not in stock.PLUGINS]
         named += [("plugin_isolation", uri) for uri in settings.plugin_isolation]
-        for key, uri in named:
-            if uri not in known:
-                near = hints.nearest_uri(uri, {*known, *stock.PLUGINS})
-                yield f'{self.origin(key, uri)}: {key}: no plugin "{uri}" is installed{near}'
+        absent = [(key, uri) for key, uri in named if uri not in known]
+        for number, (key, uri) in enumerate(absent):
+            near = hints.nearest_uri(uri, {*known, *stock.PLUGINS}) if number < HINTS else ""
+            yield f'{self.origin(key, uri)}: {key}: no plugin "{uri}" is installed{near}'
 
     def _odd_proxies(self) -> Iterator[str]:
         for name, proxy in self.settings.proxy_plugins.items():
             if proxy.type not in stock.PROXY_TYPES:
                 yield f"{self.origin('proxy_plugins', name, 'type')}: {hints.proxy_type(name, proxy.type)}"
+
+    def _incomplete(self) -> Iterator[str]:
+        """Yield what a proxy plugin or stream processor needs and does not have. It will not load."""
+        needed: list[tuple[str, str, Mapping[str, Any]]] = [
+            ("proxy_plugins", "address", self.settings.proxy_plugins),
+            *(("stream_processors", key, self.settings.stream_processors) for key in ("accepts", "returns", "path")),
+        ]
+        for table, key, entries in needed:
+            for name, entry in entries.items():
+                if not getattr(entry, key):
+                    yield f"{self.origin(table, name, key)}: {dotted((table, name, key))} is missing; it will not load"
 
     @property
     def stream_processors(self) -> Mapping[str, StreamProgram]:
@@ -162,16 +179,17 @@ class Config:
         idle = [key for key in unknown if key in timeouts.STOCK_KEYS]
         if idle:
             self.warnings.append(f"{self.origin('timeouts', idle[0])}: without effect here: {', '.join(idle)}")
-        problems = []
+        problems: list[Problem] = []
+        strange = set(unknown).difference(timeouts.STOCK_KEYS)
         for key in self.settings.timeouts:
             origin = self.origin("timeouts", key)
-            if key in unknown and key not in timeouts.STOCK_KEYS:
-                near = timeouts.nearest(key, self._timeouts, known)
+            if key in strange:
+                near = timeouts.nearest(key, self._timeouts, known) if len(problems) < HINTS else ""
                 hint = f'; did you mean "{near}"?' if near else ""
                 text = f'{origin}: unknown key timeouts."{key}"{hint}'
                 problems.append(Problem(text, True, ("timeouts", key)))
             uri = timeouts.split_plugin_key(key)[1]
-            if key not in unknown and uri and uri not in known:
+            if key not in strange and uri and uri not in known:
                 self.warnings.append(f'{origin}: no plugin "{uri}" is installed{hints.nearest_uri(uri, known)}')
         return problems
 

@@ -9,7 +9,7 @@ from aiocontainerd import kinds
 from aiocontainerd.config import hints
 from aiocontainerd.config.records import CURRENT_VERSION, ConfigError
 from aiocontainerd.config.source import KeyPath, Origin, Origins, Tree
-from aiocontainerd.config.spelling import move_origins
+from aiocontainerd.config.spelling import move_origins, rename_origins
 
 GRPC = f"{kinds.SERVER}.grpc"
 GRPC_TCP = f"{kinds.SERVER}.grpc-tcp"
@@ -131,10 +131,12 @@ def _in_full(name: str) -> str:
 
 def _rename_tables(tree: Tree, origins: Origins, names: Mapping[str, str]) -> None:
     plugins = tree.get("plugins", {})
+    renames: dict[KeyPath, str] = {}
     for old, new in names.items():
         if old in plugins:
             plugins[new] = plugins.pop(old)
-            move_origins(origins, ("plugins", old), ("plugins", new))
+            renames["plugins", old] = new
+    rename_origins(origins, renames)
     for key in ("disabled_plugins", "required_plugins"):
         if isinstance(tree.get(key), list):
             tree[key] = [names.get(uri, uri) for uri in tree[key]]

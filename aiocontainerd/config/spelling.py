@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -16,9 +16,23 @@ def respell(tree: Tree, kind: type[msgspec.Struct], at: KeyPath, origins: Origin
 
     Keys of mappings, such as the names of proxy plugins, stay as they are. A key that is there in both cases does, too.
     """
+    renames: dict[KeyPath, str] = {}
     for old, new, table, place in list(_differing(tree, kind, at)):
         table[new] = table.pop(old)
-        move_origins(origins, (*place, old), (*place, new))
+        renames[*place, old] = new
+    rename_origins(origins, renames)
+
+
+def rename_origins(origins: Origins, renames: Mapping[KeyPath, str]) -> None:
+    """Rename keys in the origins, and in all below them. `renames` maps a whole key to its new last part."""
+    if not renames:
+        return
+    moved = [
+        (tuple(renames.get(key[: size + 1], part) for size, part in enumerate(key)), origin)
+        for key, origin in origins.items()
+    ]
+    origins.clear()
+    origins.update(moved)
 
 
 def move_origins(origins: Origins, old: KeyPath, new: KeyPath) -> None:
@@ -31,7 +45,7 @@ def _differing(value: Any, kind: Any, at: KeyPath) -> Iterator[tuple[str, str, T
     """Yield old and new name of each key to rename, its table, and the table's place. Inner tables come first."""
     if not isinstance(value, dict):
         return
-    fields = _fields(kind)
+    fields = fields_of(kind)
     if fields is None:
         arguments = typing.get_args(kind)
         for key, inner in value.items():
@@ -45,7 +59,7 @@ def _differing(value: Any, kind: Any, at: KeyPath) -> Iterator[tuple[str, str, T
             yield key, name, value, at
 
 
-def _fields(kind: Any) -> dict[str, Any] | None:
+def fields_of(kind: Any) -> dict[str, Any] | None:
     """Return the types of a record's fields, None for a type that is no record."""
     if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         return None
