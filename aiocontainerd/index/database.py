@@ -119,6 +119,8 @@ def _no_file(path: Path) -> str:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return f"a link to {os.readlink(path)}, which is missing" if path.is_symlink() else ""
+    except NotADirectoryError:
+        return ""  # the root is no directory, which is told when it is made
     except OSError as error:
         return f"not accessible: {os_text(error)}"
     return "" if stat.S_ISREG(mode) else f"a {_KINDS.get(stat.S_IFMT(mode), 'device')}"
@@ -128,7 +130,7 @@ def _start_of(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(4096 + _BOLT_MAGIC_OFFSET + 4)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return b""
 
 
