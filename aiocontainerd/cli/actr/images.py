@@ -157,11 +157,11 @@ def import_images(
 
 async def _unpacked(stores: Stores, image: Image, rank: Ranking, snapshotter: str, *, skip: bool) -> None:
     if skip:
-        print(f"saved {image.name} ({image.target.digest})", flush=True)
+        print(f"saved {output.printable(image.name)} ({image.target.digest})", flush=True)
         return
     from aiocontainerd.distribution.unpack import unpack_image
 
-    print(f"unpacking {image.name} ({image.target.digest})...", end="", flush=True)
+    print(f"unpacking {output.printable(image.name)} ({image.target.digest})...", end="", flush=True)
     try:
         await unpack_image(stores, image.target, rank, snapshotter)
     except BaseException:

@@ -10,6 +10,13 @@ from aiocontainerd import timestamps
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _KILO = 1024
 _GAP = 4
+MIN_COLUMNS = 80
+"""A narrower terminal breaks the lines itself. Columns of no width would show nothing."""
+
+
+def printable(text: str) -> str:
+    """Return a text with `?` for what could steer a terminal: names come from registries and archives."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -28,12 +35,14 @@ def _drawn(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for header in headers:
         drawn.add_column(header, overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
-    Console().print(drawn)
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
+    console.width = max(console.width, MIN_COLUMNS)
+    console.print(drawn)
 
 
 def size(count: int) -> str:

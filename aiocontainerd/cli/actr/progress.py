@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from aiocontainerd.cli.actr.output import printable
 from aiocontainerd.distribution.pull import Progress
 
 _FINAL = frozenset({"done", "exists", "extracted", "resolved"})
@@ -20,13 +21,14 @@ def progress(stream: IO[str]) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    name_column = TextColumn("{task.description}", markup=False)
+    columns = (name_column, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Bars(*columns, TextColumn("{task.fields[status]}")) as bars:
         known: dict[str, TaskID] = {}
 
         def tell(name: str, status: str, done: int, total: int) -> None:
             if name not in known:
-                known[name] = bars.add_task(name[:40], status=status, total=total or None)
+                known[name] = bars.add_task(printable(name[:40]), status=status, total=total or None)
             bars.update(known[name], completed=done, total=total or None, status=status)
 
         yield tell
@@ -35,6 +37,6 @@ def progress(stream: IO[str]) -> Iterator[Progress]:
 def _lines(stream: IO[str]) -> Progress:
     def tell(name: str, status: str, _done: int, _total: int) -> None:
         if status in _FINAL:
-            print(f"{name}: {status}", file=stream, flush=True)
+            print(f"{printable(name)}: {status}", file=stream, flush=True)
 
     return tell

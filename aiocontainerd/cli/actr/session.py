@@ -16,6 +16,7 @@ from typing import NoReturn
 import click
 
 from aiocontainerd.cli import ending
+from aiocontainerd.cli.actr.output import printable
 from aiocontainerd.client.client import Client
 from aiocontainerd.errors import ContainerdError, DeadlineExceeded, FailedPrecondition, NotFound, to_status
 
@@ -83,7 +84,7 @@ class Session:
         sys.exit(FAILED)
 
     def _complain(self, text: str) -> None:
-        click.echo(f"actr: {' '.join(text.split())}", err=True)
+        click.echo(f"actr: {printable(' '.join(text.split()))}", err=True)
 
 
 @contextmanager
