@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -331,13 +332,36 @@ async def test_any_success_of_a_token_server_counts(status: int) -> None:
         await resolve(opened)
 
 
-@pytest.mark.parametrize(("status", "error"), [(403, PermissionDenied), (502, Unavailable)])
-async def test_a_token_server_that_fails_is_named(status: int, error: type[ContainerdError]) -> None:
+@pytest.mark.parametrize(
+    ("status", "error", "hint"),
+    [
+        (403, PermissionDenied, "; check the credentials (--user)"),
+        (429, ResourceExhausted, ": it limits how often it is asked"),
+        (502, Unavailable, ""),
+    ],
+)
+async def test_a_token_server_that_fails_is_named(status: int, error: type[ContainerdError], hint: str) -> None:
     server = TokenServer()
     server.status = status
     async with scripted_registry(server.answer) as script, remote(script) as opened:
-        with pytest.raises(error, match=rf"token server http://.*/token answered {status}"):
+        with pytest.raises(error, match=rf"token server http://.*/token answered {status}{re.escape(hint)}$"):
             await resolve(opened)
+
+
+@pytest.mark.parametrize(
+    "body", ['{"token":"good"}\njunk', '\r\n {"Token":"good","Expires_In":9}', '{"ACCESS_TOKEN":"good"}']
+)
+async def test_a_token_is_read_as_gos_decoder_reads_it(body: str) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.Response(text=body)
+        if request.headers.get("Authorization") != "Bearer good":
+            challenge = f'Bearer realm="http://{request.host}/token"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+        return manifest(request)
+
+    async with scripted_registry(handler) as script, remote(script) as opened:
+        assert (await resolve(opened)).digest == MANIFEST_DIGEST
 
 
 @pytest.mark.parametrize("credentials", [None, RegistryCredentials("u", "p")])

@@ -7,6 +7,7 @@ credentials. Its answer is read up to 1 MiB (facts/security 2.3).
 from __future__ import annotations
 
 import base64
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import msgspec
 
 from aiocontainerd.distribution.hosts import RegistryCredentials, RegistryOptions, realm_problem, redacted, same_origin
 from aiocontainerd.distribution.transport import Sent, Transport, cause_of
-from aiocontainerd.errors import PermissionDenied, Unavailable
+from aiocontainerd.errors import PermissionDenied, ResourceExhausted, Unavailable
 
 CLIENT_ID = "containerd-client"
 MAX_TOKEN_BYTES = 1 << 20
@@ -35,6 +36,7 @@ _PARAMETER = re.compile(
 _TRY_GET = frozenset({400, 401, 404})
 _METHOD_NOT_ALLOWED = 405
 _SUCCESS = 2
+_TOO_MANY = 429
 _FAILING_FROM = 500
 
 Scopes = tuple[str, ...]
@@ -231,18 +233,29 @@ def denied(repository: str, reason: str) -> str:
 def _token_of(realm: str, status: int, body: bytes) -> tuple[str, float]:
     """Return the token of an answer, and for how many seconds it is good."""
     if status // 100 != _SUCCESS:
-        kind = Unavailable if status >= _FAILING_FROM else PermissionDenied
-        raise kind(f"token server {redacted(realm)} answered {status}; check the credentials (--user)")
-    try:
-        answer = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        answer = None
-    token = (answer.get("access_token") or answer.get("token")) if isinstance(answer, dict) else None
+        text = f"token server {redacted(realm)} answered {status}"
+        if status == _TOO_MANY:
+            raise ResourceExhausted(f"{text}: it limits how often it is asked")
+        if status >= _FAILING_FROM:
+            raise Unavailable(text)
+        raise PermissionDenied(f"{text}; check the credentials (--user)")
+    answer = _decoded(body)
+    token = answer.get("access_token") or answer.get("token")
     if not isinstance(token, str) or not token.isascii() or any(character.isspace() for character in token):
         raise Unavailable(f"token server {redacted(realm)} answered without a token")
     life_s = answer.get("expires_in")
-    believed = isinstance(life_s, int | float) and life_s > 0
-    return token, life_s if believed else DEFAULT_LIFE_S
+    if isinstance(life_s, int | float) and life_s > 0:
+        return token, life_s
+    return token, DEFAULT_LIFE_S
+
+
+def _decoded(body: bytes) -> Mapping[str, object]:
+    """Return the first JSON object of an answer, its keys in lower case, as Go's decoder reads it; empty for none."""
+    try:
+        answer, _ = json.JSONDecoder().raw_decode(body.decode().lstrip())
+    except (ValueError, RecursionError):
+        return {}
+    return {key.lower(): value for key, value in answer.items()} if isinstance(answer, dict) else {}
 
 
 def _basic(credentials: RegistryCredentials) -> str:
