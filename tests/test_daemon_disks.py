@@ -59,13 +59,12 @@ async def test_a_plugin_shows_a_read_only_file_system_until_it_is_writable(
     async with anyio.create_task_group() as group:
         group.start_soon(disks.watch, registry, again)
         refused["flag"].add(Path("/one"))
-        refused["all"].add(Path("/one"))
-        await happens(one, condition)
-        assert status(one).exports == {"state": condition.state, "reason": condition.reason}
+        refused["all"].update({Path("/one"), Path("/tmpmounts")})
         without.health.read_only = True
-        refused["all"].add(Path("/tmpmounts"))
         without.health.refused_in.add("/tmpmounts")
-        await happens(without, Condition("read-only", "/tmpmounts: read-only file system"))
+        await happens(one, condition)
+        assert without.condition == Condition("read-only", "/tmpmounts: read-only file system")
+        assert status(one).exports == {"state": condition.state, "reason": condition.reason}
         refused["flag"].clear()
         refused["all"] = {Path("/other")}
         other.health.read_only = True  # a call was refused: damage sets no flag
