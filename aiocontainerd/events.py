@@ -18,6 +18,7 @@ import msgspec
 
 from aiocontainerd import context, filters, identifiers, timestamps
 from aiocontainerd.errors import ContainerdError, InvalidArgument, ResourceExhausted
+from aiocontainerd.gotext import quoted
 from aiocontainerd.typeurl import Any
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def validate_topic(topic: str) -> None:
     try:
         _validate_components(topic)
     except InvalidArgument as error:
-        raise InvalidArgument(f'envelope topic "{topic}": {error.message}') from error
+        raise InvalidArgument(f"envelope topic {quoted(topic)}: {error.message}") from error
 
 
 def _validate_namespace(namespace: str) -> None:
@@ -287,7 +288,7 @@ def _validate_components(topic: str) -> None:
         try:
             identifiers.validate(component)
         except InvalidArgument as error:
-            raise InvalidArgument(f'failed validation on component "{component}": {error.message}') from error
+            raise InvalidArgument(f"failed validation on component {quoted(component)}: {error.message}") from error
 
 
 def _call_namespace() -> str:

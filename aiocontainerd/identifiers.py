@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.gotext import quoted
 
 MAX_LENGTH = 76
 PATTERN = r"^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"
@@ -16,6 +17,6 @@ def validate(identifier: str) -> None:
     if not identifier:
         raise InvalidArgument("identifier must not be empty")
     if len(identifier.encode()) > MAX_LENGTH:
-        raise InvalidArgument(f'identifier "{identifier}" greater than maximum length ({MAX_LENGTH} characters)')
+        raise InvalidArgument(f"identifier {quoted(identifier)} greater than maximum length ({MAX_LENGTH} characters)")
     if not _IDENTIFIER.match(identifier):
-        raise InvalidArgument(f'identifier "{identifier}" must match {PATTERN}')
+        raise InvalidArgument(f"identifier {quoted(identifier)} must match {PATTERN}")

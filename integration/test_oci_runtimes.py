@@ -117,3 +117,26 @@ def test_a_missing_runtime_is_told_as_containerd_tells_it_and_leaves_nothing(dae
     assert f"/{daemon.namespace}/g1/" not in mounts
     assert daemon.log().count("Traceback") == before
     assert os.listdir(daemon.directory / "s") == []
+
+
+def test_a_file_that_a_bad_shim_names_as_its_socket_stays(daemon: Peer, rootfs: Path) -> None:
+    shim, kept = daemon.directory / "bad-shim", daemon.directory / "kept"
+    kept.write_text("not a socket")
+    shim.write_text(f"#!/bin/sh\necho unix://{kept}\n")
+    shim.chmod(0o755)
+    done = daemon.ctr("run", "--runtime", str(shim), "--config", modern_spec(daemon, rootfs), "h1", check=False)
+    daemon.ctr("containers", "rm", "h1")
+    assert done.stderr.decode().startswith("ctr: failed to start shim: start failed: failed to create TTRPC connection")
+    assert kept.read_text() == "not a socket"
+    assert not (daemon.state / RUNTIME / daemon.namespace / "h1").exists()
+
+
+def test_an_unknown_protocol_of_a_shim_leaves_nothing(daemon: Peer, rootfs: Path) -> None:
+    shim = daemon.directory / "odd-shim"
+    answer = json.dumps({"version": 3, "address": f"unix://{daemon.directory}", "protocol": "http"})
+    shim.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    shim.chmod(0o755)
+    done = daemon.ctr("run", "--runtime", str(shim), "--config", modern_spec(daemon, rootfs), "h2", check=False)
+    daemon.ctr("containers", "rm", "h2")
+    assert done.stderr.decode() == 'ctr: failed to start shim: start failed: unexpected protocol: "http": unknown\n'
+    assert not (daemon.state / RUNTIME / daemon.namespace / "h2").exists()

@@ -53,6 +53,8 @@ WORDS = frozenset(
         "context",
         "durations",
         "errors",
+        "gojson",
+        "gotext",
         "events",
         "filters",
         "groups",

@@ -184,5 +184,7 @@ def test_a_fuse_mount_is_made_by_its_helper(tmp_path: Path, monkeypatch: pytest.
 
 def test_what_a_failing_helper_printed_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fuse_helper(tmp_path, "echo no such host >&2; exit 3", monkeypatch)
-    with pytest.raises(OSError, match=r"mount\.fuse3 ended with 3: no such host"):
+    with pytest.raises(
+        OSError, match=r'mount helper \[mount\.fuse3 \[host: /t -t sshfs\]\] failed: "no such host\\n": exit status 3$'
+    ):
         mount_all([Mount("fuse3.sshfs", "host:")], "/t")

@@ -24,6 +24,7 @@ import msgspec
 
 from aiocontainerd import identifiers
 from aiocontainerd.errors import InvalidArgument
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.interfaces.rules import LONG, WORK, deadline
 from aiocontainerd.interfaces.snapshotter import Snapshotter
@@ -100,7 +101,7 @@ def check_namespace_update(namespace: Namespace, paths: Sequence[str]) -> None:
     identifiers.validate(namespace.name)
     for path in paths:
         if not path.startswith("labels."):
-            raise InvalidArgument(f'cannot update "{path}" field', complete=True)
+            raise InvalidArgument(f"cannot update {quoted(path)} field", complete=True)
 
 
 class NamespaceStore(Protocol):

@@ -30,11 +30,13 @@ class Descriptor(msgspec.Struct, frozen=True):
 def split_digest(digest: str) -> tuple[str, str]:
     """Return the algorithm and the hex digits of a digest. Raises InvalidArgument in the words of go-digest."""
     algorithm, _, encoded = digest.partition(":")
-    if len(algorithm) > _LONGEST_ALGORITHM or not _ALGORITHM.match(algorithm) or not _ENCODED.match(encoded):
-        raise InvalidArgument("invalid checksum digest format")
     length = _ALGORITHM_LENGTH.get(algorithm)
     if length is None:
+        if len(algorithm) > _LONGEST_ALGORITHM or not _ALGORITHM.match(algorithm) or not _ENCODED.match(encoded):
+            raise InvalidArgument("invalid checksum digest format")
         raise InvalidArgument("unsupported digest algorithm")
+    if not encoded:
+        raise InvalidArgument("invalid checksum digest format")
     if len(encoded) != length:
         raise InvalidArgument("invalid checksum digest length")
     if not _HEX.match(encoded):

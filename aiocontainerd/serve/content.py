@@ -9,6 +9,7 @@ import anyio
 
 from aiocontainerd import api
 from aiocontainerd.errors import ContainerdError, OutOfRange
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.content import BlobInfo, ContentStore, Reader
 from aiocontainerd.serve.content_write import write_stream
 from aiocontainerd.serve.requests import LIST_BATCH, converted, required
@@ -77,7 +78,7 @@ class ContentGrpc:
         try:
             status = await self._content.status(request.ref)
         except ContainerdError as error:
-            raise type(error)(f'could not get status for ref "{request.ref}": {error.message}') from error
+            raise type(error)(f"could not get status for ref {quoted(request.ref)}: {error.message}") from error
         return api.content.StatusResponse(status=ingest_status_to_wire(status))
 
     async def list_statuses(self, request: api.content.ListStatusesRequest) -> api.content.ListStatusesResponse:

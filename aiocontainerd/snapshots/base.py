@@ -33,6 +33,7 @@ import msgspec
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import FailedPrecondition, Internal, InvalidArgument, Unimplemented, os_text, text_of
 from aiocontainerd.filters import compile_filters
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots import foreign
 from aiocontainerd.snapshots.claims import Claims
@@ -212,7 +213,7 @@ class SnapshotterBase:
             raise InvalidArgument("")
         for path in paths:
             if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(f'cannot update "{path}" field on snapshot "{info.name}"')
+                raise InvalidArgument(f"cannot update {quoted(path)} field on snapshot {quoted(info.name)}")
         async with self._claims.hold(info.name):
             layer = self._tree.get(info.name)
             changed = label_rules.update(layer.labels, info.labels, list(paths) or ["labels"])

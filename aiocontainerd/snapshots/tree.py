@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.snapshotter import Kind
 from aiocontainerd.snapshots.layer import Layer
 
@@ -77,7 +78,7 @@ class KeyTree:
         if not key:
             raise InvalidArgument("snapshot key must not be empty")
         if key in self._by_key:
-            raise AlreadyExists(f'snapshot "{key}"')
+            raise AlreadyExists(f"snapshot {quoted(key)}")
 
     def parent(self, key: str) -> Layer | None:
         """Return the committed layer that shall be the parent, None for "". Raises NotFound or InvalidArgument."""
@@ -87,7 +88,7 @@ class KeyTree:
         if layer is None:
             raise NotFound(f"parent snapshot {key} does not exist")
         if layer.kind != Kind.COMMITTED:
-            raise InvalidArgument(f'failed to create snapshot: parent "{key}" is not committed snapshot')
+            raise InvalidArgument(f"failed to create snapshot: parent {quoted(key)} is not committed snapshot")
         return layer
 
     def parents(self, layer: Layer) -> list[Layer]:
@@ -109,7 +110,7 @@ class KeyTree:
         """Return the active layer of a key. Raises NotFound or FailedPrecondition."""
         layer = self.get(key)
         if not layer.is_active:
-            raise FailedPrecondition(f'failed to commit snapshot: snapshot "{key}" is not active')
+            raise FailedPrecondition(f"failed to commit snapshot: snapshot {quoted(key)} is not active")
         return layer
 
     def childless(self, key: str) -> Layer:

@@ -24,7 +24,7 @@ def parse_map(value: str) -> list[tuple[int, int, int]]:
 def _parse_range(text: str) -> tuple[int, int, int]:
     fields = text.split(":")
     if len(fields) != 3 or not all(field.isascii() and field.isdigit() for field in fields):
-        raise InvalidArgument(f"id mapping {text!r} is not <container>:<host>:<length>")
+        raise InvalidArgument("user namespace mappings require the format `container-id:host-id:size`")
     return int(fields[0]), int(fields[1]), int(fields[2])
 
 

@@ -7,6 +7,7 @@ delays its own thread only.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import NoReturn
 
@@ -80,6 +81,8 @@ def _fail(path: str) -> NoReturn:
 
 def mount(source: str, target: str, fs_type: str, flags: int, data: str = "") -> None:
     """Call mount(2). An empty type or data is passed as NULL."""
+    if any("\0" in text for text in (source, target, fs_type, data)):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), target)
     arguments = (os.fsencode(source), os.fsencode(target), fs_type.encode() or None, flags, os.fsencode(data) or None)
     if _libc.mount(*arguments) != 0:
         _fail(target)

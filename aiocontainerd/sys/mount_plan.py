@@ -29,7 +29,8 @@ class Mount(msgspec.Struct, frozen=True):
 class MountStep(msgspec.Struct, frozen=True, kw_only=True):
     """The system calls of one mount: mount(2) with these arguments, then changes of propagation and a bind remount.
 
-    Relative paths in `data` start at `directory`. A `helper` is a program that is run in place of mount(2).
+    Relative paths in `data` start at `directory`. A `helper` is a program that is run in place of mount(2). `named` is
+    the type that the mount had, for errors.
     """
 
     type: str
@@ -39,6 +40,7 @@ class MountStep(msgspec.Struct, frozen=True, kw_only=True):
     data: str = ""
     directory: str = ""
     helper: tuple[str, ...] = ()
+    named: str = ""
 
     @property
     def remount_flags(self) -> int:
@@ -75,6 +77,7 @@ def _step(mount: Mount, target: str) -> MountStep:
         data=data,
         directory=directory,
         helper=helper,
+        named=mount.type,
     )
 
 
@@ -106,9 +109,7 @@ def _shortened(mount: Mount, options: opts.MountOptions) -> tuple[str, str]:
         short = f"lowerdir={':'.join(layers)}"
         data = ",".join(short if option == f"lowerdir={lower}" else option for option in options.data)
     if len(data) >= PAGE_SIZE_BYTES:
-        raise InvalidArgument(
-            f"options of the {mount.type} mount take {len(data)} bytes, the kernel reads {PAGE_SIZE_BYTES - 1}"
-        )
+        raise InvalidArgument("mount options is too long")
     return data, directory
 
 

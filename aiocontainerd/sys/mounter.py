@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from aiocontainerd.errors import os_text
+from aiocontainerd.gotext import quoted
 from aiocontainerd.sys import idmap, loop, mountinfo
 from aiocontainerd.sys import mount_calls as calls
 from aiocontainerd.sys import mount_options as opts
@@ -90,6 +91,10 @@ def _mount_plain(step: MountStep) -> None:
         _call(step, step.source)
         return
     ro = bool(step.options.flags & calls.MS_RDONLY)
+    try:
+        os.stat(step.source)
+    except OSError as error:
+        raise OSError(error.errno, f"could not open backing file: {step.source}: {os_text(error, 'open')}") from error
     with loop.attached(step.source, read_only=ro, direct_io=step.options.direct_io) as device:
         _call(step, device)
 
@@ -109,10 +114,9 @@ def _call(step: MountStep, source: str) -> None:
 
 def _told(step: MountStep, source: str, error: OSError) -> str:
     """Return what failed to be mounted, in containerd's words."""
-    kind = step.type or "bind"
     return (
-        f'mount source: "{source}", target: "{step.target}", fstype: {kind}, flags: {step.options.flags}, '
-        f'data: "{step.data}", err: {os_text(OSError(error.errno, error.strerror))}'
+        f"mount source: {quoted(source)}, target: {quoted(step.target)}, fstype: {step.named}, "
+        f"flags: {step.options.flags}, data: {quoted(step.data)}, err: {os_text(OSError(error.errno, error.strerror))}"
     )
 
 
@@ -175,15 +179,19 @@ def _finish(step: MountStep) -> None:
 
 
 def _run_helper(command: tuple[str, ...]) -> None:
-    """Run a helper such as mount.fuse. Raises OSError with the text that the helper printed."""
+    """Run a helper such as mount.fuse. Raises OSError with the text that the helper printed, in containerd's words."""
     target = command[2]
+    what = f"mount helper [{command[0]} [{' '.join(command[1:])}]] failed: "
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_HELPER_TIMEOUT_S)
+    except FileNotFoundError as missing:
+        text = f'{what}"": exec: {quoted(command[0])}: executable file not found in $PATH'
+        raise OSError(errno.ENOENT, text) from missing
     except subprocess.TimeoutExpired as late:
         raise OSError(errno.ETIMEDOUT, f"{command[0]} did not end in {_HELPER_TIMEOUT_S:g} s", target) from late
     if done.returncode != 0:
-        text = (done.stderr or done.stdout).decode(errors="replace").strip()
-        raise OSError(errno.EIO, f"{command[0]} ended with {done.returncode}: {text}", target)
+        text = (done.stdout + done.stderr).decode(errors="surrogateescape")
+        raise OSError(errno.EIO, f"{what}{quoted(text)}: exit status {done.returncode}")
 
 
 class FakeMounter:

@@ -62,6 +62,8 @@ async def run(
             return await _run(argv, stdin, cwd, env)
         raise DeadlineExceeded(f"{argv[0]} {argv[-1]} did not end within {timeout_s:g}s")
     except OSError as error:
+        if argv[0] == "/":  # Go's exec looks it up as a name
+            raise Unknown('exec: "/": is a directory') from error
         raise Unknown(f"fork/exec {argv[0]}: {os_text(OSError(error.errno, error.strerror))}") from error
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from aiocontainerd import api
+from aiocontainerd import api, gojson
 from aiocontainerd.api import names
+from aiocontainerd.errors import InvalidArgument, NotFound, Unknown
 from aiocontainerd.typeurl import FEATURES_URL, LINUX_RESOURCES_URL, PROCESS_URL, SPEC_URL, Any, name_in
 from aiocontainerd.wire import codec
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 __all__ = [
     "FEATURES_URL", "LINUX_RESOURCES_URL", "PROCESS_URL", "SPEC_URL", "Any", "any_from_wire", "any_to_wire",
     "anys_from_wire", "anys_to_wire", "from_wire", "marshal", "message_name", "to_wire", "unmarshal",
+    "unmarshal_known",
 ]  # fmt: skip
+
+_JSON_URLS = frozenset({SPEC_URL, PROCESS_URL, LINUX_RESOURCES_URL, FEATURES_URL})
 
 
 def message_name(message: betterproto2.Message) -> str:
@@ -35,6 +39,26 @@ def marshal(message: betterproto2.Message) -> Any:
 def unmarshal(value: Any) -> betterproto2.Message:
     """Decode a wrapped message. Raises NotFound for a type the API lacks, InvalidArgument for bad bytes."""
     return codec.decode(codec.resolve(name_in(value.type_url)), value.value)
+
+
+def unmarshal_known(value: Any) -> betterproto2.Message | None:
+    """Decode a value as Go's typeurl does; None stands for a type whose values are JSON.
+
+    Raises Unknown in its words: for a type that nobody knows, and for bytes that are no such value.
+    """
+    if value.type_url in _JSON_URLS:
+        wrong = gojson.syntax_error(value.value)
+        if wrong:
+            raise Unknown(wrong)
+        return None
+    try:
+        return unmarshal(value)
+    except NotFound as unknown:
+        raise Unknown(f"type with url {value.type_url}: not found") from unknown
+    except InvalidArgument as bad:
+        no_text = isinstance(bad.__cause__, UnicodeDecodeError)
+        reason = "string field contains invalid UTF-8" if no_text else "proto: cannot parse invalid wire-format data"
+        raise Unknown(reason) from bad
 
 
 def any_from_wire(value: api.protobuf.Any | None) -> Any | None:

@@ -21,6 +21,7 @@ import msgspec
 
 from aiocontainerd import timestamps
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.content import BlobInfo, IngestStatus
 from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_content_local import layout
@@ -166,7 +167,7 @@ class LocalWriter:
 
     def _commit(self, size: int, expected: str) -> BlobInfo:
         if size not in (0, self._offset):
-            raise FailedPrecondition(f'"{self._status.ref}" failed size validation: {self._offset} != {size}')
+            raise FailedPrecondition(f"{quoted(self._status.ref)} failed size validation: {self._offset} != {size}")
         return self._publish(self._checked_digest(expected))
 
     def _close(self) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from aiocontainerd import api, identifiers, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.metadata import Container
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire.anys import any_to_wire
@@ -42,7 +43,7 @@ class Containers:
             (namespace, CONTAINERS, container_id), lambda db: _load(db, namespace, container_id), _size_bytes
         )
         if found is None:
-            raise NotFound(f'container "{container_id}" in namespace "{namespace}"')
+            raise NotFound(f"container {quoted(container_id)} in namespace {quoted(namespace)}")
         return found[1]
 
     async def list(self, filters: Sequence[str] = ()) -> list[Container]:
@@ -62,7 +63,7 @@ class Containers:
 
         def insert(db: Connection) -> Container:
             if resources.find(db, namespace, CONTAINERS, container.id) is not None:
-                raise AlreadyExists(f'container "{container.id}"')
+                raise AlreadyExists(f"container {quoted(container.id)}")
             resource = resources.add(
                 db,
                 namespace,
@@ -94,8 +95,8 @@ class Containers:
             found = _load(db, namespace, container.id)
             if found is None:
                 if _has_any(db, namespace):
-                    raise NotFound(f'container "{container.id}"')
-                raise NotFound(f'cannot update container "{container.id}" in namespace "{namespace}"')
+                    raise NotFound(f"container {quoted(container.id)}")
+                raise NotFound(f"cannot update container {quoted(container.id)} in namespace {quoted(namespace)}")
             resource, current = found
             changed = msgspec.structs.replace(_updated(current, container, paths), updated_at_ns=timestamps.now_ns())
             _validate(changed, "update failed validation")
@@ -131,7 +132,7 @@ class Containers:
             elif _has_any(db, namespace):
                 raise NotFound(f"container {container_id}")
             else:
-                raise NotFound(f'cannot delete container "{container_id}" in namespace "{namespace}"')
+                raise NotFound(f"cannot delete container {quoted(container_id)} in namespace {quoted(namespace)}")
 
         def announce(_done: None) -> None:
             self._session.publish("/containers/delete", api.event_types.ContainerDelete(id=container_id), namespace)
@@ -179,7 +180,7 @@ def _updated(current: Container, given: Container, paths: Sequence[str]) -> Cont
             key = path.removeprefix("extensions.")
             extensions[key] = given.extensions.get(key, Any("", b""))
         elif path != "labels" and not path.startswith("labels."):
-            raise InvalidArgument(f'cannot update "{path}" field on "{given.id}"')
+            raise InvalidArgument(f"cannot update {quoted(path)} field on {quoted(given.id)}")
     changes["extensions"] = extensions
     changes["labels"] = label_rules.update(current.labels, given.labels, list(paths))
     return msgspec.structs.replace(current, **changes)

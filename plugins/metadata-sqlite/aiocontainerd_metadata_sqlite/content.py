@@ -12,6 +12,7 @@ import msgspec
 from aiocontainerd import api, durations, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, DataLoss, InvalidArgument, NotFound, Unavailable
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.content import BlobInfo, ContentStore, IngestStatus, Reader
 from aiocontainerd.oci.descriptor import split_digest
 from aiocontainerd_metadata_sqlite import resources
@@ -68,7 +69,7 @@ class NamespacedContent:
                 raise NotFound(f"content digest {info.digest}")
             for path in paths:
                 if path != "labels" and not path.startswith("labels."):
-                    raise InvalidArgument(f'cannot update "{path}" field on content info "{info.digest}"')
+                    raise InvalidArgument(f"cannot update {quoted(path)} field on content info {quoted(info.digest)}")
             resource, current = found
             labels = label_rules.update(current.labels, info.labels, list(paths) or ["labels"])
             label_rules.validate(labels, "info.Labels")
@@ -231,7 +232,7 @@ def _validate(digest: str) -> None:
     try:
         split_digest(digest)
     except InvalidArgument as bad:
-        raise InvalidArgument(f'"{digest}" failed validation', complete=True) from bad
+        raise InvalidArgument(f"{quoted(digest)} failed validation", complete=True) from bad
 
 
 def _load(db: Connection, namespace: str, digest: str) -> tuple[int, BlobInfo] | None:

@@ -10,6 +10,7 @@ import msgspec
 from aiocontainerd import api, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.metadata import Image
 from aiocontainerd.oci.descriptor import Descriptor, split_digest
 from aiocontainerd_metadata_sqlite import resources
@@ -35,7 +36,7 @@ class Images:
         namespace = self._session.caller().namespace
         found = await self._session.lookup((namespace, IMAGES, name), lambda db: _load(db, namespace, name))
         if found is None:
-            raise NotFound(f'image "{name}"')
+            raise NotFound(f"image {quoted(name)}")
         return found[1]
 
     async def list(self, filters: Sequence[str] = ()) -> list[Image]:
@@ -54,7 +55,7 @@ class Images:
 
         def insert(db: Connection) -> Image:
             if resources.find(db, caller.namespace, IMAGES, image.name) is not None:
-                raise AlreadyExists(f'image "{image.name}"')
+                raise AlreadyExists(f"image {quoted(image.name)}")
             resource = resources.add(
                 db,
                 caller.namespace,
@@ -80,7 +81,7 @@ class Images:
         def store(db: Connection) -> Image:
             found = _load(db, caller.namespace, image.name)
             if found is None:
-                raise NotFound(f'image "{image.name}"')
+                raise NotFound(f"image {quoted(image.name)}")
             resource, current = found
             changed = _without_empty(_updated(current, image, paths))
             _validate(changed)
@@ -108,10 +109,10 @@ class Images:
         def remove(db: Connection) -> None:
             found = _load(db, caller.namespace, name)
             if found is None:
-                raise NotFound(f'image "{name}"')
+                raise NotFound(f"image {quoted(name)}")
             resource, current = found
             if target is not None and target.digest and target.digest != current.target.digest:
-                raise NotFound(f'image "{name}" has target {current.target.digest}, not {target.digest}')
+                raise NotFound(f"image {quoted(name)} has target {current.target.digest}, not {target.digest}")
             resources.delete(db, resource)
             resources.let_go(db, caller.namespace, caller.lease, IMAGES, name)
 
@@ -140,7 +141,7 @@ def _validate(image: Image) -> None:
     try:
         split_digest(image.target.digest)
     except InvalidArgument as bad:
-        raise InvalidArgument(f'target.Digest "{image.target.digest}" invalid: {bad.message}') from bad
+        raise InvalidArgument(f"target.Digest {quoted(image.target.digest)} invalid: {bad.message}") from bad
     if image.target.size <= 0:
         raise InvalidArgument("target.Size must be greater than zero")
     if not image.target.media_type:
@@ -165,7 +166,7 @@ def _updated(current: Image, given: Image, paths: Sequence[str]) -> Image:
             merged = {**target.annotations, key: given.target.annotations.get(key, "")}
             target = msgspec.structs.replace(target, annotations=merged)
         elif path != "labels" and not path.startswith("labels."):
-            raise InvalidArgument(f'cannot update "{path}" field on image "{given.name}"')
+            raise InvalidArgument(f"cannot update {quoted(path)} field on image {quoted(given.name)}")
     labels = label_rules.update(current.labels, given.labels, list(paths) or ["labels"])
     return msgspec.structs.replace(current, labels=labels, target=target)
 

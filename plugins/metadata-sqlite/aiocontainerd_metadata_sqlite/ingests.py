@@ -12,6 +12,7 @@ import msgspec
 from aiocontainerd import api, timestamps
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.content import BlobInfo, ContentStore, IngestStatus, Writer
 from aiocontainerd_metadata_sqlite import resources
 from aiocontainerd_metadata_sqlite.pins import BlobPins
@@ -147,7 +148,7 @@ class NamespacedWriter:
         given = label_rules.without_empty(labels or {})
         label_rules.validate(given, "info.Labels")
         if size not in (0, self.offset):
-            raise FailedPrecondition(f'"{self._ref}" failed size validation: {self.offset} != {size}')
+            raise FailedPrecondition(f"{quoted(self._ref)} failed size validation: {self.offset} != {size}")
         if self._inner is None:
             digest, stored = self._check_shared(expected)
             with suppress(NotFound):
@@ -180,7 +181,7 @@ class NamespacedWriter:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise FailedPrecondition(f'writer of "{self._ref}" is closed')
+            raise FailedPrecondition(f"writer of {quoted(self._ref)} is closed")
 
     def _open_inner(self) -> Writer:
         assert self._inner is not None

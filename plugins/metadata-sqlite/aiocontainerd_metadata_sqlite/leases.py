@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from aiocontainerd import timestamps
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented, Unknown
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.metadata import Lease, Resource
 from aiocontainerd.labels import without_empty
 from aiocontainerd.oci.descriptor import split_digest
@@ -32,7 +33,7 @@ class Leases:
 
         def insert(db: Connection) -> Lease:
             if resources.find(db, namespace, LEASES, lease.id) is not None:
-                raise AlreadyExists(f'lease "{lease.id}"')
+                raise AlreadyExists(f"lease {quoted(lease.id)}")
             resources.add(db, namespace, LEASES, lease.id, created_ns=now, updated_ns=now, labels=lease.labels)
             return lease
 
@@ -95,7 +96,7 @@ class Leases:
 def _found(db: Connection, namespace: str, lease_id: str) -> int:
     resource = resources.find(db, namespace, LEASES, lease_id)
     if resource is None:
-        raise NotFound(f'lease "{lease_id}"')
+        raise NotFound(f"lease {quoted(lease_id)}")
     return resource
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from aiocontainerd import api, identifiers
 from aiocontainerd import labels as label_rules
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, NotFound, Unknown
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.metadata import Namespace, check_namespace_update
 from aiocontainerd_metadata_sqlite import references, resources
 from aiocontainerd_metadata_sqlite.cache import NAMESPACES
@@ -32,7 +33,7 @@ class Namespaces:
 
         def insert(db: Connection) -> None:
             if _exists(db, name):
-                raise AlreadyExists(f'namespace "{name}"')
+                raise AlreadyExists(f"namespace {quoted(name)}")
             _put(db, name, label_rules.without_empty(labels))
 
         event = api.event_types.NamespaceCreate(name=name, labels=dict(labels))
@@ -73,10 +74,10 @@ class Namespaces:
 
         def remove(db: Connection) -> None:
             if not _exists(db, name):
-                raise NotFound(f'namespace "{name}"')
+                raise NotFound(f"namespace {quoted(name)}")
             left = _left_in(db, name)
             if left:
-                raise FailedPrecondition(f'namespace "{name}" must be empty, but it still has {", ".join(left)}')
+                raise FailedPrecondition(f"namespace {quoted(name)} must be empty, but it still has {', '.join(left)}")
             db.execute("DELETE FROM namespaces WHERE name = ?", (name,))
 
         self._session.dirty.add(references.CONTENT)

@@ -26,6 +26,7 @@ from aiocontainerd.errors import (
     Unimplemented,
     Unknown,
 )
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Snapshotter, Usage
 from aiocontainerd.snapshots.claims import Claims
 from aiocontainerd.sys.mount import Mount
@@ -70,7 +71,7 @@ class NamespacedSnapshotter:
         row = await self._row(info.name)
         for path in paths:
             if path != "labels" and not path.startswith("labels."):
-                raise InvalidArgument(f'cannot update "{path}" field on snapshot "{info.name}"')
+                raise InvalidArgument(f"cannot update {quoted(path)} field on snapshot {quoted(info.name)}")
         below = await self._update_backend(row, info.labels, paths)
 
         def store(db: Connection) -> Row:
@@ -168,7 +169,9 @@ class NamespacedSnapshotter:
         if row is None:
             raise NotFound(f"parent snapshot {parent} does not exist")
         if row.kind != Kind.COMMITTED:
-            raise InvalidArgument(f'failed to create snapshot: parent "{row.backend_key}" is not committed snapshot')
+            raise InvalidArgument(
+                f"failed to create snapshot: parent {quoted(row.backend_key)} is not committed snapshot"
+            )
         return row
 
     async def _update_backend(self, row: Row, labels: Mapping[str, str], paths: Sequence[str]) -> SnapshotInfo:
@@ -211,7 +214,7 @@ class NamespacedSnapshotter:
             return
         if caller.lease:
             await self._session.mutate(lambda db: resources.hold(db, caller.namespace, caller.lease, self._type, found))
-        raise AlreadyExists(f'snapshot "{found}"' if found == key else f'target snapshot "{found}"')
+        raise AlreadyExists(f"snapshot {quoted(found)}" if found == key else f"target snapshot {quoted(found)}")
 
     async def _drop_lost(self, caller: Caller, key: str) -> bool:
         """Delete a record whose snapshot the backend has lost, as it is made anew. Return whether it was lost."""
@@ -255,7 +258,7 @@ class NamespacedSnapshotter:
             if not target:
                 raise Unknown(error.message) from error
             await self._adopt_remote(caller, target, parent, backend_parent, labels)
-            raise AlreadyExists(f'target snapshot "{target}" from snapshotter') from error
+            raise AlreadyExists(f"target snapshot {quoted(target)} from snapshotter") from error
 
     async def _adopt_remote(
         self, caller: Caller, target: str, parent: str, backend_parent: str, labels: Mapping[str, str]
@@ -270,7 +273,7 @@ class NamespacedSnapshotter:
                 row = Row(0, target, info.name, number_of(info.name), Kind.COMMITTED, parent, 0, 0, labels)
                 await self._session.mutate(lambda db, row=row: self._insert(db, caller, row))  # type: ignore[misc]  # mypy infers no lambda with a default
                 return
-        raise NotFound(f'target snapshot "{target}" in backend')
+        raise NotFound(f"target snapshot {quoted(target)} in backend")
 
     async def _record_created(self, caller: Caller, row: Row, base: Row | None) -> None:
         def insert(db: Connection) -> None:
@@ -293,7 +296,7 @@ class NamespacedSnapshotter:
     def _insert(self, db: Connection, caller: Caller, row: Row) -> None:
         resources.hold(db, caller.namespace, caller.lease, self._type, row.key)
         if resources.find(db, caller.namespace, self._type, row.key) is not None:
-            raise AlreadyExists(f'snapshot "{row.key}"')
+            raise AlreadyExists(f"snapshot {quoted(row.key)}")
         snapshot_rows.insert(db, row, caller.namespace, self._type, timestamps.now_ns())
 
     async def _undo(self, backend_key: str) -> None:
@@ -323,10 +326,10 @@ class NamespacedSnapshotter:
     def _plan_commit(self, db: Connection, caller: Caller, name: str, key: str, parent: str) -> tuple[Row, Row | None]:
         _require_lease(db, caller)
         if resources.find(db, caller.namespace, self._type, name) is not None:
-            raise AlreadyExists(f'snapshot "{name}"')
+            raise AlreadyExists(f"snapshot {quoted(name)}")
         active = self._require(db, caller.namespace, key)
         if active.kind != Kind.ACTIVE:
-            raise FailedPrecondition(f'failed to commit snapshot: snapshot "{active.backend_key}" is not active')
+            raise FailedPrecondition(f"failed to commit snapshot: snapshot {quoted(active.backend_key)} is not active")
         return active, self._parent(db, caller.namespace, active.parent or parent)
 
     async def _commit_backend(self, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from aiocontainerd.errors import Unimplemented, Unknown
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.shim import ShimCommand
 from aiocontainerd.sys import programs
 from aiocontainerd.sys.programs import Output
@@ -42,7 +43,10 @@ class BinaryLauncher:
         and older take the runtime options on stdin and fail on BootstrapParams. The first start notices that
         and remembers it.
         """
-        output = await self._start_once(command, timeout_s)
+        try:
+            output = await self._start_once(command, timeout_s)
+        except Unknown as refused:
+            raise Unknown(f": {refused.message}") from refused  # what it printed, and why it ended
         if output.status != 0 and not self._wants_options and f"type with url {command.id}: " in output.text():
             self._wants_options = True
             output = await self._start_once(command, timeout_s)
@@ -78,7 +82,7 @@ class BinaryLauncher:
         """Return the RuntimeInfo message that `-info` printed for a marshalled Any of options."""
         output = await programs.run([str(self.binary), "-info"], stdin=options, timeout_s=timeout_s)
         if output.status != 0:
-            raise Unknown(f"failed to run [{self.binary} -info]: {output.ending} (stderr: {output.text()})")
+            raise Unknown(f"failed to run [{self.binary} -info]: {output.ending} (stderr: {quoted(output.text())})")
         return output.stdout
 
     async def _run(self, arguments: Sequence[str], command: ShimCommand, stdin: bytes, timeout_s: float) -> Output:

@@ -11,6 +11,7 @@ from aiocontainerd.wire import codec
 from aiocontainerd.wire.anys import any_to_wire
 
 TTRPC = "ttrpc"
+PROTOCOLS = (TTRPC, "grpc")
 NEWEST_VERSION = 3
 _JSON_MINIMUM = 2
 

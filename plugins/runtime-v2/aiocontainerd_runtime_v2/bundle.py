@@ -18,7 +18,7 @@ from typing import Protocol
 
 import msgspec
 
-from aiocontainerd import identifiers
+from aiocontainerd import gojson, identifiers
 from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, Unknown
 from aiocontainerd.sys import mount
 from aiocontainerd_runtime_v2 import bootstrap
@@ -281,12 +281,27 @@ class _SpecPart(msgspec.Struct):
     linux: _LinuxPart | None = None
 
 
+_SHAPE: dict[str, gojson.Shape] = {
+    "": "v2.ociSpecUserNS",
+    "Linux": {
+        "": "v2.linuxSpecUserNS",
+        "GIDMappings": [
+            {"": "specs.LinuxIDMapping", "containerID": "uint32", "hostID": "uint32", "size": "uint32"},
+        ],
+    },
+}  # fmt: skip
+
+
 def root_gid(spec: bytes) -> int | None:
-    """Return the host's group for the container's group 0, if the spec maps groups. Raises Unknown for bad JSON."""
+    """Return the host's group for the container's group 0, if the spec maps groups.
+
+    Raises Unknown for bad JSON, in Go's words.
+    """
     try:
-        linux = msgspec.json.decode(spec, type=_SpecPart).linux
+        linux = gojson.decode(spec, _SpecPart).linux
     except msgspec.MsgspecError as error:
-        raise Unknown(f"container spec: {error}") from error
+        wrong = gojson.syntax_error(spec) or gojson.type_error(spec, _SHAPE)
+        raise Unknown(wrong or f"container spec: {error}") from error
     for mapping in linux.gid_mappings if linux else ():
         if mapping.container_id == 0 and mapping.size > 0:
             return mapping.host_id

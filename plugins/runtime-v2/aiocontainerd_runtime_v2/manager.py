@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ import msgspec
 
 from aiocontainerd import api
 from aiocontainerd.errors import ContainerdError, InvalidArgument, Unavailable, Unknown
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.runtime import Exit
 from aiocontainerd.interfaces.shim import ShimCommand, ShimLauncher
 from aiocontainerd.typeurl import Any
@@ -114,6 +116,8 @@ class ShimManager:
             endpoint = bootstrap.parse(printed)
         except InvalidArgument as bad:
             raise Unknown(_cannot_dial(printed.decode(errors="replace").strip())) from bad
+        if endpoint.protocol not in bootstrap.PROTOCOLS:
+            raise Unknown(f"unexpected protocol: {quoted(endpoint.protocol)}")
         await to_thread(bundles.write_endpoint, bundle, endpoint)
         return endpoint
 
@@ -200,8 +204,9 @@ def _own_socket(bundle: Bundle, around: Surroundings) -> str:
 
 
 def _unlink_dead_socket(bundle: Bundle, around: Surroundings) -> None:
+    """Remove the socket of a shim that is gone. A shim may have printed any path: what is no socket stays."""
     path = _socket_of(bundle, around)
-    if not path:
+    if not path or not _is_socket(path):
         return
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
@@ -211,6 +216,13 @@ def _unlink_dead_socket(bundle: Bundle, around: Surroundings) -> None:
             Path(path).unlink(missing_ok=True)  # another task of the same shim may be cleaned up at the same time
         except OSError:
             pass  # gone already, or busy and so alive
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _cannot_dial(printed: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aiocontainerd.errors import Unknown, os_text
+from aiocontainerd.gotext import quoted
 
 _PREFIX = "containerd-shim"
 
@@ -65,4 +66,4 @@ class Resolver:
             candidate = os.path.join(directory, name)
             if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
                 return Path(candidate)
-        raise Unknown(f'runtime "{runtime}" binary not installed "{name}": file does not exist')
+        raise Unknown(f"runtime {quoted(runtime)} binary not installed {quoted(name)}: file does not exist")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from aiocontainerd import gojson
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.sys import cgroup
 from aiocontainerd.typeurl import Any
@@ -125,7 +126,7 @@ def _root_in(options: Any) -> str:
 def _is_below(namespace: str, spec: bytes | None) -> bool:
     """Return whether the cgroup is a child of `/<namespace>`: only then was that made for our containers."""
     try:
-        linux = msgspec.json.decode(spec or b"{}", type=_SpecPart).linux
+        linux = gojson.decode(spec or b"{}", _SpecPart).linux
     except msgspec.MsgspecError:
         return False  # making the bundle tells the same error
     return linux is not None and os.path.dirname(os.path.normpath(linux.path)) == f"/{namespace}"

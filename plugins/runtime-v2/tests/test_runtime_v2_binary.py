@@ -74,7 +74,7 @@ async def test_a_failed_start_tells_what_was_printed_and_how_it_ended(tmp_path: 
 
 
 async def test_a_program_that_is_gone_is_named(tmp_path: Path, command: ShimCommand) -> None:
-    with pytest.raises(Unknown, match=r"^fork/exec .*absent: no such file or directory$"):
+    with pytest.raises(Unknown, match=r"^: fork/exec .*absent: no such file or directory$"):
         await BinaryLauncher(tmp_path / "absent").start(command, timeout_s=5)
 
 

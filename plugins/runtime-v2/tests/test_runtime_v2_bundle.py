@@ -65,8 +65,17 @@ def test_an_existing_work_directory_is_made_anew(layout: Layout) -> None:
 
 
 def test_a_bad_spec_leaves_nothing(layout: Layout) -> None:
-    with pytest.raises(Unknown, match=r"^container spec: "):
-        layout.create("ns", "c", b"not json")
+    told = {
+        b"not json": "invalid character 'o' in literal null (expecting 'u')",
+        b"": "unexpected end of JSON input",
+        b"[1]": "json: cannot unmarshal array into Go value of type v2.ociSpecUserNS",
+        b'{"linux":1}': "json: cannot unmarshal number into Go struct field ociSpecUserNS.Linux of type "
+        "v2.linuxSpecUserNS",
+    }
+    for spec, text in told.items():
+        with pytest.raises(Unknown) as refused:
+            layout.create("ns", "c", spec)
+        assert refused.value.message == text
     assert layout.present() == []
     assert layout.strays(set()) == []
 

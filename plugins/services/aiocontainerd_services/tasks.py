@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 
 from aiocontainerd import api, context, identifiers, timestamps
-from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown, to_status
+from aiocontainerd.errors import AlreadyExists, ContainerdError, InvalidArgument, NotFound, Unknown
 from aiocontainerd.filters import compile_filters
 from aiocontainerd.interfaces.metadata import Container, MetadataStore
 from aiocontainerd.interfaces.runtime import (
@@ -28,7 +28,7 @@ from aiocontainerd.interfaces.services import CreateTask, TaskMetrics
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.serve.requests import unconverted
 from aiocontainerd.typeurl import Any
-from aiocontainerd.wire.anys import unmarshal
+from aiocontainerd.wire.anys import unmarshal_known
 from aiocontainerd_services import tasks_checkpoint
 from aiocontainerd_services.task_monitors import Monitors
 
@@ -239,16 +239,11 @@ def _image_path(runtime: str, options: Any | None) -> str:
 
 def _runc_options(runtime: str, options: Any | None, kind: type[T], verb: str) -> T | None:
     """Return options of runc, the only runtime whose options the daemon knows; None if there are none."""
-    if options is None or not (options.type_url or options.value):
+    if options is None:
         return None
     if runtime.split(".")[:3] != ["io", "containerd", "runc"]:
         return None
-    try:
-        found = unmarshal(options)
-    except NotFound as unknown:
-        raise Unknown(to_status(unknown)[1]) from unknown
-    except InvalidArgument as bad:
-        raise Unknown("proto: cannot parse invalid wire-format data") from bad
+    found = unmarshal_known(options)
     if not isinstance(found, kind):
         raise Unknown(f"invalid task {verb} option for {runtime}")
     return found

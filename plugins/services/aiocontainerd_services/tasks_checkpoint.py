@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import anyio
 
 from aiocontainerd.errors import AlreadyExists, InvalidArgument, Unknown
+from aiocontainerd.gotext import quoted
 from aiocontainerd.interfaces.content import ContentStore
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.typeurl import Any
@@ -45,7 +46,7 @@ async def unpack(content: ContentStore, checkpoint: Descriptor, directory: Path)
     anything but files, directories and links within it; then the directory is gone again.
     """
     if checkpoint.media_type != CRIU_MEDIA_TYPE:
-        raise Unknown(f'unsupported checkpoint type "{checkpoint.media_type}"')
+        raise Unknown(f"unsupported checkpoint type {quoted(checkpoint.media_type)}")
     await _in_thread(_make_empty, directory)
     try:
         with await _in_thread(_scratch, directory.parent) as archive:
@@ -125,7 +126,7 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path)
         raise InvalidArgument(f'checkpoint: "{member.name}" leads outside')
     target = directory.joinpath(*parts)
     if any(parent.is_symlink() for parent in target.parents if parent.is_relative_to(directory)):
-        raise InvalidArgument(f'checkpoint: "{member.name}" is below a link')
+        raise InvalidArgument(f"checkpoint: {quoted(member.name)} is below a link")
     if member.isdir():
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
     elif member.isreg():
@@ -133,7 +134,7 @@ def _extract_one(tar: tarfile.TarFile, member: tarfile.TarInfo, directory: Path)
     elif member.issym():
         target.symlink_to(member.linkname)
     else:
-        raise InvalidArgument(f'checkpoint: "{member.name}" is neither file, directory nor link')
+        raise InvalidArgument(f"checkpoint: {quoted(member.name)} is neither file, directory nor link")
 
 
 def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:

@@ -325,7 +325,7 @@ async def test_logger_gets_the_terminals_output_on_fd_3(tmp_path: Path, no_leaks
 async def test_unknown_scheme_is_refused(no_leaks: None) -> None:
     master, slave = raw_pty()
     console = Console(master)
-    with pytest.raises(Unknown, match=r"^unknown STDIO scheme ftp$"):
+    with pytest.raises(Unknown, match=r"^failed to start console copy: unknown STDIO scheme ftp$"):
         await console.attach(Stdio(stdout="ftp://x/y", terminal=True))
     await console.aclose()
     os.close(slave)

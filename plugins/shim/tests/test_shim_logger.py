@@ -111,3 +111,18 @@ async def test_closing_spares_the_wait_for_a_logger_that_obeys(tmp_path: Path, n
     logger = await start_logger(f"binary://{program}", namespace="n", container_id="c")
     await asyncio.wait_for(logger.aclose(), 5)
     assert not os.path.exists(f"/proc/{logger.pid}")
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    {
+        "binary://": "exec: no command",
+        "binary:relative": "exec: no command",
+        "binary:///": 'exec: "/": is a directory',
+        "binary:///bin/%00": "fork/exec /bin/\0: invalid argument",
+    }.items(),
+)
+async def test_a_program_that_nobody_can_run_is_told_as_go_does(uri: str, why: str, no_leaks: None) -> None:
+    with pytest.raises(Unknown) as refused:
+        await open_io(Stdio(stdout=uri), namespace="n", container_id="c")
+    assert refused.value.message == f"failed to create init process I/O: failed to start binary process: {why}"

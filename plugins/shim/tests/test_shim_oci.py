@@ -152,9 +152,12 @@ def test_a_failed_command_is_explained_by_its_log_then_its_output(tmp_path: Path
     assert str(explained(how, b"out\n", log)) == f"{unlogged}{how}: out"
     log.write_text('{"level":"info","msg":"x"}\n')
     assert str(explained(how, b"out\n", log)) == f"{how}: out"
+    log.write_text("no JSON\n")
+    bad = "unable to retrieve OCI runtime error (invalid character 'o' in literal null (expecting 'u')): "
+    assert str(explained(how, b"out\n", log)) == f"{bad}{how}: out"
     log.write_text('{"level":"error","msg":"frozen stiff"}\n')
     failed = explained(how, b"out\n", log)
-    assert (str(failed), failed.raw) == ("frozen stiff", f"{how}: out")
+    assert (str(failed), failed.raw) == ("frozen stiff", f"{how}: out\n")
 
 
 def test_what_a_command_wrote_into_streams_it_was_given_explains_it_too(tmp_path: Path) -> None:
@@ -180,6 +183,8 @@ def test_what_cannot_be_executed_is_told_as_go_does() -> None:
     assert not_run("/x/runc", PermissionError(13, "Permission denied", "/x/runc")) == (
         "fork/exec /x/runc: permission denied"
     )
+    for number in (2, 13, 22, 36):
+        assert not_run("a\0b", OSError(number, "x")) == 'exec: "a\\x00b": executable file not found in $PATH'
     assert not_run("runc", OSError(24, "Too many open files")) == "fork/exec runc: too many open files"
 
 

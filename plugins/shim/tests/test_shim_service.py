@@ -225,9 +225,49 @@ async def test_whether_an_exec_has_a_terminal_is_what_the_request_says(shim: Shi
     (container,) = shim.service.containers
     specs = {exec_id: msgspec.json.decode(process.spec) for exec_id, process in container.execs.items()}
     assert specs == {"e1": {"terminal": True, "args": ["x", "A"]}, "e2": {"terminal": False}, "e3": {"terminal": True}}
-    with pytest.raises(Unknown, match=r"^exec: no process spec: JSON is malformed"):
-        await shim.exec("e4", 0, spec=b"nothing")
-    assert "e4" not in container.execs
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    {
+        b"nothing": "invalid character 'o' in literal null (expecting 'u')",
+        b"": "unexpected end of JSON input",
+        b"{} x": "invalid character 'x' after top-level value",
+        b"[]": "json: cannot unmarshal array into Go value of type specs.Process",
+        b"[" * 20000: "exceeded max depth",
+        b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}": "exceeded max depth",
+        b'{"user":{"uid":-1}}': "json: cannot unmarshal number -1 into Go struct field Process.user.uid of type uint32",
+    }.items(),
+)
+async def test_an_exec_of_bad_json_is_refused_in_gos_words(shim: Shim, spec: bytes, text: str) -> None:
+    await shim.create()
+    await shim.start()
+    with pytest.raises(Unknown) as refused:
+        await shim.exec("e4", 0, spec=spec)
+    assert refused.value.message == text
+    (container,) = shim.service.containers
+    assert not container.execs
+
+
+@pytest.mark.anyio
+async def test_starting_an_exec_twice_ends_no_process(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    await shim.create()
+    await shim.start()
+    await shim.exec("e1", 0)
+    await shim.start("e1")
+    await shim.wait("e1")
+    ended: list[int] = []
+    monkeypatch.setattr(Reaper, "end", lambda _reaper, pid: ended.append(pid))
+    with pytest.raises(Unknown, match=r"^cannot start a stopped process$"):
+        await shim.start("e1")
+    assert ended == []
+
+
+@pytest.mark.anyio
+async def test_bytes_that_are_no_text_in_a_spec_are_left_to_the_runtime(shim: Shim) -> None:
+    (shim.bundle / "config.json").write_bytes(b'{"ociVersion":"\xff","annotations":{"a":"\xff"}}')
+    await shim.create()
 
 
 @pytest.mark.anyio

@@ -6,4 +6,5 @@ relay       the stderr of a process until it says something: the OCI runtime's o
 flow        a flow of bytes from one descriptor to another, by the event loop
 fifos       the ends of named pipes that the shim holds
 logger      logger programs
+uri         where a stream goes, as Go reads a URI
 """

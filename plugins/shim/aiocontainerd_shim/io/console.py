@@ -15,16 +15,17 @@ import stat
 import struct
 import termios
 
-from aiocontainerd.errors import Unknown
+from aiocontainerd.errors import Unknown, os_text
 from aiocontainerd_shim.io.fifos import InputFifo, OutputFifo, close_fd, is_fifo, open_path
 from aiocontainerd_shim.io.flow import Flow
 from aiocontainerd_shim.io.logger import Logger, start_logger
-from aiocontainerd_shim.io.stdio import Stdio, open_log_file
+from aiocontainerd_shim.io.stdio import Stdio, open_log_file, saying
 
 RECEIVE_TIMEOUT_S = 2.0
 """For a socket that the OCI runtime has connected to before it ended, if it was going to."""
 _NAME_MAX_BYTES = 4096
 _CLIENT_CHECK_S = 0.05
+_SIZE = 0xFFFF
 
 
 class ConsoleSocket:
@@ -122,15 +123,16 @@ class Console:
         return f"<Console fd={self._master} output {'ended' if ended else 'open'}>"
 
     def resize(self, width: int, height: int) -> None:
-        """Tell the pty its size in character cells. Raises OSError."""
-        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        """Tell the pty its size in character cells: the low 16 bits of each, as the kernel takes it. Raises OSError."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height & _SIZE, width & _SIZE, 0, 0))
 
     async def attach(self, stdio: Stdio, *, namespace: str = "", container_id: str = "") -> None:
         """Open the client's ends and start to pump. Output that nobody wants is thrown away.
 
         Raises Unknown and DeadlineExceeded as `open_io` does; the console must be closed then.
         """
-        self._target = await self._open_target(stdio, namespace, container_id)
+        with saying("failed to start console copy"):
+            self._target = await self._open_target(stdio, namespace, container_id)
         if stdio.stdin:
             self._stdin = InputFifo(stdio.stdin)
             self._input = Flow(self._stdin.reader, self._master)
@@ -192,13 +194,26 @@ class Console:
         if scheme != "fifo":
             raise Unknown(f"unknown STDIO scheme {scheme}")
         if not is_fifo(path):
-            return open_path(path or os.devnull, os.O_WRONLY | os.O_APPEND, "file")
+            return _open_no_fifo(path or os.devnull)
         self._fifo = OutputFifo(path)
         return self._fifo.open_writer(nonblocking=True)
 
     async def _open_logger(self, uri: str, namespace: str, container_id: str) -> int:
-        self._logger = logger = await start_logger(uri, namespace=namespace, container_id=container_id)
+        self._logger = logger = await start_logger(
+            uri, namespace=namespace, container_id=container_id, what="logging binary"
+        )
         target, logger.stdout = logger.stdout, -1
         logger.close_writers()
         os.set_blocking(target, False)
         return target
+
+
+def _open_no_fifo(path: str) -> int:
+    """Open an output that is no named pipe. Go looks for the file before it opens it."""
+    try:
+        return open_path(path, os.O_WRONLY | os.O_APPEND, "file")
+    except Unknown as refused:
+        missing = refused.__cause__
+        if isinstance(missing, FileNotFoundError):
+            raise Unknown(os_text(missing, "stat")) from missing
+        raise

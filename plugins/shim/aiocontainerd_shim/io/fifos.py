@@ -13,17 +13,20 @@ import select
 import stat
 
 from aiocontainerd.errors import Unknown, os_text
+from aiocontainerd.gotext import quoted
 
 _KICK_FIRST_S = 0.01
 _KICK_MAX_S = 1.0
 
 
 def is_fifo(path: str) -> bool:
-    """Return whether `path` is a named pipe; False if it is missing."""
+    """Return whether `path` is a named pipe; False if it is missing. Raises Unknown if that cannot be known."""
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except FileNotFoundError:
         return False
+    except (OSError, ValueError) as error:
+        raise Unknown(path_text(error, path, "stat")) from error
 
 
 def open_path(path: str, flags: int, what: str, mode: int = 0o777) -> int:
@@ -33,8 +36,14 @@ def open_path(path: str, flags: int, what: str, mode: int = 0o777) -> int:
     """
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode)
-    except OSError as error:
-        raise Unknown(f'containerd-shim: opening {what} "{path}" failed: {os_text(error, "open")}') from error
+    except (OSError, ValueError) as error:
+        told = path_text(error, path, "open")
+        raise Unknown(f"containerd-shim: opening {what} {quoted(path)} failed: {told}") from error
+
+
+def path_text(error: OSError | ValueError, path: str, verb: str) -> str:
+    """Return why `path` could not be used, in Go's words. Python refuses a path with a NUL by itself."""
+    return os_text(error, verb) if isinstance(error, OSError) else f"{verb} {path}: invalid argument"
 
 
 def close_fd(fd: int) -> int:
@@ -54,7 +63,7 @@ def probe_writer(path: str) -> int:
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENOENT):
             return -1
-        raise Unknown(f'containerd-shim: opening w/o fifo "{path}" failed: {os_text(error, "open")}') from error
+        raise Unknown(f"containerd-shim: opening w/o fifo {quoted(path)} failed: {os_text(error, 'open')}") from error
 
 
 def _again(fd: int) -> str:
@@ -180,7 +189,13 @@ class InputFifo:
         self._hold = hold
         if hold >= 0:
             return
-        self.reader = open_path(path, os.O_RDONLY | os.O_NONBLOCK, "file")
+        try:
+            self.reader = open_path(path, os.O_RDONLY | os.O_NONBLOCK, "stdin")
+        except Unknown as refused:
+            error = refused.__cause__
+            assert isinstance(error, OSError | ValueError)
+            verb = "stat" if isinstance(error, FileNotFoundError) else "open"  # Go looks for the file first
+            raise Unknown(f"failed to open stdin fifo {path}: {path_text(error, path, verb)}") from error
         if stat.S_ISFIFO(os.fstat(self.reader).st_mode):
             try:
                 self._hold = open_path(path, os.O_WRONLY | os.O_NONBLOCK, "w/o fifo")

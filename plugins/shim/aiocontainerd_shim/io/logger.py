@@ -10,6 +10,7 @@ import signal
 import msgspec
 
 from aiocontainerd.errors import DeadlineExceeded, Unknown, os_text
+from aiocontainerd_shim.io import uri as uris
 from aiocontainerd_shim.io.fifos import close_fd
 
 READY_TIMEOUT_S = 10.0
@@ -28,10 +29,10 @@ class LoggerCommand(msgspec.Struct, frozen=True):
 
 def parse_uri(uri: str) -> LoggerCommand:
     """Return the command of `binary://PATH?KEY=VALUE...`. Every key, followed by its first value, is an argument."""
-    from urllib.parse import parse_qs, unquote, urlsplit
+    from urllib.parse import parse_qs
 
-    parts = urlsplit(uri)
-    argv = [unquote(parts.path)]
+    parts = uris.parse(uri)
+    argv = [parts.path]
     for key, values in parse_qs(parts.query, keep_blank_values=True).items():
         argv += (key, values[0])
     return LoggerCommand(tuple(argv), must_call_ready=parts.scheme == "binary-v2")
@@ -107,15 +108,26 @@ class Logger:
 
 
 async def start_logger(
-    uri: str, *, namespace: str, container_id: str, io_uid: int = 0, io_gid: int = 0, timeout_s: float = READY_TIMEOUT_S
+    uri: str,
+    *,
+    namespace: str,
+    container_id: str,
+    io_uid: int = 0,
+    io_gid: int = 0,
+    timeout_s: float = READY_TIMEOUT_S,
+    what: str = "binary",
 ) -> Logger:
-    """Run the logger of `uri` and wait until it is ready.
+    """Run the logger of `uri` and wait until it is ready. `what` names it in errors, as containerd does.
 
     Raises Unknown if it cannot be run, or if a `binary-v2` logger ends without calling ready. Raises
     DeadlineExceeded if it is not ready within `timeout_s` seconds.
     """
     command = parse_uri(uri)
-    logger, ready = _spawn(command, {"CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace}, io_uid, io_gid)
+    env = {"CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace}
+    try:
+        logger, ready = _spawn(command, env, io_uid, io_gid)
+    except Unknown as refused:
+        raise Unknown(f"failed to start {what} process: {refused.message}") from refused
     try:
         called = await _read_ready(ready, command.argv[0], timeout_s)
         if command.must_call_ready and not called:
@@ -171,12 +183,23 @@ def _execute(argv: tuple[str, ...], env: dict[str, str], fds: tuple[int, int, in
         (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
         *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds, 3)),
     ]
+    if refused := _refused(argv[0]):
+        raise Unknown(refused)
     catchable = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
     try:
         pid = os.posix_spawn(argv[0], argv, env, file_actions=actions, setsigmask=(), setsigdef=catchable)
     except OSError as error:
-        raise Unknown(f"failed to start binary process: {os_text(error, 'fork/exec')}") from error
+        raise Unknown(os_text(error, "fork/exec")) from error
     return pid, os.pidfd_open(pid)
+
+
+def _refused(program: str) -> str:
+    """Return why Go does not even try to run a program; an empty string if it does."""
+    if not program:
+        return "exec: no command"
+    if program == "/":
+        return 'exec: "/": is a directory'
+    return f"fork/exec {program}: invalid argument" if "\0" in program else ""
 
 
 def _high_pipe() -> tuple[int, int]:

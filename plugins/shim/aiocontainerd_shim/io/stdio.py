@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import msgspec
 
 from aiocontainerd.errors import ContainerdError, Unknown, os_text
-from aiocontainerd_shim.io.fifos import InputFifo, OutputFifo, is_fifo, open_path
+from aiocontainerd_shim.io import uri as uris
+from aiocontainerd_shim.io.fifos import InputFifo, OutputFifo, is_fifo, open_path, path_text
 from aiocontainerd_shim.io.logger import Logger, start_logger
 from aiocontainerd_shim.io.relay import Relay, regular_files, take_back
 
@@ -38,9 +39,9 @@ class Stdio(msgspec.Struct, frozen=True):
 
     @property
     def scheme(self) -> str:
-        """The scheme of the stdout URI, which decides for all streams; `fifo` for a plain path."""
-        scheme, colon, _ = self.stdout.partition(":")
-        return scheme.lower() if colon and scheme and "/" not in scheme else "fifo"
+        """The scheme of the stdout URI, which decides for all streams; `fifo` for a plain path. Raises Unknown."""
+        with saying("unable to parse stdout uri"):
+            return uris.parse(self.stdout).scheme or "fifo"
 
     @property
     def stdout_path(self) -> str:
@@ -68,12 +69,10 @@ class HeldFds(msgspec.Struct, frozen=True):
 
 
 def _uri_path(uri: str) -> str:
-    scheme, _, rest = uri.partition(":")
+    scheme = uri.partition(":")[0]
     if scheme.lower() not in ("fifo", "file"):
         return uri
-    from urllib.parse import unquote, urlsplit
-
-    return unquote(urlsplit(uri).path) if rest.startswith("/") else ""
+    return uris.parse(uri).path
 
 
 def open_log_file(path: str) -> int:
@@ -84,8 +83,8 @@ def open_log_file(path: str) -> int:
     _make_parents(os.path.dirname(path))
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise Unknown(os_text(error, "open")) from error
+    except (OSError, ValueError) as error:
+        raise Unknown(path_text(error, path, "open")) from error
 
 
 def _make_parents(directory: str) -> None:
@@ -96,8 +95,8 @@ def _make_parents(directory: str) -> None:
         while not os.path.lexists(directory):
             directory = os.path.dirname(directory)
         raise Unknown(f"mkdir {directory}: not a directory") from error
-    except OSError as error:
-        raise Unknown(os_text(error, "mkdir")) from error
+    except (OSError, ValueError) as error:
+        raise Unknown(path_text(error, directory, "mkdir")) from error
 
 
 class ProcessIO:
@@ -267,7 +266,8 @@ class ProcessIO:
                 self._child[number] = os.open(os.devnull, (os.O_WRONLY if number else os.O_RDONLY) | os.O_CLOEXEC)
 
     async def _open(self, stdio: Stdio, namespace: str, container_id: str, io_uid: int, io_gid: int) -> None:
-        scheme = stdio.scheme
+        with saying("failed to create init process I/O"):
+            scheme = stdio.scheme
         if scheme == "fifo":
             with saying("failed to start io pipe copy: unable to copy pipes"):
                 self._open_outputs(stdio, io_uid, io_gid)
@@ -275,8 +275,7 @@ class ProcessIO:
             with saying("failed to create init process I/O"):
                 await self._open_other_outputs(stdio, namespace, container_id, io_uid, io_gid)
         if stdio.stdin:
-            with saying(f"failed to open stdin fifo {stdio.stdin}"):
-                self._open_stdin(stdio.stdin, io_uid, io_gid)
+            self._open_stdin(stdio.stdin, io_uid, io_gid)
 
     async def _open_other_outputs(
         self, stdio: Stdio, namespace: str, container_id: str, io_uid: int, io_gid: int

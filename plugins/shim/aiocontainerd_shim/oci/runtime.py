@@ -7,14 +7,20 @@ since a parent death signal cannot be combined with posix_spawn; the delete acti
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from aiocontainerd import gojson
 from aiocontainerd.errors import os_text
+from aiocontainerd.gotext import quoted
 from aiocontainerd_shim.children.reaper import Reaper
 
+_NOT_FOUND = (errno.ENOENT, errno.EACCES, errno.ENAMETOOLONG, errno.EINVAL, errno.ENOTDIR)
+"""What a name that no directory of PATH has may give."""
 DEFAULT_ROOT = "/run/containerd/runc"
 NO_IO = b""
 
@@ -45,6 +51,10 @@ class OciError(Exception):
         """Return whether a runtime with its state in `root` does not know the container, in runc's or crun's words."""
         text = f"{self} {self.output}"
         return "does not exist" in text or (f"{root}/" in text and "No such file or directory" in text)
+
+
+class NoPid(OciError):
+    """An OCI runtime command went well, and did not tell the pid of what it made."""
 
 
 class CreateFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,6 +214,8 @@ class OciRuntime:
         logged_bytes = _size(self._log)
         full = {**self._env, **env} if env else self._env
         try:
+            if "\0" in self.binary:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             done = await self._reaper.run(self.argv(verb, *args), env=full, stdin=stdin, stdio=stdio)
         except OSError as refusal:
             raise explained(not_run(self.binary, refusal), b"", self._log, logged_bytes) from refusal
@@ -224,8 +236,8 @@ def ending(binary: str, status: int) -> str:
 
 def not_run(binary: str, refusal: OSError) -> str:
     """Return why a command could not be started, in Go's words."""
-    if "/" not in binary and isinstance(refusal, FileNotFoundError | PermissionError):
-        return f'exec: "{binary}": executable file not found in $PATH'
+    if "/" not in binary and refusal.errno in _NOT_FOUND:
+        return f"exec: {quoted(binary)}: executable file not found in $PATH"
     return f"fork/exec {binary}: {os_text(OSError(refusal.errno, refusal.strerror))}"
 
 
@@ -234,13 +246,15 @@ def explained(how: str, output: bytes, log: Path, offset: int = 0) -> OciError:
 
     The explanation is the last error in the log behind `offset`, else what the command printed.
     """
-    text = output.decode(errors="replace").strip()
+    text = output.decode(errors="replace")
     logged = _read_from(log, offset)
-    said = OciError("", text, how).raw
+    said = OciError("", text.strip(), how).raw
     if logged is None:
         return OciError(
             f"unable to retrieve OCI runtime error (open {log}: no such file or directory): {said}", text, how
         )
+    if not_json := _not_json(logged):
+        return OciError(f"unable to retrieve OCI runtime error ({not_json}): {said}", text, how)
     return OciError(last_error(logged) or said, text, how)
 
 
@@ -262,13 +276,23 @@ def last_error(log: bytes) -> str:
     return found
 
 
+def _not_json(log: bytes) -> str:
+    """Return what is wrong with a log whose first line is no JSON; an empty string for any other."""
+    first = log.partition(b"\n")[0]
+    try:
+        msgspec.json.decode(first or b"{}")
+    except (msgspec.MsgspecError, ValueError):
+        return gojson.syntax_error(first)
+    return ""
+
+
 def read_pid(pid_file: Path) -> int:
     """Return the pid that a runtime wrote. Raises OciError if the file has none."""
     try:
         return int(pid_file.read_text())
     except (OSError, ValueError) as bad:
         reason = os_text(bad, "open") if isinstance(bad, OSError) else f"{pid_file}: {bad}"
-        raise OciError(f"failed to retrieve OCI runtime container pid: {reason}", "") from bad
+        raise NoPid(f"failed to retrieve OCI runtime container pid: {reason}", "") from bad
 
 
 def _size(path: Path) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
+from aiocontainerd import gojson
+
 Version = tuple[int, int, int]
 
 BASE = "1.0.2"
@@ -59,7 +61,7 @@ class _Spec(msgspec.Struct):
 def version_of(config: bytes) -> str:
     """Return what a config.json says of its version; an empty string for none, or for other bytes."""
     try:
-        return msgspec.json.decode(config, type=_Spec).ociVersion
+        return gojson.decode(config, _Spec).ociVersion
     except msgspec.MsgspecError:
         return ""
 
@@ -81,7 +83,7 @@ def is_later(version: str, highest: str) -> bool:
 
 def first_later(config: bytes, highest: str) -> str:
     """Return a field or value of a spec that came after version `highest`; an empty string if it uses none."""
-    spec = msgspec.json.decode(config)
+    spec: object = gojson.decode(config, object)
     later = [version for version in KNOWN if triple(version) > triple(highest)]
     for path in (path for version in later for path in _FIELDS.get(version, ())):
         if any(_reached(spec, path.split("."))):
@@ -96,7 +98,7 @@ def first_later(config: bytes, highest: str) -> str:
 
 def in_version(config: bytes, version: str) -> bytes:
     """Return a spec with another version, and everything else as it was."""
-    spec = msgspec.json.decode(config, type=dict[str, msgspec.Raw])
+    spec = gojson.decode(config, dict[str, msgspec.Raw])
     spec["ociVersion"] = msgspec.Raw(msgspec.json.encode(version))
     return msgspec.json.encode(spec)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from aiocontainerd import api
-from aiocontainerd.errors import InvalidArgument
+from aiocontainerd import api, gojson
+from aiocontainerd.errors import ContainerdError, InvalidArgument
 from aiocontainerd_shim.task.records import OPTIONS_URL, RuncOptions, options_from_wire
 
 SOCKET_DIR = "/run/containerd/s"
@@ -84,7 +84,7 @@ def read_params(stdin: bytes, identity: Identity) -> Params:
 def group_of(identity: Identity) -> str:
     """Return the name that containers of one shim have in common; without a group, the container's id."""
     try:
-        spec = msgspec.json.decode((identity.bundle / "config.json").read_bytes(), type=_Spec)
+        spec = gojson.decode((identity.bundle / "config.json").read_bytes(), _Spec)
     except (OSError, msgspec.MsgspecError):
         return identity.id
     annotations = spec.annotations or {}
@@ -208,5 +208,8 @@ def _answers(path: str) -> bool:
 def _options(values: Iterable[api.protobuf.Any | None]) -> RuncOptions:
     for value in values:
         if value is not None and value.type_url.rpartition("/")[2] == OPTIONS_URL:
-            return options_from_wire(value)
+            try:
+                return options_from_wire(value)
+            except ContainerdError:
+                continue  # Create refuses them
     return RuncOptions()

@@ -1,6 +1,7 @@
 """Containers and their processes. Imports `children`, `oci`, `cgroups`, `io`; `rest`, `program` and `fork` import it.
 
 service     the task service, `containerd.task.v3.Task`
+shapes      the Go types of what comes as JSON
 messages    requests to values, values to responses
 operations  work that runs to its end, whatever becomes of the caller
 container   a container: its init, its execs, its cgroup

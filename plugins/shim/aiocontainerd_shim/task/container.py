@@ -118,6 +118,7 @@ class Container:
         self._check_init_runs()
         async with process.lock:
             self._check_init_runs()
+            process.check(Action.START)  # before anything is tried: what runs already is no leftover of a failed start
             with self._around.reaper.claiming():
                 await self._start_or_end(process)
                 self._exits.watch(process)

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import msgspec
 
-from aiocontainerd.errors import NotFound, Unknown, os_text
+from aiocontainerd.errors import ContainerdError, NotFound, Unknown, os_text
 from aiocontainerd.sys.mount import Mount, mount_all, unmount_recursive
 from aiocontainerd_shim.io.stdio import Stdio
-from aiocontainerd_shim.oci.runtime import CheckpointFlags, CreateFlags, OciError
+from aiocontainerd_shim.oci.runtime import CheckpointFlags, CreateFlags, NoPid, OciError
 from aiocontainerd_shim.task.process import Process, Site, StdioFds
 from aiocontainerd_shim.task.states import Action, State
 
@@ -229,8 +229,9 @@ class InitProcess(Process):
         try:
             self.rootfs.mkdir(mode=0o711, exist_ok=True)
             mount_all(self._mounts, str(self.rootfs))
-        except OSError as failure:
-            raise Unknown(f"failed to mount rootfs component: {os_text(failure, 'mount')}") from failure
+        except (OSError, ContainerdError) as failure:
+            reason = os_text(failure, "mount") if isinstance(failure, OSError) else failure.message
+            raise Unknown(f"failed to mount rootfs component: {reason}") from failure
 
     def _unmount(self) -> Unknown | None:
         """Unmount the root; return the error if something stays mounted."""
@@ -258,6 +259,8 @@ class InitProcess(Process):
     async def _guarded(verb: str, command: Awaitable[_T]) -> _T:
         try:
             return await command
+        except NoPid as failure:
+            raise Unknown(str(failure)) from failure
         except OciError as failure:
             raise Unknown(f"OCI runtime {verb} failed: {failure}") from failure
 

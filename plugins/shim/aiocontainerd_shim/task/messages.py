@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
-from aiocontainerd import api
-from aiocontainerd.errors import InvalidArgument, Unknown
-from aiocontainerd.wire.anys import any_to_wire, marshal
+from aiocontainerd import api, gojson, typeurl
+from aiocontainerd.errors import Unknown
+from aiocontainerd.wire.anys import any_to_wire, marshal, unmarshal_known
 from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_shim.io.stdio import Stdio
 from aiocontainerd_shim.oci.runtime import CheckpointFlags
 from aiocontainerd_shim.task.container import Container
 from aiocontainerd_shim.task.process import Process
+from aiocontainerd_shim.task.shapes import PROCESS, RESOURCES
 from aiocontainerd_shim.task.states import State
-
-CHECKPOINT_OPTIONS_URL = "containerd.runc.v1.CheckpointOptions"
 
 
 def empty() -> api.protobuf.Empty:
@@ -28,13 +29,26 @@ def stdio_of(request: api.task_v3.CreateTaskRequest | api.task_v3.ExecProcessReq
 
 
 def process_spec(value: bytes, *, terminal: bool) -> bytes:
-    """Return the JSON of a process spec whose `terminal` is what the request says. Raises Unknown for no such JSON."""
-    try:
-        spec = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError as bad:
-        raise Unknown(f"exec: no process spec: {bad}") from bad
+    """Return the JSON of a process spec whose `terminal` is what the request says.
+
+    Raises Unknown, in Go's words, for other JSON.
+    """
+    _check_json(value, PROCESS)
+    spec = gojson.decode(value, dict[str, msgspec.Raw]) if value.strip() != b"null" else {}
     spec["terminal"] = msgspec.Raw(b"true" if terminal else b"false")
     return msgspec.json.encode(spec)
+
+
+def resources(value: bytes) -> bytes:
+    """Return the JSON of resources as it is. Raises Unknown, in Go's words, for other JSON."""
+    _check_json(value, RESOURCES)
+    return value
+
+
+def _check_json(value: bytes, shape: Mapping[str, gojson.Shape]) -> None:
+    wrong = gojson.syntax_error(value) or gojson.type_error(value, shape)
+    if wrong:
+        raise Unknown(wrong)
 
 
 def deleted(process: Process) -> api.task_v3.DeleteResponse:
@@ -84,9 +98,10 @@ def checkpoint_flags(request: api.task_v3.CheckpointTaskRequest) -> CheckpointFl
     """Return what a checkpoint request asks for. Raises InvalidArgument for options of another type."""
     options = api.runc.CheckpointOptions()
     if request.options is not None and request.options.type_url:
-        if request.options.type_url.rpartition("/")[2] != CHECKPOINT_OPTIONS_URL:
-            raise InvalidArgument(f"checkpoint options of type {request.options.type_url}")
-        options = api.runc.CheckpointOptions.parse(request.options.value)
+        given = unmarshal_known(typeurl.Any(request.options.type_url, request.options.value))
+        if not isinstance(given, api.runc.CheckpointOptions):
+            raise Unknown(f"invalid checkpoint options of type {request.options.type_url}")
+        options = given
     return CheckpointFlags(
         image_path=request.path or options.image_path,
         work_path=options.work_path,

@@ -20,7 +20,7 @@ from aiocontainerd.timestamps import ZERO_NS
 from aiocontainerd_shim.children.reaper import Exit
 from aiocontainerd_shim.io.console import Console, ConsoleSocket
 from aiocontainerd_shim.io.stdio import ProcessIO, Stdio, open_io, saying
-from aiocontainerd_shim.oci.runtime import OciError, OciRuntime, read_pid
+from aiocontainerd_shim.oci.runtime import NoPid, OciError, OciRuntime, read_pid
 from aiocontainerd_shim.task import records, states
 from aiocontainerd_shim.task.states import Action, State
 
@@ -156,8 +156,7 @@ class Process:
         finally:
             socket.close()
         site = self.site
-        with saying("failed to start console copy"):
-            await self._console.attach(self.stdio, namespace=site.namespace, container_id=site.id)
+        await self._console.attach(self.stdio, namespace=site.namespace, container_id=site.id)
         return pid
 
     async def _launch_on_files(self, command: Launch) -> int:
@@ -195,6 +194,8 @@ class ExecProcess(Process):
             self.pid = await self.launch(self._execute)
         except BaseException as failure:
             self.exited.set()
+            if isinstance(failure, NoPid):
+                raise Unknown(str(failure).replace("container pid", "exec pid", 1)) from failure
             if isinstance(failure, OciError):
                 raise Unknown(f"OCI runtime exec failed: {failure}") from failure
             raise

@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 
 from aiocontainerd import api, typeurl
-from aiocontainerd.errors import InvalidArgument
-from aiocontainerd.wire.anys import unmarshal
+from aiocontainerd.wire.anys import unmarshal_known
 
 OPTIONS_URL = "containerd.runc.v1.Options"
+
 _START_TIME_FIELD = 19
 """Of /proc/PID/stat, counted from the field behind the command name."""
 
@@ -65,12 +65,15 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 def options_from_wire(value: api.protobuf.Any | None) -> RuncOptions:
-    """Return the options of a request; defaults if there are none. Raises InvalidArgument for another type."""
-    if value is None or not value.type_url:
+    """Return the options of a request; defaults if there are none, or if they are of another known type.
+
+    Raises Unknown for a type that nobody knows and for bytes that do not fit.
+    """
+    if value is None or not (value.type_url or value.value):
         return RuncOptions()
-    if value.type_url.rpartition("/")[2] != OPTIONS_URL:
-        raise InvalidArgument(f"options of type {value.type_url}: this runtime takes {OPTIONS_URL}")
-    message = unmarshal(typeurl.Any(value.type_url, value.value))
+    message = unmarshal_known(typeurl.Any(value.type_url, value.value))
+    if not isinstance(message, api.runc.Options):
+        return RuncOptions()
     return RuncOptions(**{name: getattr(message, name) for name in RuncOptions.__struct_fields__})
 
 

@@ -202,7 +202,8 @@ class TaskService:
     async def update(self, request: api.task_v3.UpdateTaskRequest) -> api.protobuf.Empty:
         """Change the resources of a container."""
         init = self._container(request.id).init
-        await self._operations.to_the_end(init.update(request.resources.value if request.resources else b"{}"))
+        resources = messages.resources(request.resources.value) if request.resources is not None else b"{}"
+        await self._operations.to_the_end(init.update(resources))
         return messages.empty()
 
     async def resize_pty(self, request: api.task_v3.ResizePtyRequest) -> api.protobuf.Empty:
