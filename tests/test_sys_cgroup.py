@@ -27,6 +27,24 @@ def test_file_that_is_not_offered_is_empty(tmp_path: Path) -> None:
     assert cgroup.read_nested(path) == {}
 
 
+@pytest.mark.parametrize("size", [0, 1023, 1024, 70_000, 1 << 16])
+def test_a_file_is_read_whole(tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_text("x" * size)
+    assert cgroup.read_text(str(tmp_path / "file")) == "x" * size
+
+
+def test_a_file_that_the_kernel_gives_in_pieces_is_read_whole() -> None:
+    # at most a page of such a list at a time
+    read = cgroup.read_text("/proc/kallsyms")
+    assert read is not None
+    assert len(read.splitlines()) == len(Path("/proc/kallsyms").read_text().splitlines())
+
+
+def test_bytes_that_are_no_text_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_bytes(b"42 (\xff) S")
+    assert cgroup.read_text(str(tmp_path / "stat")) == "42 (\udcff) S"
+
+
 def test_flat_and_nested_files(tmp_path: Path) -> None:
     (tmp_path / "flat").write_text("low 0\nmax 3\nodd line here\n")
     assert cgroup.read_flat(str(tmp_path / "flat")) == {"low": 0, "max": 3}

@@ -17,6 +17,8 @@ from aiocontainerd.sys import mountinfo
 ROOT = "/sys/fs/cgroup"
 UNLIMITED = 2**64 - 1
 """The value of a file that says `max`."""
+_BLOCK, _SHORT = 1 << 16, 1024
+"""Bytes to ask for at once, and how many at least the kernel gives of a file that goes on: nearly a page."""
 
 
 class CgroupPaths(msgspec.Struct, frozen=True):
@@ -86,11 +88,26 @@ def _version_1_trees(mounts: Sequence[mountinfo.MountInfo]) -> dict[str, _Tree]:
 
 def read_text(path: str) -> str | None:
     """Return the content of a file without surrounding space, or None when the file cannot be read."""
+    data = _read(path)
+    return None if data is None else data.decode(errors="surrogateescape").strip()
+
+
+def _read(path: str) -> bytes | None:
+    """Read with system calls alone: a file object costs ten times as much, and a measurement reads fifty files."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = block = os.read(fd, _BLOCK)
+        while len(block) >= _SHORT:
+            block = os.read(fd, _BLOCK)
+            data += block
     except OSError:  # a file may exist and still refuse to be read, such as a kmem limit
         return None
+    finally:
+        os.close(fd)
+    return data
 
 
 def to_int(text: str) -> int:

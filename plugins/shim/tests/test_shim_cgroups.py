@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from aiocontainerd_shim.cgroups import metrics_v1
 from aiocontainerd_shim.cgroups.cgroup import Cgroup, find
 
 from aiocontainerd import api
@@ -198,6 +199,33 @@ def test_version_1_is_measured_whole(host: Host) -> None:
     assert metrics.hugetlb == [api.cgroups_v1.HugetlbStat(usage=1, max=2, failcnt=3, pagesize="2MB")]
     assert metrics.rdma is not None
     assert metrics.rdma.limit == [api.cgroups_v1.RdmaEntry(device="mlx4", hca_handles=2**32 - 1, hca_objects=2**32 - 1)]
+
+
+def test_a_measurement_opens_no_file_that_the_kernel_does_not_offer(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.mount("blkio", "cgroup", "blkio")
+    write(host.root / "blkio" / "c1", {"blkio.throttle.io_serviced_recursive": "Total 0"})
+    found = host.find("2:blkio:/c1")
+    opened: list[str] = []
+    monkeypatch.setattr(cgroup, "_read", lambda path: opened.append(Path(path).name))
+    v1_metrics(found)
+    assert opened == ["blkio.throttle.io_serviced_recursive"]
+
+
+def test_a_cgroup_that_goes_while_it_is_measured_is_not_found(host: Host) -> None:
+    host.mount("blkio", "cgroup", "blkio")
+    write(host.root / "blkio" / "c1", {})
+    found = host.find("2:blkio:/c1")
+    directory = host.root / "blkio" / "c1"
+
+    class Going(Cgroup):
+        def _measure(self) -> api.cgroups_v1.Metrics | api.cgroups_v2.Metrics:
+            directory.rmdir()
+            return metrics_v1._blkio(str(directory), "")  # type: ignore[return-value]
+
+    with pytest.raises(NotFound, match=r"^cgroup does not exist$"):
+        Going(found.paths).stats()
 
 
 def test_hybrid_host_counts_as_version_1(host: Host) -> None:

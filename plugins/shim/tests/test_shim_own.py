@@ -9,6 +9,7 @@ import pytest
 from aiocontainerd_shim.cgroups import own
 
 from aiocontainerd.errors import NotFound
+from aiocontainerd.sys.mountinfo import MountInfo
 
 
 def _bundle(directory: Path, cgroups_path: str) -> Path:
@@ -48,3 +49,19 @@ def test_an_init_below_its_containers_cgroup_counts_as_in_it(directory: str, nam
 def test_a_process_that_is_gone_has_no_metrics(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="cgroup does not exist"):
         own.measure(tmp_path, 2**22 + 1)
+
+
+def test_threads_that_ask_at_once_read_the_mounts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def mounts() -> list[MountInfo]:
+        held.append(own._reading.locked())
+        return []
+
+    monkeypatch.setattr(own, "mounts", mounts)
+    own._read_mounts.cache_clear()
+    try:
+        assert own._mounts() == own._mounts() == []
+    finally:
+        own._read_mounts.cache_clear()
+    assert held == [True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiocontainerd import typeurl
+from aiocontainerd import api, typeurl
 from aiocontainerd.errors import NotFound
 from aiocontainerd.sys import cgroup
 from aiocontainerd.sys.mountinfo import MountInfo
@@ -36,13 +36,19 @@ class Cgroup:
         """Return `io.containerd.cgroups.v1.Metrics` or `v2.Metrics`. Raises NotFound where the cgroup has gone."""
         if not self.exists():
             raise NotFound(_GONE)
+        try:
+            return marshal(self._measure())
+        except FileNotFoundError as error:
+            raise NotFound(_GONE) from error
+
+    def _measure(self) -> api.cgroups_v1.Metrics | api.cgroups_v2.Metrics:
         if self.is_unified:
             from aiocontainerd_shim.cgroups.metrics_v2 import metrics as metrics_v2
 
-            return marshal(metrics_v2(self.paths.unified))
+            return metrics_v2(self.paths.unified)
         from aiocontainerd_shim.cgroups.metrics_v1 import metrics as metrics_v1
 
-        return marshal(metrics_v1(self.paths.controllers, f"{self._proc}/partitions"))
+        return metrics_v1(self.paths.controllers, f"{self._proc}/partitions")
 
     def enable_controllers(self) -> list[OSError]:
         """Enable all controllers down to this cgroup on version 2; return what the kernel refused, for the log."""

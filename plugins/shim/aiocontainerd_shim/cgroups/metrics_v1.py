@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from functools import lru_cache
 
 from aiocontainerd import api
 from aiocontainerd.sys.cgroup import UNLIMITED, read_flat, read_int, read_nested, read_text, to_int
@@ -15,7 +16,12 @@ _RENAMED = {
     "pgpgout": "pg_pg_out",
     "pgfault": "pg_fault",
     "pgmajfault": "pg_maj_fault",
+    "hierarchical_memsw_limit": "hierarchical_swap_limit",
 }
+_BlkIoLine = tuple[tuple[int, int], str, int]
+"""A device by its numbers, an operation or "", a count."""
+_KEYS = 256
+"""More lines than `memory.stat` has."""
 _MEMORY_FILES = {"usage": "memory", "swap": "memory.memsw", "kernel": "memory.kmem", "kernel_tcp": "memory.kmem.tcp"}
 _BLKIO_FILES = {
     "io_service_bytes_recursive": "io_service_bytes",
@@ -41,7 +47,7 @@ def metrics(controllers: Mapping[str, str], partitions: str = "/proc/partitions"
         message.memory = _memory(path)
         message.memory_oom_control = _oom_control(path)
     if path := found.get("blkio"):
-        message.blkio = _blkio(path, _device_names(partitions))
+        message.blkio = _blkio(path, partitions)
     if path := found.get("hugetlb"):
         message.hugetlb = _hugetlb(path)
     if path := found.get("rdma"):
@@ -76,10 +82,7 @@ def _cpu(accounting: str, cpu: str) -> api.cgroups_v1.CpuStat:
 def _memory(path: str) -> api.cgroups_v1.MemoryStat:
     message = api.cgroups_v1.MemoryStat()
     for key, value in read_flat(f"{path}/memory.stat").items():
-        name = _memory_field(key)
-        if isinstance(
-            getattr(message, name, None), int
-        ):  # the kernel's `swap` is a number, the field `swap` is a message
+        if name := _memory_field(key):
             setattr(message, name, value)
     for field, prefix in _MEMORY_FILES.items():
         if os.path.exists(f"{path}/{prefix}.usage_in_bytes"):
@@ -96,12 +99,16 @@ def _oom_control(path: str) -> api.cgroups_v1.MemoryOomControl:
     )
 
 
+@lru_cache(maxsize=_KEYS)
 def _memory_field(key: str) -> str:
-    if key == "hierarchical_memsw_limit":
-        return "hierarchical_swap_limit"
+    """Return the field of a line of `memory.stat`, "" if the message has none.
+
+    The kernel's `swap` is a number, while the field `swap` is a message.
+    """
     total = "total_" if key.startswith("total_") else ""
     plain = key.removeprefix("total_")
-    return total + _RENAMED.get(plain, plain)
+    name = total + _RENAMED.get(plain, plain)
+    return name if isinstance(getattr(api.cgroups_v1.MemoryStat(), name, None), int) else ""
 
 
 def _memory_entry(prefix: str) -> api.cgroups_v1.MemoryEntry:
@@ -118,34 +125,39 @@ def _device_names(partitions: str) -> dict[tuple[int, int], str]:
     return {(int(row[0]), int(row[1])): f"/dev/{row[3]}" for row in rows if len(row) == 4}
 
 
-def _blkio(path: str, devices: Mapping[tuple[int, int], str]) -> api.cgroups_v1.BlkIoStat:
+def _blkio(path: str, partitions: str) -> api.cgroups_v1.BlkIoStat:
+    offered = frozenset(os.listdir(path))
+    lines = {field: _blkio_lines(path, name, offered) for field, name in _BLKIO_FILES.items()}
+    devices = _device_names(partitions) if any(lines.values()) else {}
     message = api.cgroups_v1.BlkIoStat()
-    for field, name in _BLKIO_FILES.items():
-        setattr(message, field, _blkio_entries(path, name, devices))
+    for field, found in lines.items():
+        setattr(message, field, [_blkio_entry(line, devices) for line in found])
     return message
 
 
-def _blkio_entries(path: str, name: str, devices: Mapping[tuple[int, int], str]) -> list[api.cgroups_v1.BlkIoEntry]:
+def _blkio_lines(path: str, name: str, offered: Container[str]) -> list[_BlkIoLine]:
     """Of the schedulers' files the first that counts anything: which one does depends on the kernel and the disk."""
     for candidate in (f"{name}_recursive", f"bfq.{name}_recursive", f"throttle.{name}_recursive", f"throttle.{name}"):
-        text = read_text(f"{path}/blkio.{candidate}") or ""
-        if entries := [entry for line in text.splitlines() if (entry := _blkio_entry(line, devices))]:
-            return entries
+        if (file := f"blkio.{candidate}") in offered:
+            text = read_text(f"{path}/{file}") or ""
+            if lines := [found for line in text.splitlines() if (found := _blkio_line(line))]:
+                return lines
     return []
 
 
-def _blkio_entry(line: str, devices: Mapping[tuple[int, int], str]) -> api.cgroups_v1.BlkIoEntry | None:
+def _blkio_line(line: str) -> _BlkIoLine | None:
+    """Parse `MAJOR:MINOR [OPERATION] COUNT`. None for any other line, such as a total."""
     device, *rest = line.split()
     major, colon, minor = device.partition(":")
     if not colon or not rest:
         return None
-    number = (int(major), int(minor))
+    return (int(major), int(minor)), rest[0] if len(rest) > 1 else "", to_int(rest[-1])
+
+
+def _blkio_entry(line: _BlkIoLine, devices: Mapping[tuple[int, int], str]) -> api.cgroups_v1.BlkIoEntry:
+    number, operation, value = line
     return api.cgroups_v1.BlkIoEntry(
-        op=rest[0] if len(rest) > 1 else "",
-        device=devices.get(number, ""),
-        major=number[0],
-        minor=number[1],
-        value=to_int(rest[-1]),
+        op=operation, device=devices.get(number, ""), major=number[0], minor=number[1], value=value
     )
 
 

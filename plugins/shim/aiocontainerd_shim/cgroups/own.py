@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 from pathlib import Path
+from threading import Lock
 
 import msgspec
 
@@ -14,6 +15,7 @@ from aiocontainerd_shim.cgroups.cgroup import Cgroup, find
 
 _REMEMBERED = 4096
 """Containers whose cgroup is not looked for again."""
+_reading = Lock()
 
 
 class _Linux(msgspec.Struct, frozen=True):
@@ -36,9 +38,17 @@ def _cgroup(bundle: Path, pid: int) -> Cgroup:
     return Cgroup(CgroupPaths(_own(paths.unified, name), controllers))
 
 
-@cache
 def _mounts() -> list[MountInfo]:
-    """Return the mounts of the cgroup trees, which a host makes when it boots. A daemon has a mount per container."""
+    """Return the mounts of the cgroup trees, which a host makes when it boots. A daemon has a mount per container.
+
+    They are read once, also if many threads ask for them at first.
+    """
+    with _reading:
+        return _read_mounts()
+
+
+@cache
+def _read_mounts() -> list[MountInfo]:
     return mounts()
 
 
@@ -60,5 +70,5 @@ def _name(bundle: Path) -> str:
 
 def _own(directory: str, name: str) -> str:
     """Return the container's own cgroup: its init may be in one below, made inside the container."""
-    parts = Path(directory).parts
-    return str(Path(*parts[: len(parts) - parts[::-1].index(name)])) if name and name in parts else directory
+    above, found, _below = f"{directory}/".rpartition(f"/{name}/") if name else ("", "", "")
+    return f"{above}/{name}" if found else directory
