@@ -8,10 +8,12 @@ of its event loop. `wire.events` makes the bus that takes generated messages.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self
 
 import msgspec
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     import betterproto2
 
 
+log = logging.getLogger(__name__)
+
+
 class Envelope(msgspec.Struct, frozen=True):
     """An event as the bus carries it. The time is in nanoseconds since 1970."""
 
@@ -36,6 +41,11 @@ class Envelope(msgspec.Struct, frozen=True):
 
 Taker = Callable[[Envelope], bool]
 """Function that takes an event at once, or returns False to have it queued. It never waits."""
+
+SUBSCRIBERS_A_STEP = 16
+"""Takers that get events in one step of the loop. Whoever waits for an answer does not wait for all subscribers."""
+EVENTS_A_TURN = 32
+"""Events that one taker gets before the next one has its turn."""
 
 
 class Payloads(Protocol):
@@ -69,6 +79,7 @@ class EventBus:
         self._now_ns = now_ns
         self._payloads = payloads or EncodedPayloads()
         self._subscriptions: dict[Subscription, None] = {}
+        self._turns = Turns()
         self._published = 0
 
     def __repr__(self) -> str:
@@ -116,7 +127,7 @@ class EventBus:
             compiled = filters.compile_filters(filter_texts)
         except InvalidArgument as error:
             raise InvalidArgument(f"failed parsing subscription filters: {error.message}") from error
-        return self._subscribed(Subscription(compiled, filter_texts, limit, ends_when_full=ends_when_full))
+        return self._subscribed(Subscription(compiled, filter_texts, limit, self._turns, ends_when_full=ends_when_full))
 
     def _offer(self, envelope: Envelope) -> None:
         fields = EnvelopeFields(envelope, self._payloads)
@@ -138,6 +149,39 @@ class EventBus:
             subscription.close()
 
 
+class Turns:
+    """Hands events over to takers: to some in each step of the loop, so that the loop does other work in between."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Subscription, None] = {}
+        self._planned = False
+
+    def __repr__(self) -> str:
+        return f"<Turns, {len(self._waiting)} wait>"
+
+    def add(self, subscription: Subscription) -> None:
+        """Give a subscription a turn soon."""
+        self._waiting[subscription] = None
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _step(self) -> None:
+        self._planned = False
+        for subscription in list(islice(self._waiting, SUBSCRIBERS_A_STEP)):
+            del self._waiting[subscription]
+            try:
+                more = subscription.hand_over()
+            except Exception:  # the edge of one subscriber: the others get their events
+                log.exception("events of %r", subscription)
+                subscription.hand_to(None)
+                more = False
+            if more:
+                self._waiting[subscription] = None
+        if self._waiting:
+            self.add(next(iter(self._waiting)))
+
+
 class Subscription:
     """The events of one subscriber, in the order they were sent.
 
@@ -149,9 +193,11 @@ class Subscription:
         chosen: filters.Filter,
         texts: tuple[str, ...],
         limit: int | None = None,
+        turns: Turns | None = None,
         *,
         ends_when_full: bool = False,
     ) -> None:
+        self._turns = turns or Turns()
         self._filter = chosen
         self.filters = texts
         self._limit = limit
@@ -178,10 +224,7 @@ class Subscription:
         return self._filter.matches_all or self._filter.matches(fields.get)
 
     def put(self, envelope: Envelope) -> None:
-        """Hand an event over to the taker, or queue it."""
-        if self._taker is not None and not self._queue and self._taker(envelope):
-            self._delivered += 1
-            return
+        """Queue an event for the taker's next turn, or for the iteration."""
         if self._overflowed:
             self._dropped += 1
             return
@@ -192,15 +235,36 @@ class Subscription:
             self._queue.popleft()
             self._dropped += 1
         self._queue.append(envelope)
-        self._wake()
+        if self._taker is None:
+            self._wake()
+        else:
+            self._turns.add(self)
 
-    def hand_to(self, taker: Taker) -> None:
-        """Offer each further event to `taker` first, unless others wait. This wakes no task, so it costs less."""
+    def hand_to(self, taker: Taker | None) -> None:
+        """Offer the events to `taker` first, soon after they are sent. This wakes no task, so it costs less.
+
+        The iteration gets what the taker does not take, and everything if there is none.
+        """
         self._taker = taker
+        if taker is None:
+            self._wake()
+
+    def hand_over(self) -> bool:
+        """Offer the events that wait to the taker. Return whether more wait for its next turn."""
+        taker = self._taker
+        for _ in range(EVENTS_A_TURN):
+            if not self._queue:
+                return False
+            if taker is None or not taker(self._queue[0]):
+                self._wake()
+                return False
+            self._queue.popleft()
+            self._delivered += 1
+        return bool(self._queue)
 
     def close(self) -> None:
         """End the iteration once the queued events are taken."""
-        self._closed = True
+        self._taker, self._closed = None, True
         self._wake()
 
     def __aiter__(self) -> Self:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiocontainerd import api, context, filters, timestamps, typeurl
+from aiocontainerd import api, context, events, filters, timestamps, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from aiocontainerd.events import Envelope, EventBus, Subscription
 from aiocontainerd.wire.anys import marshal, unmarshal
@@ -238,7 +238,8 @@ def test_subscribers_with_equal_filters_cost_one_evaluation(monkeypatch: pytest.
     assert len(evaluated) == 2
 
 
-def test_an_event_that_a_taker_refuses_is_queued_and_so_are_all_after_it() -> None:
+@pytest.mark.anyio
+async def test_an_event_that_a_taker_refuses_is_queued_and_so_are_all_after_it() -> None:
     taken: list[str] = []
 
     def take(one: Envelope) -> bool:
@@ -252,8 +253,54 @@ def test_an_event_that_a_taker_refuses_is_queued_and_so_are_all_after_it() -> No
         subscription.hand_to(take)
         for topic in ("/a", "/b", "/c"):
             bus.publish(topic, typeurl.Any("type", b""), namespace="n")
-        assert taken == ["/a"]
-        assert topics(subscription) == ["/b", "/c"]
+        assert [(await anext(subscription)).topic for _ in "abc"] == ["/a", "/b", "/c"]
+        for topic in ("/d", "/b", "/e"):
+            bus.publish(topic, typeurl.Any("type", b""), namespace="n")
+        while len(subscription) == 3:  # noqa: ASYNC110 - the bus tells nobody
+            await asyncio.sleep(0)
+        assert taken == ["/d"]
+        assert topics(subscription) == ["/b", "/e"]
+
+
+@pytest.mark.anyio
+async def test_takers_get_events_some_in_each_step_and_never_while_an_event_is_sent() -> None:
+    taken: list[tuple[int, str]] = []
+    bus = EventBus()
+    with ExitStack() as stack:
+        for number in range(2 * events.SUBSCRIBERS_A_STEP):
+            subscription = stack.enter_context(bus.subscribe())
+            subscription.hand_to(lambda one, number=number: taken.append((number, one.topic)) or True)  # type: ignore[misc, func-returns-value]
+        for topic in ("/a", "/b"):
+            bus.publish(topic, typeurl.Any("type", b""), namespace="n")
+        assert taken == []
+        steps = []
+        while bus.statistics()["waiting"]:
+            await asyncio.sleep(0)
+            steps.append(len(taken))
+    assert [step for step in steps if step] == [2 * events.SUBSCRIBERS_A_STEP, 4 * events.SUBSCRIBERS_A_STEP]
+    assert taken[:3] == [(0, "/a"), (0, "/b"), (1, "/a")]
+
+
+@pytest.mark.anyio
+async def test_a_taker_with_many_events_or_an_error_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    order: list[str] = []
+    bus = EventBus()
+
+    def fail(_one: Envelope) -> bool:
+        raise ValueError("broken taker")
+
+    with bus.subscribe() as many, bus.subscribe() as broken, bus.subscribe() as other:
+        many.hand_to(lambda _one: order.append("many") or True)  # type: ignore[func-returns-value]
+        broken.hand_to(fail)
+        other.hand_to(lambda _one: order.append("other") or True)  # type: ignore[func-returns-value]
+        for _ in range(events.EVENTS_A_TURN + 1):
+            bus.publish("/many", typeurl.Any("type", b""), namespace="n")
+        while len(many) or len(other):  # noqa: ASYNC110 - the bus tells nobody
+            await asyncio.sleep(0)
+        assert (await anext(broken)).topic == "/many"
+    turn = events.EVENTS_A_TURN
+    assert order == ["many"] * turn + ["other"] * turn + ["many", "other"]
+    assert "broken taker" in caplog.text
 
 
 @pytest.mark.anyio

@@ -15,7 +15,7 @@ import pytest
 
 from aiocontainerd import api
 from aiocontainerd.events import Envelope, EventBus
-from aiocontainerd.rpc.grpc import GrpcFrontEnd
+from aiocontainerd.rpc.grpc import GrpcConnection, GrpcFrontEnd
 from aiocontainerd.serve import events as serve_events
 from aiocontainerd.serve.events import EventsGrpc
 from aiocontainerd.typeurl import Any as Value
@@ -88,9 +88,7 @@ def publish(bus: EventBus, topic: str, size: int = 10) -> None:
     bus.publish(topic, Value("type", bytes(size)), namespace="n")
 
 
-async def test_an_event_is_encoded_once_and_sent_at_once_to_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_event_is_encoded_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[Any] = []
 
     def to_wire(envelope: Envelope) -> api.types.Envelope:
@@ -101,10 +99,31 @@ async def test_an_event_is_encoded_once_and_sent_at_once_to_all(
     async with subscribed(tmp_path, 5) as (bus, clients):
         for number in range(3):
             publish(bus, f"/{number}")
-        assert bus.statistics()["waiting"] == 0
         for client in clients:
             assert await client.topics(3) == ["/0", "/1", "/2"]
+        assert bus.statistics()["waiting"] == 0
     assert len(encoded) == 3
+
+
+async def test_events_that_follow_each_other_are_one_write_for_each_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = GrpcConnection.flush
+    written: list[GrpcConnection] = []
+
+    def flush(self: GrpcConnection) -> None:
+        if self.http2.out:
+            written.append(self)
+        original(self)
+
+    async with subscribed(tmp_path, 5) as (bus, clients):
+        monkeypatch.setattr(GrpcConnection, "flush", flush)
+        for number in range(3):
+            publish(bus, f"/{number}")
+        for client in clients:
+            await client.topics(3)
+        monkeypatch.undo()
+    assert len(written) == len(set(written)) == 5
 
 
 async def test_a_client_that_takes_nothing_gets_all_in_order_when_it_does(tmp_path: Path) -> None:
