@@ -20,6 +20,7 @@ from aiocontainerd.interfaces.snapshotter import Kind, SnapshotInfo, Usage
 from aiocontainerd.snapshots.base import SnapshotterBase
 from aiocontainerd.snapshots.disk import make_directory, names_in, remove_tree, usage_of_tree
 from aiocontainerd.snapshots.layer import Layer
+from aiocontainerd.snapshots.used import names_in_use
 from aiocontainerd.sys.mount import Mount, in_thread, mount_all, unmount_all
 from aiocontainerd.testing.disks import MemoryDisk
 from aiocontainerd.testing.snapshotter import OpenSnapshotter, SnapshotterRecordsContract, chain, names_of
@@ -499,6 +500,9 @@ async def test_files_that_are_mounted_are_not_deleted(
             assert f"files of snapshot 1 in {snapshotter.layers} stay: they are mounted" in caplog.messages
         finally:
             await in_thread(unmount_all, mounts, str(target))
+        # A process that made a mount namespace meanwhile has a copy of the mount, until it ends.
+        while await in_thread(names_in_use, str(snapshotter.layers), True):
+            await anyio.sleep(0.05)
         await snapshotter.cleanup()
         assert os.listdir(snapshotter.layers) == []
 

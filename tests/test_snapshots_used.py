@@ -45,4 +45,5 @@ def test_a_bind_mount_is_found_here_and_among_those_of_all_processes(tmp_path: P
         assert names_in_use(str(layers), False) == names_in_use(str(layers), True) == {"1"}
     finally:
         unmount_all(mounts, str(target))
-    assert names_in_use(str(layers), True) == set()
+    # Only here: a process that made a mount namespace meanwhile has a copy of the mount, until it ends.
+    assert names_in_use(str(layers), False) == set()
