@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from aiocontainerd.errors import AlreadyExists, FailedPrecondition, Internal, ReadOnlyFileSystem, to_status
@@ -502,7 +503,7 @@ async def test_files_that_are_mounted_are_not_deleted(
             await in_thread(unmount_all, mounts, str(target))
         # A process that made a mount namespace meanwhile has a copy of the mount, until it ends.
         while await in_thread(names_in_use, str(snapshotter.layers), True):
-            await anyio.sleep(0.05)
+            await anyio.lowlevel.checkpoint()
         await snapshotter.cleanup()
         assert os.listdir(snapshotter.layers) == []
 
