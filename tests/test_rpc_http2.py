@@ -30,7 +30,10 @@ class Recorder:
     def was_reset(self, stream: http2.Stream) -> None:
         self.told.append(("reset", stream.id))
 
-    def may_send(self) -> None:
+    def may_send(self, stream: http2.Stream | None) -> None:
+        self.told.append(("may send", 0))
+
+    def windows_changed(self) -> None:
         self.told.append(("may send", 0))
 
     def going_away(self) -> None:

@@ -123,11 +123,14 @@ class Server:
     def was_reset(self, stream: http2.Stream) -> None:
         assert stream.id not in self.connection.streams
 
-    def may_send(self) -> None:
-        for stream in list(self.connection.streams.values()):
-            size = min(self.connection.sendable(stream), 100)
+    def may_send(self, stream: http2.Stream | None) -> None:
+        for one in list(self.connection.streams.values()):
+            size = min(self.connection.sendable(one), 100)
             if size > 0:
-                self.connection.send_data(stream, bytes(size))
+                self.connection.send_data(one, bytes(size))
+
+    def windows_changed(self) -> None:
+        self.may_send(None)
 
     def going_away(self) -> None:
         pass

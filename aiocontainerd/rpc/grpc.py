@@ -21,6 +21,7 @@ from aiocontainerd.rpc.grpc_stream import MAX_MESSAGE_BYTES, WireStatus
 from aiocontainerd.rpc.metrics import Metrics
 from aiocontainerd.rpc.outgoing import Outgoing
 from aiocontainerd.rpc.sockets import BACKLOG
+from aiocontainerd.rpc.windows import WindowTurns
 
 if TYPE_CHECKING:
     import ssl
@@ -165,7 +166,7 @@ class GrpcConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self._window_opened: asyncio.Future[None] | None = None
+        self.turns = WindowTurns(self.http2, self._writable.is_set)
         self._flush_planned = self._feed_planned = self._held_up = False
         self.share = front.outgoing.share(self.abort)
         self._client_leaves = self._dropped = False
@@ -247,6 +248,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable.set()
+        self.turns.go_on()
 
     def requested(self, stream: http2.Stream) -> None:
         """Start the call of a stream."""
@@ -269,11 +271,13 @@ class GrpcConnection(asyncio.Protocol):
         if call is not None:
             call.cancel()
 
-    def may_send(self) -> None:
-        """Wake every call that waits for a window."""
-        opened, self._window_opened = self._window_opened, None
-        if opened is not None:
-            opened.set_result(None)
+    def may_send(self, stream: http2.Stream | None) -> None:
+        """Let calls go on that wait for a window."""
+        self.turns.opened(stream)
+
+    def windows_changed(self) -> None:
+        """Let calls go on whose windows are open now."""
+        self.turns.changed()
 
     def going_away(self) -> None:
         """Close the connection after the calls that the client has made; it makes no more (RFC 9113, 6.8)."""
@@ -320,7 +324,7 @@ class GrpcConnection(asyncio.Protocol):
             await self.writable()
             size = min(self.http2.sendable(stream), CHUNK_BYTES)
             if size <= 0:
-                await self._window()
+                await self._window(stream, len(rest))
                 continue
             self.http2.send_data(stream, rest[:size])
             self.share.moved()
@@ -346,14 +350,12 @@ class GrpcConnection(asyncio.Protocol):
         """Wait until the client takes data on a stream, or the stream is over."""
         await self.writable()
         while self.http2.sendable(stream) <= 0 and not stream.local_closed:
-            await self._window()
+            await self._window(stream, 0)
             await self.writable()
 
-    async def _window(self) -> None:
+    async def _window(self, stream: http2.Stream, size: int) -> None:
         self.flush()
-        if self._window_opened is None:
-            self._window_opened = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._window_opened)
+        await self.turns.wait(stream, size)
 
     def drop(self) -> None:
         """Close the connection once the client has taken all output. Its further input is not read."""

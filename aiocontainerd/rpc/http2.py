@@ -117,8 +117,11 @@ class Listener(Protocol):
     def was_reset(self, stream: Stream) -> None:
         """Take note that the client gave up a stream."""
 
-    def may_send(self) -> None:
-        """Take note that a window opened."""
+    def may_send(self, stream: Stream | None) -> None:
+        """Take note that the window of a stream opened, or with None that of the connection."""
+
+    def windows_changed(self) -> None:
+        """Take note that the client changed the windows of all streams."""
 
     def going_away(self) -> None:
         """Take note that the client ends the connection."""
@@ -202,6 +205,15 @@ class Http2Connection:
             self._on_frame(kind, flags, number & _STREAM_ID, payload)
         del buffer[:position]
         return self._work >= STEP_WORK
+
+    @property
+    def send_window(self) -> int:
+        """Return how many bytes of data the client takes on all streams together."""
+        return self._send_window
+
+    def window_of(self, stream: Stream) -> int:
+        """Return how many bytes of data the client takes on a stream, were it alone."""
+        return self._initial_send_window + stream.send_window
 
     def sendable(self, stream: Stream) -> int:
         """Return how many bytes of data the client takes on a stream now."""
@@ -408,7 +420,7 @@ class Http2Connection:
                     raise ConnectionBroken(PROTOCOL_ERROR, f"frames of {value} bytes")
                 self._max_frame = value
         self._frame(_SETTINGS, _ACK, 0, b"")
-        self._listener.may_send()
+        self._listener.windows_changed()
 
     def _on_push(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
         raise ConnectionBroken(PROTOCOL_ERROR, "a client pushes nothing")
@@ -426,6 +438,7 @@ class Http2Connection:
         increment = _NUMBER.unpack(payload)[0] & MAX_WINDOW
         if not increment:
             raise ConnectionBroken(PROTOCOL_ERROR, "a window opened by nothing")
+        stream: Stream | None = None
         if not stream_id:
             self._send_window += increment
             window = self._send_window
@@ -436,7 +449,7 @@ class Http2Connection:
             return
         if window > MAX_WINDOW:
             raise ConnectionBroken(FLOW_CONTROL_ERROR, "a window beyond its limit")
-        self._listener.may_send()
+        self._listener.may_send(stream)
 
     def _close_local(self, stream: Stream) -> None:
         stream.local_closed = True
