@@ -114,12 +114,17 @@ class EventBus:
         self._offer(envelope)
 
     def subscribe(
-        self, *filter_texts: str, limit: int | None = None, ends_when_full: bool = False
+        self,
+        *filter_texts: str,
+        limit: int | None = None,
+        limit_bytes: int | None = None,
+        ends_when_full: bool = False,
     ) -> AbstractContextManager[Subscription]:
         """Receive every event sent inside the block that one of the filters matches; every event without filters.
 
-        At most `limit` events wait. One more drops the oldest of them, and the drop is counted. With `ends_when_full`
-        it drops all, and the iteration ends with ResourceExhausted.
+        At most `limit` events wait, and several only while their payloads have at most `limit_bytes`. One more drops
+        the oldest of them, and the drop is counted. With `ends_when_full` it drops all, and the iteration ends with
+        ResourceExhausted.
 
         Raises InvalidArgument for a filter that does not parse.
         """
@@ -127,7 +132,8 @@ class EventBus:
             compiled = filters.compile_filters(filter_texts)
         except InvalidArgument as error:
             raise InvalidArgument(f"failed parsing subscription filters: {error.message}") from error
-        return self._subscribed(Subscription(compiled, filter_texts, limit, self._turns, ends_when_full=ends_when_full))
+        chosen = Subscription(compiled, filter_texts, limit, limit_bytes, self._turns, ends_when_full=ends_when_full)
+        return self._subscribed(chosen)
 
     def _offer(self, envelope: Envelope) -> None:
         fields = EnvelopeFields(envelope, self._payloads)
@@ -193,6 +199,7 @@ class Subscription:
         chosen: filters.Filter,
         texts: tuple[str, ...],
         limit: int | None = None,
+        limit_bytes: int | None = None,
         turns: Turns | None = None,
         *,
         ends_when_full: bool = False,
@@ -201,6 +208,8 @@ class Subscription:
         self._filter = chosen
         self.filters = texts
         self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._waiting_bytes = 0
         self._ends_when_full = ends_when_full
         self._overflowed = False
         self._queue: deque[Envelope] = deque()
@@ -228,13 +237,15 @@ class Subscription:
         if self._overflowed:
             self._dropped += 1
             return
-        if len(self._queue) == self._limit:
+        size = len(envelope.event.value)
+        while self._queue and self._is_full(size):
             if self._ends_when_full:
                 self._overflow()
                 return
-            self._queue.popleft()
+            self._next()
             self._dropped += 1
         self._queue.append(envelope)
+        self._waiting_bytes += size
         if self._taker is None:
             self._wake()
         else:
@@ -258,7 +269,7 @@ class Subscription:
             if taker is None or not taker(self._queue[0]):
                 self._wake()
                 return False
-            self._queue.popleft()
+            self._next()
             self._delivered += 1
         return bool(self._queue)
 
@@ -273,7 +284,10 @@ class Subscription:
     async def __anext__(self) -> Envelope:
         while not self._queue:
             if self._overflowed:
-                raise ResourceExhausted(f"more than {self._limit} events waited for a subscriber that took none")
+                most = f"{self._limit} events"
+                if self._limit_bytes is not None:
+                    most += f" or {self._limit_bytes} bytes of them"
+                raise ResourceExhausted(f"more than {most} waited for a subscriber that took none")
             if self._closed:
                 raise StopAsyncIteration
             self._reader = asyncio.get_running_loop().create_future()
@@ -282,11 +296,22 @@ class Subscription:
             finally:
                 self._reader = None
         self._delivered += 1
-        return self._queue.popleft()
+        return self._next()
+
+    def _is_full(self, size: int) -> bool:
+        if len(self._queue) == self._limit:
+            return True
+        return self._limit_bytes is not None and self._waiting_bytes + size > self._limit_bytes
+
+    def _next(self) -> Envelope:
+        envelope = self._queue.popleft()
+        self._waiting_bytes -= len(envelope.event.value)
+        return envelope
 
     def _overflow(self) -> None:
         self._dropped += len(self._queue) + 1
         self._queue.clear()
+        self._waiting_bytes = 0
         self._taker, self._overflowed = None, True
         self._wake()
 

@@ -11,8 +11,9 @@ import pytest
 from aiocontainerd import api, context, events, filters, timestamps, typeurl
 from aiocontainerd.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from aiocontainerd.events import Envelope, EventBus, Subscription
+from aiocontainerd.wire import anys
 from aiocontainerd.wire.anys import marshal, unmarshal
-from aiocontainerd.wire.events import message_bus
+from aiocontainerd.wire.events import MessagePayloads, message_bus
 
 EXIT = typeurl.Any("containerd.events.TaskExit", b"")
 
@@ -188,7 +189,7 @@ def test_the_payload_is_decoded_only_for_filters_that_need_it(monkeypatch: pytes
         decoded.append(value)
         return unmarshal(value)
 
-    monkeypatch.setattr("aiocontainerd.wire.events.unmarshal", counted)
+    monkeypatch.setattr("aiocontainerd.wire.events.unmarshal_given", counted)
     bus = message_bus()
     with bus.subscribe("topic", 'topic!="/b"'):
         bus.publish("/a", CREATE, namespace="ns")
@@ -312,3 +313,35 @@ async def test_a_subscriber_that_wants_all_or_an_error_gets_an_error_when_too_ma
         with pytest.raises(ResourceExhausted, match="more than 2 events"):
             await anext(subscription)
         assert subscription.statistics() == {"waiting": 0, "delivered": 0, "dropped": 4}
+
+
+@pytest.mark.anyio
+async def test_the_bytes_that_wait_for_a_subscriber_have_a_limit_but_one_event_always_fits() -> None:
+    bus = EventBus()
+    with bus.subscribe(limit_bytes=10, ends_when_full=True) as subscription:
+        for size in (20, 4, 6, 10):
+            bus.publish("/a", typeurl.Any("type", bytes(size)), namespace="n")
+            assert len((await anext(subscription)).event.value) == size
+        for size in (4, 6, 1):
+            bus.publish("/a", typeurl.Any("type", bytes(size)), namespace="n")
+        with pytest.raises(ResourceExhausted, match="10 bytes"):
+            await anext(subscription)
+        assert subscription.statistics() == {"waiting": 0, "delivered": 4, "dropped": 3}
+
+
+def test_the_oldest_events_give_way_to_the_bytes_of_a_new_one() -> None:
+    bus = EventBus()
+    with bus.subscribe(limit_bytes=10) as subscription:
+        for topic, size in (("/a", 4), ("/b", 4), ("/c", 8)):
+            bus.publish(topic, typeurl.Any("type", bytes(size)), namespace="n")
+        assert topics(subscription) == ["/c"]
+
+
+def test_filters_see_no_fields_of_a_payload_that_takes_long_to_decode() -> None:
+    event = marshal(api.event_types.ContainerCreate(id="a" * anys.MAX_GIVEN_BYTES))
+    bus = EventBus(payloads=MessagePayloads())
+    with bus.subscribe("event.id~=a") as some, bus.subscribe() as every:
+        bus.publish("/a", event, namespace="n")
+        bus.publish("/b", marshal(api.event_types.ContainerCreate(id="a")), namespace="n")
+        assert topics(some) == ["/b"]
+        assert topics(every) == ["/a", "/b"]

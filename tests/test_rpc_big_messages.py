@@ -15,8 +15,10 @@ import pytest
 
 from aiocontainerd import api
 from aiocontainerd.errors import NotFound, ResourceExhausted
+from aiocontainerd.rpc import big_messages
 from aiocontainerd.rpc.grpc import GrpcFrontEnd
 from aiocontainerd.rpc.grpc_client import GrpcClient
+from aiocontainerd.sys import heap
 from aiocontainerd.wire import codec, limits, protobuf
 
 IMAGES = "containerd.services.images.v1.Images"
@@ -155,3 +157,28 @@ async def test_the_thread_of_big_messages_ends_with_its_server(tmp_path: Path) -
         if thread.name.startswith("codec"):
             thread.join(20)
     assert "codec_0" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_memory_is_given_back_after_garbage_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cycle:
+        pass
+
+    alive: list[bool] = []
+    trimmed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def trim() -> None:
+        alive.append(gone() is not None)
+        loop.call_soon_threadsafe(trimmed.set)
+
+    monkeypatch.setattr(big_messages, "TRIM_S", 0.0)
+    monkeypatch.setattr(heap, "trim", trim)
+    async with serving(tmp_path) as (front, _):
+        cycle: Any = Cycle()
+        cycle.itself = cycle
+        gone = weakref.ref(cycle)
+        del cycle
+        front.codec.trim_soon()
+        async with asyncio.timeout(20):
+            await trimmed.wait()
+    assert alive == [False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from aiocontainerd import api
 from aiocontainerd.events import Envelope, EventBus
 from aiocontainerd.rpc.grpc import GrpcConnection, GrpcFrontEnd
 from aiocontainerd.serve import events as serve_events
-from aiocontainerd.serve.events import EventsGrpc
+from aiocontainerd.serve.events import EncodedEvents, EventsGrpc
 from aiocontainerd.typeurl import Any as Value
 from aiocontainerd.wire import codec
 from aiocontainerd.wire.events import envelope_to_wire
@@ -175,3 +176,22 @@ async def test_more_clients_than_an_old_default_may_connect_before_any_is_accept
         for client in clients:
             client.close()
         await front.stop(0)
+
+
+def test_few_bytes_of_events_are_kept_and_a_message_that_somebody_sends_is_not_encoded_again() -> None:
+    events = EncodedEvents()
+    envelopes = [Envelope(1, "n", f"/{number}", Value("type", bytes(1 << 20))) for number in range(5)]
+    sent = events.of(envelopes[0])
+    for envelope in envelopes:
+        events.of(envelope)
+    assert events.kept_bytes < 2 << 20
+    assert events.of(envelopes[0]) is sent
+    gone = weakref.ref(sent)
+    del sent
+    events.of(envelopes[4])
+    assert gone() is None
+    small = [Envelope(1, "n", "/a", Value("type", b"")) for _ in range(1000)]
+    for envelope in small:
+        events.of(envelope)
+    assert events.kept_bytes < 10_000
+    assert events.of(small[-1]) is events.of(small[-1])

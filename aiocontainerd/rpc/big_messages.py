@@ -7,6 +7,7 @@ would leave it less. Small messages, which are nearly all, stay on the loop.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -87,7 +88,13 @@ class CodecThread:
             self.trim_soon()
 
     def _trim(self) -> None:
+        """Free what calls that ended in an error left, then give back free memory.
+
+        Their frames and errors refer to each other, and they hold buffers: 600 lists that nobody read leave 12 MiB. A
+        collection comes with later calls, if there are any. It is of the loop, as what it frees is.
+        """
         self._trim_planned = None
+        gc.collect()
         self._thread().submit(heap.trim)
 
     def _thread(self) -> ThreadPoolExecutor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
 MAX_WAITING = 1 << 16
 """Events that wait for a client that does not read. With one more its stream ends, and the client subscribes again
 to see the rest. containerd keeps events without limit."""
+MAX_WAITING_BYTES = 32 << 20
+"""Payloads of several events that wait for a client that does not read."""
 _KEPT = 64
-"""Encoded events that are kept for the subscribers that did not take them yet."""
+_KEPT_BYTES = 1 << 20
+"""Encoded events that are kept for the subscribers that did not take them yet, beside the newest."""
 
 
 class EventsGrpc:
@@ -81,7 +85,9 @@ class EventFeed:
 
     def _subscribe(self) -> Subscription:
         try:
-            subscribed = self._bus.subscribe(*self._filters, limit=MAX_WAITING, ends_when_full=True)
+            subscribed = self._bus.subscribe(
+                *self._filters, limit=MAX_WAITING, limit_bytes=MAX_WAITING_BYTES, ends_when_full=True
+            )
             subscription = self._block.enter_context(subscribed)
         except ContainerdError as bad:
             raise Unknown(f"subscription error: {to_status(bad)[1]}") from bad
@@ -105,10 +111,46 @@ class EventsTtrpc:
         return api.protobuf.Empty()
 
 
-@lru_cache(maxsize=_KEPT)
-def _encoded(envelope: Envelope) -> codec.Encoded:
-    """Return the message of an event, encoded once for all subscribers: they take it within moments of each other."""
-    return codec.Encoded(codec.encode(envelope_to_wire(envelope)))
+class _Event(codec.Encoded):
+    """The message of an event. It keeps the event, so that this is known by its place in memory."""
+
+    __slots__ = ("__weakref__", "envelope")
+
+    def __init__(self, envelope: Envelope) -> None:
+        super().__init__(codec.encode(envelope_to_wire(envelope)))
+        self.envelope = envelope
+
+
+class EncodedEvents:
+    """Messages of events, each encoded once for all subscribers: they take it within moments of each other.
+
+    A message lives as long as somebody sends it. The newest ones are kept for those who come later.
+    """
+
+    def __init__(self) -> None:
+        self._alive: WeakValueDictionary[int, _Event] = WeakValueDictionary()
+        self._kept: deque[_Event] = deque()
+        self.kept_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<EncodedEvents {len(self._kept)} kept, {self.kept_bytes} bytes>"
+
+    def of(self, envelope: Envelope) -> codec.Encoded:
+        """Return the message of an event."""
+        found = self._alive.get(id(envelope))
+        if found is None:
+            found = self._alive[id(envelope)] = _Event(envelope)
+            self._keep(found)
+        return found
+
+    def _keep(self, event: _Event) -> None:
+        self._kept.append(event)
+        self.kept_bytes += len(event.data)
+        while len(self._kept) > _KEPT or (self.kept_bytes > _KEPT_BYTES and len(self._kept) > 1):
+            self.kept_bytes -= len(self._kept.popleft().data)
+
+
+_encoded = EncodedEvents().of
 
 
 def _envelope(message: api.types.Envelope | None) -> Envelope:

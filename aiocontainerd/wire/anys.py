@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FEATURES_URL", "LINUX_RESOURCES_URL", "PROCESS_URL", "SPEC_URL", "Any", "any_from_wire", "any_to_wire",
-    "anys_from_wire", "anys_to_wire", "from_wire", "marshal", "message_name", "to_wire", "unmarshal",
-    "unmarshal_known",
+    "anys_from_wire", "anys_to_wire", "check_given", "from_wire", "marshal", "message_name", "to_wire", "unmarshal",
+    "unmarshal_given", "unmarshal_known",
 ]  # fmt: skip
 
 _JSON_URLS = frozenset({SPEC_URL, PROCESS_URL, LINUX_RESOURCES_URL, FEATURES_URL})
+
+
+MAX_GIVEN_BYTES = 64 << 10
+"""Longest value of a client that is decoded on the event loop. It takes some 70 ms in the worst case."""
 
 
 def message_name(message: betterproto2.Message) -> str:
@@ -59,6 +63,18 @@ def unmarshal_known(value: Any) -> betterproto2.Message | None:
         no_text = isinstance(bad.__cause__, UnicodeDecodeError)
         reason = "string field contains invalid UTF-8" if no_text else "proto: cannot parse invalid wire-format data"
         raise Unknown(reason) from bad
+
+
+def check_given(value: Any) -> None:
+    """Raise InvalidArgument for a value of a client that would hold up the event loop if it were decoded there."""
+    if len(value.value) > MAX_GIVEN_BYTES:
+        raise InvalidArgument(f"{name_in(value.type_url)}: {len(value.value)} bytes are more than {MAX_GIVEN_BYTES}")
+
+
+def unmarshal_given(value: Any) -> betterproto2.Message:
+    """Decode what a client wrapped. Raises as `unmarshal` and `check_given`."""
+    check_given(value)
+    return unmarshal(value)
 
 
 def any_from_wire(value: api.protobuf.Any | None) -> Any | None:

@@ -11,7 +11,7 @@ from aiocontainerd import api, filters, timestamps
 from aiocontainerd.api.names import python_name
 from aiocontainerd.events import Envelope, EventBus
 from aiocontainerd.typeurl import Any
-from aiocontainerd.wire.anys import any_from_wire, any_to_wire, marshal, unmarshal
+from aiocontainerd.wire.anys import any_from_wire, any_to_wire, marshal, unmarshal_given
 from aiocontainerd.wire.times import time_from_wire, time_to_wire
 
 
@@ -50,7 +50,7 @@ class MessagePayloads:
     def fields(self, event: Any) -> filters.Adaptor:
         """Return the fields of the decoded message; none for a foreign or damaged payload."""
         try:
-            message = unmarshal(event)
+            message = unmarshal_given(event)
         except Exception:  # noqa: BLE001 - whatever is wrong with a payload, it is delivered all the same
             return lambda _path: None
         return partial(message_field, message)

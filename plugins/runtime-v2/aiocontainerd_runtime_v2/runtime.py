@@ -14,7 +14,7 @@ from aiocontainerd.interfaces.runtime import CreateOptions, Exit
 from aiocontainerd.rpc.ttrpc.client import TtrpcClosed
 from aiocontainerd.typeurl import Any
 from aiocontainerd.wire import codec
-from aiocontainerd.wire.anys import marshal, message_name, unmarshal
+from aiocontainerd.wire.anys import marshal, message_name, unmarshal_given
 from aiocontainerd.wire.times import time_to_wire
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2 import strays
@@ -292,7 +292,7 @@ class ShimTaskRuntime:
 
     async def plugin_info(self, options: Any | None) -> Any:
         """Return what a shim program says about itself: RuntimeRequest in, RuntimeInfo out (facts/core 12)."""
-        request = api.types.RuntimeRequest() if options is None else unmarshal(options)
+        request = api.types.RuntimeRequest() if options is None else unmarshal_given(options)
         if not isinstance(request, api.types.RuntimeRequest):
             raise InvalidArgument(f"{message_name(request)} is no containerd.types.RuntimeRequest")
         given = b"" if request.options is None else codec.encode(request.options)

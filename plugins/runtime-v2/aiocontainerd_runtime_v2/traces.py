@@ -24,7 +24,7 @@ from aiocontainerd import gojson
 from aiocontainerd.errors import ContainerdError
 from aiocontainerd.sys import cgroup
 from aiocontainerd.typeurl import Any
-from aiocontainerd.wire.anys import unmarshal
+from aiocontainerd.wire.anys import unmarshal_given
 from aiocontainerd_runtime_v2 import bundle as bundles
 from aiocontainerd_runtime_v2.bundle import Layout
 
@@ -117,7 +117,7 @@ class Traces:
 
 def _root_in(options: Any) -> str:
     try:
-        root = getattr(unmarshal(options), "root", "")
+        root = getattr(unmarshal_given(options), "root", "")
     except ContainerdError:
         return RUNTIME_ROOT  # the shim tells the same error
     return root if os.path.isabs(root) else RUNTIME_ROOT

@@ -28,7 +28,7 @@ from aiocontainerd.interfaces.services import CreateTask, TaskMetrics
 from aiocontainerd.oci.descriptor import Descriptor
 from aiocontainerd.serve.requests import unconverted
 from aiocontainerd.typeurl import Any
-from aiocontainerd.wire.anys import unmarshal_known
+from aiocontainerd.wire.anys import check_given, unmarshal_known
 from aiocontainerd_services import tasks_checkpoint
 from aiocontainerd_services.task_monitors import Monitors
 
@@ -243,6 +243,7 @@ def _runc_options(runtime: str, options: Any | None, kind: type[T], verb: str) -
         return None
     if runtime.split(".")[:3] != ["io", "containerd", "runc"]:
         return None
+    check_given(options)
     found = unmarshal_known(options)
     if not isinstance(found, kind):
         raise Unknown(f"invalid task {verb} option for {runtime}")
