@@ -254,3 +254,19 @@ def test_a_message_longer_than_the_window_goes_on() -> None:
     while len(stream.buffer) < 16 << 20:
         client.connection.feed(frame(0, 0, 1, bytes(http2.MAX_FRAME_BYTES)))
         client.connection.acknowledge(stream, ahead=True)
+
+
+def test_that_most_of_many_unread_bytes_are_gone_is_told_once() -> None:
+    told: list[int] = []
+    unread = http2.Unread(lambda: told.append(unread.total))
+    unread.add(http2.MUCH_UNREAD_BYTES)
+    unread.add(-http2.MUCH_UNREAD_BYTES)
+    assert told == []
+    for _ in range(8):
+        unread.add(http2.MUCH_UNREAD_BYTES)
+    for _ in range(7):
+        unread.add(-http2.MUCH_UNREAD_BYTES)
+    assert told == []
+    unread.add(-http2.MUCH_UNREAD_BYTES + 100)
+    unread.add(-100)
+    assert told == [100]

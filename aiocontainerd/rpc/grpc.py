@@ -70,7 +70,7 @@ class GrpcFrontEnd:
         self.accept_peer = accept_peer
         self.stopping = False
         self.codec = CodecThread()
-        self.unread = http2.Unread()
+        self.unread = http2.Unread(self.codec.trim_soon)
         self.max_unread_bytes = max(http2.MAX_UNREAD_BYTES, MESSAGES_UNREAD * max_recv_message_size)
         self.max_all_unread_bytes = MAX_ALL_UNREAD_BYTES + self.max_unread_bytes
         self.outgoing = Outgoing(self.codec.trim_soon)

@@ -34,6 +34,8 @@ MAX_UNREAD_BYTES = 64 << 20
 """Headers and unread data of all calls of one connection. The call whose data is too much for it is refused: half
 received messages could wait for each other for ever."""
 
+MUCH_UNREAD_BYTES = 16 << 20
+"""After so much was held unread, memory is worth giving back."""
 MAX_IDLE_FRAMES = 10_000
 """Frames without use (pings, settings, resets, empty data) that a client may send in a row within
 `IDLE_FRAMES_PERIOD_S`. A client that keeps its connection alive for weeks sends more of them, but slowly."""
@@ -65,13 +67,24 @@ class ConnectionBroken(Exception):
 
 
 class Unread:
-    """Bytes that all connections of one server hold unread."""
+    """Bytes that all connections of one server hold unread. Most of many being gone is told by calling `emptied`."""
 
-    def __init__(self) -> None:
+    def __init__(self, emptied: Callable[[], None] = lambda: None) -> None:
+        self._emptied = emptied
+        self._peak = 0
         self.total = 0
 
     def __repr__(self) -> str:
         return f"<Unread {self.total} bytes>"
+
+    def add(self, size: int) -> None:
+        """Count bytes that are held, or no longer."""
+        self.total += size
+        if self.total > self._peak:
+            self._peak = self.total
+        elif self._peak > MUCH_UNREAD_BYTES and self.total < self._peak // 8:
+            self._peak = self.total
+            self._emptied()
 
 
 class Stream:
@@ -472,7 +485,7 @@ class Http2Connection:
 
     def _hold(self, size: int) -> None:
         self.unread += size
-        self._all_unread.total += size
+        self._all_unread.add(size)
 
     def _acknowledge_connection(self, size: int) -> None:
         self._unacknowledged += size
