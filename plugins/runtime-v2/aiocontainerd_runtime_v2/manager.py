@@ -136,13 +136,15 @@ class ShimManager:
         client = await open_client(bundle.id, endpoint, timeout_s=self.deadlines.load_s)
         return Shim(bundle, endpoint, client, launcher, joined=joined)
 
-    def own_endpoint(self, bundle: Bundle) -> Endpoint | None:
-        """Return where a shim of ours listens that works in a bundle, None if there is no such shim. Blocking."""
+    async def own_endpoint(self, bundle: Bundle, named: Endpoint) -> Endpoint | None:
+        """Return where a shim of ours listens that works in a bundle, if the bundle names another address.
+
+        It is None without such a shim. Neither a connection, which wakes a shim, nor a look at every process is made
+        for a bundle that names the right address.
+        """
         path = _own_socket(bundle, self._surroundings)
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.setblocking(False)
-            if probe.connect_ex(path) or not strays.processes_in(bundle):
-                return None
+        if named.address == f"unix://{path}" or not await to_thread(_has_own_shim, bundle, path):
+            return None
         return Endpoint(version=_OWN_VERSION, address=f"unix://{path}", protocol=bootstrap.TTRPC)
 
     async def clean_up(self, bundle: Bundle, launcher: ShimLauncher) -> Exit:
@@ -201,6 +203,12 @@ def _socket_of(bundle: Bundle, around: Surroundings) -> str:
 def _own_socket(bundle: Bundle, around: Surroundings) -> str:
     named = os.path.join(around.grpc_address, bundle.namespace, bundle.id)
     return f"{around.socket_dir or _SOCKET_DIR}/{hashlib.sha256(named.encode()).hexdigest()}"
+
+
+def _has_own_shim(bundle: Bundle, path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        return not probe.connect_ex(path) and bool(strays.processes_in(bundle))
 
 
 def _unlink_dead_socket(bundle: Bundle, around: Surroundings) -> None:

@@ -102,10 +102,11 @@ class Recovery:
             self._runtime.table.loaded((bundle.namespace, bundle.id))
 
     async def _load(self, bundle: Bundle) -> None:
-        if await to_thread(bundles.is_empty, bundle):
+        facts = await to_thread(_facts, bundle)
+        if facts is None:
             await self._end_stray(bundle)
             return
-        binary, endpoint, state = await to_thread(_facts, bundle)
+        binary, endpoint, state = facts
         try:
             launcher = self._manager.launcher_of(binary) if binary else await self._launcher_by_record(bundle)
         except ContainerdError as error:
@@ -202,8 +203,8 @@ class Recovery:
 
     async def _put_right(self, bundle: Bundle, endpoint: Endpoint) -> Endpoint:
         """Return where the shim listens that works in a bundle, if the bundle names another address."""
-        own = await to_thread(self._manager.own_endpoint, bundle)
-        if own is None or own.address == endpoint.address:
+        own = await self._manager.own_endpoint(bundle, endpoint)
+        if own is None:
             return endpoint
         log.warning(
             "the bundle of task %s/%s names %s, but its shim listens at %s: that is written there",
@@ -240,8 +241,13 @@ class Recovery:
         self._runtime.watch(task)
 
 
-def _facts(bundle: Bundle) -> tuple[Path | None, Endpoint | None, ProcessState | None]:
-    """Return the program of the shim, where it listens, and the init if it is on record and runs. Blocking."""
+def _facts(bundle: Bundle) -> tuple[Path | None, Endpoint | None, ProcessState | None] | None:
+    """Return the program of the shim, where it listens, and the init if it is on record and runs. Blocking.
+
+    Returns None for an empty bundle.
+    """
+    if bundles.is_empty(bundle):
+        return None
     return bundles.read_shim_path(bundle), bundles.read_endpoint(bundle), known.read(bundle)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import pty
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from aiocontainerd_runtime_v2 import leftovers, strays
+from aiocontainerd_runtime_v2 import leftovers, manager, strays
+from aiocontainerd_runtime_v2.bootstrap import Endpoint
 from aiocontainerd_runtime_v2.bundle import Bundle, Layout
-from shim_world import NAMESPACE, OPTIONS, World, sockets, world
+from aiocontainerd_runtime_v2.manager import Surroundings
+from shim_world import LIMITS, NAMESPACE, OPTIONS, World, sockets, world
 
 from aiocontainerd.testing.processes import ended
 
@@ -220,3 +223,25 @@ def test_what_is_left_of_a_removal_is_swept_but_never_below_a_mount(
     assert (tmp_path / "state" / ".traces").exists()
     assert f"{mounted} is left of a bundle and stays" in caplog.text
     assert kept.path.is_dir()
+
+
+async def test_a_bundle_that_names_the_right_address_costs_no_look_at_processes_and_no_connection(
+    tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Bundle] = []
+    monkeypatch.setattr(strays, "processes_in", lambda bundle: looked.append(bundle) or [1])  # type: ignore[func-returns-value]
+    around = Surroundings(grpc_address="/g", ttrpc_address="/t", publish_binary="/bin/true", socket_dir=str(sockets))
+    bundle = Bundle("n", "a", tmp_path, tmp_path / "work")
+    own = manager._own_socket(bundle, around)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(own)
+        listener.listen()
+        listener.setblocking(False)
+        found = manager.ShimManager(around, LIMITS).own_endpoint
+        assert await found(bundle, Endpoint(version=3, address=f"unix://{own}", protocol="ttrpc")) is None
+        assert looked == []
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        other = await found(bundle, Endpoint(version=3, address="unix:///elsewhere", protocol="ttrpc"))
+        assert other is not None
+        assert (other.address, looked) == (f"unix://{own}", [bundle])
