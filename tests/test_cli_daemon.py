@@ -139,6 +139,18 @@ def test_config_check_names_every_mistake_and_has_status_1_for_one(tmp_path: Pat
     assert all(line.startswith(f"{path}:{wanted}") for line, wanted in zip(lines, found, strict=True))
 
 
+def test_config_check_has_status_1_for_a_module_that_cannot_be_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = file(tmp_path / "c.toml", 'version = 4\n[python_plugins.acme]\nmodule = "acme_nowhere.plugin"\n')
+    done = run("--config", path, "config", "check")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert [message for message in caplog.messages if "acme_nowhere" in message] == [
+        "plugin module acme_nowhere.plugin of acme cannot be loaded: "
+        "there is no module acme_nowhere.plugin (no acme_nowhere is installed)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("config", "address", "ttrpc"),
     [

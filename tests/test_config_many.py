@@ -43,7 +43,7 @@ def test_many_mistakes_are_all_told_without_a_search_for_each(
     searches = counted(monkeypatch, difflib, "get_close_matches")
     decodings = counted(monkeypatch, decode, "_failure")
     try:
-        found = discovery.problems(load(tmp_path / "c.toml"))
+        found, _ = discovery.problems(load(tmp_path / "c.toml"))
     except ConfigError as error:
         found = str(error).splitlines()
     assert len(found) == MANY

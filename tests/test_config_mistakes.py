@@ -22,7 +22,7 @@ def told(path: Path, text: str) -> tuple[str, list[str]]:
     """Return the error of a config, "" if a daemon starts with it, and its warnings; without the file's directory."""
     path.write_text(text)
     try:
-        found = discovery.problems(load(path))
+        found, _ = discovery.problems(load(path))
     except ConfigError as error:
         return str(error).replace(f"{path.parent}/", ""), []
     return "", [line.replace(f"{path.parent}/", "") for line in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aiocontainerd.daemon.outcomes import log_outcomes
+from aiocontainerd.host.discovery import DECLARED_KIND
 from aiocontainerd.host.registration import PluginError
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import Registration, SkipPlugin, kinds
@@ -40,3 +41,11 @@ def test_the_table_shows_what_is_not_loaded_and_a_summary(caplog: pytest.LogCapt
         }),
         ("INFO", "plugins: 1 ok, 1 skip, 2 error"),
     ]  # fmt: skip
+
+
+def test_a_module_that_discovery_has_told_is_not_told_again(caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry()
+    registry.add_failed(DECLARED_KIND, "acme", "no module acme")
+    with caplog.at_level("DEBUG"):
+        log_outcomes(registry)
+    assert caplog.messages == ["plugins: 1 error"]

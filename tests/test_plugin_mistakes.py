@@ -615,6 +615,21 @@ class Acme(SnapshotterBase):
             "AttributeError: 'Acme' object has no attribute 'root'; "
             "does __init__ call super().__init__(...) of SnapshotterBase?",
         ),
+        (
+            "async def make",
+            "async def start(self): ...\n    async def make",
+            "Acme.start leaves out that of SnapshotterBase; write `await super().start()` in it (acme/plugin.py:7)",
+        ),
+        (
+            "async def make",
+            "async def start(self): await super().start()\n    async def discard",
+            "Acme lacks make, which SnapshotterBase asks for",
+        ),
+        (
+            '@register(kinds.SNAPSHOTTER, "acme")\n',
+            '@register(kinds.SNAPSHOTTER, "acme")\nasync def init(context): return Acme(context.root)\n',
+            "Acme is not started; write `await it.start()` in init, where `it` is the Acme",
+        ),
     ],
 )
 async def test_a_method_of_the_base_class_is_checked(

@@ -154,17 +154,20 @@ for _name, _help, _command in (
 @config_group.command("check")
 @click.pass_obj
 def check_config(flags: DaemonFlags) -> None:
-    """Name every mistake of the config file, also those that only warn; the exit status is 1 if there is any."""
+    """Name every mistake of the config file, also those that only warn; the exit status is 1 if there is any.
+
+    It is 1, too, if a plugin cannot be loaded; the reason is on standard error.
+    """
     from aiocontainerd.host import discovery
 
+    all_load = True
     try:
-        config = flags.load()
-        found = discovery.problems(config)
+        found, all_load = discovery.problems(flags.load())
     except ConfigError as error:
         found = str(error).splitlines()
     for line in found:
         click.echo(line)
-    if found:
+    if found or not all_load:
         raise click.exceptions.Exit(1)
 
 

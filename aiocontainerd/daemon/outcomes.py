@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from aiocontainerd.host.discovery import DECLARED_KIND
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
 
@@ -13,8 +14,13 @@ _LEVELS = {State.FAILED: logging.ERROR, State.SKIPPED: logging.INFO, State.DISAB
 
 
 def log_outcomes(registry: Registry) -> None:
-    """Log a line for each plugin that is not loaded, at debug for each one that is, and a summary."""
+    """Log a line for each plugin that is not loaded, at debug for each one that is, and a summary.
+
+    Modules that could not register anything are in the log already: discovery tells them, also where nothing starts.
+    """
     for plugin in registry.plugins:
+        if plugin.kind == DECLARED_KIND:
+            continue
         fields = {"plugin": plugin.uri, "state": plugin.state.value, "ms": round(plugin.init_s * 1000, 1)}
         if plugin.reason:
             fields["reason"] = plugin.reason

@@ -97,9 +97,8 @@ class Reloader:
                 raise InvalidArgument(f"the config is not reloaded: {text_of(error)}") from error
             with anyio.CancelScope(shield=True):
                 changes = await self._follow(config, self._in_force or {}, after)
-        changes += failures(self._started_with, after)
         _log(changes)
-        return changes
+        return changes + failures(self._started_with, after)  # which discovery has logged
 
     async def _follow(self, config: Config, before: Plan, after: Plan) -> list[Change]:
         """Put a config in force: timeouts first, then each plugin that differs."""

@@ -52,6 +52,9 @@ def check(kind: str, instance: object) -> None:
     if unwritten:
         base, names = unwritten
         raise PluginError(f"{type(instance).__name__} lacks {', '.join(names)}, which {base} asks for")
+    unstarted = _unstarted(instance)
+    if unstarted:
+        raise PluginError(f"{type(instance).__name__}{unstarted}")
 
 
 @cache
@@ -135,6 +138,20 @@ def _wrong_override(instance: object) -> str:
             problem = problem or wrong_arity(function, own)
             if problem:
                 return f".{name} {problem} (base class: {base.__name__})"
+    return ""
+
+
+def _unstarted(instance: Any) -> str:
+    """Return what leaves out the `start` of a base class of ours, "" if it ran or there is none to run."""
+    cls = type(instance)
+    for base in cls.__mro__:
+        if not _is_ours(base) or "is_started" not in vars(base) or instance.is_started:
+            continue
+        if cls.start is vars(base)["start"]:
+            return f" is not started; write `await it.start()` in init, where `it` is the {cls.__name__}"
+        code = getattr(cls.start, "__code__", None)
+        at = f" ({diagnosis.short(code.co_filename)}:{code.co_firstlineno})" if code is not None else ""
+        return f".start leaves out that of {base.__name__}; write `await super().start()` in it{at}"
     return ""
 
 

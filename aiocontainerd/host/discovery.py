@@ -193,14 +193,17 @@ def checked_registrations(config: Config) -> list[Registration]:
     return [plugin.registration for plugin in registry.plugins if plugin.state == State.REGISTERED]
 
 
-def problems(config: Config) -> list[str]:
-    """Find the plugins of a config and return its warnings. Raises ConfigError for what stops a start."""
+def problems(config: Config) -> tuple[list[str], bool]:
+    """Find the plugins of a config; return its warnings, and whether every module could be loaded.
+
+    The log has the reason of each that could not. Raises ConfigError for what stops a start.
+    """
     registry = Registry(config.settings.plugin_policy.replace)
     placement = Placement(config.settings.proxy_plugins, config.settings.plugin_isolation, config.stream_processors)
     discover(registry, config.settings.python_plugins, config.settings.plugin_policy, placement)
     check_config(registry, config)
     check_required(registry, config)
-    return config.warnings
+    return config.warnings, not _is_broken(registry)
 
 
 def all_registrations(

@@ -66,6 +66,7 @@ class SnapshotterBase:
 
     can_rebase = False
     removes_at_once = True
+    _started = False
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -130,6 +131,11 @@ class SnapshotterBase:
 
     # Start and stop.
 
+    @property
+    def is_started(self) -> bool:
+        """Whether `start` has read the records. A subclass whose `start` leaves that out is refused when it loads."""
+        return self._started
+
     async def start(self) -> None:
         """Make the root (0700) and read the records. Raises FailedPrecondition when they cannot be used.
 
@@ -146,6 +152,7 @@ class SnapshotterBase:
         except BaseException:
             await self.aclose()
             raise
+        self._started = True
 
     async def _claim(self, stored: Sequence[str]) -> None:
         """Find out which files the records may delete, and tell which they must not."""
