@@ -149,7 +149,9 @@ async def test_a_plugin_that_was_disabled_at_the_start_is_added_in_place_of_its_
 
 
 @pytest.mark.anyio
-async def test_a_module_that_registers_nothing_is_told_until_it_does(files: Files) -> None:
+async def test_a_module_that_registers_nothing_is_told_until_it_does(
+    files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
     broken = msgspec.structs.replace(wanted(), failure="there is no module acme")
     files.plans |= {"bad": {ROW: broken}, "other": {ROW: msgspec.structs.replace(broken, failure="no more")}}
     reloader = files.reloader()
@@ -160,6 +162,7 @@ async def test_a_module_that_registers_nothing_is_told_until_it_does(files: File
     ]:
         files.current = name
         assert about(await reloader.reload(), ROW) == [Change(ROW, FAILED, text)]
+    assert not [message for message in caplog.messages if ROW in message], "discovery logs it"
     files.current = "with"
     changes = await reloader.reload()
     assert (about(changes), about(changes, ROW)) == ([Change(URI, ADDED)], [])

@@ -138,7 +138,7 @@ def _found(config: Config, load: Callable[[], Config] | None) -> tuple[Registry,
     """Find the plugins and check the config against them; log its warnings. Raises ConfigError."""
     settings = config.settings
     registry = Registry(settings.plugin_policy.replace)
-    placement = Placement(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
+    placement = Placement.of(config)
     _log_warnings(config.warnings)
     shown = len(config.warnings)
     discovery.discover(registry, settings.python_plugins, settings.plugin_policy, placement)

@@ -60,7 +60,7 @@ def plan_for(config: Config) -> dict[str, Wanted]:
     """Find the plugins that a config asks for, which imports their modules. Raises ConfigError."""
     settings = config.settings
     registry = Registry(settings.plugin_policy.replace)
-    placement = Placement(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors)
+    placement = Placement.of(config)
     importlib.invalidate_caches()  # packages may have been installed since the last look
     discovery.discover(registry, settings.python_plugins, settings.plugin_policy, placement)
     discovery.check_config(registry, config)

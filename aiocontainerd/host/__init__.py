@@ -8,6 +8,7 @@ authoring.py      `@register`: a registration on a class or a coroutine function
 hookspecs.py      the pluggy hooks
 discovery.py      find plugins: built-in modules, entry points, modules that TOML names
 slow_loads.py     name the module that keeps the daemon from starting
+trial.py          import the module of an isolated plugin in a process of its own first
 loading.py        from `module:Name` to registrations
 policy.py         `[plugin_policy]`: which packages may bring which plugins
 placement.py      plugins outside the daemon's process: proxies, isolated ones, stream processors

@@ -17,7 +17,7 @@ from aiocontainerd.config import Config, ConfigError, hints
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
 from aiocontainerd.guard import diagnosis
 from aiocontainerd.guard.clock import at_work
-from aiocontainerd.host import hookspecs, loading, process_state
+from aiocontainerd.host import hookspecs, loading, process_state, trial
 from aiocontainerd.host.placement import Placement
 from aiocontainerd.host.policy import EVERYTHING, Admission, admit, header
 from aiocontainerd.host.registration import PluginError, Registration
@@ -37,12 +37,16 @@ _NONE_DECLARED: Mapping[str, PythonPlugin] = MappingProxyType({})
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A module that may bring plugins: its name in messages, its path, the package it came with, what it may bring."""
+    """A module that may bring plugins: its name in messages, its path, the package it came with, what it may bring.
+
+    `isolated`: its plugins get a process of their own, so it is imported in a trial process before the daemon.
+    """
 
     name: str
     module: str
     distribution: str = ""
     admission: Admission = EVERYTHING
+    isolated: bool = False
 
     @property
     def bringer(self) -> str:
@@ -60,7 +64,10 @@ def candidates(
     for entry, name in sorted(named, key=lambda one: (one[0].name, one[1])):
         candidate = Candidate(entry.name, entry.value, name, admit(policy, name, entry.dist))
         (refused if candidate.admission.refusal else found).append(candidate)
-    found += [Candidate(name, plugin.module) for name, plugin in sorted(declared.items())]
+    found += [
+        Candidate(name, plugin.module, isolated=plugin.isolation == "process")
+        for name, plugin in sorted(declared.items())
+    ]
     return found, refused
 
 
@@ -81,11 +88,13 @@ def discover(
     named: dict[str, Candidate] = {}
     with SlowLoads() as slow, process_state.interruptible() as interrupted, process_state.Kept() as kept:
         for candidate in found:
-            watched = slow.watch(candidate.module, candidate.bringer)
-            with _failures_are_rows(registry, candidate, interrupted=interrupted), watched, at_work(candidate.bringer):
+            with _failures_are_rows(registry, candidate, interrupted=interrupted):
                 _check_unnamed(candidate, named.setdefault(candidate.module, candidate))
-                registrations = loading.registrations_of(candidate.module)
-                placement.learn(loading.load(candidate.module))
+                if candidate.isolated:
+                    trial.require_importable(candidate.module, placement.import_limit_s)
+                with slow.watch(candidate.module, candidate.bringer), at_work(candidate.bringer):
+                    registrations = loading.registrations_of(candidate.module)
+                    placement.learn(loading.load(candidate.module))
                 brought += [(candidate, registration) for registration in registrations]
             kept.undo(f"plugin module {candidate.module} of {candidate.bringer}")
     for candidate, registration in brought:
@@ -199,7 +208,7 @@ def problems(config: Config) -> tuple[list[str], bool]:
     The log has the reason of each that could not. Raises ConfigError for what stops a start.
     """
     registry = Registry(config.settings.plugin_policy.replace)
-    placement = Placement(config.settings.proxy_plugins, config.settings.plugin_isolation, config.stream_processors)
+    placement = Placement.of(config)
     discover(registry, config.settings.python_plugins, config.settings.plugin_policy, placement)
     check_config(registry, config)
     check_required(registry, config)

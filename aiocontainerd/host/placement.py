@@ -10,13 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pluggy
 
+from aiocontainerd import durations
 from aiocontainerd.config.records import Isolation, IsolationMode, ProxyPlugin, PythonPlugin, StreamProgram
+from aiocontainerd.config.timeouts import PLUGIN_INIT
 from aiocontainerd.host import hookspecs
 from aiocontainerd.host.registration import PluginError, Registration
+
+if TYPE_CHECKING:
+    from aiocontainerd.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +39,22 @@ class Placement:
         proxies: Mapping[str, ProxyPlugin] = _NO_PROXIES,
         modes: Mapping[str, IsolationMode] = _NO_MODES,
         programs: Mapping[str, StreamProgram] = _NO_PROGRAMS,
+        import_limit_s: float = durations.parse(PLUGIN_INIT.default),
     ) -> None:
+        self.import_limit_s = import_limit_s
+        """Seconds in which the module of an isolated plugin has to be imported; 0 means no limit."""
         self._proxies = proxies
         self._programs = programs
         self._modes = modes
         self._outside: list[tuple[Registration, object]] = []
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Return what a config says."""
+        settings, limit_s = config.settings, config.timeout_s(PLUGIN_INIT.key)
+        return cls(settings.proxy_plugins, settings.plugin_isolation, config.stream_processors, limit_s)
 
     def __repr__(self) -> str:
         return f"<Placement {len(self._proxies)} proxies, {len(self._modes)} isolated, {self._manager.get_plugins()}>"

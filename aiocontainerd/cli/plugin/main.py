@@ -86,6 +86,22 @@ def serve(
     sys.exit(_run(options))
 
 
+@main.command(hidden=True)
+@click.argument("module")
+@click.option("--stacks", type=click.Path(path_type=Path))
+@click.option("--parent", type=int, default=0)
+def load(module: str, stacks: Path | None, parent: int) -> None:
+    """Import MODULE and exit with status 0, unless that ends the process. For the daemon, which imports it next."""
+    import importlib
+    from contextlib import suppress
+
+    _end_with(parent)
+    _write_stacks_to(stacks)
+    with suppress(BaseException):
+        importlib.import_module(module)
+    os._exit(0)  # what a thread or an atexit of the module does is not of the import
+
+
 def _run(options: ServeOptions) -> int:
     """Serve until the end and return the exit status. An error before it serves is one line in the log.
 

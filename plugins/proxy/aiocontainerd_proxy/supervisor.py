@@ -23,8 +23,9 @@ import anyio.to_thread
 from aiocontainerd import durations
 from aiocontainerd.config.timeouts import PLUGIN_INIT, PLUGIN_RETRY, PLUGIN_STOP
 from aiocontainerd.errors import Unavailable, text_of
+from aiocontainerd.guard import stacks
 from aiocontainerd.sys import cgroup
-from aiocontainerd_proxy import cgroups, stacks
+from aiocontainerd_proxy import cgroups
 from aiocontainerd_proxy.backoff import Backoff
 from aiocontainerd_proxy.child import Child, LastWords, relay
 from aiocontainerd_proxy.limits import Limits

@@ -29,7 +29,7 @@ def place(text: str) -> str:
 
 def _threads(text: str) -> Iterator[str]:
     starts = [match.start() for match in _THREAD.finditer(text)]
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, end in zip(starts, [*starts[1:], len(text)][: len(starts)], strict=True):
         yield text[start:end]
 
 
