@@ -118,7 +118,7 @@ def sampled(daemon: Peer) -> Iterator[Callable[[], float]]:
 
     def slowest() -> float:
         done.set()
-        return float(results.recv()) * 1e3
+        return float(results.recv()[0]) * 1e3
 
     try:
         yield slowest
