@@ -138,6 +138,13 @@ async def test_memory_is_given_back_after_much_was_held() -> None:
     assert held.emptied == [None]
 
 
+async def test_memory_is_given_back_though_one_client_leaves_a_little_unread() -> None:
+    held = Held()
+    (await held.second.room(0)).is_of(1000)
+    (await held.first.room(17 << 20)).end()
+    assert held.emptied == [None]
+
+
 def test_the_size_of_an_answer_is_learned_and_slowly_forgotten() -> None:
     held = Outgoing(lambda: None)
     assert held.expected("/a.B/Get") == 0

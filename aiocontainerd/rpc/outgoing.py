@@ -38,7 +38,7 @@ class Outgoing:
     """The answers that one server holds."""
 
     def __init__(self, emptied: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """Call `emptied` when nothing is held any more after much was."""
+        """Call `emptied` when little is held any more after much was."""
         self._emptied = emptied
         self._peak = 0
         self.clock = clock
@@ -78,10 +78,9 @@ class Outgoing:
         self.held += size
         if self.held > self._peak:
             self._peak = self.held
-        elif not self.held:
-            if self._peak > MUCH_BYTES:
-                self._emptied()
-            self._peak = 0
+        elif self._peak > MUCH_BYTES and self.held < self._peak // 8:
+            self._peak = self.held
+            self._emptied()
 
     def freed(self, size: int) -> None:
         """Let those begin for whom there is room now, if all together held too much before."""
