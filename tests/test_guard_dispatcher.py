@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import time
@@ -24,6 +25,7 @@ from aiocontainerd.guard.latencies import Latencies
 pytestmark = pytest.mark.anyio
 
 URI = "io.containerd.snapshotter.v1.acme"
+OTHER = "io.containerd.snapshotter.v1.other"
 SERVICE = "io.containerd.service.v1.acme-service"
 LIMIT_S = 0.25
 """What is to be missed: shorter than any test waits, longer than a busy machine holds up the loop."""
@@ -82,8 +84,10 @@ class Acme:
 class Host:
     """A plugin and its guard."""
 
-    def __init__(self, instance: Any, kind: str = kinds.SNAPSHOTTER, *, limit_s: float = LONG_S) -> None:
-        self.health = PluginHealth(URI)
+    def __init__(
+        self, instance: Any, kind: str = kinds.SNAPSHOTTER, *, limit_s: float = LONG_S, uri: str = URI
+    ) -> None:
+        self.health = PluginHealth(uri)
         self.instance = instance
         self.guard: Any = Dispatcher(lambda _key: limit_s).guard(self.health, kind, instance)
 
@@ -169,6 +173,34 @@ async def test_a_hang_is_told_with_plugin_method_limit_and_class() -> None:
     )
     assert ", given up after " in text
     assert (host.method().expired, host.method().in_flight, host.health.abandoned) == (1, 0, set())
+
+
+async def test_plugins_that_wait_for_each_other_are_told_in_the_order_of_their_calls() -> None:
+    async def of_one(key: str) -> object:
+        if key == "again":
+            await anyio.Event().wait()
+        return await others[1].guard.stat(key)
+
+    async def of_other(_key: str) -> object:
+        return await others[0].guard.stat("again")
+
+    others = [Host(Acme(of_one), limit_s=LIMIT_S), Host(Acme(of_other), limit_s=LIMIT_S, uri=OTHER)]
+    with pytest.raises(DeadlineExceeded) as caught:
+        await others[0].guard.stat("k")
+    assert f", called in a circle ({URI} -> {OTHER} -> {URI}), given up after " in str(caught.value)
+
+
+async def test_the_library_of_python_is_no_place_where_a_plugin_waits() -> None:
+    lock = asyncio.Lock()
+
+    async def wait(_key: str) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(lock)
+
+    await lock.acquire()
+    call = Host(Acme(wait), limit_s=LIMIT_S).guard.stat("k")
+    with pytest.raises(DeadlineExceeded, match=rf"waiting at {__file__}:\d+, given up"):
+        await call
 
 
 @pytest.mark.parametrize(("error", "more"), [(TimeoutError(), ""), (TimeoutError("registry"), ": registry")])

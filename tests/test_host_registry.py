@@ -15,7 +15,7 @@ import anyio.to_thread
 import pytest
 
 from aiocontainerd.config import ConfigError
-from aiocontainerd.errors import FailedPrecondition, NotFound
+from aiocontainerd.errors import FailedPrecondition, NotFound, Unavailable
 from aiocontainerd.events import EventBus
 from aiocontainerd.host import leftovers, life
 from aiocontainerd.host.daemon_info import DaemonInfo
@@ -24,6 +24,7 @@ from aiocontainerd.host.registry import Registry
 from aiocontainerd.plugin import InitContext, Plugin, PluginConfig, Registration, SkipPlugin, State, kinds
 
 CONTENT, METADATA, SNAPSHOTTER = kinds.CONTENT, kinds.METADATA, kinds.SNAPSHOTTER
+ADDRESS = "/run/acme/a.sock"
 Init = Callable[[InitContext[Any]], Awaitable[object]]
 pytestmark = pytest.mark.anyio
 
@@ -43,13 +44,15 @@ class Host:
         self.stuck: list[str] = []
         self.timeout_s = timeout_s
 
-    def add(self, kind: str, plugin_id: str, *requires: str, init: Init | None = None) -> Plugin:
+    def add(
+        self, kind: str, plugin_id: str, *requires: str, init: Init | None = None, distribution: str = ""
+    ) -> Plugin:
         async def load(context: InitContext[Any]) -> object:
             self.did.append(f"init {plugin_id}")
             context.on_stop(self.note(f"stop {plugin_id}"))
             return await init(context) if init is not None else f"instance of {plugin_id}"
 
-        return self.registry.add(Registration(kind=kind, id=plugin_id, requires=requires, init=load))
+        return self.registry.add(Registration(kind=kind, id=plugin_id, requires=requires, init=load), distribution)
 
     def note(self, text: str) -> Callable[[], Awaitable[object]]:
         async def act() -> None:
@@ -62,7 +65,7 @@ class Host:
             root=self.directory / "root",
             state=self.directory / "state",
             temp=self.directory,
-            grpc_address="",
+            grpc_address=ADDRESS,
             ttrpc_address="",
             bus=EventBus(),
             plugins=lambda: self.registry.plugins,
@@ -78,7 +81,7 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-RAISED_AT = "(tests/test_host_registry.py:86 in init)"
+RAISED_AT = "(tests/test_host_registry.py:89 in init)"
 
 
 def raising(error: BaseException) -> Init:
@@ -243,7 +246,9 @@ async def test_single_and_named_instances_are_found_or_said_to_be_missing(host: 
             context.get(CONTENT, "none")
         with pytest.raises(NotFound, match=r"no plugins registered for io\.containerd\.content\.v1"):
             context.get_single(CONTENT)
-        with pytest.raises(PluginError, match=r"several plugins of kind .* \(a, b\)"):
+        with pytest.raises(
+            PluginError, match=r"several plugins of kind .* \(a, b\), one is needed; name the others in dis"
+        ):
             context.get_single(SNAPSHOTTER)
         assert context.get_single(METADATA) == context.get(METADATA, "m") == "instance of m"
         assert context.get_all(CONTENT) == {}
@@ -254,6 +259,26 @@ async def test_single_and_named_instances_are_found_or_said_to_be_missing(host: 
     asks = host.add(kinds.GC, "g", SNAPSHOTTER, METADATA, init=init)
     async with host.run():
         assert asks.state == State.LOADED, asks.reason
+
+
+async def test_one_of_ours_beside_that_of_another_package_is_the_one_to_disable(host: Host) -> None:
+    async def init(context: InitContext[Any]) -> object:
+        return context.get_single(CONTENT)
+
+    host.add(CONTENT, "content", distribution="aiocontainerd-content-local")
+    host.add(CONTENT, "acme", distribution="acme")
+    needs = host.add(METADATA, "m", CONTENT, init=init)
+    async with host.run():
+        assert needs.reason.endswith(
+            '(acme, content), one is needed; to use the other: disabled_plugins = ["io.containerd.content.v1.content"]'
+        )
+
+
+async def test_an_init_that_calls_the_daemon_by_its_socket_is_told_when_that_is_served(host: Host) -> None:
+    asks = host.add(CONTENT, "c", init=raising(Unavailable(f"connection to {ADDRESS}: no such file or directory")))
+    async with host.run():
+        assert asks.reason.startswith(f"connection to {ADDRESS}: no such file or directory, the daemon's own socket, ")
+        assert "after `await context.ready()`" in asks.reason
 
 
 async def test_disabled_plugins_are_not_started_and_strangers_are_returned(host: Host) -> None:

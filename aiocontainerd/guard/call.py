@@ -48,7 +48,8 @@ _monotonic = time.monotonic
 class Call:
     """A call under way. Its caller awaits `waiter`.
 
-    `waited_at` is the line that it was at when it missed its deadline.
+    `waited_at` is the line that it was at when it missed its deadline, `circle` the plugins that then waited for each
+    other.
     `over` is set at its end if somebody waits for that; `trial` means that it tries an open breaker; `expired` that it
     missed its deadline, `cancelled` that its caller gave up, `abandoned` that it was left running.
     """
@@ -56,6 +57,7 @@ class Call:
     __slots__ = (
         "abandoned",
         "cancelled",
+        "circle",
         "clock",
         "deadlines",
         "done",
@@ -81,10 +83,11 @@ class Call:
     ) -> None:
         self.record = record
         self.deadlines = deadlines
-        self.clock = Clock(record.plugin.uri)
+        self.clock = Clock(record.plugin.uri, running.get())
         self.trial = record.trying
         self.done = self.expired = self.cancelled = self.abandoned = False
         self.waited_at = ""
+        self.circle: list[str] = []
         self.over: asyncio.Event | None = None
         self.scope: anyio.CancelScope | None = None
         self.loop = loop = asyncio.get_running_loop()
@@ -148,6 +151,7 @@ class Call:
 
     def _ended(self) -> None:
         self.done = True
+        self.clock.caller = None  # tasks that the call leaves inherit its clock, and must not keep those of its callers
         record, deadlines = self.record, self.deadlines
         record.latencies.observe(_monotonic() - self.started)
         record.calls += 1
@@ -162,6 +166,7 @@ class Call:
     def expire(self) -> None:
         """Cancel a call that missed its deadline. The caller is answered when the call ends, or after the grace."""
         self.expired, self.waited_at = True, task_state.waits_at(self.task, self.record.module)
+        self.circle = self.clock.circle()
         self.cancel()
         self.loop.call_later(GRACE_S, self.abandon)
 
@@ -239,6 +244,8 @@ class Call:
         left = "; it ignores its cancellation and was left running" if self.abandoned else ""
         limit_s = record.limit_s if self.deadlines is None else self.deadlines.limit_s - record.plugin.slack_s
         where = f", waiting at {self.waited_at}" if self.waited_at != task_state.UNKNOWN else ""
+        if self.circle:
+            where += f", called in a circle ({' -> '.join(self.circle)})"
         if record.plugin.restart is not None:  # its process has the same deadline, and would have told the line
             where = ", its process answers nothing"
         error = DeadlineExceeded(

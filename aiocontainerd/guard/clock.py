@@ -15,12 +15,13 @@ _monotonic = time.monotonic
 
 
 class Clock:
-    """The plugin `uri` at work. Time in which it waits for other plugins is *lent* to them."""
+    """The plugin `uri` at work, for a call of the plugin of `caller`. Time in which it waits for others is *lent*."""
 
-    __slots__ = ("_lent_s", "_since", "_waits", "uri")
+    __slots__ = ("_lent_s", "_since", "_waits", "caller", "uri")
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, caller: Clock | None = None) -> None:
         self.uri = uri
+        self.caller = caller
         self._waits = 0
         self._lent_s = self._since = 0.0
 
@@ -36,6 +37,19 @@ class Clock:
     def lent_s(self) -> float:
         """Seconds in which it waited for at least one other plugin."""
         return self._lent_s + (_monotonic() - self._since if self._waits else 0.0)
+
+    def circle(self) -> list[str]:
+        """Return the URIs of a call that waits for itself: of this plugin, and of those it called to be called again.
+
+        The list is empty if the plugin is no caller of its own call.
+        """
+        found, caller = [self.uri], self.caller
+        while caller is not None:
+            found.append(caller.uri)
+            if caller.uri == self.uri:
+                return found[::-1]
+            caller = caller.caller
+        return []
 
     def stop(self) -> None:
         """Note that a wait for another plugin begins."""

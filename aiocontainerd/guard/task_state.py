@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from contextvars import Context
 from typing import Any
 
@@ -64,7 +65,7 @@ def waits_at(task: asyncio.Task[Any], module: str = "") -> str:
         frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
         if frame is not None:
             name = frame.f_globals.get("__name__", "").partition(".")[0]
-            if name == package or (not inside and name not in _WAITING_CODE):
+            if name == package or (not inside and name not in _WAITING_CODE | sys.stdlib_module_names):
                 where, inside = f"{frame.f_code.co_filename}:{frame.f_lineno}", name == package
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
     return where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -18,7 +19,7 @@ from aiocontainerd.errors import NotFound
 from aiocontainerd.host import needs
 from aiocontainerd.host.life import require_async
 from aiocontainerd.host.registration import ConfigT, PluginError
-from aiocontainerd.host.state import Plugin, State
+from aiocontainerd.host.state import Plugin, State, is_first_party
 
 if TYPE_CHECKING:
     from aiocontainerd.events import EventBus
@@ -143,8 +144,19 @@ class InitContext(Generic[ConfigT]):
         if not found:
             raise NotFound(f"no plugins registered for {kind}: {self._none_of(kind)}")
         if len(found) > 1:
-            raise PluginError(f"several plugins of kind {kind} are loaded ({', '.join(sorted(found))}), one is needed")
+            raise PluginError(
+                f"several plugins of kind {kind} are loaded ({', '.join(sorted(found))}), one is needed"
+                f"{self._to_disable(kind)}"
+            )
         return next(iter(found.values()))
+
+    def _to_disable(self, kind: str) -> str:
+        """Return the line that leaves one plugin of a kind: one of another package, where there is exactly one."""
+        loaded = self._loaded.get(kind, {}).values()
+        ours = sorted(plugin.uri for plugin in loaded if is_first_party(plugin.distribution))
+        if len(ours) != len(loaded) - 1:
+            return "; name the others in disabled_plugins"
+        return f"; to use the other: disabled_plugins = [{', '.join(json.dumps(uri) for uri in ours)}]"
 
     def get_all(self, kind: str) -> dict[str, Any]:
         """Return every loaded instance of a kind by id.

@@ -101,8 +101,18 @@ class Running:
             self.loaded.setdefault(plugin.kind, {})[plugin.id] = plugin
         else:
             plugin.failed(life.failure)
+            plugin.reason += self._own_socket(plugin.reason)
             if isinstance(life.failure, StartRefused):
                 raise life.failure
+
+    def _own_socket(self, reason: str) -> str:
+        """Return what to do for an init that called the daemon by its socket, which nobody serves yet; else ""."""
+        if not self.daemon.grpc_address or f"connection to {self.daemon.grpc_address}" not in reason:
+            return ""
+        return (
+            ", the daemon's own socket, which is served after every plugin has started: call it in a task, after "
+            "`await context.ready()`, or ask the plugins themselves, by `context.get`"
+        )
 
     async def stop(self, plugin: Plugin) -> None:
         """Stop a plugin that no other plugin needs any more."""
