@@ -351,7 +351,7 @@ async def test_a_stop_that_raises_is_logged_and_the_others_stop(host: Host, capl
 async def test_what_would_end_the_program_ends_only_what_raised_it(
     host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
-    left = "(tests/test_host_registry.py:332 in leave)"
+    left = "(tests/test_host_registry.py:357 in leave)"
 
     async def leave() -> None:
         raise SystemExit(3)
