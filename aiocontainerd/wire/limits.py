@@ -16,7 +16,7 @@ from aiocontainerd.wire import protobuf
 if TYPE_CHECKING:
     import betterproto2
 
-MAX_VALUES = 1 << 14
+MAX_VALUES = 1 << 15
 """Most list items and map entries of a request, in itself and below."""
 MAX_STRING_CHARACTERS = 1 << 20
 """Longest string of a request. Bytes, such as those of a spec, may be longer."""

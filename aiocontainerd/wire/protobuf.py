@@ -26,7 +26,7 @@ _MASK64 = (1 << 64) - 1
 _LARGEST = (1 << 63) - 1
 MAX_VALUES = 1 << 16
 """Most values of one repeated field. A list of so many records would be larger than a message may be."""
-MAX_ENTRIES = 1 << 14
+MAX_ENTRIES = 1 << 15
 """Most entries of one map. Maps hold labels, annotations and extensions: no client of containerd comes near."""
 MAX_FIELDS = 1 << 17
 """Most fields of one message, repeated ones counted each time."""
