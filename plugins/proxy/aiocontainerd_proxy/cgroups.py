@@ -38,6 +38,16 @@ def join(name: str, pid: int) -> tuple[list[str], list[OSError]]:
     return made, refused
 
 
+def oom_kills(directories: Iterable[str]) -> int:
+    """Return how many processes of the cgroup the kernel has killed because memory ran out; 0 where it does not count.
+
+    Version 1 counts them in `memory.oom_control`, version 2 in `memory.events`.
+    """
+    files = [f"{directory}/{name}" for directory in directories for name in ("memory.oom_control", "memory.events")]
+    fields = (line.split() for file in files for line in (cgroup.read_text(file) or "").splitlines())
+    return sum(int(field[1]) for field in fields if field[0] == "oom_kill")
+
+
 def remove(directories: Iterable[str]) -> list[OSError]:
     """Remove the cgroup. Wait a while until its last process has gone. Return what was refused."""
     until = time.monotonic() + EMPTY_WITHIN_S

@@ -69,6 +69,9 @@ class Supervisor:
         self._asked = False
         """Whether an operator asked for the next start."""
         self._pause_until = 0.0
+        self._cgroup: list[str] = []
+        self._oom_kills = 0
+        """What the cgroup counted before the process was in it."""
 
     def __repr__(self) -> str:
         state = self.reason or ("serving" if self._serves else "starting")
@@ -236,8 +239,11 @@ class Supervisor:
             self._process, self.pid = None, 0
 
     async def _how(self, status: int) -> str:
-        """Return how the process ended, with the line if it crashed."""
+        """Return how the process ended, with the line if it crashed, and whether the kernel ran out of memory."""
         how = _how(status)
+        if -status == signal.SIGKILL:
+            killed = await anyio.to_thread.run_sync(cgroups.oom_kills, self._cgroup)
+            return f"{how} because memory ran out" if killed > self._oom_kills else how
         if -status not in CRASHES:
             return how
         where = stacks.place(await anyio.to_thread.run_sync(_text_of, self.child.stacks))
@@ -273,6 +279,8 @@ class Supervisor:
         name = cgroups.name_of(self.child.uri, self.child.state)
         with anyio.CancelScope(shield=True):
             directories, refused = await anyio.to_thread.run_sync(cgroups.join, name, pid)
+            self._cgroup = directories
+            self._oom_kills = await anyio.to_thread.run_sync(cgroups.oom_kills, directories)
         for refusal in refused:
             self._log.debug("plugin %s has no cgroup of its own: %s", self.child.uri, refusal)
         try:

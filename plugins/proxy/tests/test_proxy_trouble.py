@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from aiocontainerd_proxy import backoff
+from aiocontainerd_proxy import backoff, cgroups
 from aiocontainerd_proxy.plugin import isolate_plugin
 
 from aiocontainerd import api, kinds
@@ -43,6 +43,8 @@ class Acme(SnapshotterBase):
             os._exit(3)
         if layer.key.startswith("waits"):
             await anyio.sleep_forever()
+        if layer.key == "out of memory":
+            os.kill(os.getpid(), 9)
         if layer.key == "segfault":
             ctypes.string_at(0)
 
@@ -170,6 +172,34 @@ async def test_the_first_caller_of_a_crash_learns_of_it_and_the_log_has_one_line
         await holds(lambda: running.plugin.condition.state == "ok")
         await running.plugin.instance.prepare("works too")
         assert told(caplog) == [f"the process of plugin {URI} {ending}"]
+
+
+async def test_a_process_that_the_kernel_kills_for_want_of_memory_is_told_as_that(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with isolated(tmp) as running:
+        await running.plugin.instance.prepare("works")
+        killed = "was ended by SIGKILL; started again in "
+        assert killed in await fails(running, "out of memory"), "somebody's SIGKILL"
+        await holds(lambda: running.plugin.condition.state == "ok")
+        monkeypatch.setattr(cgroups, "oom_kills", lambda _directories: 1)
+        killed = "was ended by SIGKILL because memory ran out; started again in "
+        assert killed in await fails(running, "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "kills"),
+    [
+        ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", 2),
+        ("memory.events", "low 0\nhigh 0\nmax 9\noom 4\noom_kill 3\noom_group_kill 0\n", 3),
+        ("cgroup.procs", "1\n", 0),
+    ],
+)
+def test_kills_for_want_of_memory_are_counted_by_either_version(
+    tmp_path: Path, file: str, text: str, kills: int
+) -> None:
+    (tmp_path / file).write_text(text)
+    assert cgroups.oom_kills([str(tmp_path), str(tmp_path / "absent")]) == kills
 
 
 async def test_a_call_that_a_blocked_process_does_not_answer_says_so(tmp: Path) -> None:
