@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiocontainerd.config.records import PluginPolicy, PythonPlugin
-from aiocontainerd.host import discovery, hookspecs, policy
+from aiocontainerd.host import discovery, hookspecs, loading, policy
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import State
 
@@ -259,3 +259,22 @@ class Place(PluginConfig, frozen=True):
     path: str
 """)
     assert discovered("acme_late")["io.containerd.snapshotter.v1.acme"].state == State.REGISTERED
+
+
+def test_what_a_module_imports_from_another_distribution_of_its_namespace_is_not_its_own(modules: Path) -> None:
+    body = "from aiocontainerd.plugin import kinds, register\n{}@register(kinds.EVENT_SINK, '{}')\nclass {}: ...\n"
+    for name, more in (("one", ""), ("two", "from acme_shared.one import One\n")):
+        (modules / "acme_shared" / name).mkdir(parents=True)
+        (modules / "acme_shared" / name / "__init__.py").write_text(body.format(more, name, name.title()))
+    assert [one.id for one in loading.registrations_of("acme_shared.one")] == ["one"]
+    assert [one.id for one in loading.registrations_of("acme_shared.two")] == ["two"]
+
+
+def test_what_a_module_imports_from_its_own_package_is_its_own(modules: Path) -> None:
+    (modules / "acme_whole").mkdir()
+    (modules / "acme_whole" / "__init__.py").write_text("")
+    (modules / "acme_whole" / "parts.py").write_text(
+        "from aiocontainerd.plugin import kinds, register\n@register(kinds.EVENT_SINK, 'a')\nclass A: ...\n"
+    )
+    (modules / "acme_whole" / "plugin.py").write_text("from acme_whole.parts import A\n")
+    assert [one.id for one in loading.registrations_of("acme_whole.plugin")] == ["a"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -141,15 +142,27 @@ def carried(target: object) -> tuple[Registration, ...]:
 def carried_by_module(module: Any) -> list[Registration]:
     """Return the registrations of a module's objects, in the order they are written.
 
-    An object that the module imported counts if it comes from the same top-level package.
+    An object that the module imported counts if it comes from the same package: the outermost one that is no namespace,
+    which several distributions may share.
     """
-    package = module.__name__.partition(".")[0]
+    package = _package(module.__name__)
     found: list[Registration] = []
     for value in vars(module).values():
         home = getattr(value, "__module__", None) or ""
-        if home.partition(".")[0] == package:
+        if _package(home) == package:
             found += [registration for registration in carried(value) if registration not in found]
     return found
+
+
+def _package(name: str) -> str:
+    """Return the outermost package of a module that is no namespace: a package without a file of its own."""
+    parts = name.split(".")
+    names = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return next((one for one in names if not _is_namespace(sys.modules.get(one))), name)
+
+
+def _is_namespace(module: object) -> bool:
+    return hasattr(module, "__path__") and getattr(module, "__file__", None) is None
 
 
 def _init_of(target: Any, plugin_id: str) -> Callable[[InitContext[Any]], Awaitable[object]]:
