@@ -94,6 +94,22 @@ def test_a_plugin_that_a_target_requires_can_be_a_real_one(tmp_path: Path) -> No
     assert list((tmp_path / "tmp").glob("**/io.containerd.content.v1.content")), "the store's own directory"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "ForgetsRequires",
+            "; name io.containerd.content.v1 in requires or wants: a suite has a stand-in for each kind",
+        ),
+        ("NeedsTheRealOne", "; a suite has a stand-in of this kind: bring the real plugin with --target-needs MODULE"),
+    ],
+)
+def test_a_target_that_does_not_find_what_it_needs_is_told_how_it_does(tmp_path: Path, name: str, text: str) -> None:
+    run = run_suite(tmp_path, "event_sink", "--target", f"broken_plugins.needing_plugins:{name}", "-k", "filters")
+    assert run.status == 1
+    assert text in run.output
+
+
 def test_plugin_that_has_no_business_here_is_skipped_with_its_reason(tmp_path: Path) -> None:
     run = run_suite(tmp_path, "event_sink", "--target", "aiocontainerd_event_webhook.plugin")
     assert run.status == 0, run.output

@@ -13,6 +13,7 @@ from aiocontainerd.config.plugin import PluginConfig
 from aiocontainerd.host import authoring, conformance, loading
 from aiocontainerd.host.daemon_info import DaemonInfo
 from aiocontainerd.host.init_context import InitContext
+from aiocontainerd.host.needs import KNOWN
 from aiocontainerd.host.registration import PluginError, Registration
 from aiocontainerd.host.registry import Registry
 from aiocontainerd.host.state import Plugin, State
@@ -133,7 +134,18 @@ def _check_loaded(plugin: Plugin) -> None:
     if plugin.state == State.SKIPPED:
         raise TargetSkippedError(f"{plugin.uri} is not for this host: {plugin.reason}")
     if plugin.state != State.LOADED:
-        raise TargetError(f"plugin {plugin.uri} is not loaded: {plugin.reason}")
+        raise TargetError(f"plugin {plugin.uri} is not loaded: {plugin.reason}{_remedy(plugin)}")
+
+
+def _remedy(plugin: Plugin) -> str:
+    """Return what to do about a plugin that its init looks for and does not find, "" if the reason is another one."""
+    named = {*plugin.registration.requires, *plugin.registration.wants}
+    told = [kind for kind in sorted({*KNOWN, *named} - {plugin.kind}) if kind in plugin.reason]
+    if not told:
+        return ""
+    if told[0] in named:
+        return "; a suite has a stand-in of this kind: bring the real plugin with --target-needs MODULE"
+    return f"; name {told[0]} in requires or wants: a suite has a stand-in for each kind there"
 
 
 def _stand_in(kind: str, instance: Any) -> Registration:

@@ -70,3 +70,27 @@ class NeedingSnapshotter(NativeSnapshotter):
     async def make(self, layer: Layer, parents: Sequence[Layer]) -> None:
         await self._content.statuses()
         await super().make(layer, parents)
+
+
+@register(kinds.EVENT_SINK, "forgetful")
+class ForgetsRequires:
+    """A sink that looks for what it does not require."""
+
+    filters = ()
+
+    def __init__(self, context: InitContext[PluginConfig]) -> None:
+        context.get_single(kinds.CONTENT)
+
+    async def deliver(self, envelope: Envelope) -> None: ...
+
+
+@register(kinds.EVENT_SINK, "of-acme", requires=["acme.own.v1"])
+class NeedsTheRealOne:
+    """A sink that requires a plugin of a kind that only its author knows."""
+
+    filters = ()
+
+    def __init__(self, context: InitContext[PluginConfig]) -> None:
+        context.get("acme.own.v1", "x")
+
+    async def deliver(self, envelope: Envelope) -> None: ...
