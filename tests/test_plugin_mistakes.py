@@ -35,6 +35,7 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "plugins" / "mistakes.md"
 SINK, VERIFIER = f"{kinds.EVENT_SINK}.acme", f"{kinds.IMAGE_VERIFIER}.acme"
 TOLD_IN_ROWS = (
     "missing method", "wrong parameters", "wrong method of the base class", "wrong default",
+    "start without that of the base class",
     "misspelled name", "misspelled kind", "unknown kind in requires",
     "absent kind", "forgotten requires", "nameless method of a service",
 )  # fmt: skip
