@@ -23,12 +23,17 @@ def test_identifiers_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [".", "-a", "a-", "a..b", "a/b", "a b", "ä", "a\n", "a\0", "_", "../x", "a._b"]
-)  # fmt: skip
-def test_what_is_no_identifier_is_told_the_pattern(name: str) -> None:
+    ("name", "shown"),
+    [
+        *((name, name) for name in (".", "-a", "a-", "a..b", "a/b", "a b", "ä", "_", "../x", "a._b")),
+        ("a\n", r"a\n"),
+        ("a\0", r"a\x00"),
+    ],
+)
+def test_what_is_no_identifier_is_told_the_pattern(name: str, shown: str) -> None:
     with pytest.raises(InvalidArgument) as failed:
         identifiers.validate(name)
-    assert failed.value.message == f'identifier "{name}" must match {identifiers.PATTERN}'
+    assert failed.value.message == f'identifier "{shown}" must match {identifiers.PATTERN}'
 
 
 def test_identifiers_have_a_length() -> None:

@@ -13,8 +13,8 @@ def test_a_map_is_a_list_of_ranges() -> None:
 
 
 @pytest.mark.parametrize("text", ["0:1000", "a:b:c", "0:-1:5", "0:1:2:3"])
-def test_a_range_that_is_none_is_named(text: str) -> None:
-    with pytest.raises(InvalidArgument, match=f"id mapping '{text}'"):
+def test_a_range_that_is_none_is_refused_in_the_words_of_go(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="require the format `container-id:host-id:size`"):
         idmap.parse_map(text)
 
 

@@ -32,6 +32,11 @@ class Member(msgspec.Struct, frozen=True):
     holds: str = ""
     """The type of an attribute, as written."""
 
+    @property
+    def empty(self) -> object:
+        """An empty value of the attribute's type."""
+        return _SIMPLE[self.holds]() if self.holds in _SIMPLE else ()
+
 
 def check(kind: str, instance: object) -> None:
     """Raise PluginError, which names the first member that an instance lacks or has in another form."""

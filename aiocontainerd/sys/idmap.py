@@ -17,7 +17,7 @@ _HANDSHAKE_S = 10.0
 
 
 def parse_map(value: str) -> list[tuple[int, int, int]]:
-    """Return the ranges of `container:host:length[,...]`. Raises InvalidArgument naming the range that is malformed."""
+    """Return the ranges of `container:host:length[,...]`. Raises InvalidArgument, in Go's words, for another form."""
     return [_parse_range(text) for text in value.split(",") if text]
 
 

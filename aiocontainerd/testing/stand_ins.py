@@ -117,7 +117,7 @@ def unimplemented(protocol: type) -> type:
     members: dict[str, object] = {}
     for member in conformance.members(protocol):
         if not member.is_method:
-            members[member.name] = ()
+            members[member.name] = member.empty
         elif member.is_stream:
             members[member.name] = _raising_stream(protocol.__name__, member.name)
         else:
